@@ -1,0 +1,1 @@
+"""Evidence. Baselines, GrowTable, comparisons at equal compute."""

@@ -1,0 +1,4 @@
+"""Operator's view (Karn remembers).
+
+Aggregator, snapshot, anomaly score, replay, reports, Overwatch. Never imports the trainer.
+"""

@@ -1,0 +1,85 @@
+"""Contracts (leyline: the lines everything runs along). Stages, gates, events and their payloads, actions,
+observations, views, protocols. Data and enums only; importing it loads no torch.
+"""
+
+from esper.leyline.actions import (
+    ALPHA_TARGETS,
+    BLENDS,
+    HEADS,
+    RELEVANT_HEADS,
+    TEMPOS,
+    WAIT,
+    ActionOutcome,
+    ActionSpace,
+    Blend,
+    Decision,
+    FactoredAction,
+    Op,
+)
+from esper.leyline.errors import DataError, EsperError, MissingExtraError, UsageError, unknown
+from esper.leyline.gates import GateCheck, GateResult
+from esper.leyline.observation import Feature, ObservationLayout
+from esper.leyline.payloads import REGISTRY, PayloadSpec
+from esper.leyline.protocols import (
+    AlphaConfig,
+    EvalResult,
+    HostEngine,
+    Metric,
+    Policy,
+    RowSpec,
+    Sink,
+    TrainResult,
+)
+from esper.leyline.stages import GATE_FOR, LEGAL_MOVES, LIVE, PRUNABLE, GateLevel, SeedStage
+from esper.leyline.telemetry import SCHEMA_VERSION, SEVERITIES, Delivery, Severity, TelemetryEvent, TelemetryEventType
+from esper.leyline.views import Fact, Paired, RowView, SlotView
+
+__all__ = [
+    "ALPHA_TARGETS",
+    "BLENDS",
+    "GATE_FOR",
+    "HEADS",
+    "LEGAL_MOVES",
+    "LIVE",
+    "PRUNABLE",
+    "REGISTRY",
+    "RELEVANT_HEADS",
+    "SCHEMA_VERSION",
+    "SEVERITIES",
+    "TEMPOS",
+    "WAIT",
+    "ActionOutcome",
+    "ActionSpace",
+    "AlphaConfig",
+    "Blend",
+    "DataError",
+    "Decision",
+    "Delivery",
+    "EsperError",
+    "EvalResult",
+    "FactoredAction",
+    "Fact",
+    "Feature",
+    "GateCheck",
+    "GateLevel",
+    "GateResult",
+    "HostEngine",
+    "Metric",
+    "MissingExtraError",
+    "ObservationLayout",
+    "Op",
+    "Paired",
+    "PayloadSpec",
+    "Policy",
+    "RowSpec",
+    "RowView",
+    "SeedStage",
+    "Severity",
+    "Sink",
+    "SlotView",
+    "TelemetryEvent",
+    "TelemetryEventType",
+    "TrainResult",
+    "UsageError",
+    "unknown",
+]

@@ -1,0 +1,96 @@
+"""Payloads of the governor, of checkpoints and of telemetry about telemetry."""
+
+from __future__ import annotations
+
+from typing import NotRequired, TypedDict
+
+from esper.leyline.payloads._spec import PayloadSpec
+from esper.leyline.telemetry import Delivery
+from esper.leyline.telemetry import TelemetryEventType as T
+
+
+class GovernorSnapshot(TypedDict):
+    of_epoch: int
+    bytes: int
+    loss: NotRequired[float]
+    metric: NotRequired[float]
+
+
+class GovernorPanic(TypedDict):
+    reason: str
+    measured: NotRequired[float]
+    threshold: NotRequired[float]
+    consecutive_panics: int
+    rollbacks: int
+    device: NotRequired[str]
+
+
+"""``reason`` is ``non_finite_loss``, ``non_finite_weights``, ``divergence`` or ``collapse_to_chance``. Counters are as
+they were at the panic."""
+
+
+class GovernorRollback(TypedDict):
+    reason: str
+    to_epoch: int
+    lost_epochs: int
+    consecutive_panics: int
+    rollbacks: int
+    cause: str
+    suspect: NotRequired[str]
+    vetoed_epochs: NotRequired[int]
+    device: NotRequired[str]
+
+
+"""``cause`` is ``external`` (the same step would succeed) or ``internal`` (it would recur; ``suspect`` is vetoed for
+``vetoed_epochs``)."""
+
+
+class CheckpointSaved(TypedDict):
+    path: str
+    step: int
+    bytes: int
+    seconds: float
+    reason: str
+    after_seq: NotRequired[int]
+
+
+class CheckpointLoaded(TypedDict):
+    path: str
+    step: int
+    exact: bool
+    after_seq: NotRequired[int]
+    differences: NotRequired[list[str]]
+
+
+class TelemetryDropped(TypedDict):
+    sink: str
+    event_type: str
+    count: int
+    reason: str
+    first_seq: NotRequired[int]
+    last_seq: NotRequired[int]
+
+
+class TelemetryLevelSet(TypedDict):
+    level: str
+    lifecycle_only: bool
+    suppressed: list[str]
+
+
+SPECS = (
+    PayloadSpec(T.GOVERNOR_SNAPSHOT, GovernorSnapshot, Delivery.MUST_KEEP, "tolaria.governor", "governor history"),
+    PayloadSpec(
+        T.GOVERNOR_PANIC, GovernorPanic, Delivery.MUST_KEEP, "tolaria.governor", "anomaly score, governor history"
+    ),
+    PayloadSpec(
+        T.GOVERNOR_ROLLBACK, GovernorRollback, Delivery.MUST_KEEP, "tolaria.governor", "anomaly score, governor history"
+    ),
+    PayloadSpec(
+        T.CHECKPOINT_SAVED, CheckpointSaved, Delivery.MUST_KEEP, "tolaria.checkpoint", "run header, event feed"
+    ),
+    PayloadSpec(
+        T.CHECKPOINT_LOADED, CheckpointLoaded, Delivery.MUST_KEEP, "tolaria.checkpoint", "run header, event feed"
+    ),
+    PayloadSpec(T.TELEMETRY_DROPPED, TelemetryDropped, Delivery.MUST_KEEP, "nissa.hub", "drops banner"),
+    PayloadSpec(T.TELEMETRY_LEVEL_SET, TelemetryLevelSet, Delivery.MUST_KEEP, "nissa.hub", "run header"),
+)

@@ -1,0 +1,120 @@
+"""The seams between the parts: what an engine, a policy and a sink must do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+
+from esper.leyline.actions import ActionOutcome, Decision, FactoredAction
+from esper.leyline.telemetry import TelemetryEvent
+from esper.leyline.views import RowView
+
+Sink = Callable[[TelemetryEvent], None]
+"""A sink takes an event. It may have ``flush()`` and ``close()``; the hub calls them when they are there."""
+
+AlphaConfig = Mapping[str, float]
+"""slot -> alpha to use in this evaluation only; slots that are not named keep their own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """What a task is scored by. ``chance`` is the score of guessing, ``None`` where there is no such thing."""
+
+    name: str
+    unit: str
+    higher_is_better: bool = True
+    chance: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RowSpec:
+    """What a fresh row starts from. Rows with the same ``seed`` start from the same weights and see the same order."""
+
+    env_id: int
+    episode: int
+    seed: int
+    max_epochs: int
+    arm: str = "grown"
+    policy: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainResult:
+    """One row's epoch of training. Seconds are this row's own (``None`` where rows were trained as one stack)."""
+
+    loss: float
+    examples: int
+    learning_rate: float
+    host_gradient_norm: float | None
+    seconds: float | None
+    input_wait_seconds: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class EvalResult:
+    """Rows times configurations, each array ``[rows, configs]``; a row with fewer configurations is padded with NaN.
+
+    ``metric_se`` and ``loss_se`` are standard errors of the paired difference to the row's first configuration, over
+    ``examples`` examples (0 in the first column). ``passes`` is the work done, in whole validation passes, per row.
+    """
+
+    metric: npt.NDArray[np.float64]
+    loss: npt.NDArray[np.float64]
+    metric_se: npt.NDArray[np.float64]
+    loss_se: npt.NDArray[np.float64]
+    examples: int
+    passes: npt.NDArray[np.float64]
+    shared_prefix: npt.NDArray[np.bool_]
+    seconds: npt.NDArray[np.float64]
+
+
+@runtime_checkable
+class HostEngine(Protocol):
+    """Drives N growing hosts (*rows*). Callers never touch a row's module.
+
+    A second implementation that trains rows as one stack can stand behind the same seam; the conformance suite in
+    ``tests/tolaria/engine_conformance.py`` says what both must do.
+    """
+
+    def reset(self, rows: Sequence[RowSpec]) -> None:
+        """Build a fresh host for each spec; row ``i`` of every later call is ``rows[i]``."""
+
+    def train_epoch(self, rows: Sequence[int]) -> list[TrainResult]:
+        """Train each row for one epoch."""
+
+    def evaluate(
+        self, rows: Sequence[int], configs: Sequence[Sequence[AlphaConfig]], split: str = "validation"
+    ) -> EvalResult:
+        """Evaluate each row under its own list of alpha configurations, without a trace in the row."""
+
+    def apply(self, rows: Sequence[int], actions: Sequence[FactoredAction]) -> list[ActionOutcome]:
+        """Apply one action per row; an illegal one changes nothing and says why."""
+
+    def views(self, rows: Sequence[int]) -> list[RowView]:
+        """Plain state of each row."""
+
+    def state(self, row: int) -> dict[str, Any]:
+        """Everything the row needs to continue bit for bit: ``{"tensors": {name: tensor}, "plain": json-able}``."""
+
+    def load(self, row: int, state: Mapping[str, Any]) -> None:
+        """Undo of :meth:`state`, also into a row whose topology differs."""
+
+    def materialise(self, row: int) -> Any:
+        """The row's current network as a plain ``torch.nn.Module``, for export."""
+
+
+@runtime_checkable
+class Policy(Protocol):
+    """Decides what to grow, where and when."""
+
+    name: str
+
+    def reset(self, specs: Sequence[RowSpec]) -> None:
+        """Forget everything; one decision per spec is asked from now on."""
+
+    def decide(self, views: Sequence[RowView]) -> list[Decision]:
+        """One legal action per view, with the reason for it."""

@@ -1,0 +1,105 @@
+"""The event envelope and the names of all events."""
+
+from __future__ import annotations
+
+from enum import StrEnum, auto
+from typing import Any, Final, Literal
+
+import msgspec
+
+SCHEMA_VERSION: Final = 1
+"""Version of the envelope and the payloads, written into every journal header."""
+
+Severity = Literal["debug", "info", "warning", "error", "critical"]
+SEVERITIES: Final[tuple[Severity, ...]] = ("debug", "info", "warning", "error", "critical")
+
+
+class Delivery(StrEnum):
+    """What happens to an event when a sink cannot keep up."""
+
+    MUST_KEEP = auto()
+    """The producer waits, then fails loudly."""
+    LATEST_WINS = auto()
+    """A newer one of the same key replaces it; the replaced one is counted."""
+    SAMPLED = auto()
+    """Decimated at the source; what is left out is counted."""
+
+
+class _ByName(StrEnum):
+    @staticmethod
+    def _generate_next_value_(name: str, start: int, count: int, last_values: list[Any]) -> str:
+        return name
+
+
+class TelemetryEventType(_ByName):
+    """Every event there is. The value on the wire is the name."""
+
+    # the life of a seed
+    SEED_GERMINATED = auto()
+    SEED_GATE_EVALUATED = auto()
+    SEED_STAGE_CHANGED = auto()
+    SEED_ALPHA_RETARGETED = auto()
+    SEED_FOSSILIZED = auto()
+    SEED_PRUNED = auto()
+    TRANSITION_VETOED = auto()
+    ISOLATION_VIOLATION = auto()
+
+    # a run and its episodes
+    TRAINING_STARTED = auto()
+    TRAINING_ENDED = auto()
+    EPISODE_STARTED = auto()
+    EPISODE_ENDED = auto()
+    EPOCH_COMPLETED = auto()
+    COMMAND_ISSUED = auto()
+    COMMAND_EXECUTED = auto()
+    COMMAND_FAILED = auto()
+    MODEL_EXPORTED = auto()
+
+    # what was measured
+    COUNTERFACTUAL_COMPUTED = auto()
+    COUNTERFACTUAL_UNAVAILABLE = auto()
+    ANALYTICS_SNAPSHOT = auto()
+    COMPUTE_SPENT = auto()
+
+    # safety
+    GOVERNOR_SNAPSHOT = auto()
+    GOVERNOR_PANIC = auto()
+    GOVERNOR_ROLLBACK = auto()
+    CHECKPOINT_SAVED = auto()
+    CHECKPOINT_LOADED = auto()
+
+    # telemetry about telemetry
+    TELEMETRY_DROPPED = auto()
+    TELEMETRY_LEVEL_SET = auto()
+
+
+class TelemetryEvent(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """One thing that happened.
+
+    The hub stamps ``timestamp``, ``t_mono``, ``producer`` and ``seq`` where they are ``None``. ``seq`` counts up by one
+    per producer, so that a gap is a loss. ``epoch`` counts from 1; 0 is the time before the first epoch.
+    """
+
+    event_type: TelemetryEventType
+    timestamp: float | None = None
+    """Wall clock, seconds since 1970."""
+    t_mono: float | None = None
+    """Monotonic clock, seconds; comparable only within one producer."""
+    producer: str | None = None
+    seq: int | None = None
+    schema: int = SCHEMA_VERSION
+    episode: int | None = None
+    epoch: int | None = None
+    env_id: int | None = None
+    slot_id: str | None = None
+    seed_id: str | None = None
+    severity: Severity = "info"
+    message: str = ""
+    data: dict[str, Any] = {}
+
+    @property
+    def event_id(self) -> str:
+        """``producer:seq``, unique within a run. Raises ``ValueError`` before the hub has stamped the event."""
+        if self.producer is None or self.seq is None:
+            raise ValueError(f"{self.event_type} has not been emitted yet: no producer and seq")
+        return f"{self.producer}:{self.seq}"

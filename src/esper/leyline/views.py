@@ -1,0 +1,111 @@
+"""What a policy may know: plain data about one environment and its slots. Unknown is ``None``, never a stand-in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from esper.leyline.actions import ActionOutcome
+from esper.leyline.stages import LIVE, SeedStage
+
+V = TypeVar("V")
+
+
+@dataclass(frozen=True, slots=True)
+class Fact(Generic[V]):
+    """A measured value with the epoch it was measured in (``None`` = of unknown age)."""
+
+    value: V
+    epoch: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Paired:
+    """A paired difference over ``n`` examples with its standard error."""
+
+    value: float
+    se: float
+    n: int
+
+    def lower(self, z: float = 1.645) -> float:
+        """One-sided lower confidence bound (95 % at the default ``z``)."""
+        return self.value - z * self.se
+
+
+@dataclass(frozen=True, slots=True)
+class SlotView:
+    """State of one slot. Every measured field is ``None`` until it was measured."""
+
+    slot_id: str
+    stage: SeedStage = SeedStage.DORMANT
+    seed_id: str | None = None
+    blueprint: str | None = None
+    alpha: float = 0.0
+    """The alpha that the forward pass uses."""
+    alpha_target: float | None = None
+    parameters: int = 0
+    epochs_in_stage: int = 0
+    age_epochs: int = 0
+    """Epochs since germination."""
+    metric_at_germination: float | None = None
+    gradient_ratio: Fact[float] | None = None
+    gradient_health: Fact[float] | None = None
+    removal_cost: Fact[Paired] | None = None
+    """Metric lost when alpha is set to 0; positive when the seed helps."""
+    removal_cost_loss: Fact[Paired] | None = None
+    """Loss added when alpha is set to 0; positive when the seed helps."""
+    probe_gain: Fact[Paired] | None = None
+    """Metric gained when a TRAINING seed's alpha is set to 1."""
+    probe_gain_loss: Fact[Paired] | None = None
+    isolation_violations: int | None = None
+    blocked_by: tuple[str, ...] = ()
+    """Failed checks of the last gate evaluation, empty when the last one passed or none was made."""
+
+    @property
+    def live(self) -> bool:
+        """Whether the slot holds a seed module."""
+        return self.stage in LIVE
+
+
+@dataclass(frozen=True, slots=True)
+class RowView:
+    """State of one environment (a growing host) after an epoch."""
+
+    env_id: int
+    episode: int
+    epoch: int
+    """Epochs completed; 0 before the first."""
+    max_epochs: int
+    slots: tuple[SlotView, ...]
+    """In network order."""
+    blueprints: tuple[str, ...]
+    blueprint_parameters: dict[str, dict[str, int]]
+    """slot -> blueprint -> parameters, for the pairs that can be built."""
+    host_parameters: int
+    metric: float | None = None
+    """Validation metric in the task's unit."""
+    loss: float | None = None
+    """Validation loss."""
+    train_loss: float | None = None
+    metric_history: tuple[float, ...] = ()
+    loss_history: tuple[float, ...] = ()
+    higher_is_better: bool = True
+    parameter_budget: int | None = None
+    """Most parameters that all live seeds may have together."""
+    max_seeds: int | None = None
+    vetoed: frozenset[str] = frozenset()
+    """Slots in which the governor forbids growth for now."""
+    last_outcome: ActionOutcome | None = None
+    pruned: dict[str, int] = field(default_factory=dict)
+    """blueprint -> how often it was pruned in this episode."""
+    fossilized: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def seed_parameters(self) -> int:
+        """Parameters of all live seeds."""
+        return sum(slot.parameters for slot in self.slots if slot.live)
+
+    @property
+    def live_seeds(self) -> int:
+        """Number of slots that hold a seed."""
+        return sum(slot.live for slot in self.slots)

@@ -1,0 +1,1 @@
+"""Workloads. Real data, host factories, sites, loss, metric and budget presets."""
