@@ -22,17 +22,19 @@ from esper.leyline.observation import Feature, ObservationLayout
 from esper.leyline.payloads import REGISTRY, PayloadSpec
 from esper.leyline.protocols import (
     AlphaConfig,
+    EpochMeasurement,
     EvalResult,
     HostEngine,
     Metric,
     Policy,
+    RowCost,
     RowSpec,
     Sink,
     TrainResult,
 )
 from esper.leyline.stages import GATE_FOR, LEGAL_MOVES, LIVE, PRUNABLE, GateLevel, SeedStage
 from esper.leyline.telemetry import SCHEMA_VERSION, SEVERITIES, Delivery, Severity, TelemetryEvent, TelemetryEventType
-from esper.leyline.views import Fact, Paired, RowView, SlotView
+from esper.leyline.views import Fact, Paired, RowView, SlotFacts, SlotView
 
 __all__ = [
     "ALPHA_TARGETS",
@@ -55,6 +57,7 @@ __all__ = [
     "DataError",
     "Decision",
     "Delivery",
+    "EpochMeasurement",
     "EsperError",
     "EvalResult",
     "FactoredAction",
@@ -71,11 +74,13 @@ __all__ = [
     "Paired",
     "PayloadSpec",
     "Policy",
+    "RowCost",
     "RowSpec",
     "RowView",
     "SeedStage",
     "Severity",
     "Sink",
+    "SlotFacts",
     "SlotView",
     "TelemetryEvent",
     "TelemetryEventType",

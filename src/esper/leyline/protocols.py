@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from esper.leyline.actions import ActionOutcome, Decision, FactoredAction
 from esper.leyline.telemetry import TelemetryEvent
-from esper.leyline.views import RowView
+from esper.leyline.views import RowView, SlotFacts
 
 Sink = Callable[[TelemetryEvent], None]
 """A sink takes an event. It may have ``flush()`` and ``close()``; the hub calls them when they are there."""
@@ -50,6 +50,8 @@ class TrainResult:
     examples: int
     learning_rate: float
     host_gradient_norm: float | None
+    weights_finite: bool
+    """Whether every parameter and buffer was finite after the last step."""
     seconds: float | None
     input_wait_seconds: float | None
 
@@ -70,6 +72,28 @@ class EvalResult:
     passes: npt.NDArray[np.float64]
     shared_prefix: npt.NDArray[np.bool_]
     seconds: npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class RowCost:
+    """What a row's network costs now, and what was spent on the row so far."""
+
+    host_parameters: int
+    total_parameters: int
+    inference_macs: int
+    """Multiply-accumulates of one forward pass of one example."""
+    learning_rate: float | None
+    spent: Mapping[str, int]
+    """Multiply-accumulates, by the keys of the ``COMPUTE_SPENT`` payload that end in ``_macs``."""
+
+
+@dataclass(frozen=True, slots=True)
+class EpochMeasurement:
+    """Validation of one row after an epoch, and the facts about its slots. ``None`` was not measured."""
+
+    metric: float | None
+    loss: float | None
+    slots: Mapping[str, SlotFacts]
 
 
 @runtime_checkable
@@ -94,14 +118,23 @@ class HostEngine(Protocol):
     def apply(self, rows: Sequence[int], actions: Sequence[FactoredAction]) -> list[ActionOutcome]:
         """Apply one action per row; an illegal one changes nothing and says why."""
 
+    def settle(self, rows: Sequence[int], epoch: int, measured: Sequence[EpochMeasurement]) -> None:
+        """Record what epoch ``epoch`` measured, then let every slot tick (automatic moves, ramps, cool-down)."""
+
     def views(self, rows: Sequence[int]) -> list[RowView]:
         """Plain state of each row."""
+
+    def costs(self, rows: Sequence[int]) -> list[RowCost]:
+        """Parameters and multiply-accumulates of each row."""
 
     def state(self, row: int) -> dict[str, Any]:
         """Everything the row needs to continue bit for bit: ``{"tensors": {name: tensor}, "plain": json-able}``."""
 
     def load(self, row: int, state: Mapping[str, Any]) -> None:
         """Undo of :meth:`state`, also into a row whose topology differs."""
+
+    def quarantine(self, row: int, slot: str, epochs: int, reason: str) -> None:
+        """Prune what lives in ``slot`` in the governor's name and let nothing grow there for ``epochs`` epochs."""
 
     def materialise(self, row: int) -> Any:
         """The row's current network as a plain ``torch.nn.Module``, for export."""

@@ -33,6 +33,16 @@ class Paired:
 
 
 @dataclass(frozen=True, slots=True)
+class SlotFacts:
+    """What counterfactual evaluation measured of one slot in this epoch; ``None`` was not measured."""
+
+    removal_cost: Paired | None = None
+    removal_cost_loss: Paired | None = None
+    probe_gain: Paired | None = None
+    probe_gain_loss: Paired | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class SlotView:
     """State of one slot. Every measured field is ``None`` until it was measured."""
 
