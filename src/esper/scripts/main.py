@@ -1,0 +1,65 @@
+"""The ``esper`` command: hands each subcommand its arguments, and turns an error into one line and an exit status."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from importlib import import_module
+
+from esper._version import __version__
+from esper.leyline import EsperError, unknown
+
+COMMANDS = {
+    "train": "train a host that grows: heuristic",
+    "report": "rewrite a run's report and figures from its journal",
+    "runs": "list runs with their state",
+    "doctor": "say what is installed and which devices and extras work",
+}
+
+
+def usage() -> str:
+    """The top-level help text."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {text}" for name, text in COMMANDS.items()]
+    return "\n".join(
+        [f"esper {__version__}: grow neural networks while they train", "", "usage: esper COMMAND ...", "", *lines, ""]
+        + ["esper COMMAND --help says more."]
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns the exit status (0 done, 1 failed, 2 usage, 130 interrupted)."""
+    arguments = sys.argv[1:] if argv is None else argv
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(usage())
+        return 0
+    if arguments[0] in ("-V", "--version"):
+        print(__version__)
+        return 0
+    return guarded(lambda: dispatch(arguments[0], arguments[1:]))
+
+
+def dispatch(command: str, arguments: list[str]) -> int:
+    """Import and run one subcommand's module."""
+    if command not in COMMANDS:
+        raise unknown("command", command, COMMANDS)
+    return int(import_module(f"esper.scripts.{command}").main(arguments))
+
+
+def guarded(run: Callable[[], int]) -> int:
+    """Run ``run``; a person's mistake becomes one line on standard error."""
+    try:
+        return run()
+    except EsperError as error:
+        print(f"esper: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("esper: interrupted; what was committed to the run directory stays readable", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
