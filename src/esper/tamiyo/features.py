@@ -1,0 +1,289 @@
+"""The one observation of a growing host: what every feature is, and how a :class:`RowView` becomes a vector.
+
+Features are scale-free where they can be, so that one policy serves tasks of other metrics: a change is given relative
+to the level, a paired difference also in its own standard errors, levels under a logarithm. Values are divided by the
+declared range and clipped to [-1, 1]. An unknown value is 0 with its known-flag 0. An infinite one is clipped to the
+end of the range, a NaN is 0; both are known, and a flag of their own says that they are not finite.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final, Generic, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from esper.leyline import Fact, Feature, ObservationLayout, Op, Paired, RowView, SeedStage, SlotView
+
+TREND_WINDOWS: Final = (1, 3, 5)
+"""Epochs over which the trend of metric and loss is given."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """What a policy sees of one row."""
+
+    vector: npt.NDArray[np.float32]
+    """``[LAYOUT.width(number of slots)]``: the host's part, then each slot's."""
+    blueprints: npt.NDArray[np.int64]
+    """``[slot]``: 1 + index of the seed's blueprint in the row's list; 0 where the slot is empty."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Column(Generic[T]):
+    """A declared feature and how it is read; ``None`` where it is unknown."""
+
+    feature: Feature
+    read: Callable[[T], float | None]
+
+    def write(self, subject: T) -> tuple[float, ...]:
+        value = self.read(subject)
+        if self.feature.optional:
+            return (0.0, 0.0) if value is None else (_scaled(value, self.feature), 1.0)
+        if value is None:
+            raise ValueError(f"feature {self.feature.name} is declared as always known")
+        return (_scaled(value, self.feature),)
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """A slot in its row."""
+
+    row: RowView
+    slot: SlotView
+    index: int
+
+
+Row = Callable[[RowView], float | None]
+Place = Callable[[_Place], float | None]
+
+
+def encode(view: RowView, slots: Sequence[str] | None = None) -> Observation:
+    """Observation of ``view`` in the layout :data:`LAYOUT`; ``slots`` orders the slots' parts (default: as the row)."""
+    places = {slot.slot_id: _Place(view, slot, i) for i, slot in enumerate(view.slots)}
+    ordered = [places[name] for name in (slots or places)]
+    entries = [entry for column in _HOST for entry in column.write(view)]
+    entries += [entry for place in ordered for column in _SLOT for entry in column.write(place)]
+    indices = [_blueprint_index(place) for place in ordered]
+    return Observation(np.array(entries, dtype=np.float32), np.array(indices, dtype=np.int64))
+
+
+def _blueprint_index(place: _Place) -> int:
+    blueprint = place.slot.blueprint
+    return 0 if blueprint is None or not place.slot.live else 1 + place.row.blueprints.index(blueprint)
+
+
+def _scaled(value: float, feature: Feature) -> float:
+    if math.isnan(value):
+        return 0.0
+    return max(-1.0, min(1.0, value / max(abs(feature.low), abs(feature.high))))
+
+
+def _symlog(value: float) -> float:
+    """``sign(x) log(1 + |x|)``: the sign and the order of magnitude."""
+    return math.copysign(math.log1p(abs(value)), value)
+
+
+def _share(change: float, level: float) -> float:
+    """``change / (|level| + |change|)``, in [-1, 1]; an infinite change is all there is, a change of 0 nothing."""
+    if math.isinf(change):
+        return math.copysign(1.0, change)
+    return change / (abs(level) + abs(change)) if change else 0.0
+
+
+def _always(name: str, high: float, unit: str, read: Callable[[T], float | None]) -> _Column[T]:
+    return _Column(Feature(name, 0.0, high, unit), read)
+
+
+def _maybe(name: str, low: float, high: float, unit: str, read: Callable[[T], float | None]) -> _Column[T]:
+    return _Column(Feature(name, low, high, unit, optional=True), read)
+
+
+def _metric(row: RowView) -> float | None:
+    return row.metric
+
+
+def _loss(row: RowView) -> float | None:
+    return row.loss
+
+
+def _train_loss(row: RowView) -> float | None:
+    return row.train_loss
+
+
+def _better_metric(row: RowView) -> tuple[float, ...]:
+    """The metric's history with up meaning better."""
+    return row.metric_history if row.higher_is_better else tuple(-value for value in row.metric_history)
+
+
+def _better_loss(row: RowView) -> tuple[float, ...]:
+    return tuple(-value for value in row.loss_history)
+
+
+def _level(row: RowView, read: Row) -> float | None:
+    value = read(row)
+    return None if value is None else _symlog(value)
+
+
+def _not_finite(row: RowView, read: Row) -> float | None:
+    value = read(row)
+    return None if value is None else float(not math.isfinite(value))
+
+
+def _trend(row: RowView, history: Callable[[RowView], tuple[float, ...]], window: int | None) -> float | None:
+    """Change over the last ``window`` epochs (since the first when ``None``); unknown unless both ends are finite."""
+    values = history(row)
+    start = 0 if window is None else len(values) - 1 - window
+    if start < 0 or len(values) < 2 or not (math.isfinite(values[start]) and math.isfinite(values[-1])):
+        return None
+    return _share(values[-1] - values[start], values[start])
+
+
+def _used(used: int, limit: int | None) -> float | None:
+    return used / limit if limit else None
+
+
+def _acted(row: RowView, op: Op) -> float | None:
+    return None if row.last_outcome is None else float(row.last_outcome.action.op is op)
+
+
+def _succeeded(row: RowView) -> float | None:
+    return None if row.last_outcome is None else float(row.last_outcome.success)
+
+
+def _levels(name: str, read: Row) -> list[_Column[RowView]]:
+    return [
+        _maybe(name, -7.0, 7.0, "symlog", partial(_level, read=read)),
+        _maybe(f"{name}_not_finite", 0.0, 1.0, "flag", partial(_not_finite, read=read)),
+    ]
+
+
+def _trends(name: str, history: Callable[[RowView], tuple[float, ...]]) -> list[_Column[RowView]]:
+    return [
+        _maybe(f"{name}_trend_{window or 'all'}", -1.0, 1.0, "share", partial(_trend, history=history, window=window))
+        for window in (*TREND_WINDOWS, None)
+    ]
+
+
+_HOST: Final[tuple[_Column[RowView], ...]] = (
+    _always("progress", 1.0, "share of the epochs", lambda row: row.epoch / row.max_epochs),
+    _always("max_epochs", 7.0, "symlog(epochs)", lambda row: _symlog(row.max_epochs)),
+    _always("slots", 3.5, "symlog(slots)", lambda row: _symlog(len(row.slots))),
+    _always("host_parameters", 21.0, "symlog(parameters)", lambda row: _symlog(row.host_parameters)),
+    _always("growth", 5.0, "symlog(seed / host)", lambda row: _symlog(row.seed_parameters / row.host_parameters)),
+    _always("live_slots", 1.0, "share of the slots", lambda row: row.live_seeds / len(row.slots)),
+    _maybe("seeds_used", 0.0, 1.0, "share of max_seeds", lambda row: _used(row.live_seeds, row.max_seeds)),
+    _maybe("budget_used", 0.0, 1.0, "share", lambda row: _used(row.seed_parameters, row.parameter_budget)),
+    _always("pruned", 3.5, "symlog(seeds)", lambda row: _symlog(sum(row.pruned.values()))),
+    _always("fossilized", 3.5, "symlog(seeds)", lambda row: _symlog(sum(row.fossilized.values()))),
+    *_levels("metric", _metric),
+    *_levels("loss", _loss),
+    *_levels("train_loss", _train_loss),
+    *_trends("metric", _better_metric),
+    *_trends("loss", _better_loss),
+    *(_maybe(f"last_{op.name.lower()}", 0.0, 1.0, "flag", partial(_acted, op=op)) for op in Op),
+    _maybe("last_success", 0.0, 1.0, "flag", _succeeded),
+)
+
+
+def _is(place: _Place, stage: SeedStage) -> float:
+    return float(place.slot.stage is stage)
+
+
+def _violations(place: _Place) -> float | None:
+    count = place.slot.isolation_violations
+    return None if count is None else _symlog(count)
+
+
+def _since_germination(place: _Place) -> float | None:
+    before, now = place.slot.metric_at_germination, place.row.metric
+    if before is None or now is None or not math.isfinite(before):
+        return None
+    return _share(now - before if place.row.higher_is_better else before - now, before)
+
+
+def _fact(place: _Place, name: str) -> Fact[Any] | None:
+    fact: Fact[Any] | None = getattr(place.slot, name)
+    return fact
+
+
+def _value(place: _Place, name: str) -> float | None:
+    fact = _fact(place, name)
+    return None if fact is None else float(fact.value)
+
+
+def _relative(place: _Place, name: str, level: Row) -> float | None:
+    fact, now = _fact(place, name), level(place.row)
+    return None if fact is None or now is None else _share(fact.value.value, now)
+
+
+def _errors(place: _Place, name: str) -> float | None:
+    fact = _fact(place, name)
+    if fact is None:
+        return None
+    value, se = fact.value.value, fact.value.se
+    return value / se if se else math.copysign(math.inf, value) if value else 0.0
+
+
+def _fact_not_finite(place: _Place, name: str) -> float | None:
+    fact = _fact(place, name)
+    if fact is None:
+        return None
+    numbers = (fact.value.value, fact.value.se) if isinstance(fact.value, Paired) else (fact.value,)
+    return float(not all(map(math.isfinite, numbers)))
+
+
+def _age(place: _Place, name: str) -> float | None:
+    fact = _fact(place, name)
+    return None if fact is None or fact.epoch is None else _symlog(place.row.epoch - fact.epoch)
+
+
+def _circumstances(name: str) -> list[_Column[_Place]]:
+    return [
+        _maybe(f"{name}_not_finite", 0.0, 1.0, "flag", partial(_fact_not_finite, name=name)),
+        _maybe(f"{name}_age", 0.0, 5.0, "symlog(epochs)", partial(_age, name=name)),
+    ]
+
+
+def _number(name: str, high: float, unit: str) -> list[_Column[_Place]]:
+    return [_maybe(name, 0.0, high, unit, partial(_value, name=name)), *_circumstances(name)]
+
+
+def _paired(name: str, level: Row) -> list[_Column[_Place]]:
+    return [
+        _maybe(name, -1.0, 1.0, "share", partial(_relative, name=name, level=level)),
+        _maybe(f"{name}_errors", -10.0, 10.0, "standard errors", partial(_errors, name=name)),
+        *_circumstances(name),
+    ]
+
+
+_SLOT: Final[tuple[_Column[_Place], ...]] = (
+    _always("position", 1.0, "share of the slots before", lambda p: p.index / max(1, len(p.row.slots) - 1)),
+    *(_always(f"is_{stage.name.lower()}", 1.0, "flag", partial(_is, stage=stage)) for stage in SeedStage),
+    _always("alpha", 1.0, "share", lambda p: p.slot.alpha),
+    _maybe("alpha_target", 0.0, 1.0, "share", lambda p: p.slot.alpha_target),
+    _always("parameters", 5.0, "symlog(seed / host)", lambda p: _symlog(p.slot.parameters / p.row.host_parameters)),
+    _always("epochs_in_stage", 5.0, "symlog(epochs)", lambda p: _symlog(p.slot.epochs_in_stage)),
+    _always("age", 5.0, "symlog(epochs)", lambda p: _symlog(p.slot.age_epochs)),
+    _always("vetoed", 1.0, "flag", lambda p: float(p.slot.slot_id in p.row.vetoed)),
+    _always("blocked", 1.0, "flag", lambda p: float(bool(p.slot.blocked_by))),
+    _maybe("metric_since_germination", -1.0, 1.0, "share", _since_germination),
+    _maybe("isolation_violations", 0.0, 3.5, "symlog(count)", _violations),
+    *_number("gradient_ratio", 10.0, "ratio"),
+    *_number("gradient_health", 1.0, "share"),
+    *_paired("removal_cost", _metric),
+    *_paired("removal_cost_loss", _loss),
+    *_paired("probe_gain", _metric),
+    *_paired("probe_gain_loss", _loss),
+)
+
+LAYOUT: Final = ObservationLayout(
+    host=tuple(column.feature for column in _HOST), slot=tuple(column.feature for column in _SLOT)
+)
+"""Every feature there is. It serves any number of slots, any blueprints and any task."""

@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+
+from esper.leyline import Fact, Paired, RowView, SeedStage, SlotView
+from esper.tamiyo.features import LAYOUT, encode
+from row_views import live_slot, measured, row_view, row_views
+
+
+def entries(view: RowView) -> dict[str, float]:
+    """Every entry of the observation under its declared name."""
+    names = LAYOUT.names(tuple(slot.slot_id for slot in view.slots))
+    return dict(zip(names, encode(view).vector.tolist(), strict=True))
+
+
+@given(row_views())
+def test_every_entry_is_declared_finite_and_in_range(view: RowView) -> None:
+    seen = encode(view)
+    assert seen.vector.shape == (LAYOUT.width(len(view.slots)),)
+    assert seen.vector.dtype == np.float32
+    assert np.isfinite(seen.vector).all()
+    assert (np.abs(seen.vector) <= 1.0).all()
+    by_name = entries(view)
+    for name, value in by_name.items():
+        if name.endswith((".known", "_not_finite")):
+            assert value in (0.0, 1.0)
+        if by_name.get(f"{name}.known") == 0.0:
+            assert value == 0.0
+    assert ((seen.blueprints == 0) == [not slot.live for slot in view.slots]).all()
+
+
+def test_names_are_unique_and_ranges_are_ranges() -> None:
+    for part in (LAYOUT.host, LAYOUT.slot):
+        assert len({feature.name for feature in part}) == len(part)
+        assert all(feature.low < feature.high and feature.unit for feature in part)
+
+
+@given(row_views())
+def test_permuted_slots_permute_the_slot_parts(view: RowView) -> None:
+    turned = dataclasses.replace(view, slots=tuple(reversed(view.slots)))
+    one, other = encode(view), encode(turned)
+    h, w = LAYOUT.host_width, LAYOUT.slot_width
+    assert LAYOUT.slot[0].name == "position"
+    assert (one.vector[:h] == other.vector[:h]).all()
+    parts, turned_parts = (seen.vector[h:].reshape(-1, w)[:, 1:] for seen in (one, other))
+    assert (parts == turned_parts[::-1]).all()
+    assert (one.blueprints == other.blueprints[::-1]).all()
+
+
+@given(row_views())
+def test_an_asked_order_moves_whole_parts(view: RowView) -> None:
+    order = tuple(reversed([slot.slot_id for slot in view.slots]))
+    parts, turned = (encode(view, o).vector[LAYOUT.host_width :].reshape(-1, LAYOUT.slot_width) for o in (None, order))
+    assert (parts == turned[::-1]).all()
+
+
+@given(row_views())
+def test_names_of_slots_and_blueprints_leave_no_trace(view: RowView) -> None:
+    def rename(slot: SlotView) -> SlotView:
+        blueprint = None if slot.blueprint is None else f"new-{slot.blueprint}"
+        return dataclasses.replace(slot, slot_id=f"new-{slot.slot_id}", blueprint=blueprint)
+
+    renamed = dataclasses.replace(
+        view,
+        slots=tuple(map(rename, view.slots)),
+        blueprints=tuple(f"new-{name}" for name in view.blueprints),
+        vetoed=frozenset(f"new-{name}" for name in view.vetoed),
+    )
+    assert (encode(view).vector == encode(renamed).vector).all()
+    assert (encode(view).blueprints == encode(renamed).blueprints).all()
+
+
+def test_unknown_zero_and_not_finite_all_look_different() -> None:
+    facts = (None, Fact(0.0, 3), Fact(math.nan, 3), Fact(math.inf, 3))
+    seen = [entries(row_view(live_slot("s", SeedStage.TRAINING, gradient_ratio=fact))) for fact in facts]
+    keys = ("s.gradient_ratio", "s.gradient_ratio.known", "s.gradient_ratio_not_finite")
+    assert [tuple(view[key] for key in keys) for view in seen] == [(0, 0, 0), (0, 1, 0), (0, 1, 1), (1, 1, 1)]
+
+
+def test_facts_carry_their_age() -> None:
+    def age(fact: Fact[Paired]) -> tuple[float, float]:
+        view = row_view(live_slot("s", SeedStage.HOLDING, removal_cost=fact), epoch=9)
+        return entries(view)["s.removal_cost_age"], entries(view)["s.removal_cost_age.known"]
+
+    assert age(measured(1.0, epoch=9)) == (0.0, 1.0)
+    assert age(measured(1.0, epoch=4)) == (pytest.approx(math.log(6) / 5), 1.0)
+    assert age(measured(1.0, epoch=None)) == (0.0, 0.0)
+
+
+def test_paired_differences_are_relative_and_in_standard_errors() -> None:
+    view = row_view(live_slot("s", SeedStage.HOLDING, removal_cost=measured(20.0, se=5.0)), metric=60.0)
+    assert entries(view)["s.removal_cost"] == pytest.approx(20 / 80)
+    assert entries(view)["s.removal_cost_errors"] == pytest.approx(0.4)
+
+
+def test_trends_are_positive_when_things_get_better() -> None:
+    falling = {"metric_history": (4.0, 2.0), "loss_history": (4.0, 2.0)}
+    error = entries(row_view(higher_is_better=False, **falling))
+    accuracy = entries(row_view(higher_is_better=True, **falling))
+    assert error["host.metric_trend_1"] > 0 > accuracy["host.metric_trend_1"]
+    assert error["host.loss_trend_1"] == accuracy["host.loss_trend_1"] > 0
+    assert error["host.metric_trend_3.known"] == 0.0
