@@ -1,0 +1,242 @@
+"""What a run costs: multiply-accumulates (MACs), exactly, and by purpose.
+
+A MAC is one multiplication with its addition. Counted are matrix products, convolutions, recurrent layers and
+attention; elementwise work, normalisation and pooling are not (the field's convention), nor are custom kernels. Causal
+attention counts in full. Counts come from one forward pass under ``torch.utils.flop_counter``, taught the kernels that
+it leaves out and kept from the fused ones that it cannot see.
+
+A backward pass of a part whose weights are trained counts twice its forward: once for the gradient of the weights, once
+for that of the inputs. That is one input gradient too many for the first layer of a network. A frozen part that
+gradient only passes through counts once; a part in front of everything that is trained counts nothing.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, fields
+from typing import Any, Final
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from esper.leyline import DataError, UsageError
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Macs:
+    """MACs of one example's forward pass: of everything, ``inside`` each slot's seed, and ``behind`` each slot."""
+
+    forward: int
+    inside: Mapping[str, int] = field(default_factory=dict)
+    behind: Mapping[str, int] = field(default_factory=dict)
+
+
+def backward(trained: int, passed: int = 0) -> int:
+    """MACs of a backward pass through parts whose forward takes ``trained`` (weights learn) and ``passed`` (frozen)."""
+    return 2 * trained + passed
+
+
+def count(
+    call: Callable[[], Any], examples: int, seeds: Mapping[str, nn.Module] | None = None, *, model: nn.Module
+) -> Macs:
+    """MACs per example of ``call()``, a forward pass of ``model`` over ``examples`` examples.
+
+    ``seeds`` (slot -> module, each called at most once) are counted on their own too. The model runs in eval mode
+    without gradients, and it and the random generators are left as they were. A share that does not divide (work that
+    does not grow with the batch) is rounded up.
+    """
+    if examples < 1:
+        raise UsageError(f"MACs are counted over at least 1 example, not {examples}")
+    entered: dict[str, int] = {}
+    left: dict[str, int] = {}
+    with ExitStack() as stack:
+        stack.enter_context(_undisturbed(model))
+        counter = stack.enter_context(FlopCounterMode(display=False, custom_mapping=_ALSO))
+        for slot, seed in (seeds or {}).items():
+            _watch(stack, seed, slot, counter, entered, left)
+        call()
+        total = counter.get_total_flops()
+    return Macs(
+        forward=_share(total, examples),
+        inside={slot: _share(left[slot] - entered[slot], examples) for slot in left},
+        behind={slot: _share(total - left[slot], examples) for slot in left},
+    )
+
+
+class MacCounter:
+    """Counts once per topology: ``key`` says what makes two forward passes cost the same."""
+
+    def __init__(self) -> None:
+        self._known: dict[Hashable, Macs] = {}
+
+    def __call__(self, key: Hashable, measure: Callable[[], Macs]) -> Macs:
+        if key not in self._known:
+            self._known[key] = measure()
+        return self._known[key]
+
+
+@dataclass
+class Ledger:
+    """MACs since the episode began, by purpose, as integers. Work that was rolled back was still done and stays.
+
+    ``of_seed`` is what each seed that is still in play cost so far, as a part of the other entries;
+    ``discarded_seed_macs`` is that part of those that were pruned.
+    """
+
+    train_forward_macs: int = 0
+    train_backward_macs: int = 0
+    probe_macs: int = 0
+    validation_macs: int = 0
+    counterfactual_macs: int = 0
+    discarded_seed_macs: int = 0
+    test_macs: int = 0
+    policy_macs: int = 0
+    of_seed: dict[str, int] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    def charge(self, purpose: str, macs: int, seeds: Mapping[str, int] | None = None) -> None:
+        """Add ``macs`` to ``purpose`` (``"train_forward"``, ``"probe"``, ...); ``seeds`` says how much of them each
+        seed (by seed id) took."""
+        name = f"{purpose}_macs"
+        if name not in _PURPOSES:
+            raise UsageError(f"unknown purpose {purpose!r}; legal: {', '.join(p[:-5] for p in _PURPOSES)}")
+        taken = dict(seeds or {})
+        if type(macs) is not int or macs < 0 or any(type(part) is not int or part < 0 for part in taken.values()):
+            raise UsageError(f"MACs are non-negative integers, not {macs!r} and {taken!r}")
+        if sum(taken.values()) > macs:
+            raise UsageError(f"the seeds' {sum(taken.values())} MACs exceed the {macs} they are a part of")
+        setattr(self, name, getattr(self, name) + macs)
+        for seed_id, part in taken.items():
+            self.of_seed[seed_id] = self.of_seed.get(seed_id, 0) + part
+
+    def discard(self, seed_id: str) -> None:
+        """The seed was pruned: what it cost was spent in vain."""
+        self.discarded_seed_macs += self.of_seed.pop(seed_id, 0)
+
+    @contextmanager
+    def clock(self) -> Iterator[None]:
+        """Add the wall time of the block to ``seconds``."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds += time.perf_counter() - began
+
+    @property
+    def total_macs(self) -> int:
+        """All purposes together; discarded seeds are a part of them and are not added again."""
+        return sum(getattr(self, name) for name in _PURPOSES)
+
+    def spent(self) -> dict[str, int]:
+        """The keys of the ``COMPUTE_SPENT`` payload that end in ``_macs``."""
+        entries = {name: getattr(self, name) for name in (*_PURPOSES, "discarded_seed_macs")}
+        return {**entries, "total_macs": self.total_macs}
+
+    def to_payload(self, arm: str | None = None) -> dict[str, Any]:
+        """Payload of ``COMPUTE_SPENT``."""
+        return {**self.spent(), "seconds": self.seconds, **({} if arm is None else {"arm": arm})}
+
+    def state(self) -> dict[str, Any]:
+        """Plain data for a checkpoint."""
+        return {entry.name: getattr(self, entry.name) for entry in fields(self)} | {"of_seed": dict(self.of_seed)}
+
+    @classmethod
+    def load(cls, state: Mapping[str, Any]) -> Ledger:
+        """Undo of :meth:`state`. Raises :class:`DataError` when the entries differ."""
+        expected = {entry.name for entry in fields(cls)}
+        if set(state) != expected:
+            raise DataError(f"a saved ledger differs in {', '.join(sorted(set(state) ^ expected))}")
+        return cls(**{**state, "of_seed": dict(state["of_seed"])})
+
+
+_PURPOSES: Final = tuple(
+    entry.name for entry in fields(Ledger) if entry.name.endswith("_macs") and entry.name != "discarded_seed_macs"
+)
+
+
+def _share(flops: int, examples: int) -> int:
+    return -(-flops // (2 * examples))
+
+
+def _watch(
+    stack: ExitStack,
+    seed: nn.Module,
+    slot: str,
+    counter: FlopCounterMode,
+    entered: dict[str, int],
+    left: dict[str, int],
+) -> None:
+    """Note the counter's reading when ``seed`` begins and ends."""
+
+    def begins(module: nn.Module, args: Any) -> None:
+        if slot in entered:
+            raise UsageError(f"the seed in slot {slot!r} runs more than once in a forward pass; it cannot be counted")
+        entered[slot] = counter.get_total_flops()
+
+    def ends(module: nn.Module, args: Any, output: Any) -> None:
+        left[slot] = counter.get_total_flops()
+
+    for handle in (seed.register_forward_pre_hook(begins), seed.register_forward_hook(ends)):
+        stack.callback(handle.remove)
+
+
+@contextmanager
+def _undisturbed(model: nn.Module) -> Iterator[None]:
+    """Eval mode, no gradients, forked RNG, and none of the fused kernels that a dispatch mode cannot count."""
+    training = [module for module in model.modules() if module.training]
+    fastpath = torch.backends.mha.get_fastpath_enabled()
+    with (
+        torch.no_grad(),
+        torch.random.fork_rng(),
+        torch.backends.cudnn.flags(enabled=False),
+    ):
+        torch.backends.mha.set_fastpath_enabled(False)
+        for module in training:
+            module.training = False
+        try:
+            yield
+        finally:
+            for module in training:
+                module.training = True
+            torch.backends.mha.set_fastpath_enabled(fastpath)
+
+
+def _attention(query: Shape, key: Shape, value: Shape, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
+    """FLOPs of ``softmax(q k^T) v``; shapes are (batch, heads, length, width)."""
+    batch, heads, queries, width = query
+    return 2 * batch * heads * queries * key[2] * (width + value[3])
+
+
+def _matrix_vector(matrix: Shape, vector: Shape, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
+    return 2 * matrix[0] * matrix[1]
+
+
+def _added_matrix_vector(
+    bias: Shape, matrix: Shape, vector: Shape, *args: Any, out_shape: Any = None, **kwargs: Any
+) -> int:
+    return 2 * matrix[0] * matrix[1]
+
+
+def _dot(left: Shape, right: Shape, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
+    return 2 * left[0]
+
+
+def _recurrent(steps: Shape, from_input: Shape, from_hidden: Shape, *args: Any, **kwargs: Any) -> int:
+    """FLOPs of a recurrent layer over ``steps`` (time, batch, width), from its two weight matrices."""
+    return 2 * steps[0] * steps[1] * (math.prod(from_input) + math.prod(from_hidden))
+
+
+_ALSO: Final[dict[Any, Any]] = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+    torch.ops.aten.mv: _matrix_vector,
+    torch.ops.aten.addmv: _added_matrix_vector,
+    torch.ops.aten.dot: _dot,
+    torch.ops.aten.mkldnn_rnn_layer: _recurrent,
+}
+"""Kernels that torch 2.13's counter leaves out."""
