@@ -1,0 +1,122 @@
+"""The one fold behind every face: ``apply(state, event)``.
+
+It reads no clock and draws no random number: the same events give the same state, live or a year later. The state is
+owned by the fold and updated in place (2 million events must index in seconds); keep an earlier one by encoding it.
+
+:data:`HANDLERS` has one entry per event type. A new event type gets a handler there and nothing else changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from types import MappingProxyType
+from typing import Final
+
+from esper.karn import fold_run, fold_seed
+from esper.karn.fold_common import environment_of, trim
+from esper.karn.state import ProducerFold, RunState
+from esper.leyline import SCHEMA_VERSION, TelemetryEvent
+from esper.leyline import TelemetryEventType as T
+
+Handler = Callable[[RunState, TelemetryEvent], None]
+
+HANDLERS: Final = MappingProxyType[T, Handler](
+    {
+        T.SEED_GERMINATED: fold_seed.germinated,
+        T.SEED_GATE_EVALUATED: fold_seed.gate_evaluated,
+        T.SEED_STAGE_CHANGED: fold_seed.stage_changed,
+        T.SEED_ALPHA_RETARGETED: fold_seed.alpha_retargeted,
+        T.SEED_FOSSILIZED: fold_seed.fossilized,
+        T.SEED_PRUNED: fold_seed.pruned,
+        T.TRANSITION_VETOED: fold_seed.vetoed,
+        T.ISOLATION_VIOLATION: fold_seed.isolation_violation,
+        T.COUNTERFACTUAL_COMPUTED: fold_seed.counterfactual,
+        T.COUNTERFACTUAL_UNAVAILABLE: fold_seed.counterfactual_unavailable,
+        T.TRAINING_STARTED: fold_run.training_started,
+        T.TRAINING_ENDED: fold_run.training_ended,
+        T.EPISODE_STARTED: fold_run.episode_started,
+        T.EPISODE_ENDED: fold_run.episode_ended,
+        T.EPOCH_COMPLETED: fold_run.epoch_completed,
+        T.COMMAND_ISSUED: fold_run.command_issued,
+        T.COMMAND_EXECUTED: fold_run.command_settled,
+        T.COMMAND_FAILED: fold_run.command_settled,
+        T.MODEL_EXPORTED: fold_run.model_exported,
+        T.ANALYTICS_SNAPSHOT: fold_run.analytics,
+        T.COMPUTE_SPENT: fold_run.compute_spent,
+        T.GOVERNOR_SNAPSHOT: fold_run.governor_snapshot,
+        T.GOVERNOR_PANIC: fold_run.governor_panic,
+        T.GOVERNOR_ROLLBACK: fold_run.governor_rollback,
+        T.CHECKPOINT_SAVED: fold_run.checkpoint,
+        T.CHECKPOINT_LOADED: fold_run.checkpoint,
+        T.TELEMETRY_DROPPED: fold_run.dropped,
+        T.TELEMETRY_LEVEL_SET: fold_run.level_set,
+    }
+)
+"""event type -> what it changes."""
+
+ROUTINE: Final = frozenset(
+    {
+        T.EPOCH_COMPLETED,
+        T.COUNTERFACTUAL_COMPUTED,
+        T.COUNTERFACTUAL_UNAVAILABLE,
+        T.COMPUTE_SPENT,
+        T.ANALYTICS_SNAPSHOT,
+        T.GOVERNOR_SNAPSHOT,
+        T.COMMAND_ISSUED,
+    }
+)
+"""Counted and shown in their own places, but not in the feed, unless they are warnings."""
+
+FEED = 200
+"""Newest events kept in the feed; warnings and worse have a list of the same length to themselves."""
+
+_LOUD = frozenset({"warning", "error", "critical"})
+
+
+def apply(state: RunState, event: TelemetryEvent) -> RunState:
+    """Fold one event into ``state`` and return it."""
+    state.events += 1
+    _clock(state, event)
+    _sequence(state, event)
+    if event.schema > SCHEMA_VERSION:
+        fold_run.newer_schema(state, event)
+    HANDLERS[event.event_type](state, event)
+    environment = environment_of(state, event)
+    if environment is not None:
+        environment.last_time = event.timestamp if event.timestamp is not None else environment.last_time
+        environment.version += 1
+    loud = event.severity in _LOUD
+    if loud or event.event_type not in ROUTINE:
+        state.feed.append(event)
+        trim(state.feed, FEED)
+    if loud:
+        state.alarms.append(event)
+        trim(state.alarms, FEED)
+    return state
+
+
+def fold(events: Iterable[TelemetryEvent], state: RunState | None = None) -> RunState:
+    """Fold all ``events`` onto ``state`` (a fresh one when ``None``)."""
+    state = RunState() if state is None else state
+    for event in events:
+        apply(state, event)
+    return state
+
+
+def _clock(state: RunState, event: TelemetryEvent) -> None:
+    if event.timestamp is not None:
+        if state.first_time is None:
+            state.first_time = event.timestamp
+        if state.last_time is None or event.timestamp > state.last_time:
+            state.last_time = event.timestamp
+
+
+def _sequence(state: RunState, event: TelemetryEvent) -> None:
+    if event.producer is None or event.seq is None:
+        return
+    producer = state.producers.get(event.producer)
+    if producer is None:
+        producer = state.producers[event.producer] = ProducerFold(last_seq=event.seq)
+    elif event.seq > producer.last_seq:
+        producer.missing += event.seq - producer.last_seq - 1
+        producer.last_seq = event.seq

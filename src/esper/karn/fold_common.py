@@ -1,0 +1,92 @@
+"""Small steps that the folds share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
+
+from esper.karn.state import EnvironmentFold, Facts, Measured, RunState, SeedFold, SlotFold
+from esper.leyline import TelemetryEvent
+
+X = TypeVar("X")
+
+
+def trim(items: list[X], keep: int) -> None:
+    """Forget the oldest once there are twice as many as wanted, so that the cost per event stays constant."""
+    if len(items) >= 2 * keep:
+        del items[:-keep]
+
+
+def environment_of(state: RunState, event: TelemetryEvent) -> EnvironmentFold | None:
+    """The environment the event is about, made on first sight; ``None`` when the event does not say."""
+    if event.env_id is None:
+        return None
+    environment = state.environments.get(event.env_id)
+    if environment is None:
+        environment = state.environments[event.env_id] = EnvironmentFold(event.env_id, device=state.run.device)
+    return environment
+
+
+def slot_of(state: RunState, event: TelemetryEvent, slot_id: str | None = None) -> SlotFold | None:
+    """The slot the event is about; an event that names none is counted, and ``None`` is returned."""
+    environment, name = environment_of(state, event), slot_id or event.slot_id
+    if environment is None or name is None:
+        state.unplaced += 1
+        return None
+    return slot_in(state, environment, name)
+
+
+def slot_in(state: RunState, environment: EnvironmentFold, name: str) -> SlotFold:
+    """Slot ``name`` of ``environment``, made on first sight; its name joins the run's slot set."""
+    slot = environment.slots.get(name)
+    if slot is None:
+        slot = environment.slots[name] = SlotFold(name)
+        if name not in state.run.slots:
+            state.run.slots.append(name)
+    return slot
+
+
+def seed_of(slot: SlotFold, event: TelemetryEvent) -> SeedFold | None:
+    """The seed in the slot that the event is about; another seed id starts another seed."""
+    if event.seed_id is None:
+        return slot.seed
+    seed = slot.seed
+    if seed is None or seed.seed_id != event.seed_id:
+        for old in slot.past:
+            if old.seed_id == event.seed_id:
+                return old
+        retire(slot)
+        seed = slot.seed = SeedFold(event.seed_id)
+        slot.seeds_seen += 1
+    return seed
+
+
+def retire(slot: SlotFold, keep: int = 8) -> None:
+    """Move the slot's seed among the past ones."""
+    if slot.seed is not None:
+        slot.past.append(slot.seed)
+        slot.seed = None
+        trim(slot.past, keep)
+
+
+def measure(facts: Facts, data: Mapping[str, Any], names: Iterable[str], event: TelemetryEvent) -> None:
+    """Take the named fields that the event measured itself, with the event's own epoch and time."""
+    epoch, time = event.epoch, event.timestamp
+    for name in names:
+        value = data.get(name)
+        if value is not None:
+            facts[name] = Measured(value, epoch, time)
+
+
+def measure_aged(facts: Facts, data: Mapping[str, Any], names: Iterable[str], event: TelemetryEvent) -> None:
+    """Take fields that may be older than the event: the age is the companion ``<name>_epoch``, else unknown."""
+    for name in names:
+        value = data.get(name)
+        if value is None:
+            continue
+        epoch = data.get(f"{name}_epoch")
+        known = facts.get(name)
+        if known is not None and known.epoch is not None and (epoch is None or epoch <= known.epoch):
+            if known.value == value or epoch is not None and epoch < known.epoch:
+                continue
+        facts[name] = Measured(value, epoch, event.timestamp if epoch is not None and epoch == event.epoch else None)

@@ -1,0 +1,340 @@
+"""Folds of the run, its episodes and epochs, commands, safety, and telemetry about telemetry."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Final
+
+from esper.karn import anomaly
+from esper.karn.fold_common import environment_of, measure, slot_in, trim
+from esper.karn.fold_seed import GOVERNOR, set_stage
+from esper.karn.state import (
+    ActionRecord,
+    AnomalyFold,
+    DamageRecord,
+    DropRecord,
+    EnvironmentFold,
+    EpisodeRow,
+    Measured,
+    RunState,
+)
+from esper.leyline import TelemetryEvent
+from esper.leyline import TelemetryEventType as T
+
+EPOCH_FACTS: Final = (
+    "train_loss",
+    "validation_loss",
+    "validation_metric",
+    "host_gradient_norm",
+    "learning_rate",
+    "parameters",
+    "live_seeds",
+    "train_ms",
+    "validate_ms",
+    "counterfactual_ms",
+    "input_wait_ms",
+    "policy_ms",
+)
+ACTIONS = 50
+LEADERS = 50
+
+
+def training_started(state: RunState, event: TelemetryEvent) -> None:
+    """Who runs what. A second one is a resume: what was learned before it stays."""
+    run, data = state.run, event.data
+    if run.started is None:
+        run.started = event.timestamp
+    else:
+        run.resumed += 1
+    run.end_status = run.end_reason = run.end_time = run.end_seconds = None
+    for name in ("run_id", "kind", "task", "policy", "episodes", "envs", "max_epochs", "device", "threads"):
+        setattr(run, name, data.get(name))
+    run.host_parameters = data.get("host_parameters")
+    run.blueprints = list(data.get("blueprints", ()))
+    run.slots = [*data.get("slots", ()), *(name for name in run.slots if name not in data.get("slots", ()))]
+    run.examples = dict(data.get("examples", {}))
+    metric = data.get("metric", {})
+    run.metric_name, run.metric_unit = metric.get("name"), metric.get("unit", "")
+    run.higher_is_better, run.chance = metric.get("higher_is_better", True), metric.get("chance")
+
+
+def training_ended(state: RunState, event: TelemetryEvent) -> None:
+    """The only event that ends a run."""
+    run, data = state.run, event.data
+    run.end_status, run.end_reason = data.get("status"), data.get("reason")
+    run.end_time, run.end_seconds = event.timestamp, data.get("seconds")
+
+
+def episode_started(state: RunState, event: TelemetryEvent) -> None:
+    """A fresh host: nothing measured on the last one may be painted as this one's."""
+    old = environment_of(state, event)
+    if old is None:
+        state.unplaced += 1
+        return
+    data = event.data
+    state.environments[old.env_id] = EnvironmentFold(
+        old.env_id,
+        arm=data.get("arm"),
+        policy=data.get("policy"),
+        device=state.run.device,
+        seed=data.get("seed"),
+        episode=event.episode,
+        epoch=0,
+        max_epochs=data.get("max_epochs"),
+        host_parameters=data.get("host_parameters"),
+        last_epoch_time=event.timestamp,
+        anomaly=AnomalyFold(rank=old.anomaly.rank),
+        version=old.version,
+    )
+    arm = data.get("arm")
+    if arm is not None and arm not in state.arms:
+        state.arms.append(arm)
+
+
+def episode_ended(state: RunState, event: TelemetryEvent) -> None:
+    """A result for the leaderboard."""
+    data, environment = event.data, environment_of(state, event)
+    if environment is not None:
+        environment.status = data.get("status", "completed")
+        measure(environment.facts, data, ("test_metric", "test_loss"), event)
+    state.episodes_ended += 1
+    state.leaderboard.append(
+        EpisodeRow(
+            env_id=event.env_id,
+            episode=event.episode,
+            arm=data.get("arm", ""),
+            policy=data.get("policy", ""),
+            seed=data.get("seed", 0),
+            epochs=data.get("epochs", 0),
+            status=data.get("status", ""),
+            host_parameters=data.get("host_parameters", 0),
+            total_parameters=data.get("total_parameters", 0),
+            seconds=data.get("seconds", 0.0),
+            seeds_kept=sum(seed.get("stage") == "FOSSILIZED" for seed in data.get("seeds", ())),
+            validation_metric=data.get("validation_metric"),
+            test_metric=data.get("test_metric"),
+            total_macs=data.get("total_macs"),
+        )
+    )
+    if len(state.leaderboard) >= 2 * LEADERS:
+        state.leaderboard.sort(key=lambda row: standing(row, state.run.higher_is_better))
+        del state.leaderboard[LEADERS:]
+
+
+def standing(row: EpisodeRow, higher_is_better: bool) -> tuple[Any, ...]:
+    """Sort key of the leaderboard: best test metric first, then validation; unmeasured and NaN last."""
+    keys: list[Any] = []
+    for value in (row.test_metric, row.validation_metric):
+        known = value is not None and not math.isnan(value)
+        keys += [not known, (-value if higher_is_better else value) if known and value is not None else 0.0]
+    return (*keys, row.env_id if row.env_id is not None else -1, row.episode if row.episode is not None else -1)
+
+
+def epoch_completed(state: RunState, event: TelemetryEvent) -> None:
+    """The commit barrier of an epoch: facts, curves, slots, and the anomaly score that follows from them."""
+    environment = environment_of(state, event)
+    if environment is None:
+        state.unplaced += 1
+        return
+    data, epoch = event.data, event.epoch
+    state.epochs_done += 1
+    environment.epoch = epoch
+    environment.arm = data.get("arm", environment.arm)
+    _pace(environment, event.timestamp)
+    measure(environment.facts, data, EPOCH_FACTS, event)
+    environment.non_finite = [
+        name for name in EPOCH_FACTS if isinstance(value := data.get(name), float) and not math.isfinite(value)
+    ]
+    if epoch is not None:
+        _curves(state, environment, epoch, event)
+    _slots(state, environment, event)
+    step = data.get("train_ms")
+    if step is not None and math.isfinite(step):
+        typical = state.typical_train_ms
+        # Steps up are smaller than steps down, so that this settles near the lower fifth whatever the order.
+        state.typical_train_ms = step if typical is None else typical * (1.05 if step > typical else 0.8)
+    anomaly.update(state, environment)
+
+
+def _pace(environment: EnvironmentFold, now: float | None) -> None:
+    before = environment.last_epoch_time
+    environment.last_epoch_time = now
+    if now is not None and before is not None and now >= before:
+        pace = environment.epoch_seconds
+        environment.epoch_seconds = now - before if pace is None else 0.8 * pace + 0.2 * (now - before)
+
+
+def _curves(state: RunState, environment: EnvironmentFold, epoch: int, event: TelemetryEvent) -> None:
+    loss, metric = event.data.get("validation_loss"), event.data.get("validation_metric")
+    if loss is not None:
+        environment.loss.add(epoch, loss)
+    if metric is None:
+        return
+    metric, before = float(metric), environment.metric.last
+    environment.metric.add(epoch, metric)
+    if not math.isfinite(metric):
+        return
+    if environment.first_metric is None:
+        environment.first_metric = metric
+    if before is not None and math.isfinite(before):
+        change = abs(metric - before)
+        environment.wobble = change if environment.wobble is None else 0.8 * environment.wobble + 0.2 * change
+    best = environment.best
+    better = best is None or (metric > best.value if state.run.higher_is_better else metric < best.value)  # type: ignore[operator]
+    if better:
+        environment.best = Measured(metric, epoch, event.timestamp)
+
+
+def _slots(state: RunState, environment: EnvironmentFold, event: TelemetryEvent) -> None:
+    data, epoch, time = event.data, event.epoch, event.timestamp
+    for name, stage in data.get("stages", {}).items():
+        slot = slot_in(state, environment, name)
+        if slot.stage != stage:
+            set_stage(slot, stage, epoch)
+    for name, alpha in data.get("alphas", {}).items():
+        seed = slot_in(state, environment, name).seed
+        if seed is not None:
+            seed.facts["alpha"] = Measured(alpha, epoch, time)
+            if epoch is not None:
+                seed.alpha.add(epoch, alpha)
+    for key, fact in (
+        ("seed_gradient_norm_ratios", "seed_gradient_norm_ratio"),
+        ("gradient_healths", "gradient_health"),
+    ):
+        for name, value in data.get(key, {}).items():
+            seed = slot_in(state, environment, name).seed
+            if seed is not None:
+                seed.facts[fact] = Measured(value, epoch, time)
+
+
+def command_issued(state: RunState, event: TelemetryEvent) -> None:
+    """A policy asked for something, with its reason."""
+    environment, data = environment_of(state, event), event.data
+    op = data.get("op", "")
+    state.op_counts[op] = state.op_counts.get(op, 0) + 1
+    if environment is None:
+        state.unplaced += 1
+        return
+    environment.actions.append(
+        ActionRecord(
+            op=op,
+            outcome="issued",
+            epoch=event.epoch,
+            time=event.timestamp,
+            slot=data.get("slot", event.slot_id),
+            blueprint=data.get("blueprint"),
+            reason=data.get("reason"),
+            evidence=dict(data.get("evidence", {})),
+        )
+    )
+    environment.actions_seen += 1
+    trim(environment.actions, ACTIONS)
+
+
+def command_settled(state: RunState, event: TelemetryEvent) -> None:
+    """What became of the newest open command of the same op and slot."""
+    outcome = "executed" if event.event_type is T.COMMAND_EXECUTED else "failed"
+    state.op_outcomes[outcome] = state.op_outcomes.get(outcome, 0) + 1
+    environment, data = environment_of(state, event), event.data
+    if environment is None:
+        state.unplaced += 1
+        return
+    op, slot = data.get("op", ""), data.get("slot", event.slot_id)
+    for record in reversed(environment.actions):
+        if record.outcome == "issued" and record.op == op and record.slot == slot:
+            break
+    else:
+        record = ActionRecord(op=op, outcome=outcome, epoch=event.epoch, time=event.timestamp, slot=slot)
+        environment.actions.append(record)
+        environment.actions_seen += 1
+        trim(environment.actions, ACTIONS)
+    record.outcome, record.why_not = outcome, data.get("why_not")
+
+
+def model_exported(state: RunState, event: TelemetryEvent) -> None:
+    """The grown model was written."""
+    state.run.exported = event
+
+
+def analytics(state: RunState, event: TelemetryEvent) -> None:
+    """A diagnostic snapshot of one environment."""
+    environment = environment_of(state, event)
+    if environment is None:
+        state.unplaced += 1
+        return
+    if event.data.get("kind") == "diagnostic_snapshot":
+        environment.diagnostics = event.data.get("snapshot", {})
+        environment.diagnostics_epoch = event.epoch
+
+
+def compute_spent(state: RunState, event: TelemetryEvent) -> None:
+    """Multiply-accumulates since the episode began."""
+    environment = environment_of(state, event)
+    if environment is None:
+        state.unplaced += 1
+        return
+    measure(environment.compute, event.data, (name for name in event.data if name != "arm"), event)
+
+
+def _governor(state: RunState, event: TelemetryEvent) -> EnvironmentFold | None:
+    state.governor.append(event)
+    trim(state.governor, GOVERNOR)
+    environment = environment_of(state, event)
+    if environment is not None and event.data.get("device") is not None:
+        environment.device = event.data["device"]
+    return environment
+
+
+def governor_snapshot(state: RunState, event: TelemetryEvent) -> None:
+    """A last-known-good state was kept."""
+    environment = environment_of(state, event)
+    if environment is not None:
+        measure(environment.facts, {"last_good_epoch": event.data.get("of_epoch")}, ("last_good_epoch",), event)
+
+
+def governor_panic(state: RunState, event: TelemetryEvent) -> None:
+    """Vital signs failed."""
+    environment = _governor(state, event)
+    if environment is not None:
+        if event.epoch is not None:
+            environment.panics.append(event.epoch)
+            trim(environment.panics, 16)
+        anomaly.update(state, environment)
+
+
+def governor_rollback(state: RunState, event: TelemetryEvent) -> None:
+    """The environment went back to a good state; its curves keep what really happened."""
+    environment = _governor(state, event)
+    if environment is not None:
+        environment.rollbacks = max(environment.rollbacks, event.data.get("rollbacks", 0))
+        anomaly.update(state, environment)
+
+
+def checkpoint(state: RunState, event: TelemetryEvent) -> None:
+    """Saved or loaded."""
+    state.run.checkpoint = event
+
+
+def dropped(state: RunState, event: TelemetryEvent) -> None:
+    """A sink lost events."""
+    data = event.data
+    key = (data.get("sink", ""), data.get("event_type", ""), data.get("reason", ""))
+    for record in state.drops:
+        if (record.sink, record.event_type, record.reason) == key:
+            record.count += data.get("count", 0)
+            record.time = event.timestamp
+            return
+    state.drops.append(DropRecord(*key, count=data.get("count", 0), time=event.timestamp))
+
+
+def level_set(state: RunState, event: TelemetryEvent) -> None:
+    """How much this run says."""
+    state.run.level, state.run.lifecycle_only = event.data.get("level"), bool(event.data.get("lifecycle_only"))
+    state.run.suppressed = list(event.data.get("suppressed", ()))
+
+
+def newer_schema(state: RunState, event: TelemetryEvent) -> None:
+    """Say once that the journal is newer than this Overwatch; what it understands is still shown."""
+    if not any(record.kind == "newer_schema" for record in state.damage):
+        text = f"the journal has schema {event.schema}, newer than this Overwatch knows; some of it may be missing here"
+        state.damage.append(DamageRecord("newer_schema", text))

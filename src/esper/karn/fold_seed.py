@@ -1,0 +1,234 @@
+"""Folds of a seed's life: stages, gates, alpha, contribution."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from esper.karn.fold_common import environment_of, measure, measure_aged, retire, seed_of, slot_of, trim
+from esper.karn.state import BlueprintCount, GateRecord, RunState, SeedFold, SlotFold, Span, VetoRecord
+from esper.leyline import SeedStage, TelemetryEvent
+
+NOW: Final = ("alpha", "parameters", "isolation_violations", "has_vanishing", "has_exploding")
+"""Health fields that are as old as the event that carries them."""
+
+AGED: Final = ("seed_gradient_norm_ratio", "gradient_health", "removal_cost", "probe_gain")
+"""Health fields with a companion epoch."""
+
+CONTRIBUTION: Final = (
+    "removal_cost",
+    "removal_cost_se",
+    "removal_cost_loss",
+    "removal_cost_loss_se",
+    "probe_gain",
+    "probe_gain_se",
+    "probe_gain_loss",
+    "probe_gain_loss_se",
+    "shapley",
+    "examples",
+)
+ROW_CONTRIBUTION: Final = ("all_off_metric", "all_off_loss", "interaction")
+
+SPANS = 32
+RECENT = 32
+EMPTY: Final = frozenset({SeedStage.DORMANT.name, SeedStage.EMBARGOED.name, SeedStage.RESETTING.name})
+"""Stages in which a slot holds nothing and remembers its last seed as past."""
+
+
+def germinated(state: RunState, event: TelemetryEvent) -> None:
+    """A seed appears in the slot."""
+    slot = slot_of(state, event)
+    if slot is None:
+        return
+    data = event.data
+    seed = seed_of(slot, event)
+    if seed is None:
+        seed = slot.seed = SeedFold(event.seed_id or "")
+        slot.seeds_seen += 1
+    seed.blueprint = data.get("blueprint")
+    seed.germinated_epoch = event.epoch
+    seed.incubation, seed.blend = data.get("incubation"), data.get("blend")
+    seed.tempo, seed.alpha_target = data.get("tempo"), data.get("alpha_target")
+    _health(seed, event)
+    _census(state, seed).germinated += 1
+    if slot.gate is not None and slot.gate.gate == "G0":
+        seed.gates.setdefault("G0", slot.gate)
+
+
+def gate_evaluated(state: RunState, event: TelemetryEvent) -> None:
+    """Keep the last evaluation of each gate, with every check."""
+    slot, environment = slot_of(state, event), environment_of(state, event)
+    if slot is None or environment is None:
+        return
+    data = event.data
+    gate, passed = str(data.get("gate")), bool(data.get("passed"))
+    seed = None if gate == "G0" else seed_of(slot, event)
+    before = seed.gates.get(gate) if seed is not None else None
+    record = GateRecord(
+        gate=gate,
+        passed=passed,
+        target_stage=data.get("target_stage", ""),
+        message=data.get("message", ""),
+        checks=data.get("checks", []),
+        failed=data.get("checks_failed", []),
+        epoch=event.epoch,
+        time=event.timestamp,
+        evaluations=1 if before is None else before.evaluations + 1,
+        failures=(0 if before is None else before.failures) + (not passed),
+    )
+    slot.gate = record
+    if seed is not None:
+        seed.gates[gate] = record
+        _health(seed, event)
+    if not passed:
+        blueprint = data.get("blueprint") or (seed.blueprint if seed is not None else None)
+        if blueprint is not None:
+            _blueprint(state, blueprint).refused += 1
+        if event.epoch is not None:
+            environment.gate_failures.append(event.epoch)
+            trim(environment.gate_failures, RECENT)
+
+
+def stage_changed(state: RunState, event: TelemetryEvent) -> None:
+    """Move the slot, and close the stretch it spent in its last stage."""
+    slot = slot_of(state, event)
+    if slot is None:
+        return
+    to = str(event.data.get("to"))
+    seed = seed_of(slot, event) if to not in EMPTY else slot.seed
+    if seed is not None:
+        _health(seed, event)
+    set_stage(slot, to, event.epoch)
+
+
+def set_stage(slot: SlotFold, stage: str, epoch: int | None) -> None:
+    """Record that the slot is in ``stage`` from ``epoch`` on; a slot that became empty keeps its seed as past."""
+    if slot.stage == stage:
+        return
+    slot.stage = stage
+    if epoch is not None:
+        if slot.spans and slot.spans[-1].until is None:
+            slot.spans[-1].until = epoch
+        slot.spans.append(Span(stage, epoch, seed_id=slot.seed.seed_id if slot.seed is not None else None))
+        trim(slot.spans, SPANS)
+    if stage in EMPTY:
+        retire(slot)
+
+
+def alpha_retargeted(state: RunState, event: TelemetryEvent) -> None:
+    """A ramp began."""
+    seed = _seed(state, event)
+    if seed is not None:
+        seed.alpha_target = event.data.get("alpha_target")
+        seed.tempo, seed.blend = event.data.get("tempo"), event.data.get("blend")
+        _health(seed, event)
+
+
+def fossilized(state: RunState, event: TelemetryEvent) -> None:
+    """The seed is kept for good."""
+    seed = _seed(state, event)
+    if seed is None:
+        return
+    _health(seed, event)
+    measure(seed.facts, event.data, ("removal_cost_se", "removal_cost_loss"), event)
+    seed.end_stage, seed.end_epoch = SeedStage.FOSSILIZED.name, event.epoch
+    _census(state, seed).fossilized += 1
+
+
+def pruned(state: RunState, event: TelemetryEvent) -> None:
+    """The seed is gone; its reason stays."""
+    seed, environment = _seed(state, event), environment_of(state, event)
+    if environment is not None and event.epoch is not None:
+        environment.prunes.append(event.epoch)
+        trim(environment.prunes, RECENT)
+    if seed is None:
+        return
+    _health(seed, event)
+    seed.end_stage, seed.end_epoch = SeedStage.PRUNED.name, event.epoch
+    seed.end_reason, seed.end_by = event.data.get("reason"), event.data.get("by")
+    _census(state, seed).pruned += 1
+
+
+def vetoed(state: RunState, event: TelemetryEvent) -> None:
+    """A move that was not made."""
+    if event.data.get("by") == "governor":
+        state.governor.append(event)
+        trim(state.governor, GOVERNOR)
+    slot = slot_of(state, event)
+    seed = seed_of(slot, event) if slot is not None else None
+    if seed is not None:
+        _health(seed, event)
+        seed.veto = VetoRecord(
+            event.data.get("target_stage", ""),
+            event.data.get("by", ""),
+            event.data.get("reason", ""),
+            event.epoch,
+            event.timestamp,
+        )
+
+
+def isolation_violation(state: RunState, event: TelemetryEvent) -> None:
+    """Gradient leaked to the host through the seed."""
+    seed = _seed(state, event)
+    if seed is not None:
+        _health(seed, event)
+        measure(seed.facts, event.data, ("host_gradient_norm",), event)
+        if (violations := event.data.get("violations")) is not None:
+            measure(seed.facts, {"isolation_violations": violations}, ("isolation_violations",), event)
+
+
+def counterfactual(state: RunState, event: TelemetryEvent) -> None:
+    """What the metric loses without the seed, and what all seeds are worth together."""
+    environment = environment_of(state, event)
+    if environment is not None:
+        measure(environment.facts, event.data, ROW_CONTRIBUTION, event)
+        if event.slot_id is None:
+            return
+    seed = _seed(state, event)
+    if seed is None:
+        return
+    data = event.data
+    measure(seed.facts, data, CONTRIBUTION, event)
+    seed.unavailable = None
+    value = data.get("removal_cost", data.get("probe_gain"))
+    if value is not None and event.epoch is not None:
+        seed.contribution.add(event.epoch, value)
+
+
+def counterfactual_unavailable(state: RunState, event: TelemetryEvent) -> None:
+    """Nothing was measured, and why."""
+    if event.slot_id is None and event.env_id is not None:
+        return
+    seed = _seed(state, event)
+    if seed is not None:
+        reason: str = event.data.get("reason", "")
+        seed.unavailable = VetoRecord("", event.data.get("detail", ""), reason, event.epoch, event.timestamp)
+
+
+GOVERNOR = 100
+"""Newest governor events kept."""
+
+
+def _seed(state: RunState, event: TelemetryEvent) -> SeedFold | None:
+    slot = slot_of(state, event)
+    return None if slot is None else seed_of(slot, event)
+
+
+def _health(seed: SeedFold, event: TelemetryEvent) -> None:
+    data: dict[str, Any] = event.data
+    measure(seed.facts, data, NOW, event)
+    measure_aged(seed.facts, data, AGED, event)
+    if "blueprint" in data:
+        seed.blueprint = data["blueprint"]
+    if "parameters" in data:
+        seed.parameters = data["parameters"]
+
+
+def _census(state: RunState, seed: SeedFold) -> BlueprintCount:
+    return _blueprint(state, seed.blueprint or "unknown")
+
+
+def _blueprint(state: RunState, name: str) -> BlueprintCount:
+    count = state.census.get(name)
+    if count is None:
+        count = state.census[name] = BlueprintCount()
+    return count

@@ -1,0 +1,316 @@
+"""What Overwatch knows of a run: plain data, folded from events alone (:mod:`esper.karn.aggregator`).
+
+Nothing here reads a clock. A key or field that was never measured is missing or ``None``; every measured one carries
+the epoch and the time of its measurement.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from esper.karn.series import Series
+from esper.leyline import TelemetryEvent
+
+STATE_VERSION = 1
+"""Raised whenever the structs below change, so that stored keyframes of another version are not used."""
+
+Value = float | int | bool | str
+
+
+class Measured(msgspec.Struct, array_like=True, gc=False, frozen=True):
+    """A value, the epoch it was measured in and the wall clock then; ``None`` = of unknown age."""
+
+    value: Value
+    epoch: int | None = None
+    time: float | None = None
+
+
+Facts = dict[str, Measured]
+"""Name of a measured field (as in the payload) -> its newest value. What was never measured has no entry."""
+
+
+class Span(msgspec.Struct, array_like=True, gc=False):
+    """A stretch of epochs that a slot spent in one stage; ``until`` is ``None`` while it lasts."""
+
+    stage: str
+    since: int
+    until: int | None = None
+    seed_id: str | None = None
+
+
+class GateRecord(msgspec.Struct, omit_defaults=True):
+    """The last evaluation of one gate."""
+
+    gate: str
+    passed: bool
+    target_stage: str
+    message: str
+    checks: list[dict[str, Any]]
+    failed: list[str]
+    epoch: int | None = None
+    time: float | None = None
+    evaluations: int = 1
+    failures: int = 0
+
+
+class VetoRecord(msgspec.Struct, omit_defaults=True):
+    """A move that was not made."""
+
+    target_stage: str
+    by: str
+    reason: str
+    epoch: int | None = None
+    time: float | None = None
+
+
+class SeedFold(msgspec.Struct, omit_defaults=True):
+    """One seed of one slot."""
+
+    seed_id: str
+    blueprint: str | None = None
+    germinated_epoch: int | None = None
+    incubation: str | None = None
+    blend: str | None = None
+    tempo: int | None = None
+    alpha_target: float | None = None
+    parameters: int | None = None
+    facts: Facts = {}
+    gates: dict[str, GateRecord] = {}
+    alpha: Series = msgspec.field(default_factory=Series)
+    contribution: Series = msgspec.field(default_factory=Series)
+    unavailable: VetoRecord | None = None
+    """Why the last counterfactual could not be computed, when the last one could not."""
+    veto: VetoRecord | None = None
+    end_stage: str | None = None
+    end_reason: str | None = None
+    end_by: str | None = None
+    end_epoch: int | None = None
+
+
+class SlotFold(msgspec.Struct, omit_defaults=True):
+    """One slot: its stage, the seed in it, and those that were."""
+
+    slot_id: str
+    stage: str | None = None
+    seed: SeedFold | None = None
+    past: list[SeedFold] = []
+    seeds_seen: int = 0
+    spans: list[Span] = []
+    gate: GateRecord | None = None
+    """Last gate evaluated in this slot, also of a seed that was never built (G0)."""
+
+
+class ActionRecord(msgspec.Struct, omit_defaults=True):
+    """One command and what became of it: ``issued``, ``executed`` or ``failed``."""
+
+    op: str
+    outcome: str
+    epoch: int | None = None
+    time: float | None = None
+    slot: str | None = None
+    blueprint: str | None = None
+    reason: str | None = None
+    why_not: str | None = None
+    evidence: dict[str, float] = {}
+
+
+class FactorRecord(msgspec.Struct, omit_defaults=True):
+    """One named part of an anomaly score: ``weight * level``, with what was measured against what."""
+
+    name: str
+    measured: float
+    threshold: float
+    weight: float
+    level: float
+    """How far past the threshold, in [0, 1]."""
+    unit: str = ""
+
+
+class AnomalyFold(msgspec.Struct, omit_defaults=True):
+    """Score of an environment and the steadied one that orders the board."""
+
+    score: float = 0.0
+    rank: float = 0.0
+    calmer: int = 0
+    """Own epochs in a row in which the score was clearly below ``rank``."""
+    factors: list[FactorRecord] = []
+
+
+class EnvironmentFold(msgspec.Struct, omit_defaults=True):
+    """One environment: a growing host in its current episode."""
+
+    env_id: int
+    arm: str | None = None
+    policy: str | None = None
+    device: str | None = None
+    seed: int | None = None
+    episode: int | None = None
+    epoch: int | None = None
+    max_epochs: int | None = None
+    status: str = "running"
+    """``running``, or the status of the episode's end event."""
+    host_parameters: int | None = None
+    facts: Facts = {}
+    non_finite: list[str] = []
+    """Names of the fields that were NaN or infinite in the last epoch."""
+    metric: Series = msgspec.field(default_factory=Series)
+    loss: Series = msgspec.field(default_factory=Series)
+    first_metric: float | None = None
+    best: Measured | None = None
+    wobble: float | None = None
+    """Moving average of the absolute change of the metric from epoch to epoch."""
+    slots: dict[str, SlotFold] = {}
+    actions: list[ActionRecord] = []
+    actions_seen: int = 0
+    prunes: list[int] = []
+    """Epochs of the newest prunes."""
+    gate_failures: list[int] = []
+    panics: list[int] = []
+    rollbacks: int = 0
+    compute: Facts = {}
+    diagnostics: dict[str, Any] = {}
+    diagnostics_epoch: int | None = None
+    anomaly: AnomalyFold = msgspec.field(default_factory=AnomalyFold)
+    last_time: float | None = None
+    epoch_seconds: float | None = None
+    """Moving average of the wall time from one epoch's end to the next."""
+    last_epoch_time: float | None = None
+    version: int = 0
+    """Events folded into this environment; a cache key for faces."""
+
+
+class RunFold(msgspec.Struct, omit_defaults=True):
+    """The run itself."""
+
+    run_id: str | None = None
+    kind: str | None = None
+    task: str | None = None
+    policy: str | None = None
+    metric_name: str | None = None
+    metric_unit: str = ""
+    higher_is_better: bool = True
+    chance: float | None = None
+    slots: list[str] = []
+    """In network order, with any the events named besides."""
+    blueprints: list[str] = []
+    episodes: int | None = None
+    envs: int | None = None
+    max_epochs: int | None = None
+    device: str | None = None
+    threads: int | None = None
+    examples: dict[str, int] = {}
+    host_parameters: int | None = None
+    started: float | None = None
+    resumed: int = 0
+    end_status: str | None = None
+    end_reason: str | None = None
+    end_time: float | None = None
+    end_seconds: float | None = None
+    level: str | None = None
+    lifecycle_only: bool = False
+    suppressed: list[str] = []
+    checkpoint: TelemetryEvent | None = None
+    """The last save or load of a checkpoint."""
+    exported: TelemetryEvent | None = None
+
+
+class BlueprintCount(msgspec.Struct, omit_defaults=True):
+    """What became of the seeds of one blueprint, over the whole run."""
+
+    germinated: int = 0
+    fossilized: int = 0
+    pruned: int = 0
+    refused: int = 0
+    """Failed evaluations of any gate."""
+
+
+class EpisodeRow(msgspec.Struct, omit_defaults=True):
+    """A finished episode, for the leaderboard."""
+
+    env_id: int | None
+    episode: int | None
+    arm: str
+    policy: str
+    seed: int
+    epochs: int
+    status: str
+    host_parameters: int
+    total_parameters: int
+    seconds: float
+    seeds_kept: int
+    validation_metric: float | None = None
+    test_metric: float | None = None
+    total_macs: int | None = None
+
+
+class DropRecord(msgspec.Struct, omit_defaults=True):
+    """Events that a sink lost, added up."""
+
+    sink: str
+    event_type: str
+    reason: str
+    count: int
+    time: float | None = None
+
+
+class ProducerFold(msgspec.Struct, omit_defaults=True):
+    """Position of one producer; a jump of ``seq`` is a loss."""
+
+    last_seq: int = -1
+    missing: int = 0
+
+
+class DamageRecord(msgspec.Struct, omit_defaults=True):
+    """Something wrong with the journal itself, in words."""
+
+    kind: str
+    """``torn_tail``, ``damaged``, ``superseded``, ``newer_schema`` or ``replaced``."""
+    text: str
+    file: str | None = None
+    offset: int | None = None
+
+
+class RunState(msgspec.Struct, omit_defaults=True):
+    """Everything, from the first event to the last one folded."""
+
+    version: int = STATE_VERSION
+    events: int = 0
+    first_time: float | None = None
+    last_time: float | None = None
+    run: RunFold = msgspec.field(default_factory=RunFold)
+    environments: dict[int, EnvironmentFold] = {}
+    producers: dict[str, ProducerFold] = {}
+    pulse: Facts = {}
+    op_counts: dict[str, int] = {}
+    op_outcomes: dict[str, int] = {}
+    census: dict[str, BlueprintCount] = {}
+    episodes_ended: int = 0
+    epochs_done: int = 0
+    arms: list[str] = []
+    leaderboard: list[EpisodeRow] = []
+    feed: list[TelemetryEvent] = []
+    alarms: list[TelemetryEvent] = []
+    """Warnings and worse, kept longer than the feed."""
+    governor: list[TelemetryEvent] = []
+    drops: list[DropRecord] = []
+    damage: list[DamageRecord] = []
+    unplaced: int = 0
+    """Events about an environment or a slot that did not say which."""
+    typical_train_ms: float | None = None
+    """About the lower fifth of the training times per epoch of all environments."""
+
+
+def encode(state: RunState) -> bytes:
+    """The state as bytes (msgpack, which keeps NaN and infinities); the same state gives the same bytes."""
+    return _ENCODER.encode(state)
+
+
+def decode(data: bytes) -> RunState:
+    """Undo of :func:`encode`. Raises ``msgspec.ValidationError`` on another shape."""
+    return _DECODER.decode(data)
+
+
+_ENCODER = msgspec.msgpack.Encoder()
+_DECODER = msgspec.msgpack.Decoder(RunState)
