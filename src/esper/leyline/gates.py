@@ -45,3 +45,6 @@ class GateResult:
     score: float
     message: str
     checks: tuple[GateCheck, ...] = ()
+
+    def __bool__(self) -> bool:
+        return self.passed

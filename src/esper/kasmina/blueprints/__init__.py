@@ -1,0 +1,9 @@
+"""Blueprints: the kinds of seed that can be grown, by name and layout."""
+
+from esper.kasmina.blueprints import convolution as _convolution  # registers its family
+from esper.kasmina.blueprints import features as _features
+from esper.kasmina.blueprints.registry import ENTRY_POINTS, Blueprint, add, build, get, names, register
+
+__all__ = ["ENTRY_POINTS", "Blueprint", "add", "build", "get", "names", "register"]
+
+del _convolution, _features

@@ -1,0 +1,110 @@
+"""Seeds for convolutional features, 1-D (``NCL``) and 2-D (``NCHW``): one family, one more axis.
+
+Each is ``h + f(h)`` with a zero-initialised last layer, hence the identity at birth. A GroupNorm in front of the
+activation keeps what the newborn's first steps do in proportion to the host's feature.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from torch import nn
+
+from esper.kasmina.blueprints.modules import Residual, SqueezeExcite, zero_init
+from esper.kasmina.blueprints.registry import register
+from esper.kasmina.layout import SPATIAL_DIMENSIONS, Layout
+
+_CONVOLUTION = {1: nn.Conv1d, 2: nn.Conv2d}
+_MOST_GROUPS = 8
+
+
+def groups(channels: int) -> int:
+    """Groups of the GroupNorm: the most, up to 8, that divide ``channels`` and leave two channels in each."""
+    return max(n for n in range(1, _MOST_GROUPS + 1) if channels % n == 0 and (n == 1 or channels // n > 1))
+
+
+def _hidden(channels: int) -> int:
+    return max(1, channels // 4)
+
+
+def _conv(layout: Layout, channels: tuple[int, int], kernel: int, *, depthwise: bool = False, bias: bool) -> nn.Module:
+    kind = _CONVOLUTION[SPATIAL_DIMENSIONS[layout]]
+    inputs, outputs = channels
+    module: nn.Module = kind(inputs, outputs, kernel, padding=kernel // 2, groups=inputs if depthwise else 1, bias=bias)
+    return module
+
+
+def _norm(channels: int) -> nn.Module:
+    return nn.GroupNorm(groups(channels), channels)
+
+
+def _pointwise(channels: int, layout: Layout) -> nn.Module:
+    """Mixes channels."""
+    return Residual(zero_init(_conv(layout, (channels, channels), 1, bias=True)))
+
+
+def _spatial(channels: int, layout: Layout, *, kernel: int, depthwise: bool) -> nn.Module:
+    """Looks at neighbours, then mixes channels."""
+    return Residual(
+        _conv(layout, (channels, channels), kernel, depthwise=depthwise, bias=False),
+        _norm(channels),
+        nn.ReLU(),
+        zero_init(_conv(layout, (channels, channels), 1, bias=True)),
+    )
+
+
+def _bottleneck(channels: int, layout: Layout) -> nn.Module:
+    """Down to a quarter of the channels, 3-wide convolution, and up again (He et al., 2016)."""
+    hidden = _hidden(channels)
+    return Residual(
+        _conv(layout, (channels, hidden), 1, bias=False),
+        _norm(hidden),
+        nn.ReLU(),
+        _conv(layout, (hidden, hidden), 3, bias=False),
+        _norm(hidden),
+        nn.ReLU(),
+        zero_init(_conv(layout, (hidden, channels), 1, bias=True)),
+    )
+
+
+def _stack(channels: int, layout: Layout) -> nn.Module:
+    """Two full 3-wide convolutions and a channel mixer."""
+    return Residual(
+        *(
+            module
+            for _ in range(2)
+            for module in (_conv(layout, (channels, channels), 3, bias=False), _norm(channels), nn.ReLU())
+        ),
+        zero_init(_conv(layout, (channels, channels), 1, bias=True)),
+    )
+
+
+def _register_spatial(name: str, layout: Layout, *, kernel: int, depthwise: bool) -> None:
+    taps: int = kernel ** SPATIAL_DIMENSIONS[layout]
+
+    def parameters(c: int) -> int:
+        return c * (1 if depthwise else c) * taps + 2 * c + c * c + c
+
+    register(name, (layout,), parameters)(partial(_spatial, kernel=kernel, depthwise=depthwise))
+
+
+def _register(layout: Layout) -> None:
+    d = SPATIAL_DIMENSIONS[layout]
+    family = partial(register, layouts=(layout,))
+    family("norm", parameters=lambda c: 2 * c)(lambda c, _: Residual(zero_init(_norm(c))))
+    family("pointwise", parameters=lambda c: c * c + c)(_pointwise)
+    for kernel in (3, 5):
+        _register_spatial(f"depthwise{kernel}", layout, kernel=kernel, depthwise=True)
+    for kernel in (3, 5, 7):
+        _register_spatial(f"conv{kernel}", layout, kernel=kernel, depthwise=False)
+    family("bottleneck", parameters=lambda c: 2 * c * _hidden(c) + c + _hidden(c) ** 2 * 3**d + 4 * _hidden(c))(
+        _bottleneck
+    )
+    family("squeeze_excite", parameters=lambda c: 2 * c * _hidden(c) + c + _hidden(c))(
+        lambda c, _: SqueezeExcite(c, _hidden(c))
+    )
+    family("conv3x2", parameters=lambda c: 2 * (c * c * 3**d + 2 * c) + c * c + c)(_stack)
+
+
+for _layout in SPATIAL_DIMENSIONS:
+    _register(_layout)

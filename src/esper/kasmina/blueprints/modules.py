@@ -1,0 +1,84 @@
+"""The seeds' own modules. They need nothing but torch, so that an exported model can carry this file as it is.
+
+Suffixes: B batch, T time, C channels, H heads, D width of a head.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class Residual(nn.Module):
+    """``h + body(h)``, the identity while the last layer of ``body`` is zero."""
+
+    def __init__(self, *body: nn.Module) -> None:
+        super().__init__()
+        self.body = nn.Sequential(*body)
+
+    def forward(self, h: Tensor) -> Tensor:
+        """Any shape that ``body`` keeps."""
+        out: Tensor = h + self.body(h)
+        return out
+
+
+class SqueezeExcite(nn.Module):
+    """Channel attention: each channel is scaled by ``1 + tanh(W2 relu(W1 mean(h)))``, 1 while ``W2`` is zero.
+
+    Hu, Shen and Sun (2018), "Squeeze-and-excitation networks", with a gate that can start at the identity. The mean
+    is over the axes behind the channels, so there is none for ``[batch, channels]``.
+    """
+
+    def __init__(self, channels: int, hidden: int) -> None:
+        super().__init__()
+        self.squeeze = nn.Linear(channels, hidden)
+        self.excite = zero_init(nn.Linear(hidden, channels))
+
+    def forward(self, h: Tensor) -> Tensor:
+        """``h``: ``[batch, channels, ...]``."""
+        pooled = h.flatten(2).mean(2) if h.dim() > 2 else h
+        gate = 1.0 + torch.tanh(self.excite(F.relu(self.squeeze(pooled))))
+        return h * gate.reshape(gate.shape + (1,) * (h.dim() - 2))
+
+
+class CausalDepthwise(nn.Module):
+    """Depthwise convolution over time that looks back only, for ``[batch, time, channels]``."""
+
+    def __init__(self, channels: int, kernel: int) -> None:
+        super().__init__()
+        self.kernel = kernel
+        self.convolution = nn.Conv1d(channels, channels, kernel, groups=channels)
+
+    def forward(self, h_BTC: Tensor) -> Tensor:
+        """The value at time t depends on times t - kernel + 1 to t."""
+        padded = F.pad(h_BTC.transpose(1, 2), (self.kernel - 1, 0))
+        out: Tensor = self.convolution(padded).transpose(1, 2)
+        return out
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention; with ``causal`` no position sees a later one."""
+
+    def __init__(self, channels: int, heads: int, causal: bool) -> None:
+        super().__init__()
+        self.heads = heads
+        self.causal = causal
+        self.qkv = nn.Linear(channels, 3 * channels, bias=False)
+        self.out = zero_init(nn.Linear(channels, channels))
+
+    def forward(self, h_BTC: Tensor) -> Tensor:
+        """``h_BTC``: ``[batch, time, channels]``."""
+        batch, time, channels = h_BTC.shape
+        qkv = self.qkv(h_BTC).reshape(batch, time, 3, self.heads, channels // self.heads)
+        q_BHTD, k_BHTD, v_BHTD = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        mixed = F.scaled_dot_product_attention(q_BHTD, k_BHTD, v_BHTD, is_causal=self.causal)
+        out: Tensor = self.out(mixed.transpose(1, 2).reshape(batch, time, channels))
+        return out
+
+
+def zero_init(layer: nn.Module) -> nn.Module:
+    """``layer`` with every parameter set to zero."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer

@@ -1,0 +1,116 @@
+"""What can be grown: blueprints by name and layout, our own and third parties'.
+
+A third party adds blueprints by an entry point in the group ``esper.blueprints`` that names a :class:`Blueprint`, or
+gives ``"package.module:ATTRIBUTE"`` wherever a name is asked for.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import entry_points
+from typing import Final
+
+from torch import nn
+
+from esper.kasmina.layout import Layout
+from esper.leyline import UsageError, unknown
+
+ENTRY_POINTS: Final = "esper.blueprints"
+
+Builder = Callable[[int, Layout], nn.Module]
+"""``(channels, layout)`` to a module that maps a feature to one of the same shape."""
+
+
+@dataclass(frozen=True, slots=True)
+class Blueprint:
+    """A kind of seed. The module is the whole of ``seed(h)``, skip connection included."""
+
+    name: str
+    """Lower snake case."""
+    layouts: frozenset[Layout]
+    parameters: Callable[[int], int]
+    """channels -> scalars in all parameters; checked on every build."""
+    builder: Builder
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[a-z][a-z0-9_]*", self.name):
+            raise UsageError(f"blueprint name {self.name!r}; legal: lower_snake_case")
+
+
+_registered: dict[tuple[str, Layout], Blueprint] = {}
+
+
+def add(blueprint: Blueprint) -> None:
+    """Register ``blueprint`` for its layouts. Raises ``UsageError`` where the name is taken."""
+    for layout in sorted(blueprint.layouts):
+        if (blueprint.name, layout) in _registered:
+            raise UsageError(f"blueprint {blueprint.name!r} is registered for layout {layout} already")
+    _registered.update({(blueprint.name, layout): blueprint for layout in blueprint.layouts})
+
+
+def register(name: str, layouts: Iterable[Layout], parameters: Callable[[int], int]) -> Callable[[Builder], Builder]:
+    """Decorator: register a builder under ``name`` for ``layouts``; one name may have one builder per layout."""
+
+    def decorate(builder: Builder) -> Builder:
+        add(Blueprint(name, frozenset(layouts), parameters, builder))
+        return builder
+
+    return decorate
+
+
+def names(layout: Layout) -> tuple[str, ...]:
+    """Registered blueprints that fit ``layout``, in the order of registration."""
+    _load_entry_points()
+    return tuple(name for name, each in _registered if each is layout)
+
+
+def get(name: str, layout: Layout) -> Blueprint:
+    """The blueprint ``name`` (or ``"module:ATTRIBUTE"``) for ``layout``. Raises ``UsageError`` if there is none."""
+    if ":" in name:
+        blueprint = _resolve(name)
+        if layout not in blueprint.layouts:
+            raise UsageError(f"blueprint {name!r} does not fit layout {layout}; it fits {', '.join(blueprint.layouts)}")
+        return blueprint
+    if (name, layout) not in _registered:
+        _load_entry_points()
+    if (name, layout) not in _registered:
+        raise unknown(f"blueprint for layout {layout}", name, names(layout))
+    return _registered[name, layout]
+
+
+def build(name: str, channels: int, layout: Layout) -> nn.Module:
+    """A fresh seed, initialised from torch's global random stream. Raises ``UsageError`` where its declared parameter
+    count is wrong.
+    """
+    blueprint = get(name, layout)
+    module = blueprint.builder(channels, layout)
+    declared = blueprint.parameters(channels)
+    actual = sum(parameter.numel() for parameter in module.parameters())
+    if actual != declared:
+        raise UsageError(f"blueprint {name!r} declares {declared} parameters for {channels} channels and has {actual}")
+    return module
+
+
+def _resolve(reference: str) -> Blueprint:
+    module, _, attribute = reference.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise UsageError(f"blueprint {reference!r} cannot be loaded: {error}") from error
+    return _as_blueprint(found, reference)
+
+
+def _as_blueprint(found: object, reference: str) -> Blueprint:
+    if not isinstance(found, Blueprint):
+        raise UsageError(f"{reference!r} is a {type(found).__name__}; legal: an esper.kasmina.blueprints.Blueprint")
+    return found
+
+
+@cache
+def _load_entry_points() -> None:
+    for point in entry_points(group=ENTRY_POINTS):
+        add(_as_blueprint(point.load(), point.value))

@@ -1,0 +1,187 @@
+"""Gates: pure functions of a seed's state and of thresholds. They decide; :class:`SeedSlot` moves.
+
+A check whose evidence is missing fails as ``<id>_not_measured``; a NaN passes no comparison.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Final
+
+from esper.kasmina.birth import Birth
+from esper.kasmina.state import Incubation, SeedState
+from esper.leyline import GATE_FOR, GateCheck, GateLevel, GateResult, Paired, SeedStage, UsageError
+from esper.leyline.gates import Comparison
+
+
+@dataclass(frozen=True, slots=True)
+class GateThresholds:
+    """What a seed must show. Bounds are inclusive unless they say "above"."""
+
+    min_training_epochs: int = 3
+    """G2: epochs in TRAINING."""
+    min_gradient_ratio: float = 0.05
+    """G2: size-corrected gradient norm of the seed over the host's."""
+    min_gradient_health: float = 0.7
+    """G2 and G5: gradient health, in [0, 1]."""
+    max_isolation_violations: int = 0
+    """G2: passes in which gradient reached the host through the isolated seed."""
+    min_holding_epochs: int = 2
+    """G5: epochs in HOLDING."""
+    min_removal_cost: float = 0.5
+    """G5: what the metric must lose without the seed, in the metric's unit."""
+    confidence_z: float = 1.645
+    """G2 and G5: standard errors below the estimate at which a gain must still be above 0 (95 %, one-sided)."""
+    unit: str | None = None
+    """Unit of the metric."""
+
+    def __post_init__(self) -> None:
+        for name in ("min_training_epochs", "max_isolation_violations", "min_holding_epochs", "confidence_z"):
+            if getattr(self, name) < 0:
+                raise UsageError(f"gate threshold {name} is {getattr(self, name)}; it cannot be negative")
+
+
+_COMPARE: Final[MappingProxyType[Comparison, Callable[[Any, Any], bool]]] = MappingProxyType(
+    {
+        ">=": operator.ge,
+        ">": operator.gt,
+        "<=": operator.le,
+        "<": operator.lt,
+        "==": operator.eq,
+        "is": operator.eq,
+    }
+)
+
+
+def check(
+    id: str,
+    measured: float | bool | str | None,
+    comparison: Comparison,
+    threshold: float | bool | str,
+    unit: str | None = None,
+) -> GateCheck:
+    """Compare; nothing measured fails."""
+    passed = measured is not None and _COMPARE[comparison](measured, threshold)
+    return GateCheck(id, measured, comparison, threshold, passed, unit)
+
+
+def verdict(gate: GateLevel | None, checks: Sequence[GateCheck], message: str | None = None) -> GateResult:
+    """Sum up ``checks``; the gate passes when all of them do."""
+    failed = tuple(each.summary() for each in checks if not each.passed)
+    name = gate.name if gate is not None else "move"
+    return GateResult(
+        gate=gate,
+        passed=not failed,
+        checks_passed=tuple(each.summary() for each in checks if each.passed),
+        checks_failed=failed,
+        score=1.0 - len(failed) / len(checks),
+        message=message or (f"{name} failed: {', '.join(failed)}" if failed else f"{name} passed"),
+        checks=tuple(checks),
+    )
+
+
+def evaluate_birth(state: SeedState, birth: Birth, parameter_budget: int | None = None) -> GateResult:
+    """G0: the seed is named, runs, keeps the shape, gives finite numbers, can learn, and fits the budget.
+
+    ``parameter_budget`` is how many parameters this seed may have, ``None`` for any number.
+    """
+    checks = [
+        check("ids", bool(state.seed_id and state.blueprint_id and state.slot_id), "is", True),
+        check("forward", birth.error or "ran", "is", "ran"),
+        check("shape", birth.output_shape, "is", birth.input_shape),
+        check("finite_output", birth.finite, "is", True),
+        check("learning_tensors", birth.learning_tensors, ">=", 1),
+    ]
+    if parameter_budget is not None:
+        checks.append(check("parameters", birth.parameters, "<=", parameter_budget))
+    return verdict(GateLevel.G0, checks)
+
+
+def evaluate_gate(
+    state: SeedState, target: SeedStage, thresholds: GateThresholds | None = None, *, seed_present: bool = True
+) -> GateResult:
+    """The gate before ``target`` (G1, G2, G3 or G5). Raises ``UsageError`` where no such gate stands."""
+    level = GATE_FOR.get(target)
+    if level not in _CHECKS:
+        raise UsageError(f"no gate of a living seed stands before {target.name}")
+    origin, evidence = _CHECKS[level]
+    checks = [
+        check("stage", state.stage.name, "is", origin.name),
+        check("seed_present", seed_present, "is", True),
+        *evidence(state, thresholds or GateThresholds()),
+    ]
+    return verdict(level, checks)
+
+
+def _train(state: SeedState, thresholds: GateThresholds) -> list[GateCheck]:
+    return []
+
+
+def _blend(state: SeedState, thresholds: GateThresholds) -> list[GateCheck]:
+    """G2: the seed has trained long enough, in isolation, with healthy gradients, and would help."""
+    metrics = state.metrics
+    evidence = "removal_cost_loss" if state.incubation is Incubation.GRAFT else "probe_gain_loss"
+    return [
+        check("training_epochs", state.epochs_in_stage, ">=", thresholds.min_training_epochs, "epochs"),
+        *_certain_gain(state, evidence, thresholds),
+        check("gradient_ratio", metrics.seed_gradient_norm_ratio, ">=", thresholds.min_gradient_ratio),
+        check("gradient_health", state.telemetry.gradient_health, ">=", thresholds.min_gradient_health),
+        check("isolation_violations", metrics.isolation_violations, "<=", thresholds.max_isolation_violations),
+    ]
+
+
+def _hold(state: SeedState, thresholds: GateThresholds) -> list[GateCheck]:
+    """G3: the ramp has arrived and the host has survived it."""
+    loss = state.metrics.loss
+    return [
+        check("ramp_step", state.ramp_step, ">=", state.tempo, "epochs"),
+        check("blending_epochs", state.epochs_in_stage, ">=", state.tempo, "epochs"),
+        check("loss_finite", None if loss is None else math.isfinite(loss), "is", True),
+    ]
+
+
+def _fossilize(state: SeedState, thresholds: GateThresholds) -> list[GateCheck]:
+    """G5: without the seed the host would be worse, by enough and with confidence."""
+    cost = state.metrics.removal_cost
+    return [
+        check("holding_epochs", state.epochs_in_stage, ">=", thresholds.min_holding_epochs, "epochs"),
+        check("removal_cost", None if cost is None else cost.value, ">=", thresholds.min_removal_cost, thresholds.unit),
+        *_certain_gain(state, "removal_cost", thresholds, thresholds.unit),
+        *_positive(state, "removal_cost_loss"),
+        check("gradient_health", state.telemetry.gradient_health, ">=", thresholds.min_gradient_health),
+    ]
+
+
+def _certain_gain(state: SeedState, fact: str, thresholds: GateThresholds, unit: str | None = None) -> list[GateCheck]:
+    """The lower confidence bound of ``fact`` is above 0, and the fact is of this stage."""
+    value: Paired | None = getattr(state.metrics, fact)
+    lower = None if value is None else value.lower(thresholds.confidence_z)
+    return [check(f"{fact}_lower", lower, ">", 0.0, unit), *_of_this_stage(state, fact)]
+
+
+def _positive(state: SeedState, fact: str) -> list[GateCheck]:
+    value: Paired | None = getattr(state.metrics, fact)
+    return [check(fact, None if value is None else value.value, ">", 0.0), *_of_this_stage(state, fact)]
+
+
+def _of_this_stage(state: SeedState, fact: str) -> list[GateCheck]:
+    """Evidence from before the stage speaks of another alpha. A slot without a clock has no ages to compare."""
+    if state.stage_epoch is None or getattr(state.metrics, fact) is None:
+        return []
+    return [check(f"{fact}_epoch", getattr(state.metrics, f"{fact}_epoch"), ">=", state.stage_epoch)]
+
+
+_CHECKS: Final[
+    MappingProxyType[GateLevel | None, tuple[SeedStage, Callable[[SeedState, GateThresholds], list[GateCheck]]]]
+] = MappingProxyType(
+    {
+        GateLevel.G1: (SeedStage.GERMINATED, _train),
+        GateLevel.G2: (SeedStage.TRAINING, _blend),
+        GateLevel.G3: (SeedStage.BLENDING, _hold),
+        GateLevel.G5: (SeedStage.HOLDING, _fossilize),
+    }
+)

@@ -1,0 +1,78 @@
+"""Figures drawn from gradients: is the seed itself learning, and are its gradients healthy? Pure functions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import Tensor
+
+RATIO_CAP: Final = 10.0
+EMA_DECAY: Final = 0.9
+VANISHING_NORM: Final = 1e-7
+EXPLODING_NORM: Final = 100.0
+VANISHING_PENALTY: Final = 0.5
+EXPLODING_PENALTY: Final = 0.8
+
+
+@dataclass(frozen=True, slots=True)
+class GradientHealth:
+    """``health`` in [0, 1]; 1 when no tensor's gradient vanishes or explodes."""
+
+    health: float
+    has_vanishing: bool
+    has_exploding: bool
+
+
+def tensor_norms(gradients: Iterable[Tensor | None]) -> list[float]:
+    """Euclidean norm of each gradient that there is, fetched from the device at once."""
+    present = [gradient for gradient in gradients if gradient is not None]
+    if not present:
+        return []
+    norms: list[float] = torch.stack(torch._foreach_norm(present)).tolist()
+    return norms
+
+
+def total_norm(norms: Sequence[float]) -> float | None:
+    """Euclidean norm over all tensors, ``None`` without any."""
+    return math.hypot(*norms) if norms else None
+
+
+def gradient_ratio(
+    seed_norm: float | None, host_norm: float | None, seed_parameters: int, host_parameters: int
+) -> float | None:
+    """``min(10, |g_seed| / |g_host| * sqrt(P_host / P_seed))``: norm per parameter of the seed over the host's.
+
+    ``None`` when either norm was not measured or both are zero.
+    """
+    if seed_norm is None or host_norm is None or seed_parameters < 1 or host_parameters < 1:
+        return None
+    if host_norm == 0.0:
+        return None if seed_norm == 0.0 else RATIO_CAP
+    ratio = seed_norm / host_norm * math.sqrt(host_parameters / seed_parameters)
+    return ratio if math.isnan(ratio) else min(RATIO_CAP, ratio)
+
+
+def smooth(previous: float | None, measured: float | None, decay: float = EMA_DECAY) -> float | None:
+    """Exponential moving average that begins at the first measurement; a NaN does not stay for ever."""
+    if measured is None:
+        return previous
+    if previous is None or math.isnan(previous):
+        return measured
+    return decay * previous + (1.0 - decay) * measured
+
+
+def gradient_health(norms: Sequence[float]) -> GradientHealth | None:
+    """``clamp(1 - .5 * share of vanishing - .8 * share of exploding)`` over tensor norms, ``None`` without gradients.
+
+    A tensor's gradient vanishes below 1e-7 and explodes above 100; one that is not finite counts as exploding.
+    """
+    if not norms:
+        return None
+    vanishing = sum(norm < VANISHING_NORM for norm in norms)
+    exploding = sum(not norm <= EXPLODING_NORM for norm in norms)
+    health = 1.0 - (VANISHING_PENALTY * vanishing + EXPLODING_PENALTY * exploding) / len(norms)
+    return GradientHealth(min(1.0, max(0.0, health)), vanishing > 0, exploding > 0)

@@ -1,0 +1,92 @@
+"""Keeping a seed that is not yet part of the network from touching it, and measuring that it does not."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def isolate(h: Tensor) -> Tensor:
+    """The values of ``h`` without its history, contiguous.
+
+    GroupNorm's backward on CPU (torch 2.13) kills the process on a channels_last input that needs no gradient, which
+    is what a detached host feature is.
+    """
+    return h.detach().contiguous()
+
+
+class StraightThrough(torch.autograd.Function):
+    """Forward: the host's feature, bit for bit. Backward: the host's error to both, as if the seed had been added."""
+
+    @staticmethod
+    def forward(ctx: Any, h: Tensor, s: Tensor) -> Tensor:
+        """``h`` and ``s`` of the same shape; the values of ``s`` are not looked at."""
+        return h.view_as(h)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
+        """``g`` to the host and ``g`` to the seed."""
+        return gradients[0], gradients[0]
+
+
+class IsolatedBlend(torch.autograd.Function):
+    """``lerp(h, s, alpha)`` in which the seed's contribution ``alpha * (s - h)`` is a constant to the host.
+
+    The plain gradient of the blend at alpha 1 would cut the host off from its own loss, since a detached seed carries
+    nothing back through its skip connection.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, h: Tensor, s: Tensor, alpha: float) -> Tensor:
+        """``h`` and ``s`` of the same shape, ``alpha`` in (0, 1]."""
+        ctx.alpha = alpha
+        return blend(h, s, alpha)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+        """``g`` to the host, ``alpha * g`` to the seed."""
+        return gradients[0], gradients[0] * ctx.alpha, None
+
+
+def blend(h: Tensor, s: Tensor, alpha: float) -> Tensor:
+    """``lerp(h, s, alpha)``, exactly ``s`` at 1 (``lerp`` itself makes NaN of an infinite ``h`` there)."""
+    return s if alpha == 1.0 else torch.lerp(h, s, alpha)
+
+
+class IsolationMonitor:
+    """Measures the gradient that takes the path host <- seed, and nothing else.
+
+    :meth:`tap` puts a node of its own between the host's feature and the seed's input. The host's own gradient never
+    passes it; gradient that arrives there came through the seed.
+    """
+
+    def __init__(self) -> None:
+        self.passes = 0
+        """Isolated passes with gradients enabled since :meth:`drain`."""
+        self.violations = 0
+        self.largest_norm = 0.0
+
+    def tap(self, h: Tensor) -> Tensor:
+        """``h``, watched. A feature that needs no gradient cannot be violated and counts as a clean pass."""
+        self.passes += 1
+        if not h.requires_grad:
+            return h
+        entry = h.view_as(h)
+        entry.register_hook(self._reached)  # type: ignore[no-untyped-call]
+        return entry
+
+    def _reached(self, gradient: Tensor) -> None:
+        norm = float(torch.linalg.vector_norm(gradient))
+        if norm == 0.0:
+            return
+        self.violations += 1
+        self.largest_norm = norm if math.isnan(norm) else max(self.largest_norm, norm)
+
+    def drain(self) -> tuple[int, int, float]:
+        """``(passes, violations, largest norm)`` since the last call."""
+        found = self.passes, self.violations, self.largest_norm
+        self.passes, self.violations, self.largest_norm = 0, 0, 0.0
+        return found

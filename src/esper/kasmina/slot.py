@@ -1,0 +1,480 @@
+"""A slot: where a seed can grow on the output of one submodule. State machine, gates, telemetry and forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from dataclasses import fields as dataclass_fields
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+
+from esper.kasmina import blueprints
+from esper.kasmina.birth import examine, parameter_count
+from esper.kasmina.gates import GateThresholds, check, evaluate_birth, evaluate_gate, verdict
+from esper.kasmina.gradients import gradient_health, gradient_ratio, smooth, tensor_norms, total_norm
+from esper.kasmina.isolation import IsolatedBlend, IsolationMonitor, StraightThrough, blend, isolate
+from esper.kasmina.layout import Layout
+from esper.kasmina.payloads import fossil_payload, gate_payload, health_payload
+from esper.kasmina.state import GrowthPlan, Incubation, SeedMetrics, SeedState
+from esper.leyline import (
+    LEGAL_MOVES,
+    LIVE,
+    PRUNABLE,
+    Blend,
+    Fact,
+    GateResult,
+    Paired,
+    SeedStage,
+    Severity,
+    Sink,
+    SlotView,
+    TelemetryEvent,
+    TelemetryEventType,
+    UsageError,
+    unknown,
+)
+
+__all__ = ["SeedSlot", "SeedState", "SlotConfig", "Stamp"]
+
+
+@dataclass(frozen=True, slots=True)
+class SlotConfig:
+    """How a slot works; everything a seed cannot change."""
+
+    layout: Layout = Layout.NCHW
+    incubation: Incubation = Incubation.PROBE
+    embargo_epochs: int = 2
+    """Epochs in EMBARGOED after a prune."""
+    detach_epochs: int = 3
+    """Epochs of TRAINING in which a grafted seed sees the host without a path back to it."""
+
+    def __post_init__(self) -> None:
+        if self.embargo_epochs < 1 or self.detach_epochs < 0:
+            raise UsageError(
+                f"embargo of {self.embargo_epochs} and detachment for {self.detach_epochs} epochs;"
+                " legal: at least 1 and at least 0"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Stamp:
+    """Where and when: copied onto every event, and the age of every fact that is recorded."""
+
+    env_id: int | None = None
+    episode: int | None = None
+    epoch: int | None = None
+
+
+_NEXT: Final = {
+    SeedStage.GERMINATED: SeedStage.TRAINING,
+    SeedStage.TRAINING: SeedStage.BLENDING,
+    SeedStage.BLENDING: SeedStage.HOLDING,
+    SeedStage.HOLDING: SeedStage.FOSSILIZED,
+}
+"""The moves that a gate guards and ``advance_stage`` makes."""
+
+_FACTS: Final = tuple(each.name for each in dataclass_fields(SeedMetrics) if not each.name.endswith("_epoch"))
+_HEALTH_FACTS: Final = ("gradient_health", "has_vanishing", "has_exploding")
+_SHORT_NAMES: Final = {"gradient_ratio": "seed_gradient_norm_ratio"}
+
+
+class SeedSlot(nn.Module):
+    """State machine, gates and forward pass of one slot.
+
+    ``gates`` are the thresholds, ``on_telemetry`` takes each event as it happens, ``device`` is where seeds are built.
+    ``channels`` is the width of the feature that the slot sits on.
+    """
+
+    seed: nn.Module | None
+    """The living seed, ``None`` without one."""
+    state: SeedState | None
+    """``None`` while DORMANT; outlives the seed through the cool-down."""
+
+    def __init__(
+        self,
+        slot_id: str,
+        channels: int,
+        device: str | torch.device = "cpu",
+        gates: GateThresholds | None = None,
+        on_telemetry: Sink | None = None,
+        *,
+        config: SlotConfig | None = None,
+    ) -> None:
+        super().__init__()
+        self.slot_id = slot_id
+        self.channels = channels
+        self.device = torch.device(device)
+        self.gates = gates or GateThresholds()
+        self.on_telemetry = on_telemetry
+        self.config = config or SlotConfig()
+        self.stamp = Stamp()
+        self.monitor = IsolationMonitor()
+        self.germinations = 0
+        self.seed = None
+        self.state = None
+
+    def forward(self, h: Tensor, alpha: float | None = None) -> Tensor:
+        """The feature behind the slot, of the shape of ``h``.
+
+        ``alpha`` replaces the slot's own for this call only; 0 leaves the seed out. Where the seed takes no part, the
+        very tensor ``h`` comes back.
+        """
+        if self.seed is None or self.state is None:
+            return h
+        if alpha is None:
+            if self._straight_through:
+                return StraightThrough.apply(h, self._run(h))  # type: ignore[no-any-return, no-untyped-call]
+            alpha = self.state.alpha
+        if alpha == 0.0:
+            return h
+        s = self._run(h)
+        if self.isolated and torch.is_grad_enabled():
+            return IsolatedBlend.apply(h, s, alpha)  # type: ignore[no-any-return, no-untyped-call]
+        return blend(h, s, alpha)
+
+    def _run(self, h: Tensor) -> Tensor:
+        assert self.seed is not None
+        if not torch.is_grad_enabled():
+            return self.seed(h).to(h.dtype)  # type: ignore[no-any-return]
+        if self.isolated:
+            h = isolate(self.monitor.tap(h))
+        elif not h.requires_grad:
+            h = h.contiguous()  # a frozen host's feature is as dangerous to GroupNorm as a detached one
+        return self.seed(h).to(h.dtype)  # type: ignore[no-any-return]
+
+    @property
+    def isolated(self) -> bool:
+        """Whether the seed sees the host's feature without a path back to the host."""
+        state = self.state
+        if state is None or state.stage is not SeedStage.TRAINING:
+            return False
+        return state.incubation is not Incubation.GRAFT or state.epochs_in_stage < self.config.detach_epochs
+
+    @property
+    def _straight_through(self) -> bool:
+        state = self.state
+        return (
+            state is not None
+            and state.stage is SeedStage.TRAINING
+            and state.incubation is Incubation.STRAIGHT_THROUGH
+            and self.training
+            and torch.is_grad_enabled()
+        )
+
+    @property
+    def stage(self) -> SeedStage:
+        """Stage of the slot."""
+        return self.state.stage if self.state is not None else SeedStage.DORMANT
+
+    @property
+    def live(self) -> bool:
+        """Whether the slot holds a seed."""
+        return self.seed is not None and self.stage in LIVE
+
+    @property
+    def alpha(self) -> float:
+        """The alpha that the forward pass uses."""
+        return self.state.alpha if self.state is not None and self.live else 0.0
+
+    def seed_parameters(self) -> Iterator[nn.Parameter]:
+        """Parameters of the living seed; none without one."""
+        return self.seed.parameters() if self.seed is not None else iter(())
+
+    def view(self) -> SlotView:
+        """Plain data for a policy."""
+        state = self.state
+        if state is None:
+            return SlotView(self.slot_id)
+        return SlotView(
+            slot_id=self.slot_id,
+            stage=state.stage,
+            seed_id=state.seed_id,
+            blueprint=state.blueprint_id,
+            alpha=self.alpha,
+            alpha_target=state.alpha_target,
+            parameters=state.parameters or 0,
+            epochs_in_stage=state.epochs_in_stage,
+            age_epochs=state.age_epochs,
+            metric_at_germination=state.metrics.metric_at_germination,
+            gradient_ratio=_fact(state.metrics, "seed_gradient_norm_ratio"),
+            gradient_health=_fact(state.telemetry, "gradient_health"),
+            removal_cost=_fact(state.metrics, "removal_cost"),
+            removal_cost_loss=_fact(state.metrics, "removal_cost_loss"),
+            probe_gain=_fact(state.metrics, "probe_gain"),
+            probe_gain_loss=_fact(state.metrics, "probe_gain_loss"),
+            isolation_violations=state.metrics.isolation_violations,
+            blocked_by=state.blocked_by,
+        )
+
+    def record(self, **facts: Any) -> None:
+        """Set measured facts of the present seed, with the stamp's epoch as their age.
+
+        Names are those of :class:`SeedMetrics` and :class:`SeedTelemetry` (``gradient_ratio`` for short). ``None``
+        means that there was no measurement, and changes nothing. Raises ``UsageError`` for an unknown fact.
+        """
+        for given, value in facts.items():
+            name = _SHORT_NAMES.get(given, given)
+            if name not in _FACTS + _HEALTH_FACTS:
+                raise unknown("fact", given, _FACTS + _HEALTH_FACTS)
+            if value is None or self.state is None:
+                continue
+            healthy = name in _HEALTH_FACTS
+            owner = self.state.telemetry if healthy else self.state.metrics
+            setattr(owner, name, value)
+            setattr(owner, "gradient_health_epoch" if healthy else f"{name}_epoch", self.stamp.epoch)
+
+    def record_gradients(
+        self, gradients: Sequence[Tensor | None], host_norm: float | None, host_parameters: int
+    ) -> None:
+        """Measure health and ratio on the seed's ``gradients`` (one per parameter, ``None`` where there is none).
+
+        ``host_norm`` is the norm of the host's gradient of the same pass, ``host_parameters`` its size. The ratio goes
+        into the moving average; what cannot be measured is left as it was.
+        """
+        if self.state is None:
+            return
+        norms = tensor_norms(gradients)
+        ratio = gradient_ratio(total_norm(norms), host_norm, self.state.parameters or 0, host_parameters)
+        health = gradient_health(norms)
+        if ratio is not None:
+            self.record(gradient_ratio=smooth(self.state.metrics.seed_gradient_norm_ratio, ratio))
+        if health is not None:
+            self.record(
+                gradient_health=health.health,
+                has_vanishing=health.has_vanishing,
+                has_exploding=health.has_exploding,
+            )
+
+    def germinate(
+        self,
+        blueprint: str,
+        *,
+        seed_id: str | None = None,
+        plan: GrowthPlan | None = None,
+        sample: Tensor | None = None,
+        parameter_budget: int | None = None,
+    ) -> GateResult:
+        """Build a seed, try it on ``sample`` (a feature of this slot; random numbers without one) and ask G0.
+
+        Weights come from torch's global random stream. Raises ``UsageError`` for an unknown blueprint.
+        """
+        if self.state is not None:
+            return self._veto(SeedStage.GERMINATED, f"the slot is {self.stage.name}, not DORMANT")
+        seed = blueprints.build(blueprint, self.channels, self.config.layout)
+        sample = self._sample() if sample is None else sample
+        seed.to(device=sample.device, dtype=sample.dtype).train()
+        self.germinations += 1
+        plan = plan or GrowthPlan()
+        self.state = SeedState(
+            seed_id=seed_id or f"{self.slot_id}-{self.germinations}",
+            blueprint_id=blueprint,
+            slot_id=self.slot_id,
+            incubation=self.config.incubation,
+            parameters=parameter_count(seed),
+            alpha_target=plan.alpha_target,
+            blend=plan.blend,
+            tempo=plan.tempo,
+        )
+        result = evaluate_birth(self.state, examine(seed, sample), parameter_budget)
+        self._emit_gate(result, SeedStage.GERMINATED)
+        if not result.passed:
+            self.state = None
+            return result
+        self.seed = seed.train(self.training)
+        self._move(SeedStage.GERMINATED)
+        self._emit_telemetry(
+            TelemetryEventType.SEED_GERMINATED,
+            data={
+                "blend": plan.blend.value,
+                "incubation": self.state.incubation.value,
+                "tempo": plan.tempo,
+                "alpha_target": plan.alpha_target,
+            },
+        )
+        return result
+
+    def _sample(self) -> Tensor:
+        generator = torch.Generator().manual_seed(0)
+        return torch.randn(self.config.layout.shape(self.channels), generator=generator).to(self.device)
+
+    def advance_stage(self, target_stage: SeedStage | None = None) -> GateResult:
+        """Ask the gate before ``target_stage`` (the next on the way up) and move if it passes."""
+        state = self.state
+        following = _NEXT.get(self.stage)
+        target = following or SeedStage.GERMINATED if target_stage is None else target_stage
+        if state is None or target is not following:
+            return self._veto(target, f"{self.stage.name} cannot advance to {target.name}")
+        result = evaluate_gate(state, target, self.gates, seed_present=self.seed is not None)
+        self._emit_gate(result, target)
+        if not result.passed:
+            return result
+        if target is SeedStage.TRAINING and state.incubation is Incubation.GRAFT:
+            state.alpha = 1.0
+        if target is SeedStage.BLENDING:
+            self._start_ramp(state.alpha_target, state.tempo, state.blend)
+        else:
+            self._move(target)
+        if target is SeedStage.FOSSILIZED:
+            self._emit_telemetry(TelemetryEventType.SEED_FOSSILIZED, data=fossil_payload(state, self.gates.unit))
+        return result
+
+    def retarget(self, alpha: float, tempo: int, blend: Blend) -> GateResult:
+        """Send a HOLDING seed back to BLENDING, towards ``alpha`` over ``tempo`` epochs, up or down."""
+        if self.stage is not SeedStage.HOLDING:
+            return self._veto(SeedStage.BLENDING, f"alpha can be set in HOLDING; the slot is {self.stage.name}")
+        self._start_ramp(alpha, tempo, blend)
+        return _granted(f"ramp to {alpha:g} over {tempo} epochs")
+
+    def prune(self, reason: str, by: str = "policy") -> GateResult:
+        """Take the seed out for good; its parameters are gone at once. ``by`` is who decided."""
+        state, origin = self.state, self.stage
+        if state is None or origin not in PRUNABLE:
+            return self._veto(SeedStage.PRUNED, f"{origin.name} holds nothing that may be pruned")
+        del self.seed
+        self.seed = None
+        state.alpha = 0.0
+        self.monitor.drain()
+        self._move(SeedStage.PRUNED, reason)
+        self._emit_telemetry(
+            TelemetryEventType.SEED_PRUNED,
+            data={
+                "from": origin.name,
+                "reason": reason,
+                "age_epochs": state.age_epochs,
+                "by": by,
+                "embargo_epochs": self.config.embargo_epochs,
+            },
+        )
+        return _granted(f"pruned: {reason}")
+
+    def tick(self) -> None:
+        """End of an epoch, after its measurements: count, and make the moves that take no decision."""
+        state = self.state
+        if state is None:
+            return
+        state.epochs_in_stage += 1
+        if state.stage in LIVE:
+            state.age_epochs += 1
+            self._read_monitor(state)
+        if state.stage is SeedStage.GERMINATED:
+            self.advance_stage(SeedStage.TRAINING)
+        elif state.stage is SeedStage.BLENDING:
+            if state.ramp_complete:
+                self.advance_stage(SeedStage.HOLDING)
+            else:
+                state.step_ramp()
+        else:
+            self._cool_down(state)
+
+    def _cool_down(self, state: SeedState) -> None:
+        if state.stage is SeedStage.PRUNED:
+            self._move(SeedStage.EMBARGOED)
+        elif state.stage is SeedStage.EMBARGOED and state.epochs_in_stage >= self.config.embargo_epochs:
+            self._move(SeedStage.RESETTING)
+        elif state.stage is SeedStage.RESETTING:
+            self._move(SeedStage.DORMANT)
+            self.state = None
+
+    def _read_monitor(self, state: SeedState) -> None:
+        passes, violations, norm = self.monitor.drain()
+        if passes == 0:
+            return
+        total = (state.metrics.isolation_violations or 0) + violations
+        self.record(isolation_violations=total)
+        if violations:
+            self._emit_telemetry(
+                TelemetryEventType.ISOLATION_VIOLATION,
+                data={"host_gradient_norm": norm, "violations": total},
+                severity="error",
+            )
+
+    def _start_ramp(self, target: float, tempo: int, blend: Blend) -> None:
+        assert self.state is not None
+        self.state.begin_ramp(target, tempo, blend)
+        self._move(SeedStage.BLENDING)
+        self._emit_telemetry(
+            TelemetryEventType.SEED_ALPHA_RETARGETED,
+            data={
+                "alpha_from": self.state.alpha_from,
+                "alpha_target": target,
+                "tempo": tempo,
+                "blend": blend.value,
+            },
+        )
+
+    def _move(self, to: SeedStage, reason: str | None = None) -> None:
+        """The one place where a stage changes."""
+        state = self.state
+        assert state is not None
+        origin, stayed = state.stage, state.epochs_in_stage
+        if to not in LEGAL_MOVES[origin]:
+            raise RuntimeError(f"slot {self.slot_id}: {origin.name} -> {to.name} is not a legal move")
+        state.enter(to, self.stamp.epoch)
+        data: dict[str, Any] = {"from": origin.name, "to": to.name, "epochs_in_stage": stayed}
+        self._emit_telemetry(
+            TelemetryEventType.SEED_STAGE_CHANGED, data=data if reason is None else data | {"reason": reason}
+        )
+
+    def lifecycle(self) -> dict[str, Any]:
+        """Everything but weights and buffers, JSON-able."""
+        return {"state": self.state.to_dict() if self.state is not None else None, "germinations": self.germinations}
+
+    def load_lifecycle(self, plain: Mapping[str, Any]) -> None:
+        """Undo of :meth:`lifecycle`, silently. A living seed is built anew, for ``load_state_dict`` to fill."""
+        self.germinations = int(plain["germinations"])
+        self.state = None if plain["state"] is None else SeedState.from_dict(plain["state"])
+        self.monitor.drain()
+        del self.seed
+        self.seed = None
+        if self.state is not None and self.state.stage in LIVE:
+            with torch.random.fork_rng(devices=[]):
+                seed = blueprints.build(self.state.blueprint_id, self.channels, self.config.layout)
+            self.seed = seed.to(self.device).train(self.training)
+
+    def _veto(self, target: SeedStage, reason: str) -> GateResult:
+        self._emit_telemetry(
+            TelemetryEventType.TRANSITION_VETOED,
+            data={"from": self.stage.name, "target_stage": target.name, "by": "lifecycle", "reason": reason},
+            severity="warning",
+        )
+        legal = check("legal_move", f"{self.stage.name}->{target.name}", "is", "legal")
+        return verdict(None, [legal], reason)
+
+    def _emit_gate(self, result: GateResult, target: SeedStage) -> None:
+        assert self.state is not None and result.gate is not None
+        self.state.blocked_by = result.checks_failed
+        self._emit_telemetry(TelemetryEventType.SEED_GATE_EVALUATED, data=gate_payload(result, self.stage, target))
+
+    def _emit_telemetry(
+        self, event_type: TelemetryEventType, data: Mapping[str, Any] | None = None, severity: Severity = "info"
+    ) -> None:
+        """Send ``data`` with the slot's health added where it is known; what the caller gives wins."""
+        if self.on_telemetry is None:
+            return
+        payload = dict(data or {})
+        if self.state is not None:
+            for key, value in health_payload(self.state).items():
+                payload.setdefault(key, value)
+        self.on_telemetry(
+            TelemetryEvent(
+                event_type=event_type,
+                env_id=self.stamp.env_id,
+                episode=self.stamp.episode,
+                epoch=self.stamp.epoch,
+                slot_id=self.slot_id,
+                seed_id=self.state.seed_id if self.state is not None else None,
+                severity=severity,
+                data=payload,
+            )
+        )
+
+
+def _fact(owner: Any, name: str) -> Fact[Any] | None:
+    value: float | Paired | None = getattr(owner, name)
+    return None if value is None else Fact(value, getattr(owner, f"{name}_epoch"))
+
+
+def _granted(message: str) -> GateResult:
+    return verdict(None, [check("legal_move", True, "is", True)], message)
