@@ -1,0 +1,21 @@
+"""Policies that need no training, and the registry of all policies by name."""
+
+from esper.tamiyo.policies.base import RowPolicy
+from esper.tamiyo.policies.heuristic import HeuristicConfig, HeuristicPolicy
+from esper.tamiyo.policies.random import RandomPolicy
+from esper.tamiyo.policies.registry import ENTRY_POINTS, make_policy, policy_names
+from esper.tamiyo.policies.schedule import Entry, SchedulePolicy
+from esper.tamiyo.policies.static import StaticPolicy
+
+__all__ = [
+    "ENTRY_POINTS",
+    "Entry",
+    "HeuristicConfig",
+    "HeuristicPolicy",
+    "RandomPolicy",
+    "RowPolicy",
+    "SchedulePolicy",
+    "StaticPolicy",
+    "make_policy",
+    "policy_names",
+]

@@ -1,0 +1,105 @@
+"""Whether a seed's measured evidence would carry it through its next gate, so that policies ask when it can succeed.
+
+The gates themselves decide (:mod:`esper.kasmina.gates`); these functions foresee them from a view. What was not
+measured speaks for nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from esper.kasmina.gates import GateThresholds
+from esper.leyline import Decision, Fact, FactoredAction, Op, Paired, RowView, SeedStage, SlotView
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """``against`` names what stands in the way, ``None`` when nothing does; ``evidence`` is what it rests on."""
+
+    against: str | None
+    evidence: tuple[tuple[str, float], ...]
+
+
+def before_blending(view: RowView, slot: SlotView, thresholds: GateThresholds) -> Verdict:
+    """Foresee G2 for a seed in TRAINING."""
+    fact, name = gain(slot)
+    ratio, health = slot.gradient_ratio, slot.gradient_health
+    checks = (
+        ("epochs in training", _enough(slot.epochs_in_stage, thresholds.min_training_epochs)),
+        (name, _certain(view, slot, fact, thresholds)),
+        ("gradient ratio", ratio is not None and ratio.value >= thresholds.min_gradient_ratio),
+        ("gradient health", health is not None and health.value >= thresholds.min_gradient_health),
+        (
+            "isolation",
+            slot.isolation_violations is not None and slot.isolation_violations <= thresholds.max_isolation_violations,
+        ),
+    )
+    return Verdict(_first_failed(checks), _figures({name: fact, "gradient_ratio": ratio, "gradient_health": health}))
+
+
+def before_fossilizing(view: RowView, slot: SlotView, thresholds: GateThresholds) -> Verdict:
+    """Foresee G5 for a seed in HOLDING."""
+    cost, cost_loss, health = slot.removal_cost, slot.removal_cost_loss, slot.gradient_health
+    checks = (
+        ("epochs in holding", _enough(slot.epochs_in_stage, thresholds.min_holding_epochs)),
+        ("removal cost", cost is not None and cost.value.value >= thresholds.min_removal_cost),
+        ("lower bound of the removal cost", _certain(view, slot, cost, thresholds)),
+        ("lower bound of the removal cost in loss", _certain(view, slot, cost_loss, thresholds)),
+        ("gradient health", health is not None and health.value >= thresholds.min_gradient_health),
+    )
+    figures = {"removal_cost": cost, "removal_cost_loss": cost_loss, "gradient_health": health}
+    return Verdict(_first_failed(checks), _figures(figures))
+
+
+def bring_through(view: RowView, slot: SlotView, thresholds: GateThresholds) -> Decision | None:
+    """Ask for the seed's next gate if its evidence would pass, ``None`` otherwise."""
+    if slot.stage is SeedStage.TRAINING:
+        verdict = before_blending(view, slot, thresholds)
+        if verdict.against is None:
+            action = FactoredAction(Op.ADVANCE, slot.slot_id)
+            return Decision(action, f"{_seed(slot)} lowers the loss behind the host: blend it in", verdict.evidence)
+    elif slot.stage is SeedStage.HOLDING:
+        verdict = before_fossilizing(view, slot, thresholds)
+        if verdict.against is None:
+            action = FactoredAction(Op.FOSSILIZE, slot.slot_id)
+            return Decision(action, f"the host would be worse without {_seed(slot)}: keep it", verdict.evidence)
+    return None
+
+
+def gain(slot: SlotView) -> tuple[Fact[Paired] | None, str]:
+    """What the seed is worth in loss: measured by switching it on while it is off, and off while it is on."""
+    if slot.alpha > 0.0:
+        return slot.removal_cost_loss, "removal_cost_loss"
+    return slot.probe_gain_loss, "probe_gain_loss"
+
+
+def _seed(slot: SlotView) -> str:
+    return f"{slot.blueprint} in {slot.slot_id}"
+
+
+def _enough(epochs: int, least: int) -> bool:
+    return epochs >= least
+
+
+def _certain(view: RowView, slot: SlotView, fact: Fact[Paired] | None, thresholds: GateThresholds) -> bool:
+    """Whether the lower confidence bound is above 0 in a measurement made within the present stage."""
+    if fact is None or (fact.epoch is not None and view.epoch - fact.epoch > slot.epochs_in_stage):
+        return False
+    return fact.value.lower(thresholds.confidence_z) > 0.0
+
+
+def _first_failed(checks: tuple[tuple[str, bool], ...]) -> str | None:
+    return next((name for name, passed in checks if not passed), None)
+
+
+def _figures(facts: dict[str, Fact[Paired] | Fact[float] | None]) -> tuple[tuple[str, float], ...]:
+    """The measured numbers among ``facts``, standard errors beside their estimates."""
+    figures: list[tuple[str, float]] = []
+    for name, fact in facts.items():
+        if fact is None:
+            continue
+        if isinstance(fact.value, Paired):
+            figures += [(name, fact.value.value), (f"{name}_se", fact.value.se)]
+        else:
+            figures.append((name, fact.value))
+    return tuple(figures)

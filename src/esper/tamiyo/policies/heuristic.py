@@ -1,0 +1,151 @@
+"""Growth by rules on measured evidence. It names no task, slot or blueprint.
+
+An audition costs compute but cannot harm: a seed in TRAINING leaves the host's output as it is. So the heuristic
+auditions early, since growth pays most while learning rates are high, and commits only on evidence:
+
+- *what*: the largest blueprint that fits, corrected by what was kept and what was pruned in this episode (a blueprint
+  that failed goes behind every one that did not, one that was kept goes before);
+- *where*: the first free slot in network order, since auditions favour late slots, which learn fastest against a host
+  held constant (``growth.md`` section 8), while seeds near the input prove best;
+- *blend* once the probe gain in loss is positive with confidence and the gradients are sound;
+- *keep* once removal would cost metric and loss with confidence;
+- *prune* what is harmful or not finite, and what could not prove itself in its time, then try the next blueprint when
+  learning has stalled.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from esper.kasmina.gates import GateThresholds
+from esper.leyline import WAIT, Blend, Decision, FactoredAction, Op, Paired, RowView, SeedStage, SlotView
+from esper.tamiyo.policies.base import RowPolicy
+from esper.tamiyo.policies.evidence import bring_through, gain
+from esper.tolaria.legality import legal_blueprints, legal_slots
+
+
+@dataclass(frozen=True, slots=True)
+class HeuristicConfig:
+    """When the heuristic acts. Lengths in epochs."""
+
+    first_epoch: int = 1
+    """Epochs before the first germination; 1 lets the host's level be measured first."""
+    patience: int = 5
+    """Epochs in TRAINING, or in HOLDING, beyond the gate's own minimum in which a seed may prove itself."""
+    tempo: int = 1
+    """Length of the alpha ramp."""
+    blend: Blend = Blend.LINEAR
+    plateau_epochs: int = 3
+    plateau_change: float = 0.02
+    """Learning has stalled when the loss fell by less than this share over ``plateau_epochs``."""
+    thresholds: GateThresholds = field(default_factory=GateThresholds)
+    """Of the gates that its seeds will meet."""
+
+    @property
+    def shortest_life(self) -> int:
+        """Epochs from germination to the earliest fossilization."""
+        return 1 + self.thresholds.min_training_epochs + self.tempo + self.thresholds.min_holding_epochs
+
+
+class HeuristicPolicy(RowPolicy):
+    """One decision an epoch, the most urgent first: harm, blending, keeping what is proven, growth, failure."""
+
+    name = "heuristic"
+
+    def __init__(self, config: HeuristicConfig | None = None) -> None:
+        self.config = config or HeuristicConfig()
+
+    def decide_row(self, row: int, view: RowView) -> Decision:
+        """Decide from the view alone; nothing is remembered between epochs."""
+        for rule in (self._remove_harm, self._blend, self._grow, self._keep, self._remove_failure):
+            decision = rule(view)
+            if decision is not None:
+                return decision
+        return Decision(WAIT, "every seed is learning, settled or gathering evidence, and no growth is due")
+
+    def _remove_harm(self, view: RowView) -> Decision | None:
+        """A seed whose presence certainly costs loss, or whose evidence is not finite."""
+        for slot in view.slots:
+            if slot.stage not in (SeedStage.TRAINING, SeedStage.HOLDING):
+                continue
+            fact, name = gain(slot)
+            if fact is None:
+                continue
+            if not math.isfinite(fact.value.value):
+                return _prune(slot, f"its {name} is {fact.value.value}", name, fact.value)
+            if (
+                slot.stage is SeedStage.HOLDING
+                and -fact.value.value > self.config.thresholds.confidence_z * fact.value.se
+            ):
+                return _prune(slot, "the host would be better without it", name, fact.value)
+        return None
+
+    def _blend(self, view: RowView) -> Decision | None:
+        return self._through(view, SeedStage.TRAINING)
+
+    def _keep(self, view: RowView) -> Decision | None:
+        return self._through(view, SeedStage.HOLDING)
+
+    def _through(self, view: RowView, stage: SeedStage) -> Decision | None:
+        candidates = (slot for slot in view.slots if slot.stage is stage)
+        decisions = (bring_through(view, slot, self.config.thresholds) for slot in candidates)
+        return next((decision for decision in decisions if decision is not None), None)
+
+    def _remove_failure(self, view: RowView) -> Decision | None:
+        """A seed that had its time and has proven nothing."""
+        least = {
+            SeedStage.TRAINING: self.config.thresholds.min_training_epochs,
+            SeedStage.HOLDING: self.config.thresholds.min_holding_epochs,
+        }
+        for slot in view.slots:
+            if slot.stage in least and slot.epochs_in_stage >= least[slot.stage] + self.config.patience:
+                fact, name = gain(slot)
+                why = f"in {slot.epochs_in_stage} epochs of {slot.stage.name} it has proven no gain"
+                return _prune(slot, why, name, None if fact is None else fact.value)
+        return None
+
+    def _grow(self, view: RowView) -> Decision | None:
+        """Audition early everywhere; where a blueprint has failed, only when learning has stalled."""
+        if view.epoch < self.config.first_epoch or view.max_epochs - view.epoch < self.config.shortest_life:
+            return None
+        slots = legal_slots(view, Op.GERMINATE)
+        stalled = self._stalled(view)
+        if not slots or (view.pruned and stalled is None):
+            return None
+        slot = slots[0]
+        blueprint = _best(view, slot, legal_blueprints(view, slot))
+        parameters = view.blueprint_parameters[slot][blueprint]
+        action = FactoredAction(Op.GERMINATE, slot, blueprint, self.config.blend, 1.0, self.config.tempo)
+        evidence = [("parameters", float(parameters)), ("epochs_left", float(view.max_epochs - view.epoch))]
+        evidence += [("kept_before", float(view.fossilized.get(blueprint, 0)))]
+        evidence += [("pruned_before", float(view.pruned.get(blueprint, 0)))]
+        if stalled is not None:
+            return Decision(action, "learning has stalled: audition a seed", (*evidence, ("loss_change", stalled)))
+        return Decision(action, "an audition cannot harm, and growth pays most early", tuple(evidence))
+
+    def _stalled(self, view: RowView) -> float | None:
+        """Relative fall of the loss when that is too small, ``None`` while learning goes on or is not measured."""
+        history = view.loss_history
+        if len(history) <= self.config.plateau_epochs:
+            return None
+        before, now = history[-1 - self.config.plateau_epochs], history[-1]
+        fall = (before - now) / max(abs(before), 1e-12)
+        return fall if fall < self.config.plateau_change else None
+
+
+def _best(view: RowView, slot: str, blueprints: Iterable[str]) -> str:
+    """What has worked goes first, what has failed last; among equals the one with most parameters."""
+
+    def worth(blueprint: str) -> tuple[int, int]:
+        record = view.fossilized.get(blueprint, 0) - view.pruned.get(blueprint, 0)
+        return record, view.blueprint_parameters[slot][blueprint]
+
+    return max(blueprints, key=worth)
+
+
+def _prune(slot: SlotView, why: str, name: str, value: Paired | None) -> Decision:
+    evidence = () if value is None else ((name, value.value), (f"{name}_se", value.se))
+    action = FactoredAction(Op.PRUNE, slot.slot_id)
+    return Decision(action, f"{slot.blueprint} in {slot.slot_id}: {why}", (*evidence, ("epochs", slot.epochs_in_stage)))

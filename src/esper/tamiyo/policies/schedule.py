@@ -1,0 +1,106 @@
+"""A fixed schedule of growth: the baseline that a policy which decides must beat. Searching for the best one is
+another's work (``esper bench``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from esper.kasmina.gates import GateThresholds
+from esper.leyline import WAIT, Blend, Decision, FactoredAction, Op, RowSpec, RowView, UsageError, unknown
+from esper.tamiyo.policies.base import RowPolicy
+from esper.tamiyo.policies.evidence import bring_through
+from esper.tolaria.legality import why_illegal
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """Do ``action`` after ``epoch`` epochs, or as soon after that as it is legal."""
+
+    epoch: int
+    action: FactoredAction
+
+    def to_dict(self) -> dict[str, Any]:
+        """``{"epoch": ..., "op": ..., "slot": ...}``, JSON-able, without the heads that the op does not consume."""
+        heads = {head: value for head, value in asdict(self.action).items() if value is not None}
+        return {"epoch": self.epoch, **heads, "op": self.action.op.name}
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> Entry:
+        """Undo of :meth:`to_dict`. ``op`` is GERMINATE where it is missing, and a germination's blend is linear, its
+        tempo 1 and its alpha target 1 where they are. Raises ``UsageError`` for anything else that is not right.
+        """
+        legal = ("epoch", *(field.name for field in fields(FactoredAction)))
+        for key in plain:
+            if key not in legal:
+                raise unknown("key of a schedule entry", key, legal)
+        epoch = plain.get("epoch")
+        if not isinstance(epoch, int) or epoch < 0:
+            raise UsageError(f"schedule entry {dict(plain)}: epoch is {epoch!r}; a whole number from 0 is needed")
+        heads = {key: value for key, value in plain.items() if key not in ("epoch", "op")}
+        op = plain.get("op", Op.GERMINATE.name)
+        if op not in Op.__members__:
+            raise unknown("op of a schedule entry", str(op), Op.__members__)
+        if Op[op] is Op.GERMINATE:
+            heads = {"blend": Blend.LINEAR, "tempo": 1, "alpha_target": 1.0, **heads}
+        if "blend" in heads:
+            if heads["blend"] not in tuple(Blend):
+                raise unknown("blend of a schedule entry", str(heads["blend"]), Blend)
+            heads["blend"] = Blend(heads["blend"])
+        return cls(epoch, FactoredAction(Op[op], **heads))
+
+
+class SchedulePolicy(RowPolicy):
+    """Follows ``entries`` in their order, and brings what it grew through its gates: it asks for each gate as soon as
+    the evidence would pass. A due entry goes before that; one that is not legal yet waits for the next epoch.
+    """
+
+    name = "schedule"
+
+    def __init__(
+        self, entries: Sequence[Mapping[str, Any] | Entry] = (), thresholds: GateThresholds | None = None
+    ) -> None:
+        self.entries = tuple(entry if isinstance(entry, Entry) else Entry.from_dict(entry) for entry in entries)
+        self.thresholds = thresholds or GateThresholds()
+        self._done: list[set[int]] = []
+
+    def reset(self, specs: Sequence[RowSpec]) -> None:
+        """Begin every row's schedule anew."""
+        self._done = [set() for _ in specs]
+
+    def decide_row(self, row: int, view: RowView) -> Decision:
+        """The first due entry that is legal, else the next gate of a seed that would pass it, else WAIT."""
+        waiting: str | None = None
+        for i, entry in enumerate(self.entries):
+            if i in self._done[row] or entry.epoch > view.epoch:
+                continue
+            _check_names(view, entry.action)
+            why = why_illegal(view, entry.action)
+            if why is None:
+                self._done[row].add(i)
+                return Decision(entry.action, f"schedule: due after epoch {entry.epoch}", (("epoch", view.epoch),))
+            waiting = waiting or f"schedule: the entry due after epoch {entry.epoch} waits, since {why}"
+        for slot in view.slots:
+            decision = bring_through(view, slot, self.thresholds)
+            if decision is not None:
+                return decision
+        return Decision(WAIT, waiting or "schedule: nothing is due, and no seed is ready for its gate")
+
+    def state(self) -> dict[str, Any]:
+        """Entries done, per row."""
+        return {"done": [sorted(done) for done in self._done]}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Undo of :meth:`state`."""
+        self._done = [set(done) for done in state["done"]]
+
+
+def _check_names(view: RowView, action: FactoredAction) -> None:
+    """Raises ``UsageError`` for a slot or a blueprint that the row will never have."""
+    slots = [slot.slot_id for slot in view.slots]
+    if action.slot is not None and action.slot not in slots:
+        raise unknown("slot of a schedule entry", action.slot, slots)
+    if action.blueprint is not None and action.blueprint not in view.blueprints:
+        raise unknown("blueprint of a schedule entry", action.blueprint, view.blueprints)
