@@ -73,7 +73,7 @@ class TelemetryEventType(_ByName):
     TELEMETRY_LEVEL_SET = auto()
 
 
-class TelemetryEvent(msgspec.Struct, kw_only=True, omit_defaults=True):
+class TelemetryEvent(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """One thing that happened.
 
     The hub stamps ``timestamp``, ``t_mono``, ``producer`` and ``seq`` where they are ``None``. ``seq`` counts up by one

@@ -1,0 +1,292 @@
+"""Writing a run's journal: batches of events with commit lines, in append-only segments."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Final, NoReturn, Self
+
+from esper.leyline import SCHEMA_VERSION, EsperError, TelemetryEvent, UsageError
+from esper.leyline import TelemetryEventType as T
+from esper.nissa.files import fsync_directory, sync_data, write_all
+from esper.nissa.segments import (
+    FORMAT_VERSION,
+    Header,
+    Position,
+    SegmentScan,
+    commit_line,
+    encode_header,
+    list_segments,
+    read_header,
+    segment_path,
+)
+from esper.nissa.wire import encode
+
+SYNC_ON: Final = frozenset(
+    {
+        T.SEED_GATE_EVALUATED,
+        T.CHECKPOINT_SAVED,
+        T.GOVERNOR_ROLLBACK,
+        T.EPISODE_ENDED,
+        T.TRAINING_STARTED,
+        T.TRAINING_ENDED,
+    }
+)
+"""Events that must also survive a power cut: the batch that holds one goes to the disk as soon as it is written."""
+
+
+class JournalWriteError(EsperError):
+    """The journal could not be written. What was committed before stays readable."""
+
+
+@dataclass(frozen=True, slots=True)
+class Supersede:
+    """A resume from a checkpoint: ``producer``'s events after ``after_seq`` (0 = all) no longer count."""
+
+    producer: str
+    after_seq: int
+
+
+@dataclass(frozen=True, slots=True)
+class JournalConfig:
+    """When a batch is written, synced and when a segment is full."""
+
+    batch_events: int = 512
+    batch_bytes: int = 1 << 20
+    batch_seconds: float = 0.1
+    """How long an event may wait for its commit. A killed process loses at most this."""
+    sync_seconds: float = 1.0
+    """How long a commit may wait for the disk. A power cut loses at most this."""
+    segment_bytes: int = 64 << 20
+
+
+class JournalWriter:
+    """The sink that writes the journal of one run; one writer per directory, kept apart by a lock.
+
+    Events are encoded as they arrive and committed a batch at a time, by the calling thread when a batch is full and by
+    a thread of its own when its time is up. ``flush`` returns once everything so far is committed (it survives
+    ``kill -9``), ``sync`` once it is on the disk (it survives a power cut). A failed write raises
+    :class:`JournalWriteError` from the next call, whichever thread met it, and from then on from every one.
+    """
+
+    required = True
+
+    def __init__(
+        self,
+        directory: str | Path,
+        run_id: str,
+        *,
+        supersede: Supersede | None = None,
+        config: JournalConfig | None = None,
+    ) -> None:
+        """Raises ``UsageError`` where the directory cannot be written, is being written by another process, or holds a
+        journal already (and ``supersede`` is ``None``) or none (and it is not)."""
+        self.directory = Path(directory)
+        self.run_id = run_id
+        self.events = 0
+        """Events committed by this writer."""
+        self._config = config or JournalConfig()
+        self._buffer: list[bytes] = []
+        self._buffer_bytes = 0
+        self._last_seq: int | None = None
+        self._sync_soon = False
+        self._urgent = False
+        self._unsynced = False
+        self._synced_at = time.monotonic()
+        self._failure: JournalWriteError | None = None
+        self._buffer_lock = threading.Lock()
+        self._file_lock = threading.RLock()
+        self._lock_fd = self._lock_directory()
+        try:
+            previous = self._find_end(resuming=supersede is not None)
+            self._fd, self._path, self._position = self._open_segment(previous, supersede)
+        except OSError as error:
+            os.close(self._lock_fd)
+            raise UsageError(f"{self.directory}: no journal can be written here: {error.strerror}") from None
+        except BaseException:
+            os.close(self._lock_fd)
+            raise
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._in_time, name="esper-journal", daemon=True)
+        self._thread.start()
+
+    def __call__(self, event: TelemetryEvent) -> None:
+        line = encode(event)
+        with self._buffer_lock:
+            if self._failure is not None:
+                raise self._failure
+            self._buffer.append(line)
+            self._buffer_bytes += len(line)
+            if event.seq is not None:
+                self._last_seq = event.seq
+            if event.event_type in SYNC_ON:
+                self._sync_soon = True
+            full = len(self._buffer) >= self._config.batch_events or self._buffer_bytes >= self._config.batch_bytes
+        if full:
+            self.flush()
+
+    def flush(self) -> None:
+        """Commit every event taken so far."""
+        with self._file_lock:
+            self._commit()
+
+    def sync(self) -> None:
+        """Commit every event taken so far and wait until the disk has them."""
+        with self._file_lock:
+            self._commit()
+            self._sync()
+
+    def close(self) -> None:
+        """Commit, mark the journal as closed, sync. Raises what an earlier write met, if it was not raised yet."""
+        self._stop.set()
+        if self._thread is not threading.current_thread():
+            self._thread.join()
+        with self._file_lock:
+            if self._fd < 0:
+                return
+            try:
+                if self._failure is None:
+                    self._commit(closed=True)
+                    self._sync()
+            finally:
+                os.close(self._fd)
+                os.close(self._lock_fd)
+                self._fd = -1
+                self._failure = JournalWriteError(f"{self._path}: the journal is closed")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def segment(self) -> Path:
+        """The segment being written."""
+        return self._path
+
+    def _lock_directory(self) -> int:
+        try:
+            descriptor = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY)
+        except OSError as error:
+            raise UsageError(f"{self.directory}: cannot be opened as a run directory: {error.strerror}") from None
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            raise UsageError(f"{self.directory}: another process is writing this run's journal") from None
+        except OSError:
+            # some network file systems have no locks; segments are still opened exclusively
+            pass
+        return descriptor
+
+    def _find_end(self, resuming: bool) -> Position | None:
+        """Where the last segment with a commit or header ends; its number is that of the last file there is."""
+        segments = list_segments(self.directory)
+        if segments and not resuming:
+            raise UsageError(f"{self.directory}: holds a journal already; resume it or choose a new run directory")
+        if resuming and not segments:
+            raise UsageError(f"{self.directory}: holds no journal to resume")
+        for number in reversed(segments):
+            found = read_header(segments[number])
+            if found is None:
+                continue
+            header, start = found
+            if header.run_id != self.run_id:
+                raise UsageError(f"{self.directory}: holds the journal of run {header.run_id!r}, not {self.run_id!r}")
+            scan = SegmentScan(segments[number], start)
+            for _ in scan:
+                pass
+            return Position(max(segments), scan.position.offset, scan.position.crc32)
+        return None if not segments else Position(max(segments), 0, 0)
+
+    def _open_segment(self, previous: Position | None, supersede: Supersede | None) -> tuple[int, Path, Position]:
+        number = 1 if previous is None else previous.segment + 1
+        header = Header(
+            journal=FORMAT_VERSION,
+            schema=SCHEMA_VERSION,
+            run_id=self.run_id,
+            segment=number,
+            created=time.time(),
+            previous_crc32=previous.crc32 if previous is not None and previous.offset else None,
+            producer=supersede.producer if supersede else None,
+            supersedes_after=supersede.after_seq if supersede else None,
+        )
+        path = segment_path(self.directory, number)
+        line, start = encode_header(header)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)
+        try:
+            write_all(descriptor, line)
+            fsync_directory(self.directory)
+        except OSError:
+            os.close(descriptor)
+            raise
+        return descriptor, path, start
+
+    def _commit(self, closed: bool = False) -> None:
+        """Write the buffer as one batch with its commit line. The caller holds the file lock."""
+        with self._buffer_lock:
+            if self._failure is not None:
+                raise self._failure
+            lines, self._buffer, self._buffer_bytes = self._buffer, [], 0
+            last_seq = self._last_seq
+            self._urgent |= self._sync_soon
+            self._sync_soon = False
+        if not lines and not closed:
+            return
+        body = b"".join(lines)
+        commit, crc = commit_line(body, self._position.crc32, len(lines), last_seq, closed)
+        batch = body + commit
+        try:
+            write_all(self._fd, batch)
+        except OSError as error:
+            self._fail(error)
+        self._position = Position(self._position.segment, self._position.offset + len(batch), crc)
+        self._unsynced = True
+        self.events += len(lines)
+        if not closed and self._position.offset >= self._config.segment_bytes:
+            self._rotate()
+
+    def _rotate(self) -> None:
+        self._commit(closed=True)
+        self._sync()
+        finished = self._fd
+        try:
+            self._fd, self._path, self._position = self._open_segment(self._position, None)
+        except OSError as error:
+            self._fail(error)
+        os.close(finished)
+
+    def _sync(self) -> None:
+        self._urgent = self._unsynced = False
+        self._synced_at = time.monotonic()
+        try:
+            sync_data(self._fd)
+        except OSError as error:
+            self._fail(error)
+
+    def _fail(self, error: OSError) -> NoReturn:
+        self._failure = JournalWriteError(
+            f"{self._path}: the journal cannot be written: {error.strerror or error}; "
+            f"the {self.events} events committed before stay readable"
+        )
+        raise self._failure from error
+
+    def _in_time(self) -> None:
+        """Commit and sync what has waited long enough, without the training thread's help."""
+        while not self._stop.wait(self._config.batch_seconds):
+            try:
+                with self._file_lock:
+                    self._commit()
+                    overdue = time.monotonic() - self._synced_at >= self._config.sync_seconds
+                    if self._unsynced and (overdue or self._urgent):
+                        self._sync()
+            except EsperError:
+                return

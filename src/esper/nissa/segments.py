@@ -1,0 +1,266 @@
+r"""The journal's format, shared by its writer and its reader.
+
+A journal is a folder of append-only segments ``events-00001.jsonl``, ``events-00002.jsonl``, ... Each holds::
+
+    {"journal":1,"schema":1,"run_id":"...","segment":1,...}          header
+    {"event_type":...}                                               one event a line
+    {"commit":{"count":1,"last_seq":7,"crc32":3735928559}}           one line per batch
+
+An event is committed when the commit line of its batch is whole. ``crc32`` covers every byte of the batch up to its own
+digits and starts from the one before it; the first of a segment starts from the crc of the header, which names the last
+crc of the segment before. So bytes that were changed, lost or moved anywhere but at the very end are noticed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+from zlib import crc32
+
+import msgspec
+
+from esper.leyline import SCHEMA_VERSION, DataError, TelemetryEvent
+from esper.nissa.wire import NewerSchemaError, WireError, decode, may_hold_non_finite, revive
+
+FORMAT_VERSION: Final = 1
+MAX_BATCH_BYTES: Final = 64 << 20
+"""No writer makes a batch this long; a reader that finds no commit line in so many bytes stops there."""
+
+_CHUNK: Final = 1 << 20
+_MARK: Final = b'{"commit":'
+_NAME: Final = re.compile(r"events-(\d{5,})\.jsonl")
+_COMMIT: Final = re.compile(
+    rb'(\{"commit":\{"count":(0|[1-9]\d*),"last_seq":(null|[1-9]\d*)(,"closed":true)?,"crc32":)(\d{1,10})\}\}\n'
+)
+_events: Final = msgspec.json.Decoder(TelemetryEvent)
+
+
+class JournalDamaged(DataError):
+    """Committed bytes of a journal are not what was written. ``file`` and ``offset`` say where it begins."""
+
+    def __init__(self, file: Path, offset: int, reason: str) -> None:
+        super().__init__(f"{file}: journal damaged at byte {offset}: {reason}")
+        self.file = file
+        self.offset = offset
+        self.reason = reason
+
+
+class Header(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """First line of a segment."""
+
+    journal: int
+    schema: int
+    run_id: str
+    segment: int
+    created: float
+    previous_crc32: int | None = None
+    """Chained crc at the end of what the segment before has committed; ``None`` in the first."""
+    producer: str | None = None
+    supersedes_after: int | None = None
+    """A resumed run: every earlier event after ``producer``'s event of this seq no longer counts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """A border between two batches: where a reader can start without having read what is before."""
+
+    segment: int
+    offset: int
+    crc32: int
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Committed events: ``count`` lines of ``body``, of which the first ``kept`` were not superseded by a resume."""
+
+    file: Path
+    start: Position
+    end: Position
+    body: bytes
+    count: int
+    kept: int
+    last_seq: int | None
+    closed: bool
+    """The writer closed the segment with this batch."""
+
+    def events(self, *, superseded: bool = False, validate: bool = False) -> list[TelemetryEvent]:
+        """The events that stand, or with ``superseded`` those that do not.
+
+        Raises :class:`WireError` (file and offset) for a line that is no event of this schema.
+        """
+        wanted = slice(self.kept, None) if superseded else slice(self.kept)
+        if validate:
+            return self._one_by_one(wanted, True)
+        try:
+            events: list[TelemetryEvent] = _events.decode_lines(self.body)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return self._one_by_one(wanted, False)
+        if any(event.schema > SCHEMA_VERSION for event in events) or len(events) != self.count:
+            return self._one_by_one(wanted, False)
+        if may_hold_non_finite(self.body):
+            return [revive(event) for event in events[wanted]]
+        return events if self.kept == self.count and not superseded else events[wanted]
+
+    def _one_by_one(self, wanted: slice, validate: bool) -> list[TelemetryEvent]:
+        events, offset = [], self.start.offset
+        for line in self.body.splitlines(keepends=True)[wanted]:
+            events.append(decode(line, file=self.file, offset=offset, validate=validate))
+            offset += len(line)
+        return events
+
+
+def segment_path(directory: Path, number: int) -> Path:
+    """Path of segment ``number``, counted from 1."""
+    return directory / f"events-{number:05d}.jsonl"
+
+
+def list_segments(directory: Path) -> dict[int, Path]:
+    """number -> path of the segments in ``directory``, in order."""
+    found = {
+        int(match[1]): entry for entry in directory.iterdir() if (match := _NAME.fullmatch(entry.name)) is not None
+    }
+    return dict(sorted(found.items()))
+
+
+def commit_line(body: bytes, crc: int, count: int, last_seq: int | None, closed: bool = False) -> tuple[bytes, int]:
+    """The line that commits ``body`` after ``crc``, and the crc that the next one starts from."""
+    last = "null" if last_seq is None else str(last_seq)
+    ending = ',"closed":true' if closed else ""
+    prefix = f'{{"commit":{{"count":{count},"last_seq":{last}{ending},"crc32":'.encode()
+    chained = crc32(prefix, crc32(body, crc))
+    return b"%s%d}}\n" % (prefix, chained), chained
+
+
+def encode_header(header: Header) -> tuple[bytes, Position]:
+    """The header as the first line of its segment, and the position behind it."""
+    line = msgspec.json.encode(header) + b"\n"
+    return line, _behind(line, header)
+
+
+def _behind(line: bytes, header: Header) -> Position:
+    return Position(header.segment, len(line), crc32(line, header.previous_crc32 or 0))
+
+
+def read_header(path: Path) -> tuple[Header, Position] | None:
+    """Header and the position behind it; ``None`` when the file ends before its first line does.
+
+    Raises :class:`JournalDamaged` and :class:`NewerSchemaError`.
+    """
+    with path.open("rb") as file:
+        line = file.readline(1 << 16)
+    if not line.endswith(b"\n"):
+        if len(line) == 1 << 16:
+            raise JournalDamaged(path, 0, "the first line is no header")
+        return None
+    try:
+        loose = msgspec.json.decode(line)
+        if not isinstance(loose, dict):
+            raise msgspec.ValidationError("not an object")
+        for key, known in (("journal", FORMAT_VERSION), ("schema", SCHEMA_VERSION)):
+            if isinstance(loose.get(key), int) and loose[key] > known:
+                raise NewerSchemaError(
+                    f"newer schema: {key} version {loose[key]}, this version reads up to {known}; upgrade Esper",
+                    path,
+                    0,
+                )
+        header = msgspec.convert(loose, Header)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise JournalDamaged(path, 0, f"the first line is no header: {error}") from None
+    return header, _behind(line, header)
+
+
+def _find_commit(buffer: bytes, at: int) -> tuple[int, int] | None:
+    """Start and end of the first whole commit line in ``buffer`` from ``at``, where a line starts."""
+    start = at
+    if not buffer.startswith(_MARK, at):
+        start = buffer.find(b"\n" + _MARK, at) + 1
+        if start == 0:
+            return None
+    end = buffer.find(b"\n", start) + 1
+    return (start, end) if end else None
+
+
+class SegmentScan:
+    """Reads the committed batches of one segment from ``start``; afterwards ``position`` and ``tail`` say how it ended.
+
+    Iterating once more continues where it ended, with what was written since.
+    """
+
+    def __init__(self, path: Path, start: Position, *, closed: bool = False, salvage: bool = False) -> None:
+        self.path = path
+        self.position = start
+        self.closed = closed
+        self.tail = b""
+        """Bytes behind the last commit line: a batch that was being written."""
+        self.damage: list[JournalDamaged] = []
+        """What was skipped; only with ``salvage``."""
+        self._salvage = salvage
+
+    def __iter__(self) -> Iterator[Batch]:
+        buffer = b""
+        with self.path.open("rb") as file:
+            file.seek(self.position.offset)
+            for chunk in iter(lambda: file.read(_CHUNK), b""):
+                buffer += chunk
+                at = 0
+                while (border := _find_commit(buffer, at)) is not None:
+                    batch = self._verify(buffer[at : border[0]], buffer[border[0] : border[1]])
+                    at = border[1]
+                    if batch is not None:
+                        yield batch
+                buffer = buffer[at:]
+                if len(buffer) > MAX_BATCH_BYTES:
+                    limit = f"no commit line within {MAX_BATCH_BYTES >> 20} MiB"
+                    raise JournalDamaged(self.path, self.position.offset, limit)
+        self.tail = buffer
+        if self.closed and buffer:
+            self._damaged("bytes behind the commit that closed the segment")
+
+    def _verify(self, body: bytes, commit: bytes) -> Batch | None:
+        start = self.position
+        match = _COMMIT.fullmatch(commit)
+        count = body.count(b"\n")
+        reason = ""
+        if self.closed:
+            reason = "a batch behind the commit that closed the segment"
+        elif match is None:
+            reason = f"malformed commit line {commit[:80]!r}"
+        elif (crc := crc32(match[1], crc32(body, start.crc32))) != int(match[5]):
+            reason = f"checksum {crc} of the batch is not the committed {int(match[5])}"
+        elif count != int(match[2]):
+            reason = f"{count} events in a batch that committed {int(match[2])}"
+        stored = int(match[5]) if match else start.crc32
+        end = Position(start.segment, start.offset + len(body) + len(commit), stored)
+        if reason or match is None:
+            self._damaged(reason)
+            self.position = end
+            return None
+        self.position = end
+        self.closed = match[4] is not None
+        last_seq = None if match[3] == b"null" else int(match[3])
+        return Batch(self.path, start, end, body, count, count, last_seq, self.closed)
+
+    def _damaged(self, reason: str) -> None:
+        error = JournalDamaged(self.path, self.position.offset, reason)
+        if not self._salvage:
+            raise error
+        self.damage.append(error)
+
+
+__all__ = [
+    "FORMAT_VERSION",
+    "Batch",
+    "Header",
+    "JournalDamaged",
+    "Position",
+    "SegmentScan",
+    "WireError",
+    "commit_line",
+    "encode_header",
+    "list_segments",
+    "read_header",
+    "segment_path",
+]
