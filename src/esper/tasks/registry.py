@@ -1,0 +1,73 @@
+"""Tasks by name: built in, from entry points of other packages (group ``esper.tasks``), or as ``module:attribute``."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import replace
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+from types import MappingProxyType
+from typing import Any, Final
+
+from esper.leyline import UsageError, unknown
+from esper.tasks.base import TaskSpec, check_task
+
+GROUP: Final = "esper.tasks"
+
+BUILT_IN: Final = MappingProxyType(
+    {
+        "digits": "esper.tasks.digits:digits",
+    }
+)
+"""Name -> ``module:attribute`` of a function that returns a ``TaskSpec``."""
+
+
+def task_names() -> tuple[str, ...]:
+    """Every name that :func:`get_task` knows: the built-in ones first, then those of other packages."""
+    return (*BUILT_IN, *(name for name in sorted(_plugins()) if name not in BUILT_IN))
+
+
+def get_task(name: str, **options: Any) -> TaskSpec:
+    """Load a task and its data.
+
+    ``name`` is one of :func:`task_names` or ``module:attribute``, where the attribute is a ``TaskSpec`` or a function
+    that takes ``options`` and returns one. Raises ``UsageError`` for an unknown name or option, ``MissingExtraError``
+    when a task's data need an extra, ``DataError`` when its data are missing or damaged.
+    """
+    if name in BUILT_IN:
+        return _made(name, _resolve(name, BUILT_IN[name]), options)
+    if ":" in name:
+        return check_task(_made(name, _resolve(name, name), options))
+    plugins = _plugins()
+    if name in plugins:
+        return check_task(_made(name, plugins[name].load(), options))
+    raise unknown("task", name, task_names())
+
+
+def _plugins() -> dict[str, EntryPoint]:
+    return {point.name: point for point in entry_points(group=GROUP)}
+
+
+def _resolve(name: str, target: str) -> Any:
+    module, _, attribute = target.partition(":")
+    try:
+        return getattr(import_module(module), attribute)
+    except ImportError as error:
+        raise UsageError(f"task {name!r}: cannot import {module!r}: {error}") from error
+    except AttributeError as error:
+        raise UsageError(f"task {name!r}: module {module!r} has no attribute {attribute!r}") from error
+
+
+def _made(name: str, made_by: TaskSpec | Callable[..., TaskSpec], options: dict[str, Any]) -> TaskSpec:
+    if callable(made_by):
+        legal = inspect.signature(made_by).parameters
+        for option in options:
+            if option not in legal:
+                raise unknown(f"option of task {name!r}", option, legal)
+        made_by = made_by(**options)
+    elif options:
+        raise UsageError(f"task {name!r} is a ready-made TaskSpec and takes no options; given: {', '.join(options)}")
+    if not isinstance(made_by, TaskSpec):
+        raise UsageError(f"task {name!r} gives a {type(made_by).__name__}; an esper.tasks.TaskSpec is needed")
+    return replace(made_by, options=dict(options))
