@@ -1,0 +1,189 @@
+"""What every policy network shares: memory with resets, a value head with its own scale, stepping and unrolling.
+
+Shapes: T steps, N environments, B = T * N rows in time-major order, F features, H memory cells.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from esper.tamiyo.normalise import RunningMoments, RunningNorm
+
+Observation = Mapping[str, Tensor]
+"""Named parts of an observation, each ``[B, ...]`` (or ``[T, N, ...]`` in a rollout)."""
+
+State = tuple[Tensor, ...]
+"""Hidden and cell state ``[N, H]`` each; empty for a network without memory."""
+
+RETURN_HORIZON = 10_000
+"""Steps after which returns of an older policy are forgotten."""
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyOutput:
+    """One table of logits per head (see ``Heads``) and V(s) ``[B]`` in the reward's unit."""
+
+    logits: tuple[Tensor, ...]
+    value: Tensor
+
+
+class Memory(nn.Module):
+    """One LSTM layer whose state is zeroed *before* a step that starts an episode."""
+
+    def __init__(self, features: int, cells: int) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(features, cells)
+        for parameter in self.lstm.parameters():
+            if parameter.ndim == 2:
+                nn.init.orthogonal_(parameter)
+            else:
+                nn.init.zeros_(parameter)
+
+    def initial_state(self, rows: int) -> State:
+        """Zeros for ``rows`` environments."""
+        zeros = next(self.lstm.parameters()).new_zeros(rows, self.lstm.hidden_size)
+        return zeros, zeros.clone()
+
+    def step(self, x: Tensor, state: State, starts: Tensor) -> State:
+        """State after one step. ``x`` ``[N, F]``, ``starts`` ``[N]`` bool; the output is the hidden state."""
+        before = tuple(torch.where(starts[:, None], 0.0, part) for part in state)
+        after: State = torch.lstm_cell(x, before, *self.lstm.parameters())
+        return after
+
+    def unroll(self, x: Tensor, state: State, starts: Tensor) -> Tensor:
+        """Outputs ``[T, N, H]`` of a whole rollout ``x`` ``[T, N, F]`` that begins from ``state``.
+
+        Each environment's row is cut where episodes start and the pieces run side by side as one packed sequence,
+        so that nothing is padded:
+
+            env 0   a a a b b        position 0: a c b d
+            env 1   c c d d d   ->   position 1: a c b d
+                                     position 2: a d
+        """
+        steps, rows = starts.shape
+        begins = starts.clone()
+        begins[0] = True
+        flat = begins.T.reshape(-1)
+        first = flat.nonzero().squeeze(1)
+        piece = flat.cumsum(0) - 1
+        position = torch.arange(len(flat), device=flat.device) - first[piece]
+        order = piece.bincount().argsort(descending=True, stable=True)
+        rank = order.argsort()
+        packing = (position * len(first) + rank[piece]).argsort()
+
+        carried = (first % steps == 0) & ~starts.T.reshape(-1)[first]
+        source = first // steps
+        before = tuple(torch.where(carried[:, None], part[source], 0.0)[order][None] for part in state)
+        packed = PackedSequence(x.transpose(0, 1).reshape(steps * rows, -1)[packing], position.bincount().cpu())
+        outputs: Tensor = self.lstm(packed, before)[0].data
+        return outputs[packing.argsort()].view(rows, steps, -1).transpose(0, 1)
+
+
+class ValueHead(nn.Module):
+    """V(s) from a linear unit on the scale of past returns.
+
+    When the scale moves the weights are corrected so that every value stays what it was: van Hasselt et al.,
+    "Learning values across many orders of magnitude" (2016), PopArt.
+    """
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(features, 1)
+        nn.init.orthogonal_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+        self.returns = RunningMoments(1, RETURN_HORIZON)
+
+    @property
+    def scale(self) -> Tensor:
+        """Standard deviation of returns, 1 while none was observed; errors are measured in it."""
+        return self.returns.std[0].float() if self.returns.count > 0 else torch.ones(())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[..., F]`` to ``[...]``, in the reward's unit."""
+        unscaled: Tensor = self.linear(x).squeeze(-1)
+        if self.returns.count == 0:
+            return unscaled
+        return unscaled * self.returns.std[0].to(x.dtype) + self.returns.mean[0].to(x.dtype)
+
+    @torch.no_grad()
+    def observe(self, returns: Tensor) -> None:
+        """Move the scale to take in ``[M]`` returns, without moving any value."""
+        seen = self.returns.count > 0
+        old_mean, old_std = (self.returns.mean.clone(), self.returns.std) if seen else (0.0, 1.0)
+        self.returns.observe(returns[:, None])
+        if self.returns.count == 0:
+            return
+        mean, std = self.returns.mean, self.returns.std
+        self.linear.weight.mul_(old_std / std)
+        self.linear.bias.copy_((self.linear.bias * old_std + old_mean - mean) / std)
+
+
+class PolicyNetwork(nn.Module, ABC):
+    """Encoder, memory, heads and value. Subclasses say how to encode an observation and how to score choices.
+
+    Observations arrive raw; ``normalisers`` (name of the part -> statistics) are frozen until :meth:`observe`.
+    """
+
+    def __init__(self, features: int, cells: int) -> None:
+        super().__init__()
+        self.memory = Memory(features, cells) if cells else None
+        self.core_width = cells or features
+        self.value_head = ValueHead(self.core_width)
+        self.normalisers = nn.ModuleDict()
+
+    @abstractmethod
+    def encode(self, observation: Observation) -> tuple[Tensor, ...]:
+        """Features ``[B, F]`` that go into the memory, then whatever else :meth:`score` needs."""
+
+    @abstractmethod
+    def score(self, core: Tensor, encoded: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Logits of every head from the memory's output ``[B, core_width]``."""
+
+    def initial_state(self, rows: int) -> State:
+        """State of ``rows`` environments before their first step."""
+        return self.memory.initial_state(rows) if self.memory is not None else ()
+
+    def step(self, observation: Observation, state: State, starts: Tensor) -> tuple[PolicyOutput, State]:
+        """One step of N environments, and the state after it. ``starts`` ``[N]`` marks first steps of episodes."""
+        encoded = self.encode(observation)
+        state = self.memory.step(encoded[0], state, starts) if self.memory is not None else ()
+        core = state[0] if state else encoded[0]
+        return PolicyOutput(self.score(core, encoded), self.value_head(core)), state
+
+    def values(self, observation: Observation, state: State) -> Tensor:
+        """V ``[N]`` of observations that continue from ``state``. The state itself does not advance."""
+        features = self.encode(observation)[0]
+        if self.memory is not None:
+            continuing = torch.zeros(len(features), dtype=torch.bool, device=features.device)
+            features = self.memory.step(features, state, continuing)[0]
+        value: Tensor = self.value_head(features)
+        return value
+
+    def unroll(self, observation: Observation, state: State, starts: Tensor) -> PolicyOutput:
+        """A whole rollout ``[T, N, ...]`` from the state before its first step; rows come back flat, ``[T * N]``."""
+        steps, rows = starts.shape
+        encoded = self.encode({name: part.flatten(0, 1) for name, part in observation.items()})
+        core = encoded[0]
+        if self.memory is not None:
+            core = self.memory.unroll(core.view(steps, rows, -1), state, starts).flatten(0, 1)
+        return PolicyOutput(self.score(core, encoded), self.value_head(core))
+
+    def observe(self, observation: Observation, valid: Tensor) -> None:
+        """Let the normalisers see the parts of a rollout ``[T, N, ...]`` where ``valid`` ``[T, N]``."""
+        for name, norm in self.normalisers.items():
+            assert isinstance(norm, RunningNorm)
+            norm.observe(observation[name][valid])
+
+
+def linear(inputs: int, outputs: int, gain: float = 2.0**0.5) -> nn.Linear:
+    """A layer with orthogonal weights and zero bias; ``gain`` 0.01 starts a policy close to uniform."""
+    layer = nn.Linear(inputs, outputs)
+    nn.init.orthogonal_(layer.weight, gain)
+    nn.init.zeros_(layer.bias)
+    return layer
