@@ -127,7 +127,7 @@ def epoch_done(rec: Recorder, env: int, epoch: int, metric: float | None, **data
 
 
 def story() -> list[TelemetryEvent]:
-    """Two environments: in 0 a seed is blocked at G5, then kept; in 1 the metric stalls, turns NaN and is rolled back."""
+    """Two environments: in 0 a seed is blocked at G5, then kept; 1 stalls, turns NaN and is rolled back."""
     rec = Recorder()
     begin(rec)
     begin_episode(rec, 0)

@@ -6,13 +6,13 @@ import sys
 
 import pytest
 from hypothesis import given, settings
-from karn.streams import Recorder, begin, begin_episode, epoch_done, gate, random_run, runs, story
 
 from esper.karn import state as states
 from esper.karn.aggregator import FEED, HANDLERS, apply, fold
 from esper.karn.state import Measured, RunState
 from esper.leyline import SeedStage, TelemetryEvent, TelemetryEventType
 from esper.leyline import TelemetryEventType as T
+from karn.streams import Recorder, begin, begin_episode, epoch_done, gate, random_run, runs, story
 
 
 def test_every_event_type_has_a_handler() -> None:

@@ -1,11 +1,10 @@
 from __future__ import annotations
 
-from karn.streams import Recorder, begin, begin_episode, epoch_done
-
 from esper.karn import anomaly
 from esper.karn.aggregator import fold
 from esper.karn.state import EnvironmentFold, RunState
 from esper.leyline import TelemetryEventType as T
+from karn.streams import Recorder, begin, begin_episode, epoch_done
 
 
 def _run(metrics: list[float], **data: object) -> RunState:

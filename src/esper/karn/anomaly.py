@@ -12,6 +12,7 @@ import math
 from dataclasses import dataclass
 from typing import Final
 
+from esper.karn.schema import Level
 from esper.karn.state import EnvironmentFold, FactorRecord, Measured, RunState
 from esper.leyline import SeedStage
 
@@ -22,7 +23,7 @@ RECENT: Final = 5
 MIN_EPOCHS: Final = 5
 """Epochs with a metric before its course is judged."""
 
-LEVELS: Final = (("critical", 1.0), ("bad", 0.6), ("watch", 0.25))
+LEVELS: Final[tuple[tuple[Level, float], ...]] = (("critical", 1.0), ("bad", 0.6), ("watch", 0.25))
 """Status and the least rank for it; below the last one it is ``ok``."""
 
 
@@ -78,12 +79,15 @@ def update(state: RunState, environment: EnvironmentFold) -> None:
 def stale_factor(environment: EnvironmentFold, silent_for: float) -> FactorRecord | None:
     """The one factor that depends on the clock: ``silent_for`` seconds against what an epoch takes here."""
     allowed = max(STALE_AT_LEAST, STALE_EPOCHS * (environment.epoch_seconds or 0.0))
-    return _factor("stale", silent_for / allowed)
+    return _factor("stale", round(silent_for / allowed, 1))
 
 
-def status(rank: float) -> str:
-    """``ok``, ``watch``, ``bad`` or ``critical``."""
-    return next((name for name, least in LEVELS if rank >= least), "ok")
+def status(rank: float) -> Level:
+    """What a rank means for the operator."""
+    for name, least in LEVELS:
+        if rank >= least:
+            return name
+    return "ok"
 
 
 def words(factor: FactorRecord) -> str:

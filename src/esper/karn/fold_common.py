@@ -90,3 +90,11 @@ def measure_aged(facts: Facts, data: Mapping[str, Any], names: Iterable[str], ev
             if known.value == value or epoch is not None and epoch < known.epoch:
                 continue
         facts[name] = Measured(value, epoch, event.timestamp if epoch is not None and epoch == event.epoch else None)
+
+
+def tally(state: RunState, name: str, yes: bool, event: TelemetryEvent) -> None:
+    """Count towards a share of the policy pulse."""
+    hits, tries = state.tallies.get(name, (0, 0))
+    hits, tries = hits + yes, tries + 1
+    state.tallies[name] = (hits, tries)
+    state.pulse[name] = Measured(hits / tries, event.epoch, event.timestamp)

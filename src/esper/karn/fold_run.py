@@ -6,7 +6,7 @@ import math
 from typing import Any, Final
 
 from esper.karn import anomaly
-from esper.karn.fold_common import environment_of, measure, slot_in, trim
+from esper.karn.fold_common import environment_of, measure, slot_in, tally, trim
 from esper.karn.fold_seed import GOVERNOR, set_stage
 from esper.karn.state import (
     ActionRecord,
@@ -234,7 +234,7 @@ def command_issued(state: RunState, event: TelemetryEvent) -> None:
 def command_settled(state: RunState, event: TelemetryEvent) -> None:
     """What became of the newest open command of the same op and slot."""
     outcome = "executed" if event.event_type is T.COMMAND_EXECUTED else "failed"
-    state.op_outcomes[outcome] = state.op_outcomes.get(outcome, 0) + 1
+    tally(state, "command_success", outcome == "executed", event)
     environment, data = environment_of(state, event), event.data
     if environment is None:
         state.unplaced += 1

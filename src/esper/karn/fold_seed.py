@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from esper.karn.fold_common import environment_of, measure, measure_aged, retire, seed_of, slot_of, trim
+from esper.karn.fold_common import environment_of, measure, measure_aged, retire, seed_of, slot_of, tally, trim
 from esper.karn.state import BlueprintCount, GateRecord, RunState, SeedFold, SlotFold, Span, VetoRecord
 from esper.leyline import SeedStage, TelemetryEvent
 
@@ -79,6 +79,7 @@ def gate_evaluated(state: RunState, event: TelemetryEvent) -> None:
     if seed is not None:
         seed.gates[gate] = record
         _health(seed, event)
+    tally(state, "gate_pass", passed, event)
     if not passed:
         blueprint = data.get("blueprint") or (seed.blueprint if seed is not None else None)
         if blueprint is not None:
@@ -132,6 +133,7 @@ def fossilized(state: RunState, event: TelemetryEvent) -> None:
     measure(seed.facts, event.data, ("removal_cost_se", "removal_cost_loss"), event)
     seed.end_stage, seed.end_epoch = SeedStage.FOSSILIZED.name, event.epoch
     _census(state, seed).fossilized += 1
+    tally(state, "seeds_kept", True, event)
 
 
 def pruned(state: RunState, event: TelemetryEvent) -> None:
@@ -146,6 +148,7 @@ def pruned(state: RunState, event: TelemetryEvent) -> None:
     seed.end_stage, seed.end_epoch = SeedStage.PRUNED.name, event.epoch
     seed.end_reason, seed.end_by = event.data.get("reason"), event.data.get("by")
     _census(state, seed).pruned += 1
+    tally(state, "seeds_kept", False, event)
 
 
 def vetoed(state: RunState, event: TelemetryEvent) -> None:

@@ -1,4 +1,4 @@
-"""Bounded histories that keep what a picture must not hide: extremes, the last value, and values that are not numbers."""
+"""Bounded histories that keep extremes, the last value, and values that are not numbers."""
 
 from __future__ import annotations
 

@@ -284,7 +284,8 @@ class RunState(msgspec.Struct, omit_defaults=True):
     producers: dict[str, ProducerFold] = {}
     pulse: Facts = {}
     op_counts: dict[str, int] = {}
-    op_outcomes: dict[str, int] = {}
+    tallies: dict[str, tuple[int, int]] = {}
+    """Pulse figure that is a share -> (yes, all)."""
     census: dict[str, BlueprintCount] = {}
     episodes_ended: int = 0
     epochs_done: int = 0

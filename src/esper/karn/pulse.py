@@ -1,0 +1,35 @@
+"""Policy pulse: which figures there are, and from where on they are a worry."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from esper.karn.schema import Level
+
+
+@dataclass(frozen=True, slots=True)
+class PulseRule:
+    """``watch`` and ``bad`` bound the figure from below when ``low_is_bad``, else from above."""
+
+    unit: str
+    text: str
+    watch: float
+    bad: float
+    low_is_bad: bool = False
+
+    def level(self, value: float) -> Level:
+        """Verdict on a value; NaN is as bad as it gets."""
+        if value != value:
+            return "critical"
+        if self.low_is_bad:
+            return "bad" if value < self.bad else "watch" if value < self.watch else "ok"
+        return "bad" if value > self.bad else "watch" if value > self.watch else "ok"
+
+
+PULSE: Final = {
+    "command_success": PulseRule("share", "commands that succeeded", 0.7, 0.4, low_is_bad=True),
+    "gate_pass": PulseRule("share", "gate evaluations that passed", 0.2, 0.05, low_is_bad=True),
+    "seeds_kept": PulseRule("share", "settled seeds that were kept", 0.2, 0.05, low_is_bad=True),
+}
+"""Key of ``RunState.pulse`` -> rule. The figures are shares over the run so far."""

@@ -1,0 +1,454 @@
+"""The one snapshot schema, for every face. ``web/src`` gets its TypeScript types from :func:`json_schema`.
+
+A missing key is a value that was not measured. NaN and infinities are the strings ``"NaN"``, ``"Infinity"`` and
+``"-Infinity"``. Times are wall-clock seconds since 1970; ages are left to the face, except for ``stale``.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Final, Literal
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+SNAPSHOT_SCHEMA: Final = 1
+
+NonFinite = Literal["NaN", "Infinity", "-Infinity"]
+Number = float | NonFinite
+Level = Literal["ok", "watch", "bad", "critical"]
+
+
+class Part(msgspec.Struct, omit_defaults=True, frozen=True):
+    """Base of everything in a snapshot: what was not measured is left out."""
+
+
+class Figure(Part, kw_only=True, frozen=True):
+    """A measured value. Without ``epoch`` and ``time`` it is of unknown age."""
+
+    value: bool | int | float | NonFinite
+    epoch: int | UnsetType = UNSET
+    time: float | UnsetType = UNSET
+    stale: bool = False
+    """Measured more than two of the environment's epochs ago."""
+
+
+class Curve(Part, kw_only=True, frozen=True):
+    """A bounded history. ``low`` and ``high`` are the extremes of each bucket; ``nans`` counts its NaNs."""
+
+    at: list[int]
+    low: list[Number]
+    high: list[Number]
+    last: list[Number]
+    nans: list[int]
+    seen: int
+    """Points that the buckets stand for."""
+
+
+class Factor(Part, kw_only=True, frozen=True):
+    """One part of an anomaly score."""
+
+    name: str
+    text: str
+    measured: Number
+    threshold: float
+    weight: float
+    level: float
+    unit: str = ""
+
+
+class Chip(Part, kw_only=True, frozen=True):
+    """One slot at a glance."""
+
+    slot: str
+    glyph: str
+    stage: str | UnsetType = UNSET
+    seed: str | UnsetType = UNSET
+    blueprint: str | UnsetType = UNSET
+    alpha: Figure | UnsetType = UNSET
+    gate: str | UnsetType = UNSET
+    """The last gate evaluated."""
+    gate_passed: bool | UnsetType = UNSET
+    removal_cost: Figure | UnsetType = UNSET
+
+
+class EnvironmentRow(Part, kw_only=True, frozen=True):
+    """One environment on the flight board."""
+
+    env: int
+    device: str
+    level: Level
+    score: float
+    rank: float
+    status: str
+    arm: str | UnsetType = UNSET
+    policy: str | UnsetType = UNSET
+    seed: int | UnsetType = UNSET
+    episode: int | UnsetType = UNSET
+    epoch: int | UnsetType = UNSET
+    max_epochs: int | UnsetType = UNSET
+    factors: list[Factor] = []
+    metric: Figure | UnsetType = UNSET
+    best: Figure | UnsetType = UNSET
+    loss: Figure | UnsetType = UNSET
+    parameters: Figure | UnsetType = UNSET
+    host_parameters: int | UnsetType = UNSET
+    step_ms: Figure | UnsetType = UNSET
+    """Time of the last epoch: the parts that were measured, added up."""
+    slots: dict[str, Chip] = {}
+    spark: list[Number] = []
+    last_action: str | UnsetType = UNSET
+    last_time: float | UnsetType = UNSET
+    """When it last said anything."""
+
+
+class Check(Part, kw_only=True, frozen=True):
+    """One check of a gate."""
+
+    id: str
+    passed: bool
+    text: str
+    comparison: str
+    threshold: bool | int | float | str
+    measured: bool | int | float | str | UnsetType = UNSET
+    unit: str | UnsetType = UNSET
+
+
+class Gate(Part, kw_only=True, frozen=True):
+    """The last evaluation of one gate."""
+
+    gate: str
+    passed: bool
+    target: str
+    text: str
+    evaluations: int
+    failures: int
+    checks: list[Check] = []
+    epoch: int | UnsetType = UNSET
+    time: float | UnsetType = UNSET
+
+
+class Seed(Part, kw_only=True, frozen=True):
+    """The seed inspector."""
+
+    seed: str
+    slot: str
+    blueprint: str | UnsetType = UNSET
+    stage: str | UnsetType = UNSET
+    germinated_epoch: int | UnsetType = UNSET
+    incubation: str | UnsetType = UNSET
+    blend: str | UnsetType = UNSET
+    tempo: int | UnsetType = UNSET
+    alpha_target: float | UnsetType = UNSET
+    parameters: int | UnsetType = UNSET
+    facts: dict[str, Figure] = {}
+    gates: list[Gate] = []
+    blocked: str | UnsetType = UNSET
+    """Why it does not move on, in words; absent when its last gate passed."""
+    unavailable: str | UnsetType = UNSET
+    """Why its last counterfactual could not be computed."""
+    veto: str | UnsetType = UNSET
+    ended: str | UnsetType = UNSET
+    """How and why it was kept or pruned."""
+    alpha: Curve | UnsetType = UNSET
+    contribution: Curve | UnsetType = UNSET
+
+
+class Stretch(Part, kw_only=True, frozen=True):
+    """A stretch of the lifecycle swimlane; without ``until`` it lasts."""
+
+    stage: str
+    since: int
+    until: int | UnsetType = UNSET
+    seed: str | UnsetType = UNSET
+
+
+class Slot(Part, kw_only=True, frozen=True):
+    """One slot in the environment drawer."""
+
+    slot: str
+    stage: str | UnsetType = UNSET
+    seed: Seed | UnsetType = UNSET
+    past: list[Seed] = []
+    seeds_seen: int = 0
+    swimlane: list[Stretch] = []
+
+
+class Action(Part, kw_only=True, frozen=True):
+    """One command and what became of it. Heads that the op does not consume are in ``unused``."""
+
+    op: str
+    outcome: str
+    epoch: int | UnsetType = UNSET
+    time: float | UnsetType = UNSET
+    slot: str | UnsetType = UNSET
+    blueprint: str | UnsetType = UNSET
+    reason: str | UnsetType = UNSET
+    why_not: str | UnsetType = UNSET
+    evidence: dict[str, Number] = {}
+    unused: list[str] = []
+
+
+class EnvironmentDetail(Part, kw_only=True, frozen=True):
+    """The environment drawer."""
+
+    row: EnvironmentRow
+    metric: Curve
+    loss: Curve
+    facts: dict[str, Figure]
+    slots: dict[str, Slot]
+    actions: list[Action]
+    actions_seen: int
+    compute: dict[str, Figure]
+    non_finite: list[str]
+    rollbacks: int
+    diagnostics: dict[str, Any] = {}
+    diagnostics_epoch: int | UnsetType = UNSET
+
+
+class FeedItem(Part, kw_only=True, frozen=True):
+    """One event in the feed."""
+
+    id: str
+    type: str
+    severity: str
+    text: str
+    time: float | UnsetType = UNSET
+    episode: int | UnsetType = UNSET
+    epoch: int | UnsetType = UNSET
+    env: int | UnsetType = UNSET
+    slot: str | UnsetType = UNSET
+    seed: str | UnsetType = UNSET
+    stage: str | UnsetType = UNSET
+    blueprint: str | UnsetType = UNSET
+    gate: str | UnsetType = UNSET
+
+
+class Pulse(Part, kw_only=True, frozen=True):
+    """One figure of the policy's pulse with its verdict."""
+
+    name: str
+    figure: Figure
+    level: Level
+    unit: str
+    text: str
+    threshold: float | UnsetType = UNSET
+    """Where it stops being ok."""
+
+
+class Progress(Part, kw_only=True, frozen=True):
+    """How far the run is; without ``eta`` the pace is not known yet."""
+
+    epochs_done: int
+    epochs_total: int | UnsetType = UNSET
+    share: float | UnsetType = UNSET
+    eta_seconds: float | UnsetType = UNSET
+
+
+class RunHeader(Part, kw_only=True, frozen=True):
+    """What runs, and how it is."""
+
+    state: Literal["waiting", "running", "silent", "ended"]
+    """``ended`` only after an end event; ``silent`` is not a verdict on the process."""
+    text: str
+    progress: Progress
+    run_id: str | UnsetType = UNSET
+    kind: str | UnsetType = UNSET
+    task: str | UnsetType = UNSET
+    policy: str | UnsetType = UNSET
+    metric: str | UnsetType = UNSET
+    unit: str = ""
+    higher_is_better: bool = True
+    chance: float | UnsetType = UNSET
+    slots: list[str] = []
+    blueprints: list[str] = []
+    envs: int | UnsetType = UNSET
+    episodes: int | UnsetType = UNSET
+    episodes_ended: int = 0
+    max_epochs: int | UnsetType = UNSET
+    device: str | UnsetType = UNSET
+    threads: int | UnsetType = UNSET
+    examples: dict[str, int] = {}
+    host_parameters: int | UnsetType = UNSET
+    started: float | UnsetType = UNSET
+    resumed: int = 0
+    end_status: str | UnsetType = UNSET
+    level: str | UnsetType = UNSET
+    lifecycle_only: bool = False
+    suppressed: list[str] = []
+    checkpoint: str | UnsetType = UNSET
+    exported: str | UnsetType = UNSET
+
+
+class StepSplit(Part, kw_only=True, frozen=True):
+    """Where an epoch's time goes, in milliseconds, mean over the environments' last epochs."""
+
+    train: Number | UnsetType = UNSET
+    input_wait: Number | UnsetType = UNSET
+    """Part of ``train``."""
+    validate: Number | UnsetType = UNSET
+    counterfactual: Number | UnsetType = UNSET
+    policy: Number | UnsetType = UNSET
+    environments: int = 0
+    """How many environments the means are over."""
+
+
+class HostVitals(Part, kw_only=True, frozen=True):
+    """Sampled by Overwatch beside the run, so a replay has none. Shares are in [0, 1]."""
+
+    time: float
+    cpu_share: float | UnsetType = UNSET
+    """Of all cores, by everyone."""
+    process_cores: float | UnsetType = UNSET
+    """Cores' worth of CPU time that the run uses."""
+    cores: int | UnsetType = UNSET
+    process_memory: int | UnsetType = UNSET
+    memory_total: int | UnsetType = UNSET
+    memory_available: int | UnsetType = UNSET
+    io_wait_share: float | UnsetType = UNSET
+    read_bytes_per_second: float | UnsetType = UNSET
+    major_faults_per_second: float | UnsetType = UNSET
+    temperature: float | UnsetType = UNSET
+    """Hottest thermal zone, degrees Celsius."""
+    throttled_per_second: float | UnsetType = UNSET
+    """Thermal throttling events."""
+    gpu_share: float | UnsetType = UNSET
+    gpu_memory: int | UnsetType = UNSET
+    gpu_memory_total: int | UnsetType = UNSET
+
+
+class Bound(Part, kw_only=True, frozen=True):
+    """What limits the run, and what to do about it."""
+
+    kind: Literal["compute", "memory", "input", "sync", "thermal", "unknown"]
+    text: str
+    advice: str
+    evidence: dict[str, Number] = {}
+
+
+class DeviceGroup(Part, kw_only=True, frozen=True):
+    """Environments of one device, the worst first."""
+
+    device: str
+    environments: list[int]
+    level: Level
+
+
+class Census(Part, kw_only=True, frozen=True):
+    """What became of the seeds of one blueprint."""
+
+    blueprint: str
+    germinated: int
+    fossilized: int
+    pruned: int
+    refused: int
+
+
+class Leader(Part, kw_only=True, frozen=True):
+    """A finished episode."""
+
+    arm: str
+    policy: str
+    seed: int
+    epochs: int
+    status: str
+    parameters: int
+    growth: float | UnsetType = UNSET
+    """Parameters added, as a share of the host's."""
+    seeds_kept: int
+    seconds: Number
+    env: int | UnsetType = UNSET
+    episode: int | UnsetType = UNSET
+    validation: Number | UnsetType = UNSET
+    test: Number | UnsetType = UNSET
+    total_macs: int | UnsetType = UNSET
+
+
+class Drop(Part, kw_only=True, frozen=True):
+    """Events that a sink lost."""
+
+    sink: str
+    type: str
+    reason: str
+    count: int
+
+
+class Damage(Part, kw_only=True, frozen=True):
+    """Something wrong with the journal."""
+
+    kind: str
+    text: str
+
+
+class Clock(Part, kw_only=True, frozen=True):
+    """Position in the journal, and the clock the snapshot was built at."""
+
+    events: int
+    now: float
+    time: float | UnsetType = UNSET
+    """Time of the newest event."""
+    silent_for: float | UnsetType = UNSET
+    """Seconds from the newest event to ``now``; absent once the run has ended."""
+
+
+class Snapshot(Part, kw_only=True, frozen=True):
+    """All that a face shows, but for the details of one environment (:class:`EnvironmentDetail`)."""
+
+    schema: int
+    clock: Clock
+    run: RunHeader
+    pulse: list[Pulse]
+    operations: dict[str, int]
+    """Commands asked for, by op."""
+    steps: StepSplit
+    bound: Bound
+    host: HostVitals | UnsetType = UNSET
+    devices: list[DeviceGroup]
+    environments: dict[str, EnvironmentRow]
+    """By env id; the order to show them in is in ``devices``."""
+    stages: dict[str, int]
+    """Slots of all environments by stage."""
+    census: list[Census]
+    feed: list[FeedItem]
+    alarms: list[FeedItem]
+    governor: list[FeedItem]
+    leaderboard: list[Leader]
+    drops: list[Drop]
+    missing: int
+    """Events that the sequence numbers say are missing."""
+    unplaced: int
+    damage: list[Damage]
+
+
+def number(value: float) -> Number:
+    """A float as it travels."""
+    if math.isfinite(value):
+        return value
+    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+
+
+def wire_safe(value: Any) -> Any:
+    """Plain data with every non-finite float by name."""
+    if isinstance(value, float):
+        return number(value)
+    if isinstance(value, dict):
+        return {str(key): wire_safe(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [wire_safe(item) for item in value]
+    return value
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON Schema of snapshot and drawer, from which the page's types are generated."""
+    (_, components) = msgspec.json.schema_components((Snapshot, EnvironmentDetail), ref_template="#/$defs/{name}")
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "Overwatch",
+        "type": "object",
+        "properties": {
+            "snapshot": {"$ref": "#/$defs/Snapshot"},
+            "environment": {"$ref": "#/$defs/EnvironmentDetail"},
+        },
+        "required": ["snapshot", "environment"],
+        "$defs": dict(sorted(components.items())),
+    }

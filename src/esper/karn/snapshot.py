@@ -1,0 +1,393 @@
+"""From the folded state to what a face shows: ``build(state, now)``, a pure function of its arguments."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from esper.karn import anomaly, bound, words
+from esper.karn.fold_run import LEADERS, standing
+from esper.karn.pulse import PULSE
+from esper.karn.schema import (
+    SNAPSHOT_SCHEMA,
+    Census,
+    Chip,
+    Clock,
+    Damage,
+    DeviceGroup,
+    Drop,
+    EnvironmentRow,
+    Factor,
+    FeedItem,
+    Figure,
+    HostVitals,
+    Leader,
+    Number,
+    Progress,
+    Pulse,
+    RunHeader,
+    Snapshot,
+    StepSplit,
+    number,
+)
+from esper.karn.state import EnvironmentFold, EpisodeRow, FactorRecord, Facts, Measured, RunState, SlotFold
+from esper.leyline import TelemetryEvent
+
+STALE_EPOCHS: Final = 2
+SPARK: Final = 24
+FEED: Final = 200
+SILENT_AFTER: Final = 10.0
+"""Seconds without an event after which the header says so."""
+STEP_PARTS: Final = ("train_ms", "validate_ms", "counterfactual_ms", "policy_ms")
+"""Parts of an epoch's time that add up; ``input_wait_ms`` lies within ``train_ms``."""
+
+
+class Builder:
+    """Builds snapshots, keeping the rows of environments that said nothing since the last one."""
+
+    def __init__(self) -> None:
+        self._rows: dict[int, tuple[tuple[Any, ...], EnvironmentRow]] = {}
+        self._items: dict[str, FeedItem] = {}
+
+    def build(self, state: RunState, now: float, host: HostVitals | None = None) -> Snapshot:
+        """The snapshot at wall clock ``now``. ``host`` are vitals sampled beside a live run; a replay has none."""
+        ended = state.run.end_status is not None
+        rows = {str(env_id): self._row(fold, now, ended) for env_id, fold in sorted(state.environments.items())}
+        steps = _steps(state)
+        return Snapshot(
+            schema=SNAPSHOT_SCHEMA,
+            clock=_clock(state, now, ended),
+            run=_header(state, now),
+            pulse=_pulse(state),
+            operations=dict(sorted(state.op_counts.items())),
+            steps=steps,
+            bound=bound.detect(steps, host, state.run.threads),
+            host=UNSET if host is None else host,
+            devices=_devices(rows),
+            environments=rows,
+            stages=_stages(state),
+            census=[
+                Census(
+                    blueprint=name,
+                    germinated=count.germinated,
+                    fossilized=count.fossilized,
+                    pruned=count.pruned,
+                    refused=count.refused,
+                )
+                for name, count in sorted(state.census.items())
+            ],
+            **self._feeds(state),
+            leaderboard=_leaderboard(state),
+            drops=[Drop(sink=d.sink, type=d.event_type, reason=d.reason, count=d.count) for d in state.drops],
+            missing=sum(producer.missing for producer in state.producers.values()),
+            unplaced=state.unplaced,
+            damage=[Damage(kind=record.kind, text=record.text) for record in state.damage],
+        )
+
+    def _row(self, fold: EnvironmentFold, now: float, ended: bool) -> EnvironmentRow:
+        stale = None
+        if not ended and fold.status == "running" and fold.last_time is not None:
+            stale = anomaly.stale_factor(fold, now - fold.last_time)
+        key = (fold.version, None if stale is None else round(stale.measured, 1))
+        cached = self._rows.get(fold.env_id)
+        if cached is not None and cached[0] == key:
+            return cached[1]
+        row = environment_row(fold, stale)
+        self._rows[fold.env_id] = (key, row)
+        return row
+
+    def _feeds(self, state: RunState) -> dict[str, list[FeedItem]]:
+        lists = {"feed": state.feed[-FEED:], "alarms": state.alarms[-FEED:], "governor": state.governor[-FEED:]}
+        before, self._items = self._items, {}
+        feeds: dict[str, list[FeedItem]] = {}
+        for name, events in lists.items():
+            feeds[name] = []
+            for event in events:
+                key = f"{event.producer}:{event.seq}"
+                item = before.get(key) or self._items.get(key) or feed_item(event)
+                self._items[key] = item
+                feeds[name].append(item)
+        return feeds
+
+
+def build(state: RunState, now: float, host: HostVitals | None = None) -> Snapshot:
+    """One snapshot from scratch; :class:`Builder` gives the same one faster in a series."""
+    return Builder().build(state, now, host)
+
+
+def encode(snapshot: msgspec.Struct) -> bytes:
+    """JSON; the same snapshot gives the same bytes."""
+    return _ENCODER.encode(snapshot)
+
+
+_ENCODER = msgspec.json.Encoder(order="deterministic")
+
+
+def environment_row(fold: EnvironmentFold, stale: FactorRecord | None = None) -> EnvironmentRow:
+    """One row of the flight board; ``stale`` joins its factors."""
+    factors = [*fold.anomaly.factors, *([stale] if stale is not None else [])]
+    extra = 0.0 if stale is None else stale.weight * stale.level
+    rank = fold.anomaly.rank + extra
+    facts = fold.facts
+    return EnvironmentRow(
+        env=fold.env_id,
+        device=fold.device or "unknown",
+        level=anomaly.status(rank),
+        score=fold.anomaly.score + extra,
+        rank=rank,
+        status=fold.status,
+        arm=known(fold.arm),
+        policy=known(fold.policy),
+        seed=known(fold.seed),
+        episode=known(fold.episode),
+        epoch=known(fold.epoch),
+        max_epochs=known(fold.max_epochs),
+        factors=[_factor(factor) for factor in sorted(factors, key=lambda f: -f.weight * f.level)],
+        metric=fact(facts, "validation_metric", fold.epoch),
+        best=UNSET if fold.best is None else figure(fold.best, None),
+        loss=fact(facts, "validation_loss", fold.epoch),
+        parameters=fact(facts, "parameters", fold.epoch),
+        host_parameters=known(fold.host_parameters),
+        step_ms=_step(facts, fold.epoch),
+        slots={name: _chip(slot, fold.epoch) for name, slot in fold.slots.items()},
+        spark=[number(bucket.last) for bucket in fold.metric.buckets[-SPARK:]],
+        last_action=_last_action(fold),
+        last_time=known(fold.last_time),
+    )
+
+
+def figure(measured: Measured, epoch_now: int | None) -> Figure:
+    """A measured value for the wire; ``stale`` by the epoch it is now."""
+    value = measured.value
+    stale = measured.epoch is not None and epoch_now is not None and epoch_now - measured.epoch > STALE_EPOCHS
+    return Figure(
+        value=number(value) if isinstance(value, float) else value,  # type: ignore[arg-type]
+        epoch=known(measured.epoch),
+        time=known(measured.time),
+        stale=stale,
+    )
+
+
+def fact(facts: Facts, name: str, epoch_now: int | None) -> Figure | UnsetType:
+    """Figure of a named fact, absent when it was never measured."""
+    measured = facts.get(name)
+    return UNSET if measured is None else figure(measured, epoch_now)
+
+
+def known(value: Any) -> Any:
+    """``None`` travels as a missing key."""
+    return UNSET if value is None else value
+
+
+def feed_item(event: TelemetryEvent) -> FeedItem:
+    """An event for the feed."""
+    data = event.data
+    return FeedItem(
+        id=f"{event.producer}:{event.seq}",
+        type=event.event_type.value,
+        severity=event.severity,
+        text=words.describe(event),
+        time=known(event.timestamp),
+        episode=known(event.episode),
+        epoch=known(event.epoch),
+        env=known(event.env_id),
+        slot=known(event.slot_id),
+        seed=known(event.seed_id),
+        stage=known(data.get("to") or data.get("target_stage") or data.get("from")),
+        blueprint=known(data.get("blueprint")),
+        gate=known(data.get("gate")),
+    )
+
+
+def _factor(record: FactorRecord) -> Factor:
+    return Factor(
+        name=record.name,
+        text=anomaly.words(record),
+        measured=number(record.measured),
+        threshold=record.threshold,
+        weight=record.weight,
+        level=record.level,
+        unit=record.unit,
+    )
+
+
+def _chip(slot: SlotFold, epoch: int | None) -> Chip:
+    seed, gate = slot.seed, slot.gate
+    facts: Facts = {} if seed is None else seed.facts
+    return Chip(
+        slot=slot.slot_id,
+        glyph=words.GLYPHS.get(slot.stage or "", "?"),
+        stage=known(slot.stage),
+        seed=UNSET if seed is None else seed.seed_id,
+        blueprint=UNSET if seed is None else known(seed.blueprint),
+        alpha=fact(facts, "alpha", epoch),
+        gate=UNSET if gate is None else gate.gate,
+        gate_passed=UNSET if gate is None else gate.passed,
+        removal_cost=fact(facts, "removal_cost", epoch),
+    )
+
+
+def _step(facts: Facts, epoch: int | None) -> Figure | UnsetType:
+    train = facts.get("train_ms")
+    if train is None:
+        return UNSET
+    parts = [float(facts[name].value) for name in STEP_PARTS if name in facts and facts[name].epoch == train.epoch]
+    return figure(Measured(sum(parts), train.epoch, train.time), epoch)
+
+
+def _last_action(fold: EnvironmentFold) -> str | UnsetType:
+    if not fold.actions:
+        return UNSET
+    action = fold.actions[-1]
+    words_ = [action.op, action.slot, action.blueprint, action.outcome]
+    return " ".join(word for word in words_ if word is not None)
+
+
+def _clock(state: RunState, now: float, ended: bool) -> Clock:
+    silent = UNSET if ended or state.last_time is None else max(0.0, now - state.last_time)
+    return Clock(events=state.events, now=now, time=known(state.last_time), silent_for=silent)
+
+
+def _header(state: RunState, now: float) -> RunHeader:
+    run = state.run
+    kind, text = _condition(state, now)
+    return RunHeader(
+        state=kind,  # type: ignore[arg-type]
+        text=text,
+        progress=_progress(state),
+        run_id=known(run.run_id),
+        kind=known(run.kind),
+        task=known(run.task),
+        policy=known(run.policy),
+        metric=known(run.metric_name),
+        unit=run.metric_unit,
+        higher_is_better=run.higher_is_better,
+        chance=known(run.chance),
+        slots=list(run.slots),
+        blueprints=list(run.blueprints),
+        envs=known(run.envs),
+        episodes=known(run.episodes),
+        episodes_ended=state.episodes_ended,
+        max_epochs=known(run.max_epochs),
+        device=known(run.device),
+        threads=known(run.threads),
+        examples=dict(run.examples),
+        host_parameters=known(run.host_parameters),
+        started=known(run.started),
+        resumed=run.resumed,
+        end_status=known(run.end_status),
+        level=known(run.level),
+        lifecycle_only=run.lifecycle_only,
+        suppressed=list(run.suppressed),
+        checkpoint=UNSET if run.checkpoint is None else words.describe(run.checkpoint),
+        exported=UNSET if run.exported is None else words.describe(run.exported),
+    )
+
+
+def _condition(state: RunState, now: float) -> tuple[str, str]:
+    if state.run.end_status is not None:
+        reason = f": {state.run.end_reason}" if state.run.end_reason else ""
+        return "ended", f"ended, {state.run.end_status}{reason}"
+    if state.last_time is None:
+        return "waiting", "no event yet"
+    silent = max(0.0, now - state.last_time)
+    if silent >= SILENT_AFTER:
+        return "silent", f"no event for {words.duration(silent)}"
+    return "running", "running"
+
+
+def _progress(state: RunState) -> Progress:
+    run, total = state.run, None
+    if run.episodes is not None and run.envs is not None and run.max_epochs is not None:
+        total = run.episodes * run.envs * run.max_epochs
+    share = None if not total else min(1.0, state.epochs_done / total)
+    eta = None
+    if share and run.started is not None and state.last_time is not None and run.end_status is None:
+        eta = (state.last_time - run.started) * (1 - share) / share
+    return Progress(
+        epochs_done=state.epochs_done, epochs_total=known(total), share=known(share), eta_seconds=known(eta)
+    )
+
+
+def _pulse(state: RunState) -> list[Pulse]:
+    pulses = []
+    for name, rule in PULSE.items():
+        measured = state.pulse.get(name)
+        if measured is not None:
+            value = float(measured.value)
+            pulses.append(
+                Pulse(
+                    name=name,
+                    figure=figure(measured, None),
+                    level=rule.level(value),
+                    unit=rule.unit,
+                    text=rule.text,
+                    threshold=rule.watch,
+                )
+            )
+    return pulses
+
+
+def _steps(state: RunState) -> StepSplit:
+    sums: dict[str, float] = {}
+    counts: dict[str, int] = {}
+    for fold in state.environments.values():
+        for name in (*STEP_PARTS, "input_wait_ms"):
+            measured = fold.facts.get(name)
+            if measured is not None and measured.epoch == fold.epoch:
+                sums[name] = sums.get(name, 0.0) + float(measured.value)
+                counts[name] = counts.get(name, 0) + 1
+    means: dict[str, Number] = {name.removesuffix("_ms"): number(sums[name] / counts[name]) for name in sums}
+    return StepSplit(**means, environments=counts.get("train_ms", 0))
+
+
+def _devices(rows: dict[str, EnvironmentRow]) -> list[DeviceGroup]:
+    groups: dict[str, list[EnvironmentRow]] = {}
+    for row in rows.values():
+        groups.setdefault(row.device, []).append(row)
+    for members in groups.values():
+        members.sort(key=lambda row: (-row.rank, row.env))
+    return [
+        DeviceGroup(device=device, environments=[row.env for row in members], level=members[0].level)
+        for device, members in sorted(groups.items())
+    ]
+
+
+def _stages(state: RunState) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for fold in state.environments.values():
+        for slot in fold.slots.values():
+            name = slot.stage or "UNKNOWN"
+            counts[name] = counts.get(name, 0) + 1
+    return dict(sorted(counts.items()))
+
+
+def _leaderboard(state: RunState) -> list[Leader]:
+    rows = sorted(state.leaderboard, key=lambda row: standing(row, state.run.higher_is_better))
+    return [_leader(row) for row in rows[:LEADERS]]
+
+
+def _leader(row: EpisodeRow) -> Leader:
+    host = row.host_parameters
+    return Leader(
+        arm=row.arm,
+        policy=row.policy,
+        seed=row.seed,
+        epochs=row.epochs,
+        status=row.status,
+        parameters=row.total_parameters,
+        growth=(row.total_parameters - host) / host if host else UNSET,
+        seeds_kept=row.seeds_kept,
+        seconds=number(row.seconds),
+        env=known(row.env_id),
+        episode=known(row.episode),
+        validation=_maybe(row.validation_metric),
+        test=_maybe(row.test_metric),
+        total_macs=known(row.total_macs),
+    )
+
+
+def _maybe(value: float | None) -> Number | UnsetType:
+    return UNSET if value is None else number(float(value))

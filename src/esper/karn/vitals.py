@@ -1,0 +1,133 @@
+"""Body vitals of a run, read by Overwatch from outside: ``/proc`` and ``/sys``, never in the trainer.
+
+What cannot be read is absent: another machine, another system, a process that is gone, a file without permission.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from msgspec import UNSET, UnsetType
+
+from esper.karn.schema import HostVitals
+
+_TICKS = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
+_PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
+
+
+@dataclass(frozen=True, slots=True)
+class _Counters:
+    """Counters that only a difference gives sense to."""
+
+    at: float
+    busy: float | None = None
+    total: float | None = None
+    io_wait: float | None = None
+    process: float | None = None
+    faults: float | None = None
+    read: float | None = None
+    throttled: float | None = None
+
+
+class Sampler:
+    """Samples one process. ``root`` is the file system's root and ``clock`` the monotonic clock, for tests."""
+
+    def __init__(self, pid: int | None, *, root: Path = Path("/"), clock: Callable[[], float] = time.monotonic) -> None:
+        self.pid = pid
+        self._proc, self._sys = root / "proc", root / "sys"
+        self._clock = clock
+        self._last: _Counters | None = None
+
+    def sample(self, now: float) -> HostVitals | None:
+        """Vitals since the last call, stamped ``now`` (wall clock); ``None`` where there is nothing to read.
+
+        The first call has no rates yet, since there is nothing to compare with.
+        """
+        counters = self._counters()
+        before, self._last = self._last or counters, counters
+        memory = _fields(self._proc / "meminfo")
+        stat = _process(self._proc, self.pid)
+        if counters.total is None and not memory and stat is None:
+            return None
+        seconds = counters.at - before.at
+        total = _difference(counters.total, before.total)
+        return HostVitals(
+            time=now,
+            cores=_count(os.cpu_count()),
+            cpu_share=_ratio(_difference(counters.busy, before.busy), total),
+            io_wait_share=_ratio(_difference(counters.io_wait, before.io_wait), total),
+            process_cores=_ratio(_difference(counters.process, before.process), seconds),
+            process_memory=_count(None if stat is None else int(stat[21]) * _PAGE),
+            memory_total=_count(memory.get("MemTotal")),
+            memory_available=_count(memory.get("MemAvailable")),
+            major_faults_per_second=_ratio(_difference(counters.faults, before.faults), seconds),
+            read_bytes_per_second=_ratio(_difference(counters.read, before.read), seconds),
+            throttled_per_second=_ratio(_difference(counters.throttled, before.throttled), seconds),
+            temperature=self._temperature(),
+        )
+
+    def _counters(self) -> _Counters:
+        stat = _process(self._proc, self.pid)
+        io = _fields(self._proc / str(self.pid) / "io") if self.pid is not None else {}
+        line = _text(self._proc / "stat").partition("\n")[0].split()
+        cpu = [float(word) / _TICKS for word in line[1:9]] if line[:1] == ["cpu"] and len(line) >= 9 else None
+        throttles = [
+            float(text)
+            for path in sorted(self._sys.glob("devices/system/cpu/cpu*/thermal_throttle/core_throttle_count"))
+            if (text := _text(path).strip()).isdigit()
+        ]
+        return _Counters(
+            at=self._clock(),
+            busy=None if cpu is None else sum(cpu) - cpu[3] - cpu[4],
+            total=None if cpu is None else sum(cpu),
+            io_wait=None if cpu is None else cpu[4],
+            process=None if stat is None else (float(stat[11]) + float(stat[12])) / _TICKS,
+            faults=None if stat is None else float(stat[9]),
+            read=float(io["read_bytes"]) if "read_bytes" in io else None,
+            throttled=sum(throttles) if throttles else None,
+        )
+
+    def _temperature(self) -> float | UnsetType:
+        readings = [_text(path).strip() for path in sorted(self._sys.glob("class/thermal/thermal_zone*/temp"))]
+        degrees = [int(reading) / 1000 for reading in readings if reading.lstrip("-").isdigit()]
+        return max(degrees) if degrees else UNSET
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def _process(proc: Path, pid: int | None) -> list[str] | None:
+    """Fields of ``/proc/PID/stat`` from the state on; the name before them may hold spaces and brackets."""
+    fields = _text(proc / str(pid) / "stat").rpartition(")")[2].split() if pid is not None else []
+    return fields if len(fields) > 21 else None
+
+
+def _fields(path: Path) -> dict[str, int]:
+    """``Name: 123 kB`` lines in bytes."""
+    fields = {}
+    for line in _text(path).splitlines():
+        name, _, rest = line.partition(":")
+        words = rest.split()
+        if words and words[0].isdigit():
+            fields[name] = int(words[0]) * (1024 if words[1:] == ["kB"] else 1)
+    return fields
+
+
+def _difference(now: float | None, before: float | None) -> float | None:
+    return None if now is None or before is None or now < before else now - before
+
+
+def _ratio(part: float | None, whole: float | None) -> float | UnsetType:
+    return part / whole if part is not None and whole else UNSET
+
+
+def _count(value: int | None) -> int | UnsetType:
+    return UNSET if value is None else value

@@ -1,0 +1,150 @@
+"""Events, gates and figures in words, the same in every face. Text only: no markup of any kind."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from esper.leyline import TelemetryEvent
+from esper.leyline import TelemetryEventType as T
+
+GLYPHS = {
+    "DORMANT": "·",
+    "GERMINATED": "○",
+    "TRAINING": "◔",
+    "BLENDING": "◑",
+    "HOLDING": "◕",
+    "FOSSILIZED": "●",
+    "PRUNED": "✕",
+    "EMBARGOED": "▨",
+    "RESETTING": "▧",
+}
+"""Stage -> glyph; a slot of which nothing is known yet has ``?``."""
+
+ABSENT = "–"
+"""What stands for a value that was not measured; never a zero."""
+
+
+def figure(value: Any) -> str:
+    """A value as a person reads it; NaN and infinities by name, so that they cannot pass for numbers."""
+    if value is None:
+        return ABSENT
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        if math.isnan(value):
+            return "NaN"
+        if math.isinf(value):
+            return "∞" if value > 0 else "-∞"
+        return f"{value:.4g}" if abs(value) < 1e5 else f"{value:.3g}"
+    return {"NaN": "NaN", "Infinity": "∞", "-Infinity": "-∞"}.get(str(value), str(value))
+
+
+def duration(seconds: float) -> str:
+    """``41 s``, ``3 min 5 s``, ``2 h 10 min``."""
+    whole = int(seconds)
+    if whole < 100:
+        return f"{whole} s"
+    if whole < 6000:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def check(record: Mapping[str, Any]) -> str:
+    """One check of a gate: ``removal_cost 0.42 points, needs >= 0.5``."""
+    name, unit = str(record.get("id")), f" {record['unit']}" if record.get("unit") else ""
+    needs = f"{record.get('comparison')} {figure(record.get('threshold'))}"
+    if "measured" not in record or record["measured"] is None:
+        return f"{name} was not measured, needs {needs}"
+    return f"{name} {figure(record['measured'])}{unit}, needs {needs}"
+
+
+def describe(event: TelemetryEvent) -> str:
+    """One event as one sentence, with its own message where it has one and nothing better is known."""
+    template = _SENTENCES.get(event.event_type)
+    text = template(event.data) if template is not None else ""
+    return text or event.message or event.event_type.value.lower().replace("_", " ")
+
+
+def _gate(data: Mapping[str, Any]) -> str:
+    verdict = "passed" if data.get("passed") else "failed"
+    reasons = [check(record) for record in data.get("checks", ()) if not record.get("passed")]
+    reasons = reasons or [str(name) for name in data.get("checks_failed", ())]
+    because = f": {'; '.join(reasons)}" if reasons and not data.get("passed") else ""
+    return f"{data.get('gate')} {verdict} for {data.get('target_stage')}{because}"
+
+
+def _moved(data: Mapping[str, Any]) -> str:
+    reason = f" ({data['reason']})" if data.get("reason") else ""
+    return f"{data.get('from')} to {data.get('to')}{reason}"
+
+
+def _command(verb: str, data: Mapping[str, Any]) -> str:
+    blueprint = f" {data['blueprint']}" if data.get("blueprint") else ""
+    why = data.get("why_not") or data.get("reason")
+    return f"{verb} {data.get('op')}{blueprint}" + (f": {why}" if why else "")
+
+
+def _kept(data: Mapping[str, Any]) -> str:
+    cost = data.get("removal_cost")
+    worth = f", worth {figure(cost)} {data.get('unit', '')}".rstrip() if cost is not None else ""
+    return f"kept for good{worth}"
+
+
+def _episode_end(data: Mapping[str, Any]) -> str:
+    test = f", test {figure(data['test_metric'])}" if data.get("test_metric") is not None else ""
+    return f"episode {data.get('status')}{test}"
+
+
+def _panic(data: Mapping[str, Any]) -> str:
+    against = f" (limit {figure(data['threshold'])})" if data.get("threshold") is not None else ""
+    measured = f": {figure(data['measured'])}" if data.get("measured") is not None else ""
+    return f"panic, {data.get('reason')}{measured}{against}"
+
+
+_SENTENCES: dict[T, Callable[[Mapping[str, Any]], str]] = {
+    T.SEED_GERMINATED: lambda d: f"{d.get('blueprint')} germinated ({figure(d.get('parameters'))} parameters)",
+    T.SEED_GATE_EVALUATED: _gate,
+    T.SEED_STAGE_CHANGED: _moved,
+    T.SEED_ALPHA_RETARGETED: lambda d: (
+        f"alpha {figure(d.get('alpha_from'))} to {figure(d.get('alpha_target'))} over {d.get('tempo')} epochs"
+    ),
+    T.SEED_FOSSILIZED: _kept,
+    T.SEED_PRUNED: lambda d: f"pruned from {d.get('from')} by {d.get('by', 'an unnamed hand')}: {d.get('reason')}",
+    T.TRANSITION_VETOED: lambda d: f"{d.get('target_stage')} vetoed by {d.get('by')}: {d.get('reason')}",
+    T.ISOLATION_VIOLATION: lambda d: f"gradient leaked to the host ({figure(d.get('host_gradient_norm'))})",
+    T.TRAINING_STARTED: lambda d: f"{d.get('kind')} run of {d.get('task')} with policy {d.get('policy')}",
+    T.TRAINING_ENDED: lambda d: f"run {d.get('status')}" + (f": {d['reason']}" if d.get("reason") else ""),
+    T.EPISODE_STARTED: lambda d: f"episode of the {d.get('arm')} host begins, seed {d.get('seed')}",
+    T.EPISODE_ENDED: _episode_end,
+    T.EPOCH_COMPLETED: lambda d: (
+        f"metric {figure(d.get('validation_metric'))}, loss {figure(d.get('validation_loss'))}"
+    ),
+    T.COMMAND_ISSUED: lambda d: _command("asks for", d),
+    T.COMMAND_EXECUTED: lambda d: _command("did", d),
+    T.COMMAND_FAILED: lambda d: _command("could not", d),
+    T.MODEL_EXPORTED: lambda d: f"model written to {d.get('path')}",
+    T.COUNTERFACTUAL_COMPUTED: lambda d: (
+        f"removal cost {figure(d.get('removal_cost'))}, "
+        f"probe gain {figure(d.get('probe_gain'))} {d.get('unit', '')}".rstrip()
+    ),
+    T.COUNTERFACTUAL_UNAVAILABLE: lambda d: f"no counterfactual: {d.get('reason')}",
+    T.ANALYTICS_SNAPSHOT: lambda d: str(d.get("kind", "")).replace("_", " "),
+    T.COMPUTE_SPENT: lambda d: f"{figure(d.get('total_macs'))} MACs so far",
+    T.GOVERNOR_SNAPSHOT: lambda d: f"epoch {d.get('of_epoch')} kept as last known good",
+    T.GOVERNOR_PANIC: _panic,
+    T.GOVERNOR_ROLLBACK: lambda d: f"rolled back to epoch {d.get('to_epoch')} ({d.get('cause')} cause)",
+    T.CHECKPOINT_SAVED: lambda d: f"checkpoint at step {d.get('step')} saved ({d.get('reason')})",
+    T.CHECKPOINT_LOADED: lambda d: (
+        f"checkpoint at step {d.get('step')} loaded, " + ("exact" if d.get("exact") else "not exact")
+    ),
+    T.TELEMETRY_DROPPED: lambda d: (
+        f"{figure(d.get('count'))} {d.get('event_type')} dropped by {d.get('sink')} ({d.get('reason')})"
+    ),
+    T.TELEMETRY_LEVEL_SET: lambda d: (
+        f"telemetry level {d.get('level')}" + (", lifecycle only" if d.get("lifecycle_only") else "")
+    ),
+}
