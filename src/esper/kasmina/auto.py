@@ -1,0 +1,62 @@
+"""Choosing sites for a host that the user has named none for."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+from torch import nn
+
+from esper.kasmina.probe import Place, Sample, Site, survey
+from esper.leyline import UsageError
+
+DEFAULT_SITES = 3
+
+
+def auto_sites(host: nn.Module, sample: Sample, n: int = DEFAULT_SITES) -> list[str]:
+    """Up to ``n`` submodules to grow at, in network order, spread evenly over the host's depth.
+
+    Candidates are the blocks that repeat (the class with the most instances among the children of ``Sequential`` and
+    ``ModuleList``), else the layers of the longest chain that stand before another layer with parameters. The same
+    host gives the same sites. Raises ``UsageError`` where no candidate can carry a slot.
+    """
+    if n < 1:
+        raise UsageError(f"{n} sites; legal: at least 1")
+    for candidates in (_blocks(host), _layers(host)):
+        if not candidates:
+            continue
+        found = survey(host, [Site(path) for path in candidates], sample)
+        usable = [path for path in candidates if isinstance(found.places[path], Place)]
+        usable.sort(key=lambda path: found.trace.order(host.get_submodule(path)))
+        if usable:
+            count = min(n, len(usable))
+            return [usable[(i + 1) * len(usable) // count - 1] for i in range(count)]
+    raise UsageError("no submodule of the host can carry a slot by itself; name the sites: at=['path', ...]")
+
+
+def _blocks(host: nn.Module) -> list[str]:
+    """Paths of the class of composite blocks that repeats most; the first found on a tie."""
+    kinds: dict[type[nn.Module], list[str]] = defaultdict(list)
+    for name, chain in host.named_modules():
+        if isinstance(chain, nn.Sequential | nn.ModuleList):
+            for key, child in chain.named_children():
+                if _has_parameters(child) and any(True for _ in child.children()):
+                    kinds[type(child)].append(f"{name}.{key}" if name else key)
+    return max(kinds.values(), key=len, default=[])
+
+
+def _layers(host: nn.Module) -> list[str]:
+    """Paths of the children, in the chain with the most layers with parameters, that stand just before one."""
+    best: list[str] = []
+    for name, chain in host.named_modules():
+        children = list(chain.named_children())
+        paths = [
+            f"{name}.{key}" if name else key
+            for (key, _), (_, following) in zip(children, children[1:], strict=False)
+            if _has_parameters(following)
+        ]
+        best = max(best, paths, key=len)
+    return best
+
+
+def _has_parameters(module: nn.Module) -> bool:
+    return any(True for _ in module.parameters())

@@ -1,0 +1,234 @@
+"""A host with slots: any ``nn.Module``, grown at submodules named by path, without a change to its code."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from esper.kasmina.auto import auto_sites
+from esper.kasmina.gates import GateThresholds
+from esper.kasmina.probe import Place, Sample, Site, arguments, survey
+from esper.kasmina.replay import Tape, prove, running, same
+from esper.kasmina.slot import SeedSlot, SlotConfig
+from esper.kasmina.tap import Tap, tap_of
+from esper.kasmina.trial import device_of, random_kept, trial
+from esper.leyline import AlphaConfig, Sink, UsageError, unknown
+
+Sites = Mapping[str, str | Site] | Sequence[str | Site]
+"""slot -> submodule path, or paths alone (a slot is then named after its path, with ``_`` for ``.``), or ``"auto"``."""
+
+
+class GrowingModel(nn.Module):
+    """Owns a host and its slots; calling it is calling the host. Made by :meth:`wrap`.
+
+    ``slots`` are in network order. A copy is made by wrapping a fresh host and :meth:`load`, not by ``deepcopy``.
+    """
+
+    slots: Mapping[str, SeedSlot]
+
+    def __init__(self, host: nn.Module, places: Mapping[str, Place], slots: Mapping[str, SeedSlot]) -> None:
+        super().__init__()
+        self.host = host
+        self.slots = nn.ModuleDict(slots)  # type: ignore[assignment]
+        self.places = dict(places)
+        self.sites = {slot_id: host.get_submodule(place.path) for slot_id, place in places.items()}
+        self.taps = {slot_id: Tap(slots[slot_id], place) for slot_id, place in places.items()}
+        self.cuts: dict[str, tuple[tuple[nn.Module, int], ...]] = {}
+        """Per slot the maximal submodules that have returned when its site has, with the number of their calls."""
+        self.sharing: dict[str, bool] = {}
+        """Per slot whether the work in front of it can be shared, as proven at wrap in evaluation mode."""
+        self.writes_buffers = False
+        """Whether a pass in evaluation mode changes buffers of the host."""
+        self.macs = 0
+        """Multiply-accumulates of one pass of the host over the sample."""
+        self.macs_behind: dict[str, int] = {}
+        self.seed_macs: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
+        self._tape: Tape | None = None
+
+    @classmethod
+    def wrap(
+        cls,
+        host: nn.Module,
+        sites: Sites,
+        sample: Sample,
+        *,
+        slot_factory: type[SeedSlot] = SeedSlot,
+        thresholds: GateThresholds | None = None,
+        config: SlotConfig | None = None,
+        on_telemetry: Sink | None = None,
+    ) -> GrowingModel:
+        """Put a slot on the output of each named submodule. The host's outputs stay the same, bit for bit.
+
+        A few trial passes over ``sample`` (one batch, as the host takes it) find where the tensor is in each output,
+        its axes and its width, and prove where work can be shared; they leave no trace. Raises ``UsageError`` for a
+        site that cannot carry a slot, naming its path: unknown, never called or called twice, giving no dense
+        floating-point tensor, written in place behind the slot, without a batch axis, or of no effect; and for a host
+        that is compiled, scripted or wrapped for distribution.
+        """
+        _refuse(host)
+        named = _named(auto_sites(host, sample) if sites == "auto" else sites)
+        found = survey(host, named.values(), sample)
+        places: dict[str, Place] = {}
+        for slot_id, site in named.items():
+            place = found.places[site.path]
+            if isinstance(place, UsageError):
+                raise place
+            places[slot_id] = place
+        modules = {slot_id: host.get_submodule(place.path) for slot_id, place in places.items()}
+        if len(set(modules.values())) < len(modules):
+            raise UsageError(f"two slots on one submodule: {', '.join(site.path for site in named.values())}")
+        order = sorted(places, key=lambda slot_id: found.trace.order(modules[slot_id]))
+        config = config or SlotConfig()
+        slots = {
+            slot_id: slot_factory(
+                slot_id,
+                places[slot_id].channels,
+                places[slot_id].device,
+                thresholds,
+                on_telemetry,
+                config=replace(config, layout=places[slot_id].layout),
+            )
+            for slot_id in order
+        }
+        model = cls(host, {slot_id: places[slot_id] for slot_id in order}, slots)
+        model.train(host.training)
+        model.cuts = {slot_id: found.trace.completed_before(modules[slot_id]) for slot_id in order}
+        model._attach(sample)
+        return model
+
+    def _attach(self, sample: Sample) -> None:
+        args, kwargs = arguments(sample)
+
+        def output() -> Any:
+            with random_kept(device_of(self.host)):
+                return self.host(*args, **kwargs)
+
+        with trial(self.host):
+            buffers = [(buffer, buffer._version) for buffer in self.host.buffers()]
+            bare = output()
+            self.writes_buffers = any(buffer._version != version for buffer, version in buffers)
+            for slot_id, tap in self.taps.items():
+                tap.attach(self.sites[slot_id])
+            if not same(output(), bare):
+                for slot_id, tap in self.taps.items():
+                    tap.attach_inside(self.sites[slot_id])
+        try:
+            proof = prove(self, sample)
+        except UsageError:
+            self._detach()
+            raise
+        self.sharing, self.macs, self.macs_behind = proof.sharing, proof.macs, proof.macs_behind
+
+    def _detach(self) -> None:
+        for slot_id, tap in self.taps.items():
+            tap.detach(self.sites[slot_id])
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the host gives for these arguments, grown."""
+        if self._tape is not None:
+            self._tape.again = lambda: self.host(*args, **kwargs)
+        return self.host(*args, **kwargs)
+
+    def check_slots(self, named: Mapping[str, Any] | Sequence[str]) -> None:
+        """Raise ``UsageError`` unless every name is a slot's."""
+        for slot_id in named:
+            if slot_id not in self.slots:
+                raise unknown("slot", slot_id, self.slots)
+
+    @contextmanager
+    def alphas(self, config: AlphaConfig) -> Iterator[None]:
+        """Within, the named slots use these alphas; the slots themselves are not written to."""
+        self.check_slots(config)
+        before = {slot_id: self.taps[slot_id].alpha for slot_id in config}
+        try:
+            for slot_id, alpha in config.items():
+                self.taps[slot_id].alpha = alpha
+            yield
+        finally:
+            for slot_id, alpha_before in before.items():
+                self.taps[slot_id].alpha = alpha_before
+
+    @contextmanager
+    def record(self, slot_ids: Sequence[str] | None = None) -> Iterator[Tape]:
+        """Within, a call of the model is kept on a tape, to be replayed from any of the slots (default: all)."""
+        wanted = tuple(self.slots) if slot_ids is None else tuple(slot_ids)
+        self.check_slots(wanted)
+        self._tape = tape = Tape(self, [slot_id for slot_id in wanted if self.sharing[slot_id]])
+        try:
+            with running(self, None, tape):
+                yield tape
+        finally:
+            self._tape = None
+
+    def host_parameters(self) -> Iterator[nn.Parameter]:
+        """Parameters of the host alone."""
+        return self.host.parameters()
+
+    def seed_parameters(self, slot_id: str) -> Iterator[nn.Parameter]:
+        """Parameters of the slot's seed; none without one."""
+        self.check_slots([slot_id])
+        return self.slots[slot_id].seed_parameters()
+
+    def topology(self) -> dict[str, Any]:
+        """What has grown, JSON-able: every slot's lifecycle, without weights."""
+        return {slot_id: slot.lifecycle() for slot_id, slot in self.slots.items()}
+
+    def restore_topology(self, plain: Mapping[str, Any]) -> None:
+        """Undo of :meth:`topology`: seeds are built anew, with weights still to be loaded.
+
+        Raises ``UsageError`` when the slots are not the same.
+        """
+        if set(plain) != set(self.slots):
+            raise UsageError(f"slots {sorted(plain)} cannot be restored into slots {sorted(self.slots)}")
+        for slot_id, slot in self.slots.items():
+            slot.load_lifecycle(plain[slot_id])
+
+    def load(self, topology: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        """Become the model that :meth:`topology` and ``state_dict`` were taken from."""
+        self.restore_topology(topology)
+        self.load_state_dict(tensors)
+
+
+def _named(sites: Sites) -> dict[str, Site]:
+    if isinstance(sites, str):
+        raise UsageError(f"sites are a list of submodule paths, a mapping slot -> path, or 'auto'; not {sites!r}")
+    pairs = list(sites.items()) if isinstance(sites, Mapping) else [(None, each) for each in sites]
+    named: dict[str, Site] = {}
+    for name, each in pairs:
+        site = each if isinstance(each, Site) else Site(each)
+        slot_id = site.path.replace(".", "_") if name is None else name
+        if not slot_id or "." in slot_id or hasattr(nn.ModuleDict, slot_id) or slot_id == "training":
+            raise UsageError(f"slot name {slot_id!r}; legal: any name without a dot that no dict method has")
+        if slot_id in named:
+            raise UsageError(f"slot {slot_id!r} is named twice")
+        named[slot_id] = site
+    if not named:
+        raise UsageError("no sites given; name at least one submodule, or say 'auto'")
+    return named
+
+
+_DISTRIBUTED = {"DistributedDataParallel", "DataParallel", "FullyShardedDataParallel", "FSDPModule"}
+
+
+def _refuse(host: nn.Module) -> None:
+    for name, module in host.named_modules():
+        where = f"submodule {name!r}" if name else "the host"
+        kinds = {kind.__name__ for kind in type(module).__mro__}
+        if "OptimizedModule" in kinds or module._compiled_call_impl is not None:
+            raise UsageError(f"{where} is compiled; wrap first, then compile: torch.compile(GrowingModel.wrap(...))")
+        if kinds & _DISTRIBUTED:
+            raise UsageError(
+                f"{where} is wrapped for distribution ({type(module).__name__}); wrap the plain module first, then that"
+            )
+        if isinstance(module, torch.jit.ScriptModule):
+            raise UsageError(f"{where} is scripted; wrap the eager module")
+        if isinstance(module, GrowingModel) or tap_of(module) is not None:
+            raise UsageError(f"{where} has a slot already; export() gives a plain module to wrap anew")
+        if any(nn.parameter.is_lazy(parameter) for parameter in module.parameters(recurse=False)):
+            raise UsageError(f"{where} is lazy and has no weights yet; run the host once before wrapping")

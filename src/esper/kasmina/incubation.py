@@ -1,0 +1,36 @@
+"""Teaching a seed that the host does not feel yet: a second pass of the part behind its slot."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from esper.kasmina.growing import GrowingModel
+from esper.kasmina.replay import Tape
+from esper.kasmina.trial import buffers_kept, device_of, random_kept
+
+
+def probe_backward(model: GrowingModel, tape: Tape, loss_fn: Callable[[Any], Tensor], slot_id: str) -> float:
+    """Loss of the recorded batch with the slot's seed at alpha 1; its gradient is added to the seed's ``.grad``.
+
+    The part behind the slot runs once more, from what the tape holds of the part in front, or as a whole pass where
+    that cannot be shared. The host is a constant to it: no gradient of a host parameter is computed, buffers (all but
+    the seed's own) and random number streams are afterwards as before. Call it before the optimizer steps, since the
+    tape belongs to the weights it was recorded with. ``loss_fn`` maps the model's output to a scalar.
+    """
+    seed = model.slots[slot_id].seed
+    parameters = [parameter for parameter in model.seed_parameters(slot_id) if parameter.requires_grad]
+    with random_kept(device_of(model)), buffers_kept(model, but=seed), torch.enable_grad():
+        loss = loss_fn(tape.replay(slot_id, {slot_id: 1.0}))
+        gradients = torch.autograd.grad(loss, parameters, allow_unused=True) if loss.requires_grad else ()
+    for parameter, gradient in zip(parameters, gradients, strict=False):
+        if gradient is None:
+            continue
+        if parameter.grad is None:
+            parameter.grad = gradient
+        else:
+            parameter.grad.add_(gradient)
+    return float(loss.detach())

@@ -1,0 +1,346 @@
+"""Sharing the work in front of a slot between passes that differ only from there on.
+
+During one pass the outputs of the maximal submodules that have returned by the time a slot's site has are kept. In a
+replay from that slot they answer with what they gave, and only the code between and behind them runs again. That this
+gives the bits of a whole pass is proven at wrap, slot by slot, with noise put in at the slot; where it does not hold,
+whole passes are made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from itertools import takewhile
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from esper.kasmina.probe import Sample, arguments
+from esper.kasmina.structure import mapped, tensors
+from esper.kasmina.tap import Forward, Tap, substituted, untapped_forward
+from esper.kasmina.trial import buffers_kept, device_of, mode, random_kept, trial
+from esper.leyline import AlphaConfig, UsageError
+
+if TYPE_CHECKING:
+    from esper.kasmina.growing import GrowingModel
+
+
+class Tape:
+    """What the modules in front of some slots gave in one pass. It holds no part of the pass's autograd graph."""
+
+    def __init__(self, model: GrowingModel, slot_ids: Iterable[str]) -> None:
+        self.model = model
+        self.slot_ids = tuple(slot_ids)
+        self.again: Callable[[], Any] | None = None
+        """Runs the pass again, with the same arguments; ``None`` until there was one."""
+        self._taken: dict[nn.Module, list[Any]] = {}
+        self._grown: dict[nn.Module, Any] = {}
+        self._versions: dict[str, list[tuple[Tensor, int]]] = {}
+
+    def shared(self, slot_id: str) -> bool:
+        """Whether a replay from the slot needs no whole pass."""
+        return (
+            self.model.sharing[slot_id]
+            and slot_id in self._versions
+            and all(tensor._version == version for tensor, version in self._versions[slot_id])
+        )
+
+    def replay(self, slot_id: str, config: AlphaConfig | None = None) -> Any:
+        """The model's output with the alphas of ``config``, which may name this slot and later ones.
+
+        A whole pass where sharing was not proven, where the recorded pass did not reach the slot, or where a kept
+        tensor was written since. Raises ``UsageError`` when nothing was recorded.
+        """
+        if self.again is None:
+            raise UsageError("nothing was recorded: call the model inside `with model.record(...)`")
+        start = (slot_id, self) if self.shared(slot_id) else None
+        with self.model.alphas(config or {}), running(self.model, start, None):
+            return self.again()
+
+    def recorders(self, players: dict[nn.Module, Forward]) -> dict[nn.Module, Forward]:
+        """A stand-in for each module in front of the slots that keeps what it, or its player, gives."""
+        modules = {module for slot_id in self.slot_ids for module, _ in self.model.cuts[slot_id]}
+        return {module: self._recorder(module, players.get(module) or untapped_forward(module)) for module in modules}
+
+    def _recorder(self, module: nn.Module, inner: Forward) -> Forward:
+        taken: list[Any] = []
+        self._taken[module] = taken
+        slot_id = next((each for each in self.slot_ids if self.model.sites[each] is module), None)
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            output = inner(*args, **kwargs)
+            taken.append(mapped(output, Tensor.detach))
+            if slot_id is not None:
+                kept = [tensor for outputs in self._taken.values() for _, tensor in tensors(outputs)]
+                self._versions[slot_id] = [(tensor, tensor._version) for tensor in kept]
+            return output
+
+        return forward
+
+    def listen(self, tap: Tap, module: nn.Module) -> Callable[[Any], None]:
+        """Keeps what a slot made of its module's output."""
+
+        def hear(output: Any) -> None:
+            self._grown[module] = mapped(output, Tensor.detach)
+
+        return hear
+
+    def players(self, slot_id: str) -> dict[nn.Module, Forward]:
+        """A stand-in for each module in front of the slot that gives what it gave, call by call."""
+        own = self.model.sites[slot_id]
+        return {
+            module: _player(
+                [self._grown[module]] if module is not own and module in self._grown else self._taken[module][:count],
+                untapped_forward(module),
+            )
+            for module, count in self.model.cuts[slot_id]
+        }
+
+
+def _player(outputs: Sequence[Any], inner: Forward) -> Forward:
+    remaining = iter(outputs)
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        for output in remaining:
+            return mapped(output, lambda tensor: tensor)
+        return inner(*args, **kwargs)
+
+    return forward
+
+
+@contextmanager
+def running(model: GrowingModel, start: tuple[str, Tape] | None, onto: Tape | None) -> Iterator[None]:
+    """Within, a pass begins behind the slot of ``start`` with what its tape holds, and is recorded ``onto`` a tape."""
+    with ExitStack() as stack:
+        players = start[1].players(start[0]) if start else {}
+        if start:
+            for slot_id in takewhile(lambda each: each != start[0], model.slots):
+                stack.enter_context(_set(model.taps[slot_id], "muted", True))
+        if onto is not None:
+            for slot_id, tap in model.taps.items():
+                stack.enter_context(_set(tap, "listener", onto.listen(tap, model.sites[slot_id])))
+        stack.enter_context(substituted(players | (onto.recorders(players) if onto else {})))
+        yield
+
+
+@contextmanager
+def _set(owner: Any, name: str, value: Any) -> Iterator[None]:
+    before = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """Outputs of one batch under each configuration, and what they cost.
+
+    ``passes`` counts whole passes of the first configuration: every run's multiply-accumulates, measured at wrap for
+    the host and on first use for a seed, over those of that pass (elementwise work is not in it). Where the host does
+    none, every run counts as one pass. ``runs`` is the number of runs, shared or whole; ``shared`` says whether any
+    run began behind a slot.
+    """
+
+    outputs: list[Any]
+    passes: float
+    runs: int
+    shared: bool
+
+
+def evaluate_configs(
+    model: GrowingModel,
+    inputs: Sample,
+    configs: Sequence[AlphaConfig],
+    forward: Callable[[GrowingModel, Any], Any] | None = None,
+) -> Evaluated:
+    """The model's output on ``inputs`` under each configuration of alphas, bit-equal to a whole pass for each.
+
+    Evaluation mode, no gradients. Every pass sees the same random numbers. The configurations are walked as a tree
+    over the slots in network order, so that each shares the longest possible beginning with one before it. Nothing in
+    the model is changed, also when a pass raises. ``forward`` says how to call the model where arguments do not.
+    """
+    for config in configs:
+        model.check_slots(config)
+    live = [slot_id for slot_id, slot in model.slots.items() if slot.seed is not None]
+    keys = [tuple(config.get(slot_id) for slot_id in live) for config in configs]
+
+    def call() -> Any:
+        if forward is not None:
+            return forward(model, inputs)
+        args, kwargs = arguments(inputs)
+        return model(*args, **kwargs)
+
+    with ExitStack() as stack:
+        stack.enter_context(torch.no_grad())
+        if model.training:
+            stack.enter_context(mode(model, False))
+        if model.writes_buffers:
+            stack.enter_context(buffers_kept(model))
+        walk = _Walk(model, call, live)
+        walk.solve(list(dict.fromkeys(keys)), None, {})
+    outputs = [walk.outputs[key] for key in keys]
+    return Evaluated(outputs, walk.passes, len(walk.starts), any(start is not None for _, start in walk.starts))
+
+
+Key = tuple[float | None, ...]
+"""Alpha of each live slot, in network order; ``None`` is the slot's own."""
+
+
+class _Walk:
+    """Depth-first walk over the tree of configurations."""
+
+    def __init__(self, model: GrowingModel, call: Callable[[], Any], live: list[str]) -> None:
+        self.model = model
+        self.call = call
+        self.live = live
+        self.device = device_of(model)
+        self.outputs: dict[Key, Any] = {}
+        self.starts: list[tuple[Key, str | None]] = []
+
+    def solve(self, keys: list[Key], start: str | None, tapes: dict[str, Tape]) -> None:
+        """Run ``keys``, which agree before slot ``start``; ``tapes`` holds a recorded pass per slot to begin at."""
+        first, *others = keys
+        branches: dict[int, list[Key]] = {}
+        for key in others:
+            branches.setdefault(self._divergence(first, key), []).append(key)
+        restarts = {depth: self._restart(depth) for depth in branches}
+        tape = Tape(self.model, {slot_id for slot_id in restarts.values() if slot_id is not None})
+        self._run(first, start, tapes, tape)
+        tapes = tapes | {slot_id: tape for slot_id in tape.slot_ids if tape.shared(slot_id)}
+        for depth in sorted(branches, reverse=True):
+            restart = restarts[depth]
+            usable = restart is not None and restart in tapes and tapes[restart].shared(restart)
+            self.solve(branches[depth], restart if usable else None, tapes)
+
+    def _run(self, key: Key, start: str | None, tapes: dict[str, Tape], onto: Tape) -> None:
+        config = {slot_id: alpha for slot_id, alpha in zip(self.live, key, strict=True) if alpha is not None}
+        with (
+            random_kept(self.device),
+            self.model.alphas(config),
+            running(self.model, None if start is None else (start, tapes[start]), onto if onto.slot_ids else None),
+        ):
+            self.outputs[key] = self.call()
+        self.starts.append((key, start))
+
+    @staticmethod
+    def _divergence(one: Key, other: Key) -> int:
+        return next(depth for depth, (a, b) in enumerate(zip(one, other, strict=True)) if a != b)
+
+    def _restart(self, depth: int) -> str | None:
+        """The last slot up to ``depth`` behind which a pass may begin."""
+        return next((slot_id for slot_id in reversed(self.live[: depth + 1]) if self.model.sharing[slot_id]), None)
+
+    @property
+    def passes(self) -> float:
+        """Work done, in whole passes of the first configuration."""
+        if not self.starts:
+            return 0.0
+        whole = self._macs(self.starts[0][0], None)
+        if self.model.macs == 0 or whole == 0:
+            return float(len(self.starts))
+        return sum(self._macs(key, start) for key, start in self.starts) / whole
+
+    def _macs(self, key: Key, start: str | None) -> int:
+        total = self.model.macs if start is None else self.model.macs_behind[start]
+        began = start is None
+        for slot_id, alpha in zip(self.live, key, strict=True):
+            began = began or slot_id == start
+            if began and (self.model.slots[slot_id].alpha if alpha is None else alpha) != 0.0:
+                total += seed_macs(self.model, slot_id)
+        return total
+
+
+def seed_macs(model: GrowingModel, slot_id: str) -> int:
+    """Multiply-accumulates of the slot's seed on a feature of the shape that was probed."""
+    seed = model.slots[slot_id].seed
+    assert seed is not None
+    if seed not in model.seed_macs:
+        place = model.places[slot_id]
+        feature = torch.zeros(place.shape, device=place.device, dtype=place.dtype)
+        with trial(seed):
+            model.seed_macs[seed] = counted(lambda: seed(feature))[1]
+    return model.seed_macs[seed]
+
+
+def counted(run: Callable[[], Any]) -> tuple[Any, int]:
+    """What ``run`` returns and the multiply-accumulates of its matrix products, convolutions and attention."""
+    with FlopCounterMode(display=False) as counter:
+        result = run()
+    return result, counter.get_total_flops() // 2
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether all tensors in two outputs agree bit for bit (NaN with NaN)."""
+    pairs = list(zip(tensors(one), tensors(other), strict=False))
+    return len(list(tensors(one))) == len(list(tensors(other))) and all(
+        path == other_path and a.shape == b.shape and a.dtype == b.dtype and _same_bits(a, b)
+        for (path, a), (other_path, b) in pairs
+    )
+
+
+def _same_bits(a: Tensor, b: Tensor) -> bool:
+    return bool(
+        torch.equal(a, b)
+        or (a.is_floating_point() and torch.equal(a.isnan(), b.isnan()) and torch.equal(a.nan_to_num(), b.nan_to_num()))
+    )
+
+
+class _Noise:
+    """Stands in for a slot with a seed, and adds the same noise to its feature in every pass."""
+
+    seed = True
+
+    def __call__(self, h: Tensor, alpha: float | None) -> Tensor:
+        generator = torch.Generator().manual_seed(0)
+        noise = torch.randn(h.shape, generator=generator).to(device=h.device, dtype=h.dtype)
+        return h + noise * (0.1 * h.abs().mean() + 0.01)
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What trial passes showed: per slot whether sharing is bit-equal, and the work behind it where it is."""
+
+    sharing: dict[str, bool]
+    macs: int
+    macs_behind: dict[str, int]
+
+
+def prove(model: GrowingModel, sample: Sample) -> Proof:
+    """Compare a replay with a whole pass, with noise at the slot, for each slot. All slots must be empty.
+
+    Raises ``UsageError`` where the noise does not reach the model's output: a slot there would be idle.
+    """
+    args, kwargs = arguments(sample)
+
+    def whole() -> Any:
+        with random_kept(device_of(model)):
+            return model(*args, **kwargs)
+
+    with trial(model):
+        plain = whole()
+        with torch.enable_grad():
+            _, macs = counted(whole)
+        tape = Tape(model, model.slots)
+        model.sharing = dict.fromkeys(model.slots, True)
+        with running(model, None, tape):
+            whole()
+        tape.again = whole
+        sharing: dict[str, bool] = {}
+        behind: dict[str, int] = {}
+        for slot_id, tap in model.taps.items():
+            with _set(tap, "slot", _Noise()):
+                reference = whole()
+                if same(reference, plain):
+                    raise UsageError(f"what stands behind site {tap.place.path!r} does not reach the model's output")
+                shared = tape.shared(slot_id)
+                replayed = [tape.replay(slot_id) for _ in range(2)] if shared else []
+            sharing[slot_id] = shared and tape.shared(slot_id) and all(same(each, reference) for each in replayed)
+            if sharing[slot_id]:
+                with torch.enable_grad():
+                    behind[slot_id] = counted(lambda slot_id=slot_id: tape.replay(slot_id))[1]  # type: ignore[misc]
+    return Proof(sharing, macs, behind)

@@ -1,0 +1,73 @@
+"""Tensors inside what a module takes or returns: tuples, named tuples, lists, dicts, dataclasses, model outputs.
+
+Objects of other kinds (numbers, strings, caches) are passed through untouched.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from torch import Tensor
+
+Path = tuple[Any, ...]
+"""Index, key or field name at every level; empty where the value itself is the tensor."""
+
+
+def tensors(value: Any, path: Path = ()) -> Iterator[tuple[Path, Tensor]]:
+    """Every tensor in ``value`` with its path, depth first."""
+    if isinstance(value, Tensor):
+        yield path, value
+        return
+    for key, item in _items(value):
+        yield from tensors(item, (*path, key))
+
+
+def get(value: Any, path: Path) -> Any:
+    """What stands at ``path``."""
+    for key in path:
+        value = value[key] if isinstance(value, dict | tuple | list) else getattr(value, key)
+    return value
+
+
+def put(value: Any, path: Path, new: Any) -> Any:
+    """A copy of ``value``, of the same type, with ``new`` at ``path``."""
+    if not path:
+        return new
+    key, *rest = path
+    return _rebuilt(value, [(key, put(get(value, (key,)), tuple(rest), new))])
+
+
+def mapped(value: Any, change: Callable[[Tensor], Any]) -> Any:
+    """A copy of ``value``, of the same type and with containers of its own, with every tensor changed."""
+    if isinstance(value, Tensor):
+        return change(value)
+    items = [(key, mapped(item, change)) for key, item in _items(value)]
+    return _rebuilt(value, items) if items else value
+
+
+def _items(value: Any) -> Iterable[tuple[Any, Any]]:
+    if isinstance(value, dict):
+        return value.items()
+    if isinstance(value, tuple | list):
+        return enumerate(value)
+    if is_dataclass(value) and not isinstance(value, type):
+        return ((field.name, getattr(value, field.name)) for field in fields(value))
+    return ()
+
+
+def _rebuilt(value: Any, items: list[tuple[Any, Any]]) -> Any:
+    if isinstance(value, tuple):
+        entries = list(value)
+        for index, item in items:
+            entries[index] = item
+        return value._make(entries) if hasattr(value, "_make") else type(value)(entries)
+    new = copy.copy(value)
+    for key, item in items:
+        if isinstance(value, dict | list):
+            new[key] = item
+        else:
+            object.__setattr__(new, key, item)
+    return new

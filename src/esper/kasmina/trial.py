@@ -1,0 +1,75 @@
+"""Running a module without leaving a trace: modes, buffers and random number streams are afterwards as before."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+"""Positional and keyword arguments of one call."""
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where the module's tensors live; the CPU if it has none."""
+    for group in (module.parameters(), module.buffers()):
+        for tensor in group:
+            return tensor.device
+    return torch.device("cpu")
+
+
+@contextmanager
+def random_kept(device: torch.device) -> Iterator[None]:
+    """PyTorch's random number streams (CPU and ``device``) are afterwards as before."""
+    if device.type == "cpu":
+        state = torch.get_rng_state()
+        try:
+            yield
+        finally:
+            torch.set_rng_state(state)
+    else:
+        with torch.random.fork_rng([device.index or 0], device_type=device.type):
+            yield
+
+
+@contextmanager
+def buffers_kept(module: nn.Module, but: nn.Module | None = None) -> Iterator[None]:
+    """The module's buffers are afterwards as before, except those of its submodule ``but``."""
+    spared = set() if but is None else set(but.modules())
+    kept = [
+        (owner, name, buffer, buffer._version, buffer.clone())
+        for owner in module.modules()
+        if owner._buffers and owner not in spared
+        for name, buffer in owner._buffers.items()
+        if buffer is not None
+    ]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for owner, name, buffer, version, value in kept:
+                if buffer._version != version:
+                    buffer.copy_(value)
+                owner._buffers[name] = buffer
+
+
+@contextmanager
+def mode(module: nn.Module, training: bool) -> Iterator[None]:
+    """Every submodule in training or evaluation mode, and afterwards each in its own."""
+    found = [(each, each.training) for each in module.modules()]
+    module.train(training)
+    try:
+        yield
+    finally:
+        for each, was in found:
+            each.training = was
+
+
+@contextmanager
+def trial(module: nn.Module, training: bool = False) -> Iterator[None]:
+    """Run the module without gradients and without a trace."""
+    with mode(module, training), random_kept(device_of(module)), buffers_kept(module), torch.no_grad():
+        yield
