@@ -243,7 +243,7 @@ def _compile(node: inspect.Type, strict: bool, path: str) -> _Revive | None:
         case inspect.FloatType():
             return _revive_float
         case inspect.AnyType():
-            return _revive_any
+            return revive_any
         case inspect.UnionType(types=types):
             choices = [choice for member in types if (choice := _compile(member, strict, path))]
             return _revive_float if _revive_float in choices else next(iter(choices), None)
@@ -295,11 +295,12 @@ def _revive_float(value: Any) -> Any:
     return NON_FINITE.get(value, value) if type(value) is str else value
 
 
-def _revive_any(value: Any) -> Any:
+def revive_any(value: Any) -> Any:
+    """``value`` with every non-finite string in it turned back into its float, for values of no known type."""
     if type(value) is dict:
-        return {key: _revive_any(item) for key, item in value.items()}
+        return {key: revive_any(item) for key, item in value.items()}
     if type(value) is list:
-        return [_revive_any(item) for item in value]
+        return [revive_any(item) for item in value]
     return _revive_float(value)
 
 
