@@ -133,8 +133,14 @@ class HostEngine(Protocol):
     def load(self, row: int, state: Mapping[str, Any]) -> None:
         """Undo of :meth:`state`, also into a row whose topology differs."""
 
+    def rewind(self, row: int, state: Mapping[str, Any]) -> None:
+        """Go back to an earlier state of the same episode; the clock, what was spent and vetoes stay as they are."""
+
     def quarantine(self, row: int, slot: str, epochs: int, reason: str) -> None:
         """Prune what lives in ``slot`` in the governor's name and let nothing grow there for ``epochs`` epochs."""
+
+    def conclude(self, rows: Sequence[int]) -> None:
+        """Prune every seed that was not fossilized: what remains is what is tested and exported."""
 
     def materialise(self, row: int) -> Any:
         """The row's current network as a plain ``torch.nn.Module``, for export."""

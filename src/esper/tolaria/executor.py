@@ -18,7 +18,6 @@ from esper.leyline import (
     ActionOutcome,
     Decision,
     EpochMeasurement,
-    EsperError,
     EvalResult,
     FactoredAction,
     HostEngine,
@@ -129,6 +128,8 @@ class Executor:
                 max_epochs=row.spec.max_epochs,
                 host_parameters=view.host_parameters,
             )
+        for i in self.rows:
+            self._rows[i].governor.keep(0, self.engine.state(i))
         return views
 
     def step(self, decisions: Sequence[Decision], policy_seconds: float | None = None) -> list[StepReport]:
@@ -169,8 +170,11 @@ class Executor:
             )
         return reports
 
-    def finish(self, status: str = "completed") -> list[EpisodeResult]:
-        """End the episode: the one look at the test split, and the closing events."""
+    def finish(self, decisions: Sequence[Decision] | None = None, status: str = "completed") -> list[EpisodeResult]:
+        """End the episode: a last word from the policy, unproven seeds out, the one look at the test split."""
+        if decisions is not None:
+            self._act(decisions)
+        self.engine.conclude(self.rows)
         test = self.engine.evaluate(self.rows, [({},) for _ in self._rows], split="test")
         views, costs = self.engine.views(self.rows), self.engine.costs(self.rows)
         results = []
@@ -244,12 +248,8 @@ class Executor:
         if verdict.ok:
             return False
         rollback = row.governor.rollback(self.epoch)
-        if rollback is None:
-            raise EsperError(
-                f"environment {row.spec.env_id}: {verdict.reason} in epoch {self.epoch}, before any good state was kept; "
-                f"check the learning rate and the data"
-            )
-        self.engine.load(i, rollback.state)
+        assert rollback is not None, "a state is kept before the first epoch"
+        self.engine.rewind(i, rollback.state)
         if rollback.suspect is not None:
             self.engine.quarantine(i, rollback.suspect, rollback.veto_epochs, verdict.reason)
         return True

@@ -1,0 +1,108 @@
+"""The main job: grow a host beside its controls, keep a journal, write report and model, print the table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from esper.kasmina.export import save_export
+from esper.leyline import HostEngine, Policy, TelemetryEventType
+from esper.nissa.console import ConsoleSink
+from esper.scripts.progress import Progress
+from esper.scripts.summary import print_summary
+from esper.simic.assembly import Workload, build_executor, workload
+from esper.simic.config import Resolved, RunConfig, resolve
+from esper.simic.session import Session, SessionConfig, open_session
+from esper.simic.training import Plan, run_episodes
+from esper.tamiyo.policies import make_policy
+from esper.tasks import get_task
+from esper.tolaria.executor import EpisodeResult
+
+
+def run_heuristic(flags: Mapping[str, Any], file: Mapping[str, Any]) -> int:
+    """Resolve the configuration and run; returns the exit status."""
+    resolved = resolve(flags, file)
+    config = resolved.config
+    torch.set_num_threads(config.threads)
+    load = workload(get_task(config.task), config)
+    policies = make_arms(config)
+    console = ConsoleSink(quiet=config.quiet)
+    with open_session(session_config(resolved, load, console)) as session:
+        announce(session, load, config, policies)
+        best = run_arms(session, load, config, policies)
+        if config.export:
+            export_best(session, load, best)
+    print_summary(session.path)
+    return 0
+
+
+def make_arms(config: RunConfig) -> dict[str, Policy]:
+    """The policy and its controls, each once, the policy first."""
+    names = dict.fromkeys((config.policy, *config.compare))
+    return {name: make_policy(name, seed=config.seed) for name in names}
+
+
+def session_config(resolved: Resolved, load: Workload, console: ConsoleSink) -> SessionConfig:
+    """What the session writes about itself."""
+    config = resolved.config
+    return SessionConfig(
+        kind="heuristic",
+        run_dir=config.run_dir,
+        level=config.telemetry_level,
+        lifecycle_only=config.telemetry_lifecycle_only,
+        sinks={"console": console},
+        manifest={"config": resolved.manifest(), "data_digest": load.task.data.digest, "seed": config.seed},
+    )
+
+
+def announce(session: Session, load: Workload, config: RunConfig, policies: Mapping[str, Policy]) -> None:
+    """Say what is about to run."""
+    task = load.task
+    metric = task.metric
+    chance = {} if metric.chance is None else {"chance": metric.chance}
+    host = task.host()
+    session.say(
+        TelemetryEventType.TRAINING_STARTED,
+        run_id=session.directory.run_id,
+        kind="heuristic",
+        task=task.name,
+        policy=config.policy,
+        metric={"name": metric.name, "unit": metric.unit, "higher_is_better": metric.higher_is_better, **chance},
+        slots=list(task.sites),
+        blueprints=list(task.blueprints),
+        episodes=config.episodes,
+        envs=len(policies),
+        max_epochs=load.max_epochs,
+        device=load.device,
+        threads=torch.get_num_threads(),
+        examples={name: len(split) for name, split in task.data.splits().items()},
+        host_parameters=sum(p.numel() for p in host.parameters()),
+    )
+
+
+def run_arms(
+    session: Session, load: Workload, config: RunConfig, policies: Mapping[str, Policy]
+) -> tuple[EpisodeResult, torch.nn.Module]:
+    """Run all episodes; returns the policy's best one by validation, with its network as a plain module."""
+    executor = build_executor(load, config, session.emit)
+    plan = Plan(config.episodes, load.max_epochs, config.seed)
+    best: tuple[EpisodeResult, torch.nn.Module] | None = None
+    with Progress(plan, list(policies), load.task.metric, quiet=config.quiet) as progress:
+        for results, engine in run_episodes(executor, policies, plan, progress.epoch):
+            progress.episode(results)
+            if best is None or _better(results[0], best[0], load):
+                best = results[0], _network(engine)
+    assert best is not None
+    return best
+
+
+def _network(engine: HostEngine) -> torch.nn.Module:
+    module: torch.nn.Module = engine.materialise(0)
+    return module
+
+
+def _better(new: EpisodeResult, old: EpisodeResult, load: Workload) -> bool:
+    sign = 1.0 if load.task.metric.higher_is_better else -1.0
+    return new.view.metric is not None and (old.view.metric is None or sign * new.view.metric > sign * old.view.metric)

@@ -1,0 +1,106 @@
+"""``esper train``: train a host that grows. ``heuristic`` runs a rule or schedule beside its controls.
+
+Also runnable as ``python -m esper.scripts.train``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from esper.leyline import UsageError
+
+LEVELS = ("off", "minimal", "normal", "debug")
+PROFILES = ("minimal", "standard", "diagnostic", "research")
+INCUBATION = ("probe", "graft", "straight_through")
+
+
+class _Parser(argparse.ArgumentParser):
+    """Mistakes become ``UsageError``, so that every command fails alike."""
+
+    def error(self, message: str) -> Any:
+        raise UsageError(f"{message} (esper train --help lists what there is)")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line of ``esper train``; one subcommand per kind of run."""
+    parser = _Parser(prog="esper train", description="Train a network that grows while it trains.")
+    kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND")
+    heuristic = kinds.add_parser(
+        "heuristic",
+        help="a rule, a schedule or chance decides what to grow; controls run beside it on the same seeds",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    _add_workload(heuristic)
+    _add_training(heuristic)
+    _add_telemetry(heuristic)
+    return parser
+
+
+def _add_workload(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("what to grow")
+    group.add_argument("--task", default="digits", help="a built-in task, or module:Attr of your own")
+    group.add_argument("--policy", default="heuristic", help="heuristic, schedule, random, static or module:Attr")
+    group.add_argument("--compare", default="random,static", metavar="NAMES", help="policies to run on the same seeds")
+    group.add_argument("--slots", metavar="NAMES", help="use only these slots, comma-separated")
+    group.add_argument("--blueprints", metavar="NAMES", help="use only these blueprints, comma-separated")
+    group.add_argument("--max-seeds", type=int, metavar="N", help="most seeds alive at once")
+    group.add_argument("--param-budget", type=int, metavar="N", help="most parameters of all live seeds together")
+    group.add_argument("--incubation", choices=INCUBATION, help="how a seed learns before it may change the output")
+
+
+def _add_training(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("how to train")
+    group.add_argument("--episodes", type=int, default=3, metavar="N", help="paired seeds, one after the other")
+    group.add_argument("--max-epochs", type=int, metavar="N", help="epochs of an episode")
+    group.add_argument("--batch-size", type=int, metavar="N")
+    group.add_argument("--lr", type=float, metavar="RATE", help="peak learning rate of the host")
+    group.add_argument("--seed-lr-multiplier", type=float, metavar="X", help="a new seed's peak rate over the host's")
+    group.add_argument("--seed", type=int, default=0, help="episode e starts from seed + e")
+    group.add_argument("--device", default="auto", help="auto, cpu or cuda:N")
+    group.add_argument("--threads", type=int, default=1, metavar="N", help="torch threads; small models want 1")
+    group.add_argument("--config", metavar="FILE", help="TOML or JSON with any of these keys; flags win")
+    group.add_argument("--no-export", dest="export", action="store_false", help="do not write the grown model")
+
+
+def _add_telemetry(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("what to record")
+    group.add_argument("--run-dir", metavar="DIR", help="where the run goes (default: a fresh one below runs/)")
+    group.add_argument("--telemetry-level", choices=LEVELS, default="normal")
+    group.add_argument("--telemetry-lifecycle-only", action="store_true", help="keep only what must be kept")
+    group.add_argument("--diagnostics-profile", default=None, choices=PROFILES, help="deep look every K epochs")
+    group.add_argument("--diagnostics-every", type=int, default=10, metavar="K")
+    group.add_argument("--counterfactual-every", type=int, default=1, metavar="K", help="epochs between them")
+    group.add_argument("--quiet", action="store_true", help="only the table at the end")
+
+
+def given_flags(argv: Sequence[str]) -> dict[str, Any]:
+    """What was said on the command line, without defaults: these beat the configuration file."""
+    parser = build_parser()
+    pending: list[argparse.ArgumentParser] = [parser]
+    while pending:
+        for action in pending.pop()._actions:
+            action.default = argparse.SUPPRESS
+            if isinstance(action, argparse._SubParsersAction):
+                pending.extend(action.choices.values())
+    return vars(parser.parse_args(argv))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    flags = given_flags(arguments)
+    flags.pop("kind")
+    path = flags.pop("config", None)
+    from esper.scripts.heuristic import run_heuristic
+    from esper.simic.config import read_config_file
+
+    return run_heuristic(flags, {} if path is None else read_config_file(path))
+
+
+if __name__ == "__main__":
+    from esper.scripts.main import guarded
+
+    sys.exit(guarded(main))

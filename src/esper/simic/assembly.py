@@ -1,0 +1,98 @@
+"""From a task and a configuration to an executor: the one place where the parts are put together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from esper.kasmina.gates import GateThresholds
+from esper.kasmina.slot import SlotConfig
+from esper.kasmina.state import Incubation
+from esper.leyline import Sink, UsageError, unknown
+from esper.simic.config import RunConfig
+from esper.tasks.base import TaskSpec
+from esper.tolaria.engine import EngineConfig, ModuleEngine
+from esper.tolaria.executor import Executor, ExecutorConfig
+from esper.tolaria.governor import Governor, GovernorConfig
+from esper.tolaria.schedules import ScheduleConfig
+from esper.tolaria.trainer import TrainerConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """A task as this run uses it: with its slots and blueprints chosen, and how long and where it trains."""
+
+    task: TaskSpec
+    max_epochs: int
+    device: str
+
+
+def pick_device(name: str) -> str:
+    """``auto`` is the first CUDA device if there is one, else the CPU. Raises ``UsageError`` for what is not there."""
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    legal = ["auto", "cpu", *(f"cuda:{i}" for i in range(count))]
+    if name == "cuda" and count:
+        return "cuda:0"
+    if name not in legal:
+        raise UsageError(f"device {name!r} is not here; legal: {', '.join(legal)}")
+    return ("cuda:0" if count else "cpu") if name == "auto" else name
+
+
+def workload(task: TaskSpec, config: RunConfig) -> Workload:
+    """Apply the configuration's choice of slots, blueprints, epochs and device to a task."""
+    slots = _chosen("slot", config.slots, tuple(task.sites))
+    blueprints = _chosen("blueprint", config.blueprints, task.blueprints)
+    chosen = replace(task, sites={slot: task.sites[slot] for slot in slots}, blueprints=blueprints)
+    return Workload(chosen, config.max_epochs or task.budget.max_epochs, pick_device(config.device))
+
+
+def _chosen(kind: str, wanted: tuple[str, ...] | None, there: tuple[str, ...]) -> tuple[str, ...]:
+    if wanted is None:
+        return there
+    for name in wanted:
+        if name not in there:
+            raise unknown(kind, name, there)
+    if not wanted:
+        raise UsageError(f"no {kind} is chosen; legal: {', '.join(there)}")
+    return tuple(name for name in there if name in wanted)
+
+
+def trainer_config(load: Workload, config: RunConfig) -> TrainerConfig:
+    """How rows train: the task's budget with the configuration's overrides."""
+    budget = load.task.budget
+    default = TrainerConfig()
+    slot = default.slot if config.incubation is None else SlotConfig(incubation=Incubation(config.incubation))
+    multiplier = config.seed_lr_multiplier or budget.seed_lr_multiplier
+    return replace(
+        default,
+        device=load.device,
+        lr=config.lr or budget.lr,
+        weight_decay=budget.weight_decay,
+        batch_size=config.batch_size or budget.batch_size,
+        schedule=ScheduleConfig(seed_multiplier=multiplier),
+        slot=slot,
+        thresholds=GateThresholds(unit=load.task.metric.unit),
+    )
+
+
+def build_executor(load: Workload, config: RunConfig, emit: Sink) -> Executor:
+    """An executor over a fresh engine for ``load``."""
+    budget = load.task.budget
+    engine = ModuleEngine(
+        load.task,
+        EngineConfig(
+            trainer=trainer_config(load, config),
+            max_seeds=config.max_seeds or budget.max_seeds,
+            parameter_budget=config.param_budget or budget.parameters,
+        ),
+        emit,
+    )
+    metric = load.task.metric
+    return Executor(
+        engine,
+        metric,
+        emit,
+        governor=lambda sink: Governor(metric, GovernorConfig(), sink),
+        config=ExecutorConfig(counterfactual_every=config.counterfactual_every),
+    )

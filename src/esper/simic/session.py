@@ -1,0 +1,128 @@
+"""One run from start to end: its directory, its hub and journal, its signals, and how it ended, as an event."""
+
+from __future__ import annotations
+
+import os
+import platform
+import signal
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from esper.leyline import EsperError, Sink, TelemetryEvent, TelemetryEventType
+from esper.nissa.hub import NissaHub
+from esper.nissa.journal import JournalWriter
+from esper.nissa.levels import Level
+from esper.nissa.rundir import RunDirectory
+
+PACKAGES = ("esper", "torch", "numpy", "scikit-learn", "msgspec", "safetensors")
+
+
+class Terminated(EsperError):
+    """SIGTERM arrived."""
+
+    exit_code = 143
+
+
+@dataclass(frozen=True, slots=True)
+class SessionConfig:
+    """Where a run writes and what it says."""
+
+    kind: str
+    run_dir: str | None = None
+    """A directory that does not exist yet or is empty; ``None`` makes a fresh one below ``runs/``."""
+    level: str = "normal"
+    lifecycle_only: bool = False
+    sinks: Mapping[str, Sink] = field(default_factory=dict)
+    """Further sinks by name, such as a console."""
+    manifest: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Session:
+    """An open run. ``emit`` takes events; ``directory`` is where everything goes."""
+
+    def __init__(self, directory: RunDirectory, hub: NissaHub) -> None:
+        self.directory = directory
+        self.hub = hub
+        self.started = time.perf_counter()
+
+    @property
+    def path(self) -> Path:
+        """The run directory."""
+        return self.directory.path
+
+    def emit(self, event: TelemetryEvent) -> None:
+        """Send an event to every sink."""
+        self.hub.emit(event)
+
+    def say(self, event_type: TelemetryEventType, **data: Any) -> None:
+        """Send an event of the run itself."""
+        self.hub.emit(TelemetryEvent(event_type=event_type, data=data))
+
+
+@contextmanager
+def open_session(config: SessionConfig) -> Iterator[Session]:
+    """Create the run directory and its journal; on the way out say how the run ended and close everything.
+
+    SIGTERM raises :class:`Terminated` inside the block, Ctrl-C ``KeyboardInterrupt``; both are written down.
+    """
+    directory = RunDirectory.create(config.run_dir, manifest={"kind": config.kind, **environment(), **config.manifest})
+    hub = NissaHub(level=Level(config.level), lifecycle_only=config.lifecycle_only)
+    hub.add_sink(JournalWriter(directory.path, run_id=directory.run_id), name="journal")
+    for name, sink in config.sinks.items():
+        hub.add_sink(sink, name=name)
+    session = Session(directory, hub)
+    before = signal.signal(signal.SIGTERM, _terminate)
+    status, reason = "completed", None
+    try:
+        yield session
+    except KeyboardInterrupt:
+        status, reason = "interrupted", "Ctrl-C"
+        raise
+    except Terminated as error:
+        status, reason = "preempted", str(error)
+        raise
+    except BaseException as error:
+        status, reason = "failed", f"{type(error).__name__}: {error}"
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        why = {} if reason is None else {"reason": reason}
+        seconds = time.perf_counter() - session.started
+        session.say(
+            TelemetryEventType.TRAINING_ENDED, status=status, **why, seconds=seconds, cpu_seconds=time.process_time()
+        )
+        hub.close()
+
+
+def environment() -> dict[str, Any]:
+    """What a run depends on besides its configuration: packages, machine, revision. Unknown entries are missing."""
+    packages = {}
+    for name in PACKAGES:
+        try:
+            packages[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    found: dict[str, Any] = {"packages": packages, "python": platform.python_version(), "pid": os.getpid()}
+    revision = _git_revision()
+    return found if revision is None else {**found, "git_revision": revision}
+
+
+def _git_revision() -> str | None:
+    """Revision of the checkout that this code runs from, ``None`` outside of one."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return answer.stdout.strip() if answer.returncode == 0 else None
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise Terminated(f"terminated by {signal.Signals(number).name}")

@@ -1,0 +1,337 @@
+"""``ModuleEngine``: N growing hosts as separate modules, trained one after the other in one process."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from esper.kasmina import blueprints
+
+from esper.kasmina.slot import GrowthPlan, SeedSlot, Stamp
+from esper.leyline import (
+    ActionOutcome,
+    AlphaConfig,
+    Blend,
+    EpochMeasurement,
+    EvalResult,
+    FactoredAction,
+    Op,
+    RowCost,
+    RowSpec,
+    RowView,
+    SeedStage,
+    Sink,
+    SlotFacts,
+    TrainResult,
+)
+from esper.tasks.base import TaskSpec
+from esper.tolaria import surgery
+from esper.tolaria.legality import why_illegal
+from esper.tolaria.rng import derive, seeded
+from esper.tolaria.trainer import Trainer, TrainerConfig
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """What every row may grow, and how it is trained."""
+
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    max_seeds: int | None = None
+    parameter_budget: int | None = None
+    """Most parameters of all live seeds of a row together."""
+
+
+@dataclass
+class _Row:
+    """A trainer with the history that its view tells."""
+
+    spec: RowSpec
+    trainer: Trainer
+    epoch: int = 0
+    births: int = 0
+    metric: float | None = None
+    loss: float | None = None
+    train_loss: float | None = None
+    metric_history: list[float] = field(default_factory=list)
+    loss_history: list[float] = field(default_factory=list)
+    pruned: Counter[str] = field(default_factory=Counter)
+    fossilized: Counter[str] = field(default_factory=Counter)
+    vetoed_until: dict[str, int] = field(default_factory=dict)
+    last_outcome: ActionOutcome | None = None
+
+    @property
+    def slots(self) -> Mapping[str, SeedSlot]:
+        return self.trainer.model.slots
+
+
+_SCALARS = ("epoch", "births", "metric", "loss", "train_loss")
+_LISTS = ("metric_history", "loss_history")
+_COUNTS = ("pruned", "fossilized", "vetoed_until")
+
+
+class ModuleEngine:
+    """See :class:`esper.leyline.HostEngine`. Rows are independent: none can tell that others run beside it."""
+
+    def __init__(self, task: TaskSpec, config: EngineConfig, emit: Sink) -> None:
+        self.task, self.config = task, config
+        self._emit = emit
+        self._rows: list[_Row] = []
+        self._sizes: dict[str, dict[str, int]] = {}
+
+    def reset(self, rows: Sequence[RowSpec]) -> None:
+        """Build a fresh host for each spec."""
+        self._rows = [_Row(spec, Trainer(spec, self.task, self.config.trainer, self._emit)) for spec in rows]
+        for row in self._rows:
+            self._stamp(row, 0)
+        self._sizes = {
+            slot_id: {
+                name: blueprints.get(name, slot.config.layout).parameters(slot.channels)
+                for name in self.task.blueprints
+                if name in blueprints.names(slot.config.layout)
+            }
+            for slot_id, slot in self._rows[0].slots.items()
+        }
+
+    def train_epoch(self, rows: Sequence[int]) -> list[TrainResult]:
+        """Train each row for one epoch, one after the other."""
+        results = []
+        for i in rows:
+            row = self._rows[i]
+            self._stamp(row, row.epoch + 1)
+            for slot in row.slots.values():
+                if slot.stage is SeedStage.GERMINATED:
+                    slot.advance_stage(SeedStage.TRAINING)
+            result = row.trainer.train_epoch()
+            row.train_loss = result.loss
+            results.append(result)
+        return results
+
+    def evaluate(
+        self, rows: Sequence[int], configs: Sequence[Sequence[AlphaConfig]], split: str = "validation"
+    ) -> EvalResult:
+        """Evaluate each row under its own configurations."""
+        runs = [self._rows[i].trainer.evaluate(each, split) for i, each in zip(rows, configs, strict=True)]
+        widest = max((len(run.metric) for run in runs), default=0)
+
+        def table(name: str) -> np.ndarray:
+            padded = np.full((len(runs), widest), np.nan)
+            for i, run in enumerate(runs):
+                values = getattr(run, name)
+                padded[i, : len(values)] = values
+            return padded
+
+        return EvalResult(
+            metric=table("metric"),
+            loss=table("loss"),
+            metric_se=table("metric_se"),
+            loss_se=table("loss_se"),
+            examples=runs[0].examples if runs else 0,
+            passes=np.array([run.passes for run in runs]),
+            shared_prefix=np.array([run.shared for run in runs], dtype=bool),
+            seconds=np.array([run.seconds for run in runs]),
+        )
+
+    def apply(self, rows: Sequence[int], actions: Sequence[FactoredAction]) -> list[ActionOutcome]:
+        """Apply one action per row; an illegal one changes nothing and says why."""
+        outcomes = []
+        for i, action in zip(rows, actions, strict=True):
+            against = why_illegal(self._view(i), action)
+            if against is not None:
+                outcome = ActionOutcome(action, success=False, illegal=True, why_not=against)
+            else:
+                why_not = self._perform(self._rows[i], action)
+                outcome = ActionOutcome(action, success=why_not is None, why_not=why_not)
+            self._rows[i].last_outcome = outcome
+            outcomes.append(outcome)
+        return outcomes
+
+    def _perform(self, row: _Row, action: FactoredAction) -> str | None:
+        """Carry out a legal action; what its gate had against it, or ``None``."""
+        if action.op is Op.WAIT:
+            return None
+        slot = row.slots[action.slot or ""]
+        match action.op:
+            case Op.GERMINATE:
+                return self._germinate(row, slot, action)
+            case Op.ADVANCE:
+                result = slot.advance_stage(SeedStage.BLENDING)
+                return None if result.passed else result.message
+            case Op.FOSSILIZE:
+                result = slot.advance_stage(SeedStage.FOSSILIZED)
+                if result.passed:
+                    row.fossilized[slot.state.blueprint_id] += 1
+                return None if result.passed else result.message
+            case Op.SET_ALPHA:
+                slot.retarget(action.alpha_target, action.tempo, action.blend)
+                return None
+            case Op.PRUNE:
+                self._prune(row, slot, "pruned by the policy", by="policy")
+                return None
+
+    def _germinate(self, row: _Row, slot: SeedSlot, action: FactoredAction) -> str | None:
+        row.births += 1
+        seed_id = f"e{row.spec.episode}-r{row.spec.env_id}-s{row.births}"
+        budget = self.config.parameter_budget
+        spare = None if budget is None else budget - sum(s.view().parameters for s in row.slots.values() if s.live)
+        with seeded(derive(row.spec.seed, "seed", slot.slot_id, row.births)):
+            result = slot.germinate(
+                action.blueprint,
+                seed_id=seed_id,
+                plan=GrowthPlan(action.blend, action.tempo, action.alpha_target),
+                parameter_budget=spare,
+            )
+        if not result.passed:
+            return result.message
+        row.trainer.adopt(slot.slot_id)
+        if row.metric is not None:
+            slot.record(metric_at_germination=row.metric)
+        return None
+
+    def _prune(self, row: _Row, slot: SeedSlot, reason: str, by: str) -> None:
+        seed_id, blueprint = slot.state.seed_id, slot.state.blueprint_id
+        slot.prune(reason, by=by)
+        row.trainer.release(slot.slot_id, seed_id)
+        row.pruned[blueprint] += 1
+
+    def settle(self, rows: Sequence[int], epoch: int, measured: Sequence[EpochMeasurement]) -> None:
+        """Record what the epoch measured, then let every slot tick."""
+        for i, facts in zip(rows, measured, strict=True):
+            row = self._rows[i]
+            row.epoch = epoch
+            self._stamp(row, epoch)
+            if facts.metric is not None and facts.loss is not None:
+                row.metric, row.loss = facts.metric, facts.loss
+                row.metric_history.append(facts.metric)
+                row.loss_history.append(facts.loss)
+            for slot_id, slot in row.slots.items():
+                if slot.live:
+                    self._record(row, slot, facts.slots.get(slot_id, SlotFacts()), facts.loss)
+                slot.tick()
+
+    def _record(self, row: _Row, slot: SeedSlot, facts: SlotFacts, loss: float | None) -> None:
+        measured = {name: getattr(facts, name) for name in SlotFacts.__slots__} | {"loss": loss}
+        slot.record(**{name: value for name, value in measured.items() if value is not None})
+
+    def quarantine(self, row: int, slot: str, epochs: int, reason: str) -> None:
+        """Prune what lives in ``slot`` in the governor's name and let nothing grow there for ``epochs`` epochs."""
+        found = self._rows[row].slots[slot]
+        if found.live and found.stage is not SeedStage.FOSSILIZED:
+            self._prune(self._rows[row], found, reason, by="governor")
+        self._rows[row].vetoed_until[slot] = self._rows[row].epoch + epochs
+
+    def conclude(self, rows: Sequence[int]) -> None:
+        """Prune every seed that was not fossilized."""
+        for i in rows:
+            for slot in self._rows[i].slots.values():
+                if slot.live and slot.stage is not SeedStage.FOSSILIZED:
+                    self._prune(self._rows[i], slot, "the episode ended before it was fossilized", by="lifecycle")
+
+    def views(self, rows: Sequence[int]) -> list[RowView]:
+        """Plain state of each row."""
+        return [self._view(i) for i in rows]
+
+    def _view(self, i: int) -> RowView:
+        row = self._rows[i]
+        return RowView(
+            env_id=row.spec.env_id,
+            episode=row.spec.episode,
+            epoch=row.epoch,
+            max_epochs=row.spec.max_epochs,
+            slots=tuple(slot.view() for slot in row.slots.values()),
+            blueprints=tuple(self.task.blueprints),
+            blueprint_parameters=self._sizes,
+            host_parameters=sum(p.numel() for p in row.trainer.model.host_parameters()),
+            metric=row.metric,
+            loss=row.loss,
+            train_loss=row.train_loss,
+            metric_history=tuple(row.metric_history),
+            loss_history=tuple(row.loss_history),
+            higher_is_better=self.task.metric.higher_is_better,
+            parameter_budget=self.config.parameter_budget,
+            max_seeds=self.config.max_seeds,
+            vetoed=frozenset(slot for slot, until in row.vetoed_until.items() if until > row.epoch),
+            last_outcome=row.last_outcome,
+            pruned=dict(row.pruned),
+            fossilized=dict(row.fossilized),
+        )
+
+    def costs(self, rows: Sequence[int]) -> list[RowCost]:
+        """Parameters and multiply-accumulates of each row."""
+        costs = []
+        for i in rows:
+            trainer, view = self._rows[i].trainer, self._view(i)
+            costs.append(
+                RowCost(
+                    host_parameters=view.host_parameters,
+                    total_parameters=view.host_parameters + view.seed_parameters,
+                    inference_macs=trainer.macs.forward,
+                    learning_rate=float(surgery.host_groups(trainer.optimizer)[0]["lr"]),
+                    spent=trainer.ledger.spent(),
+                )
+            )
+        return costs
+
+    def state(self, row: int) -> dict[str, Any]:
+        """Everything the row needs to continue bit for bit."""
+        kept, state = self._rows[row], self._rows[row].trainer.state()
+        outcome = kept.last_outcome
+        state["plain"] = {
+            "trainer": state["plain"],
+            **{name: getattr(kept, name) for name in _SCALARS},
+            **{name: list(getattr(kept, name)) for name in _LISTS},
+            **{name: dict(getattr(kept, name)) for name in _COUNTS},
+            "last_outcome": None if outcome is None else _plain_outcome(outcome),
+        }
+        return state
+
+    def load(self, row: int, state: Mapping[str, Any]) -> None:
+        """Undo of :meth:`state`, also into a row whose topology differs."""
+        kept, plain = self._rows[row], state["plain"]
+        kept.trainer.load({"tensors": state["tensors"], "plain": plain["trainer"]})
+        for name in _SCALARS:
+            setattr(kept, name, plain[name])
+        for name in _LISTS:
+            setattr(kept, name, list(plain[name]))
+        for name in _COUNTS:
+            setattr(kept, name, type(getattr(kept, name))(plain[name]))
+        outcome = plain["last_outcome"]
+        kept.last_outcome = None if outcome is None else _read_outcome(outcome)
+        self._stamp(kept, kept.epoch)
+
+    def rewind(self, row: int, state: Mapping[str, Any]) -> None:
+        """Go back to an earlier state of the same episode; the clock, what was spent and vetoes stay as they are."""
+        kept = self._rows[row]
+        epoch, spent, vetoes, births = kept.epoch, kept.trainer.ledger, kept.vetoed_until, kept.births
+        lost = {slot.state.seed_id for slot in kept.slots.values() if slot.live and slot.state is not None}
+        self.load(row, state)
+        kept.epoch, kept.trainer.ledger, kept.vetoed_until, kept.births = epoch, spent, vetoes, births
+        for seed_id in lost - {slot.state.seed_id for slot in kept.slots.values() if slot.state is not None}:
+            spent.discard(seed_id)
+        self._stamp(kept, epoch + 1)
+
+    def materialise(self, row: int) -> nn.Module:
+        """The row's network as a plain module; seeds that were not kept for good are left out."""
+        from esper.kasmina.export import export
+
+        return export(self._rows[row].trainer.model)
+
+    def _stamp(self, row: _Row, epoch: int) -> None:
+        stamp = Stamp(env_id=row.spec.env_id, episode=row.spec.episode, epoch=epoch)
+        for slot in row.slots.values():
+            slot.stamp = stamp
+
+
+def _plain_outcome(outcome: ActionOutcome) -> dict[str, Any]:
+    action = asdict(outcome.action)
+    return {**asdict(outcome), "action": {**action, "op": outcome.action.op.name}}
+
+
+def _read_outcome(plain: Mapping[str, Any]) -> ActionOutcome:
+    action = plain["action"]
+    blend = None if action["blend"] is None else Blend(action["blend"])
+    return ActionOutcome(**{**plain, "action": FactoredAction(**{**action, "op": Op[action["op"]], "blend": blend})})

@@ -1,0 +1,334 @@
+"""Trains and evaluates one growing model: model, optimizer, data order, random streams, ledger."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from esper.kasmina.gates import GateThresholds
+from esper.kasmina.gradients import tensor_norms, total_norm
+from esper.kasmina.growing import GrowingModel
+from esper.kasmina.incubation import probe_backward
+from esper.kasmina.replay import evaluate_configs
+from esper.kasmina.slot import SlotConfig
+from esper.kasmina.state import Incubation
+from esper.leyline import AlphaConfig, RowSpec, SeedStage, Sink, TrainResult
+from esper.tasks.base import Split, TaskSpec
+from esper.tasks.pipeline import Batches
+from esper.tolaria import ledger, schedules, surgery
+from esper.tolaria.ledger import Ledger, Macs
+from esper.tolaria.rng import Streams, derive, seeded
+from esper.tolaria.schedules import ScheduleConfig
+
+Floats = npt.NDArray[np.float64]
+
+OptimizerFactory = Callable[[Iterable[nn.Parameter], float, float], Optimizer]
+"""``(parameters, lr, weight_decay) -> optimizer``"""
+
+
+def adamw(parameters: Iterable[nn.Parameter], lr: float, weight_decay: float) -> Optimizer:
+    """AdamW (Loshchilov and Hutter 2019)."""
+    return torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainerConfig:
+    """How every row of an engine is built and trained."""
+
+    device: str = "cpu"
+    lr: float = 5e-3
+    weight_decay: float = 0.01
+    batch_size: int = 100
+    optimizer: OptimizerFactory = adamw
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    slot: SlotConfig = field(default_factory=SlotConfig)
+    thresholds: GateThresholds = field(default_factory=GateThresholds)
+    gradient_samples: int = 2
+    """Training steps per epoch at which gradient norms are measured."""
+    evaluation_batch: int = 1024
+    """Most examples in one evaluation pass."""
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """One row under its configurations: arrays ``[configs]``; standard errors are of the difference to the first."""
+
+    metric: Floats
+    loss: Floats
+    metric_se: Floats
+    loss_se: Floats
+    examples: int
+    passes: float
+    shared: bool
+    seconds: float
+
+
+class Trainer:
+    """One growing model with all it needs to learn. Knows nothing of policies, gates or episodes."""
+
+    def __init__(self, spec: RowSpec, task: TaskSpec, config: TrainerConfig, on_telemetry: Sink) -> None:
+        self.task, self.config = task, config
+        self.max_epochs = spec.max_epochs
+        self.streams = Streams(spec.seed)
+        with seeded(derive(spec.seed, "host")):
+            host = task.host()
+        self.sample = task.data.train.inputs[:2].to(config.device)
+        self.model = GrowingModel.wrap(
+            host.to(config.device),
+            task.sites,
+            self.sample,
+            thresholds=config.thresholds,
+            config=config.slot,
+            on_telemetry=on_telemetry,
+        )
+        self.host_parameters = [p for p in self.model.host_parameters() if p.requires_grad]
+        self.optimizer = config.optimizer(self.host_parameters, config.lr, config.weight_decay)
+        self.batches = Batches(task.data.train, config.batch_size, self.streams, augment=task.augment)
+        self.ledger = Ledger()
+        self.completed = 0
+        """Epochs trained so far; a rollback takes it back."""
+        self.births: dict[str, float] = {}
+        """slot -> time of birth of its live seed, epochs."""
+        self.past_births: list[float] = []
+        self._macs: Macs | None = None
+
+    # --- topology -------------------------------------------------------------------------------------------------
+
+    def adopt(self, slot: str) -> None:
+        """Give a freshly germinated seed its parameter group and its own schedule."""
+        base = surgery.host_groups(self.optimizer)[0].get(surgery.BASE_RATE, self.config.lr)
+        surgery.add_seed_group(
+            self.optimizer,
+            slot,
+            self._seed_named(slot),
+            lr=float(base) * self.config.schedule.seed_multiplier,
+        )
+        self.births[slot] = float(self.completed)
+        self._macs = None
+
+    def release(self, slot: str, seed_id: str) -> None:
+        """Forget a pruned seed: its parameter group, its schedule, and book what it cost as discarded."""
+        surgery.remove_seed_group(self.optimizer, slot)
+        self.past_births.append(self.births.pop(slot))
+        self.ledger.discard(seed_id)
+        self._macs = None
+
+    @property
+    def macs(self) -> Macs:
+        """MACs per example of the present topology with every live seed in play."""
+        if self._macs is None:
+            live = [slot_id for slot_id, slot in self.model.slots.items() if slot.live]
+            with self.model.alphas(dict.fromkeys(live, 1.0)):
+                self._macs = ledger.count(
+                    lambda: self.model(self.sample),
+                    len(self.sample),
+                    {slot_id: self.model.slots[slot_id].seed for slot_id in live},
+                    model=self.model,
+                )
+        return self._macs
+
+    def state(self) -> dict[str, Any]:
+        """All it takes to continue bit for bit: ``{"tensors": {name: tensor}, "plain": JSON-able}``; no aliases."""
+        optimizer = surgery.named_state(self.optimizer, self.model.named_parameters())
+        tensors = {f"model/{name}": tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
+        tensors |= {f"optimizer/{name}": tensor for name, tensor in optimizer.tensors.items()}
+        tensors |= {f"stream/{name}": tensor for name, tensor in self.streams.state().items()}
+        return {
+            "tensors": tensors,
+            "plain": {
+                "topology": self.model.topology(),
+                "optimizer": optimizer.plain,
+                "completed": self.completed,
+                "births": dict(self.births),
+                "past_births": list(self.past_births),
+                "ledger": self.ledger.state(),
+            },
+        }
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Undo of :meth:`state`, also from another topology."""
+        plain = state["plain"]
+        parts: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}, "stream": {}}
+        for name, tensor in state["tensors"].items():
+            part, _, rest = name.partition("/")
+            parts[part][rest] = tensor
+        for slot in list(self.births):
+            surgery.remove_seed_group(self.optimizer, slot)
+        self.model.restore_topology(plain["topology"])
+        self.model.load_state_dict(parts["model"])
+        self.births = dict(plain["births"])
+        for slot in self.births:
+            surgery.add_seed_group(self.optimizer, slot, self._seed_named(slot))
+        saved = surgery.OptimizerState(parts["optimizer"], plain["optimizer"])
+        surgery.load_named_state(self.optimizer, self.model.named_parameters(), saved)
+        self.streams.load(parts["stream"])
+        self.completed = int(plain["completed"])
+        self.past_births = list(plain["past_births"])
+        self.ledger = Ledger.load(plain["ledger"])
+        self._macs = None
+
+    def _seed_named(self, slot: str) -> list[tuple[str, nn.Parameter]]:
+        return list(self.model.slots[slot].named_parameters())
+
+    # --- training -------------------------------------------------------------------------------------------------
+
+    def train_epoch(self) -> TrainResult:
+        """One pass over the training split."""
+        started = time.perf_counter()
+        probing = self._probing()
+        steps = len(self.batches)
+        measured = {steps - 1 - i * steps // self.config.gradient_samples for i in range(self.config.gradient_samples)}
+        total = torch.zeros((), device=self.config.device)
+        examples, waited, host_norm = 0, 0.0, None
+        self.model.train()
+        with self.streams.active("train"):
+            for step, (inputs, targets, wait) in enumerate(_timed(self.batches.epoch())):
+                waited += wait
+                self._set_rates(step, steps)
+                self.optimizer.zero_grad(set_to_none=True)
+                loss = self._backward(inputs, targets, probing)
+                if step in measured:
+                    host_norm = self._measure_gradients()
+                self.optimizer.step()
+                total += loss * len(targets)
+                examples += len(targets)
+        self.completed += 1
+        self._charge_training(examples, probing)
+        return TrainResult(
+            loss=float(total) / examples,
+            examples=examples,
+            learning_rate=float(surgery.host_groups(self.optimizer)[0]["lr"]),
+            host_gradient_norm=host_norm,
+            weights_finite=self._weights_finite(),
+            seconds=time.perf_counter() - started,
+            input_wait_seconds=waited,
+        )
+
+    def _probing(self) -> list[str]:
+        return [
+            slot_id
+            for slot_id, slot in self.model.slots.items()
+            if slot.stage is SeedStage.TRAINING and slot.state.incubation is Incubation.PROBE
+        ]
+
+    def _backward(self, inputs: Tensor, targets: Tensor, probing: Sequence[str]) -> Tensor:
+        """Gradients of everything in the forward path, then those of the seeds that learn behind it."""
+
+        def criterion(output: Any) -> Tensor:
+            return self.task.loss(output, targets).mean()
+
+        if not probing:
+            loss = criterion(self.model(inputs))
+            loss.backward()
+            return loss.detach()
+        with self.model.record(probing) as tape:
+            loss = criterion(self.model(inputs))
+        loss.backward()
+        for slot in probing:
+            probe_backward(self.model, tape, criterion, slot)
+        return loss.detach()
+
+    def _set_rates(self, step: int, steps: int) -> None:
+        now = schedules.moment(self.config.schedule, self.completed, step, steps)
+        host, seeds = schedules.learning_rates(
+            self.config.schedule, now, float(self.max_epochs), self.births, self.past_births
+        )
+        surgery.set_rates(self.optimizer, host, seeds)
+
+    def _measure_gradients(self) -> float | None:
+        """Note each live seed's gradient ratio and health; returns the norm of the host's gradient."""
+        host_norm = total_norm(tensor_norms(p.grad for p in self.host_parameters))
+        host_size = sum(p.numel() for p in self.host_parameters)
+        for slot_id in self.births:
+            slot = self.model.slots[slot_id]
+            slot.record_gradients([p.grad for p in slot.seed_parameters()], host_norm, host_size)
+        return host_norm
+
+    def _weights_finite(self) -> bool:
+        tensors = [t.detach() for t in (*self.model.parameters(), *self.model.buffers()) if t.is_floating_point()]
+        norms = torch.stack(torch._foreach_norm(tensors, ord=math.inf))
+        return bool(torch.isfinite(norms).all())
+
+    def _charge_training(self, examples: int, probing: Sequence[str]) -> None:
+        macs = self.macs
+        taken = {slot: n for slot, n in macs.inside.items() if slot not in probing}
+        forward = macs.forward - sum(macs.inside[slot] for slot in probing)
+        self._charge("train_forward", examples, forward, taken)
+        self._charge("train_backward", examples, ledger.backward(forward), {s: 2 * n for s, n in taken.items()})
+        for slot in probing:
+            seed, behind = (
+                macs.inside[slot],
+                macs.behind[slot]
+                - sum(macs.inside[other] for other in probing if other != slot and other in self._behind(slot)),
+            )
+            work = seed + behind + ledger.backward(seed, passed=behind)
+            self._charge("probe", examples, work, {slot: work})
+
+    def _behind(self, slot: str) -> list[str]:
+        order = list(self.model.slots)
+        return order[order.index(slot) + 1 :]
+
+    def _charge(self, purpose: str, examples: int, each: int, seeds: dict[str, int] | None = None) -> None:
+        by_seed = {self.model.slots[slot].state.seed_id: examples * n for slot, n in (seeds or {}).items()}
+        self.ledger.charge(purpose, examples * each, by_seed)
+
+    # --- evaluation -----------------------------------------------------------------------------------------------
+
+    def evaluate(self, configs: Sequence[AlphaConfig], split: str) -> Evaluation:
+        """Metric and loss under each configuration, without a trace in model, buffers or random state."""
+        started = time.perf_counter()
+        data: Split = getattr(self.task.data, split)
+        losses: list[list[Tensor]] = [[] for _ in configs]
+        scores: list[list[Tensor]] = [[] for _ in configs]
+        passes, shared, examples = 0.0, False, len(data)
+        self.model.eval()
+        with torch.no_grad(), self.streams.active("counterfactual"):
+            for begin in range(0, examples, self.config.evaluation_batch):
+                chunk = slice(begin, begin + self.config.evaluation_batch)
+                inputs, targets = data.inputs[chunk].to(self.config.device), data.targets[chunk].to(self.config.device)
+                run = evaluate_configs(self.model, inputs, configs)
+                for i, output in enumerate(run.outputs):
+                    losses[i].append(self.task.loss(output, targets))
+                    scores[i].append(self.task.score(output, targets))
+                passes += run.passes * len(targets) / examples
+                shared = shared or run.shared
+        metric, metric_se = _summary([torch.cat(parts) for parts in scores])
+        loss, loss_se = _summary([torch.cat(parts) for parts in losses])
+        self._charge_evaluation(examples, passes, split)
+        seconds = time.perf_counter() - started
+        return Evaluation(metric, loss, metric_se, loss_se, examples, passes, shared, seconds)
+
+    def _charge_evaluation(self, examples: int, passes: float, split: str) -> None:
+        whole = self.macs.forward
+        if split == "test":
+            self._charge("test", examples, whole)
+            return
+        self._charge("validation", examples, whole)
+        self.ledger.charge("counterfactual", max(0, round((passes - 1.0) * whole * examples)))
+
+
+def _timed(batches: Iterator[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor, float]]:
+    """Each batch with the seconds it kept its consumer waiting."""
+    while True:
+        before = time.perf_counter()
+        batch = next(batches, None)
+        if batch is None:
+            return
+        yield *batch, time.perf_counter() - before
+
+
+def _summary(per_config: Sequence[Tensor]) -> tuple[Floats, Floats]:
+    """Means, and paired standard errors of the difference to the first configuration."""
+    values = torch.stack([v.double() for v in per_config])
+    means = values.mean(dim=1)
+    errors = (values - values[0]).std(dim=1) / math.sqrt(values.shape[1])
+    return means.cpu().numpy(), errors.cpu().numpy()
