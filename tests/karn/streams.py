@@ -32,7 +32,7 @@ class Recorder:
             timestamp=self.now,
             t_mono=self.now - START,
             producer=self.producer,
-            seq=len(self.events),
+            seq=len(self.events) + 1,
             data=data,
             **envelope,
         )

@@ -103,15 +103,6 @@ def test_an_event_that_does_not_say_where_is_counted() -> None:
     assert apply(RunState(), event).unplaced == 1
 
 
-def test_a_newer_schema_is_said_once() -> None:
-    rec = Recorder()
-    begin(rec)
-    begin_episode(rec, 0)
-    for event in rec.events:
-        event.schema = 99
-    assert [record.kind for record in fold(rec.events).damage] == ["newer_schema"]
-
-
 def test_feed_is_bounded_and_warnings_outlive_it() -> None:
     rec = Recorder()
     gate(rec, 0, 1, "stem", "s", SeedStage.GERMINATED, False).severity = "warning"

@@ -15,7 +15,7 @@ from typing import Final
 from esper.karn import fold_run, fold_seed
 from esper.karn.fold_common import environment_of, trim
 from esper.karn.state import ProducerFold, RunState
-from esper.leyline import SCHEMA_VERSION, TelemetryEvent
+from esper.leyline import TelemetryEvent
 from esper.leyline import TelemetryEventType as T
 
 Handler = Callable[[RunState, TelemetryEvent], None]
@@ -78,8 +78,6 @@ def apply(state: RunState, event: TelemetryEvent) -> RunState:
     state.events += 1
     _clock(state, event)
     _sequence(state, event)
-    if event.schema > SCHEMA_VERSION:
-        fold_run.newer_schema(state, event)
     HANDLERS[event.event_type](state, event)
     environment = environment_of(state, event)
     if environment is not None:

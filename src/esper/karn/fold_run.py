@@ -11,7 +11,6 @@ from esper.karn.fold_seed import GOVERNOR, set_stage
 from esper.karn.state import (
     ActionRecord,
     AnomalyFold,
-    DamageRecord,
     DropRecord,
     EnvironmentFold,
     EpisodeRow,
@@ -331,10 +330,3 @@ def level_set(state: RunState, event: TelemetryEvent) -> None:
     """How much this run says."""
     state.run.level, state.run.lifecycle_only = event.data.get("level"), bool(event.data.get("lifecycle_only"))
     state.run.suppressed = list(event.data.get("suppressed", ()))
-
-
-def newer_schema(state: RunState, event: TelemetryEvent) -> None:
-    """Say once that the journal is newer than this Overwatch; what it understands is still shown."""
-    if not any(record.kind == "newer_schema" for record in state.damage):
-        text = f"the journal has schema {event.schema}, newer than this Overwatch knows; some of it may be missing here"
-        state.damage.append(DamageRecord("newer_schema", text))

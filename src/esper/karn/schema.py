@@ -374,9 +374,9 @@ class Drop(Part, kw_only=True, frozen=True):
 
 
 class Damage(Part, kw_only=True, frozen=True):
-    """Something wrong with the journal."""
+    """Something wrong with the journal, or out of the ordinary."""
 
-    kind: str
+    kind: Literal["torn", "damaged", "resumed", "newer", "replaced"]
     text: str
 
 

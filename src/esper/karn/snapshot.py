@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 import msgspec
@@ -51,8 +52,13 @@ class Builder:
         self._rows: dict[int, tuple[tuple[Any, ...], EnvironmentRow]] = {}
         self._items: dict[str, FeedItem] = {}
 
-    def build(self, state: RunState, now: float, host: HostVitals | None = None) -> Snapshot:
-        """The snapshot at wall clock ``now``. ``host`` are vitals sampled beside a live run; a replay has none."""
+    def build(
+        self, state: RunState, now: float, damage: Sequence[Damage] = (), host: HostVitals | None = None
+    ) -> Snapshot:
+        """The snapshot at wall clock ``now``.
+
+        ``damage`` is what the reader met; ``host`` are vitals sampled beside a live run, which a replay does not have.
+        """
         ended = state.run.end_status is not None
         rows = {str(env_id): self._row(fold, now, ended) for env_id, fold in sorted(state.environments.items())}
         steps = _steps(state)
@@ -83,7 +89,7 @@ class Builder:
             drops=[Drop(sink=d.sink, type=d.event_type, reason=d.reason, count=d.count) for d in state.drops],
             missing=sum(producer.missing for producer in state.producers.values()),
             unplaced=state.unplaced,
-            damage=[Damage(kind=record.kind, text=record.text) for record in state.damage],
+            damage=list(damage),
         )
 
     def _row(self, fold: EnvironmentFold, now: float, ended: bool) -> EnvironmentRow:
@@ -112,9 +118,9 @@ class Builder:
         return feeds
 
 
-def build(state: RunState, now: float, host: HostVitals | None = None) -> Snapshot:
+def build(state: RunState, now: float, damage: Sequence[Damage] = (), host: HostVitals | None = None) -> Snapshot:
     """One snapshot from scratch; :class:`Builder` gives the same one faster in a series."""
-    return Builder().build(state, now, host)
+    return Builder().build(state, now, damage, host)
 
 
 def encode(snapshot: msgspec.Struct) -> bytes:

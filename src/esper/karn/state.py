@@ -262,16 +262,6 @@ class ProducerFold(msgspec.Struct, omit_defaults=True):
     missing: int = 0
 
 
-class DamageRecord(msgspec.Struct, omit_defaults=True):
-    """Something wrong with the journal itself, in words."""
-
-    kind: str
-    """``torn_tail``, ``damaged``, ``superseded``, ``newer_schema`` or ``replaced``."""
-    text: str
-    file: str | None = None
-    offset: int | None = None
-
-
 class RunState(msgspec.Struct, omit_defaults=True):
     """Everything, from the first event to the last one folded."""
 
@@ -296,7 +286,6 @@ class RunState(msgspec.Struct, omit_defaults=True):
     """Warnings and worse, kept longer than the feed."""
     governor: list[TelemetryEvent] = []
     drops: list[DropRecord] = []
-    damage: list[DamageRecord] = []
     unplaced: int = 0
     """Events about an environment or a slot that did not say which."""
     typical_train_ms: float | None = None

@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from esper.karn import replay
+from esper.karn import state as states
+from esper.karn.aggregator import fold
+from esper.karn.replay import Timeline
+from esper.karn.snapshot import Builder, build, encode
+from esper.karn.source import Follower
+from esper.leyline import DataError, TelemetryEvent
+from karn.journals import write_run
+from karn.streams import random_run, runs, story
+
+
+@pytest.fixture(autouse=True)
+def few_events_per_keyframe(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replay, "KEYFRAME_EVENTS", 32)
+    monkeypatch.setattr(replay, "BYTES_PER_EVENT", 1 << 20)
+
+
+@given(events=runs(), cuts=st.lists(st.integers(0, 400), min_size=1, max_size=6))
+@settings(max_examples=12)
+def test_live_and_replay_give_the_same_bytes(
+    events: list[TelemetryEvent], cuts: list[int], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    base = tmp_path_factory.mktemp("run")
+    path = write_run(base, events)
+    timeline = Timeline(path, cache=base / "cache")
+    live = Builder()
+    for cut in cuts:
+        now = 1_760_000_100.0 + cut
+        told = fold(events[:cut])
+        assert encode(build(timeline.at(cut), now)) == encode(live.build(told, now))
+        assert states.encode(timeline.at(cut)) == states.encode(told)
+
+
+def test_seeking_by_time(tmp_path: Path) -> None:
+    events = random_run(11)
+    timeline = Timeline(write_run(tmp_path, events), cache=tmp_path / "cache")
+    dice = random.Random(0)
+    for _ in range(20):
+        time = dice.uniform((events[0].timestamp or 0) - 1, (events[-1].timestamp or 0) + 1)
+        known = [event for event in events if (event.timestamp or 0) <= time]
+        assert states.encode(timeline.at_time(time)) == states.encode(fold(known))
+
+
+def test_the_cache_is_used_and_lies_outside_the_run(tmp_path: Path) -> None:
+    events = random_run(3)
+    path = write_run(tmp_path, events)
+    before = sorted(path.iterdir())
+    Timeline(path, cache=tmp_path / "cache")
+    assert sorted(path.iterdir()) == before
+    assert len(list((tmp_path / "cache").glob("*/*.keyframe"))) >= 3
+    read: list[int] = []
+    again = Timeline(path, cache=tmp_path / "cache", progress=lambda done, total: read.append(done))
+    assert len(read) < 6
+    assert states.encode(again.at(again.events)) == states.encode(fold(events))
+
+
+def test_a_damaged_cache_is_built_again(tmp_path: Path) -> None:
+    events = random_run(3)
+    path = write_run(tmp_path, events)
+    Timeline(path, cache=tmp_path / "cache")
+    for stored in (tmp_path / "cache").glob("*/*.keyframe"):
+        stored.write_bytes(stored.read_bytes()[:-3] + b"abc")
+    again = Timeline(path, cache=tmp_path / "cache")
+    for cut in (10, 100, len(events)):
+        assert states.encode(again.at(cut)) == states.encode(fold(events[:cut]))
+    for stored in (tmp_path / "cache").glob("*/index.msgpack"):
+        stored.write_bytes(b"nonsense")
+    assert Timeline(path, cache=tmp_path / "cache").events == len(events)
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    timeline = Timeline(write_run(tmp_path, story()), cache=tmp_path / "file")
+    assert timeline.events == len(story())
+    timeline.close()
+
+
+def test_a_follower_goes_on_from_the_end(tmp_path: Path) -> None:
+    events = random_run(3)
+    path = write_run(tmp_path, events)
+    state, position = Timeline(path, cache=tmp_path / "cache").end
+    follower = Follower(path, states.decode(state), position)
+    assert follower.poll() == 0
+    assert states.encode(follower.state) == states.encode(fold(events))
+
+
+def test_marks_for_the_scrubber(tmp_path: Path) -> None:
+    timeline = Timeline(write_run(tmp_path, story()), cache=tmp_path / "cache")
+    assert [mark.type for mark in timeline.marks] == [
+        "TRAINING_STARTED",
+        "SEED_GERMINATED",
+        "GOVERNOR_PANIC",
+        "GOVERNOR_ROLLBACK",
+        "SEED_FOSSILIZED",
+        "TRAINING_ENDED",
+    ]
+    mark = timeline.marks[4]
+    assert timeline.at(mark.events).census["conv3"].fossilized == 1
+    assert timeline.at(mark.events - 1).census["conv3"].fossilized == 0
+
+
+def test_many_marks_are_thinned_evenly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replay, "MARKS", 8)
+    timeline = Timeline(write_run(tmp_path, random_run(3, epochs=60)), cache=tmp_path / "cache")
+    assert len(timeline.marks) <= 8 < timeline.marks_seen
+
+
+def test_damage_in_the_middle_leaves_what_is_before(tmp_path: Path) -> None:
+    events = random_run(3)
+    path = write_run(tmp_path, events)
+    journal = path / "events-00001.jsonl"
+    data = bytearray(journal.read_bytes())
+    data[len(data) // 2] ^= 1
+    journal.write_bytes(data)
+    timeline = Timeline(path, cache=tmp_path / "cache")
+    assert 0 < timeline.events < len(events)
+    assert [damage.kind for damage in timeline.damage] == ["damaged"]
+
+
+def test_no_journal_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no journal"):
+        Timeline(tmp_path)
