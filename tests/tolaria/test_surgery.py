@@ -117,15 +117,27 @@ def test_removal_takes_exactly_its_own(make: Make) -> None:
     assert len(host_groups(optimizer)) == 1
 
 
-def test_a_mutant_that_joins_the_hosts_group_still_differs_by_its_rate() -> None:
-    """Why a group of its own: put into the host's group, the seed would follow the host's learning rate."""
-    body, newcomer = host(), seed()
-    optimizer = SGD(body.parameters(), lr=0.1)
-    optimizer.param_groups[0]["params"] += list(newcomer.parameters())
-    assert seed_groups(optimizer) == {}
-    own = SGD(body.parameters(), lr=0.1)
-    assert add_seed_group(own, "r1", newcomer.named_parameters(), lr=0.4)["lr"] == 0.4
-    assert host_groups(own)[0]["lr"] == 0.1
+@pytest.mark.parametrize("mutant", ["rebuilt", "state dict", "host group"])
+def test_other_ways_to_add_a_seed_are_noticed(mutant: str) -> None:
+    """The comparison above must fail for what people do instead: lost momentum, shifted state, a shared rate."""
+    alone, grown, newcomer = host(), host(), seed()
+    reference = SGD(alone.parameters(), lr=0.1, momentum=0.9)
+    optimizer = SGD(grown.parameters(), lr=0.1, momentum=0.9)
+    train(reference, [alone], range(3))
+    train(optimizer, [grown], range(3))
+    if mutant == "host group":
+        optimizer.param_groups[0]["params"] += list(newcomer.parameters())
+        set_rates(optimizer, 0.5, {})
+    else:
+        old = optimizer.state_dict()
+        optimizer = SGD([*newcomer.parameters(), *grown.parameters()], lr=0.1, momentum=0.9)
+        if mutant == "state dict":
+            old["param_groups"][0]["params"] = list(range(6))
+            optimizer.load_state_dict({**old, "state": {i + 2: entry for i, entry in old["state"].items()}})
+            optimizer.state[grown[0].bias] = {"momentum_buffer": torch.zeros(5)}
+    train(reference, [alone], range(3, 4))
+    train(optimizer, [grown, newcomer], range(3, 4))
+    assert bits(optimizer, grown) != bits(reference, alone)
 
 
 @every_optimizer
