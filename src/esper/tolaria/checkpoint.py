@@ -1,0 +1,381 @@
+"""Checkpoints that are whole or not there, and are verified before use.
+
+    ckpt-000012-step-00000340/
+        tensors.safetensors     every tensor, by name
+        state.json              everything else, see :func:`encode`
+        manifest.json           sha256 and size of the two, step, what the bits depend on, its own sha256
+
+A checkpoint is written into a temporary directory, flushed to the disk file by file, and renamed into place; a crash
+leaves either the whole of it or none. The first number counts saves in the directory: the newest is the last one
+saved, whatever its step. Nothing is ever unpickled. One process at a time may save into a directory.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import platform
+import re
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import safetensors
+import torch
+from safetensors.torch import load as _load_tensors
+from safetensors.torch import save as _save_tensors
+from torch import Tensor
+
+from esper.leyline import DataError, UsageError
+
+FORMAT: Final = "esper-checkpoint"
+VERSION: Final = 1
+TENSORS: Final = "tensors.safetensors"
+PLAIN: Final = "state.json"
+MANIFEST: Final = "manifest.json"
+
+_NAME: Final = re.compile(r"ckpt-(\d{6,})-step-(\d{8,})")
+_UNFINISHED: Final = re.compile(r"\.ckpt-\d{6,}-step-\d{8,}\.(?:saving|deleting)")
+_MANIFEST_KEYS: Final = {"format", "version", "step", "ordinal", "files", "environment", "extra"}
+_TAG: Final = "$"
+_EXACT_INTEGERS: Final = 2**53
+"""Beyond this, readers of JSON in other languages round integers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """A checkpoint that is on the disk."""
+
+    path: Path
+    step: int
+    bytes: int
+    seconds: float
+
+    def to_payload(self, reason: str, after_seq: int | None = None) -> dict[str, Any]:
+        """Payload of ``CHECKPOINT_SAVED``."""
+        payload = {"path": str(self.path), "step": self.step, "bytes": self.bytes, "seconds": self.seconds}
+        return {**payload, "reason": reason, **({} if after_seq is None else {"after_seq": after_seq})}
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A checkpoint that was read and found whole. ``passed_over`` names newer ones that were not, and why."""
+
+    path: Path
+    step: int
+    tensors: dict[str, Tensor]
+    plain: Any
+    extra: dict[str, Any]
+    differences: list[str]
+    """What the bits depend on and is not here what it was there; empty when a resume can be exact."""
+    passed_over: list[str]
+
+    def to_payload(self, after_seq: int | None = None) -> dict[str, Any]:
+        """Payload of ``CHECKPOINT_LOADED``."""
+        payload: dict[str, Any] = {"path": str(self.path), "step": self.step, "exact": not self.differences}
+        if after_seq is not None:
+            payload["after_seq"] = after_seq
+        return {**payload, "differences": self.differences} if self.differences else payload
+
+
+def save(
+    directory: str | os.PathLike[str],
+    step: int,
+    tensors: Mapping[str, Tensor],
+    plain: Any,
+    extra: Mapping[str, Any] | None = None,
+    *,
+    keep: int | None = None,
+) -> Saved:
+    """Write a checkpoint of ``step`` under ``directory`` (made if missing); then delete all but the newest ``keep``.
+
+    ``plain`` is anything :func:`encode` takes; ``extra`` is JSON for the manifest, such as the journal position.
+    Raises :class:`DataError` when something cannot be saved. Then there is no new checkpoint, unless what failed came
+    after the rename (the last flush, a deletion): then there is, and it is whole.
+    """
+    if step < 0 or (keep is not None and keep < 1):
+        raise UsageError(f"a checkpoint needs a step of at least 0 and keeps at least 1; given {step} and {keep}")
+    began = time.perf_counter()
+    folder = Path(directory)
+    files = {TENSORS: _pack(tensors), PLAIN: _to_json(encode(plain))}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _clear_unfinished(folder)
+        ordinal = 1 + max((int(match[1]) for match in map(_NAME.fullmatch, os.listdir(folder)) if match), default=0)
+        path = folder / f"ckpt-{ordinal:06d}-step-{step:08d}"
+        files[MANIFEST] = _manifest(step, ordinal, files, dict(extra or {}))
+        _write_whole(path, files)
+        if keep is not None:
+            _delete_old(folder, keep)
+    except OSError as error:
+        raise DataError(f"cannot save a checkpoint of step {step} in {folder}: {error}") from error
+    size = sum(map(len, files.values()))
+    return Saved(path, step, size, time.perf_counter() - began)
+
+
+def load(path: str | os.PathLike[str]) -> Loaded:
+    """Read and verify the checkpoint at ``path``. Raises :class:`DataError` naming the file and what is wrong."""
+    folder = Path(path)
+    manifest = _read_manifest(folder)
+    contents = {}
+    for file, expected in manifest["files"].items():
+        contents[file] = _read(folder / file)
+        if len(contents[file]) != expected["bytes"]:
+            raise DataError(f"{folder / file}: {len(contents[file])} bytes, the manifest says {expected['bytes']}")
+        if _digest(contents[file]) != expected["sha256"]:
+            raise DataError(f"{folder / file}: sha256 differs from the manifest's; the file was altered")
+    try:
+        tensors = _load_tensors(contents[TENSORS])
+    except safetensors.SafetensorError as error:
+        raise DataError(f"{folder / TENSORS}: {error}") from error
+    try:
+        plain = decode(_from_json(folder / PLAIN, contents[PLAIN]))
+    except (TypeError, ValueError, AttributeError) as error:
+        raise DataError(f"{folder / PLAIN}: a saved value is malformed: {error}") from error
+    return Loaded(
+        path=folder,
+        step=manifest["step"],
+        tensors=tensors,
+        plain=plain,
+        extra=manifest["extra"],
+        differences=exactness(manifest),
+        passed_over=[],
+    )
+
+
+def load_newest(directory: str | os.PathLike[str]) -> Loaded:
+    """Read the newest checkpoint in ``directory`` that is whole; newer ones that are not are named, never used.
+
+    Raises :class:`DataError` when there is none.
+    """
+    passed_over: list[str] = []
+    for path in _checkpoints(Path(directory)):
+        try:
+            loaded = load(path)
+        except DataError as error:
+            passed_over.append(str(error))
+        else:
+            loaded.passed_over.extend(passed_over)
+            return loaded
+    why = f": {'; '.join(passed_over)}" if passed_over else ""
+    raise DataError(f"no checkpoint that can be used in {directory}{why}")
+
+
+def environment() -> dict[str, Any]:
+    """What the bits of a CPU run depend on besides its own state."""
+    return {
+        "threads": torch.get_num_threads(),
+        "torch": str(torch.__version__),
+        "torch_build": torch.version.git_version or "unknown",
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "machine": platform.machine(),
+        "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
+        "matmul_precision": torch.get_float32_matmul_precision(),
+    }
+
+
+def exactness(manifest: Mapping[str, Any]) -> list[str]:
+    """What keeps a resume here from equalling the uninterrupted run bit for bit, one line each; empty when nothing."""
+    here, there = environment(), manifest["environment"]
+    return [
+        f"{name}: saved with {there.get(name, '(not recorded)')}, here {here.get(name, '(not recorded)')}"
+        for name in sorted(set(here) | set(there))
+        if name not in here or name not in there or here[name] != there[name]
+    ]
+
+
+def encode(value: Any, where: str = "plain") -> Any:
+    """``value`` as JSON that :func:`decode` turns back into the very same value.
+
+    Legal are ``None``, bool, int and float of any value, str, bytes, lists, tuples and dicts with keys of these, of
+    exactly these types: a subclass (an enum, a numpy scalar) would come back as something else and is refused with a
+    :class:`DataError` that says where. What JSON cannot say is written as ``{"$": kind, "v": ...}``: floats that are
+    not finite, integers beyond 2**53, bytes, tuples, and dicts with other keys than strings or with a key ``"$"``.
+    """
+    kind = type(value)
+    if value is None or kind in (bool, str):
+        return value
+    if kind is int:
+        return value if abs(value) <= _EXACT_INTEGERS else {_TAG: "int", "v": hex(value)}
+    if kind is float:
+        return value if value - value == 0.0 else {_TAG: "float", "v": repr(value)}
+    if kind is bytes:
+        return {_TAG: "bytes", "v": base64.b64encode(value).decode()}
+    if kind in (list, tuple):
+        items = [encode(item, f"{where}[{i}]") for i, item in enumerate(value)]
+        return items if kind is list else {_TAG: "tuple", "v": items}
+    if kind is dict:
+        if all(type(key) is str for key in value) and _TAG not in value:
+            return {key: encode(item, f"{where}[{key!r}]") for key, item in value.items()}
+        pairs = [[encode(key, f"a key of {where}"), encode(item, f"{where}[{key!r}]")] for key, item in value.items()]
+        return {_TAG: "dict", "v": pairs}
+    raise DataError(
+        f"{where} is a {kind.__module__}.{kind.__qualname__} and cannot be saved; "
+        "legal: None, bool, int, float, str, bytes, list, tuple, dict"
+    )
+
+
+def decode(value: Any) -> Any:
+    """Undo of :func:`encode`. Raises :class:`DataError` for an unknown kind."""
+    if isinstance(value, list):
+        return [decode(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if _TAG not in value:
+        return {key: decode(item) for key, item in value.items()}
+    kind: Any = value[_TAG]
+    content: Any = value.get("v")
+    if kind == "int":
+        return int(content, 16)
+    if kind == "float":
+        return float(content)
+    if kind == "bytes":
+        return base64.b64decode(content)
+    if kind == "tuple":
+        return tuple(decode(item) for item in content)
+    if kind == "dict":
+        return {decode(key): decode(item) for key, item in content}
+    raise DataError(f"saved value of unknown kind {kind!r}")
+
+
+def _pack(tensors: Mapping[str, Tensor]) -> bytes:
+    packed = {}
+    for name, tensor in tensors.items():
+        if type(name) is not str or not isinstance(tensor, Tensor):
+            raise DataError(f"tensors[{name!r}] is a {type(tensor).__name__}, not a tensor by name")
+        try:
+            # a copy even of what is on the CPU: safetensors refuses tensors that share memory
+            packed[name] = tensor.detach().to("cpu", copy=True).contiguous()
+        except (RuntimeError, NotImplementedError) as error:
+            raise DataError(f"tensor {name!r} cannot be saved: {error}") from error
+    try:
+        return _save_tensors(packed)
+    except (safetensors.SafetensorError, KeyError, ValueError, RuntimeError) as error:
+        dtypes = ", ".join(sorted({str(tensor.dtype) for tensor in packed.values()}))
+        raise DataError(f"tensors of {dtypes} cannot be saved: {error}") from error
+
+
+def _to_json(value: Any) -> bytes:
+    return json.dumps(value, allow_nan=False, separators=(",", ":")).encode()
+
+
+def _from_json(path: Path, content: bytes) -> Any:
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: not JSON: {error}") from error
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _manifest(step: int, ordinal: int, files: Mapping[str, bytes], extra: dict[str, Any]) -> bytes:
+    body = {
+        "format": FORMAT,
+        "version": VERSION,
+        "step": step,
+        "ordinal": ordinal,
+        "files": {name: {"bytes": len(content), "sha256": _digest(content)} for name, content in files.items()},
+        "environment": environment(),
+        "extra": extra,
+    }
+    try:
+        sealed = {**body, "sha256": _digest(_to_json(body))}
+        return json.dumps(sealed, allow_nan=False, indent=2).encode()
+    except (TypeError, ValueError) as error:
+        raise DataError(f"extra of a checkpoint's manifest is not JSON: {error}") from error
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    path = folder / MANIFEST
+    manifest = _from_json(path, _read(path))
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise DataError(f"{path}: not the manifest of an Esper checkpoint")
+    if manifest.get("version") != VERSION:
+        raise DataError(f"{path}: format version {manifest.get('version')}; this Esper reads version {VERSION}")
+    seal = manifest.pop("sha256", None)
+    if seal != _digest(_to_json(manifest)):
+        raise DataError(f"{path}: its own sha256 differs; the file was altered")
+    if set(manifest) != _MANIFEST_KEYS or set(manifest["files"]) != {TENSORS, PLAIN}:
+        raise DataError(f"{path}: not what a manifest of version {VERSION} holds")
+    return manifest
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror or error}") from error
+
+
+def _write_whole(path: Path, files: Mapping[str, bytes]) -> None:
+    """Make the directory ``path`` with ``files``, all at once."""
+    unfinished = path.parent / f".{path.name}.saving"
+    os.mkdir(unfinished)
+    try:
+        for name, content in files.items():
+            _write(unfinished / name, content)
+        _flush(unfinished)
+        os.rename(unfinished, path)
+    except OSError:
+        # a full disk gets its space back; what cannot be removed now is removed by the next save
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
+    _flush(path.parent)
+
+
+def _write(path: Path, content: bytes) -> None:
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+    try:
+        rest = memoryview(content)
+        while rest:
+            rest = rest[os.write(handle, rest) :]
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _flush(folder: Path) -> None:
+    """Make renames in ``folder`` survive a loss of power."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """Directories named like a checkpoint, newest first."""
+    try:
+        names = os.listdir(folder)
+    except OSError as error:
+        raise DataError(f"{folder}: {error.strerror or error}") from error
+    found = [(int(match[1]), folder / match[0]) for match in map(_NAME.fullmatch, names) if match]
+    return [path for _, path in sorted(found, reverse=True)]
+
+
+def _ours(folder: Path) -> bool:
+    """Whether ``folder`` holds nothing but what :func:`save` writes."""
+    return folder.is_dir() and not folder.is_symlink() and set(os.listdir(folder)) <= {TENSORS, PLAIN, MANIFEST}
+
+
+def _clear_unfinished(folder: Path) -> None:
+    """Remove what an interrupted save or deletion left behind."""
+    for name in os.listdir(folder):
+        if _UNFINISHED.fullmatch(name) and _ours(folder / name):
+            shutil.rmtree(folder / name)
+
+
+def _delete_old(folder: Path, keep: int) -> None:
+    """Delete all but the newest ``keep`` checkpoints; directories that hold anything else are left alone."""
+    for path in _checkpoints(folder)[keep:]:
+        if _ours(path):
+            doomed = folder / f".{path.name}.deleting"
+            os.rename(path, doomed)
+            shutil.rmtree(doomed)
