@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Generator, Tensor, nn
@@ -23,6 +23,28 @@ PerExample = Callable[[Any, Tensor], Tensor]
 
 Augment = Callable[[Tensor, Generator], Tensor]
 """``(inputs [N, ...], generator) -> inputs [N, ...]``: draws only from the generator, changes a batch at once."""
+
+Batch = tuple[Tensor, Tensor]
+"""``inputs [B, ...], targets [B, ...]``."""
+
+Streams = Mapping[str, Generator]
+"""Named CPU generators; a source of batches draws from ``order`` and ``augment``."""
+
+
+class BatchSource(Protocol):
+    """What a trainer draws its batches from."""
+
+    def __len__(self) -> int:
+        """Batches in an epoch."""
+
+    def epoch(self) -> Iterator[Batch]:
+        """The batches of the next epoch; every example once."""
+
+    def state(self) -> dict[str, Tensor]:
+        """Where the source's random streams stand between two epochs: name -> uint8 tensor."""
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Undo of :meth:`state`: the next epoch is the one that followed it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +183,9 @@ class TaskSpec:
     data: Data
     budget: Budget
     augment: Augment | None = None
+    feed: Callable[[int, Streams], BatchSource] | None = None
+    """``(batch size, streams) -> source`` of training batches that do not fit in memory or come from a loader of the
+    user's own; ``data.train`` then holds a sample of them."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """What :func:`esper.tasks.get_task` was given besides the name."""
 

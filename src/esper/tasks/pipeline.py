@@ -6,40 +6,18 @@ Data that fit in memory are gathered once an epoch and handed out as views; no l
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Final, Protocol
+from typing import Final
 
 import torch
 from torch import Generator, Tensor
 
 from esper.leyline import DataError, UsageError
-from esper.tasks.base import Augment, Split
-
-Batch = tuple[Tensor, Tensor]
-"""``inputs [B, ...], targets [B, ...]``."""
-
-Streams = Mapping[str, Generator]
-"""The named CPU generators ``order`` and ``augment``."""
+from esper.tasks.base import Augment, Batch, BatchSource, Split, Streams, TaskSpec
 
 STREAMS: Final = ("order", "augment")
 
 
-class BatchSource(Protocol):
-    """What a trainer draws its batches from."""
-
-    def __len__(self) -> int:
-        """Batches in an epoch."""
-
-    def epoch(self) -> Iterator[Batch]:
-        """The batches of the next epoch; every example once."""
-
-    def state(self) -> dict[str, Tensor]:
-        """Where the random streams stand between two epochs: name -> uint8 tensor."""
-
-    def load(self, state: Mapping[str, Tensor]) -> None:
-        """Undo of :meth:`state`: the next epoch is the one that followed it."""
-
-
-class _Source:
+class SeededSource:
     """Random streams and their state, shared by the sources that shuffle."""
 
     def __init__(self, batch_size: int, streams: int | Streams) -> None:
@@ -69,7 +47,7 @@ def seeded_streams(seed: int) -> dict[str, Generator]:
     return streams
 
 
-class Batches(_Source):
+class Batches(SeededSource):
     """Batches of a split in memory: one gather an epoch, then views of it. The last, smaller batch is kept.
 
     ``streams`` is a seed, or the generators ``order`` and ``augment`` to draw from. Draws are made on the CPU whatever
@@ -102,3 +80,12 @@ class Batches(_Source):
         pieces = (torch.split(part, self.batch_size) for part in (split.inputs, split.targets))
         for inputs, targets in zip(*pieces, strict=True):
             yield (inputs if self.augment is None else self.augment(inputs, self._streams["augment"])), targets
+
+
+def training_batches(
+    task: TaskSpec, batch_size: int, streams: int | Streams, device: torch.device | str | None = None
+) -> BatchSource:
+    """The task's own source of training batches, or :class:`Batches` of its training split."""
+    if task.feed is None:
+        return Batches(task.data.train, batch_size, streams, augment=task.augment, device=device)
+    return task.feed(batch_size, seeded_streams(streams) if isinstance(streams, int) else streams)

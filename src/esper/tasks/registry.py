@@ -18,6 +18,7 @@ GROUP: Final = "esper.tasks"
 BUILT_IN: Final = MappingProxyType(
     {
         "digits": "esper.tasks.digits:digits",
+        "mnist1d": "esper.tasks.mnist1d:mnist1d",
     }
 )
 """Name -> ``module:attribute`` of a function that returns a ``TaskSpec``."""
