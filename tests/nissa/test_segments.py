@@ -43,7 +43,7 @@ def test_the_scan_agrees_with_the_slow_reader_for_any_read_size(
         batches = list(scan)
         assert b"".join(batch.body for batch in batches).splitlines(keepends=True) == committed_lines(path)
         assert [batch.count for batch in batches] == [2, 5, 2, 40, 0]
-        assert scan.closed and scan.tail == b"" and scan.position.offset == path.stat().st_size
+        assert scan.closes == "journal" and scan.tail == b"" and scan.position.offset == path.stat().st_size
 
 
 def test_a_scan_can_start_at_the_border_of_any_batch(tmp_path: Path) -> None:
@@ -63,7 +63,7 @@ def test_bytes_behind_the_last_commit_are_a_tail_not_events(tmp_path: Path) -> N
         file.write(encode(note("uncommitted")) + b'{"event_type":"SE')
     scan = SegmentScan(path, start_of(path))
     assert sum(batch.count for batch in scan) == 4
-    assert not scan.closed and scan.position.offset == size and scan.tail.startswith(b'{"event_type"')
+    assert not scan.closes and scan.position.offset == size and scan.tail.startswith(b'{"event_type"')
 
 
 @pytest.mark.parametrize(
@@ -142,7 +142,7 @@ def test_events_of_a_batch_validated_or_not(reasons: list[str], kept: int) -> No
     body = b"".join(map(encode, emitted))
     place = Position(1, 0, 0)
     kept = min(kept, len(emitted))
-    batch = Batch(Path("f"), place, place, body, len(emitted), kept, None, False)
+    batch = Batch(Path("f"), place, place, body, len(emitted), kept, None, None)
     for validate in (False, True):
         assert all(map(same_event, batch.events(validate=validate), emitted[:kept]))
         assert len(batch.events(validate=validate)) == kept
@@ -152,9 +152,9 @@ def test_events_of_a_batch_validated_or_not(reasons: list[str], kept: int) -> No
 def test_a_committed_line_of_a_newer_schema_is_named_by_its_own_offset() -> None:
     first = encode(note("x"))
     body = first + b'{"event_type":"SEED_SPORED","data":{}}\n'
-    batch = Batch(Path("f"), Position(1, 100, 0), Position(1, 0, 0), body, 2, 2, None, False)
+    batch = Batch(Path("f"), Position(1, 100, 0), Position(1, 0, 0), body, 2, 2, None, None)
     with pytest.raises(NewerSchemaError) as caught:
         batch.events()
     assert caught.value.offset == 100 + len(first)
     with pytest.raises(WireError):
-        Batch(Path("f"), Position(1, 0, 0), Position(1, 0, 0), b"\n", 1, 1, None, False).events()
+        Batch(Path("f"), Position(1, 0, 0), Position(1, 0, 0), b"\n", 1, 1, None, None).events()

@@ -16,6 +16,7 @@ from esper.leyline import TelemetryEventType as T
 from esper.nissa.files import fsync_directory, sync_data, write_all
 from esper.nissa.segments import (
     FORMAT_VERSION,
+    Closes,
     Header,
     Position,
     SegmentScan,
@@ -151,7 +152,7 @@ class JournalWriter:
                 return
             try:
                 if self._failure is None:
-                    self._commit(closed=True)
+                    self._commit("journal")
                     self._sync()
             finally:
                 os.close(self._fd)
@@ -230,7 +231,7 @@ class JournalWriter:
             raise
         return descriptor, path, start
 
-    def _commit(self, closed: bool = False) -> None:
+    def _commit(self, closes: Closes | None = None) -> None:
         """Write the buffer as one batch with its commit line. The caller holds the file lock."""
         with self._buffer_lock:
             if self._failure is not None:
@@ -239,10 +240,10 @@ class JournalWriter:
             last_seq = self._last_seq
             self._urgent |= self._sync_soon
             self._sync_soon = False
-        if not lines and not closed:
+        if not lines and not closes:
             return
         body = b"".join(lines)
-        commit, crc = commit_line(body, self._position.crc32, len(lines), last_seq, closed)
+        commit, crc = commit_line(body, self._position.crc32, len(lines), last_seq, closes)
         batch = body + commit
         try:
             write_all(self._fd, batch)
@@ -251,11 +252,11 @@ class JournalWriter:
         self._position = Position(self._position.segment, self._position.offset + len(batch), crc)
         self._unsynced = True
         self.events += len(lines)
-        if not closed and self._position.offset >= self._config.segment_bytes:
+        if not closes and self._position.offset >= self._config.segment_bytes:
             self._rotate()
 
     def _rotate(self) -> None:
-        self._commit(closed=True)
+        self._commit("segment")
         self._sync()
         finished = self._fd
         try:

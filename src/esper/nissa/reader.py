@@ -11,6 +11,7 @@ import msgspec
 from esper.leyline import DataError, TelemetryEvent
 from esper.nissa.segments import (
     Batch,
+    Closes,
     Header,
     JournalDamaged,
     Position,
@@ -68,7 +69,7 @@ class ReadReport:
     """What was skipped; only with ``salvage``."""
     gaps: list[Gap] = field(default_factory=list)
     closed: bool = False
-    """The writer closed the journal. Otherwise it is still running or it was cut off."""
+    """The run was over and closed its journal. Otherwise it is still running or it was cut off."""
 
 
 class _Stamp(msgspec.Struct):
@@ -96,6 +97,7 @@ class _Cursor:
         self._salvage = salvage
         self._headers: dict[int, Header] = {}
         self._passed: set[Rewind] = set()
+        self._closes: Closes | None = None
         self._closed: Position | None = None
 
     def batches(self) -> Iterator[Batch]:
@@ -107,14 +109,16 @@ class _Cursor:
             start = self._enter(number, path)
             if start is None:
                 continue
-            scan = SegmentScan(path, start, closed=start == self._closed, salvage=self._salvage)
+            scan = SegmentScan(
+                path, start, closes=self._closes if start == self._closed else None, salvage=self._salvage
+            )
             for batch in scan:
                 self.position = batch.end
                 yield self._fold(batch)
             self.position = scan.position
-            self._closed = scan.position if scan.closed else None
+            self._closes, self._closed = scan.closes, scan.position
             self.report.damage += scan.damage
-            self.report.closed = scan.closed
+            self.report.closed = scan.closes == "journal"
             self._note_tail(path, scan.position.offset, scan.tail)
 
     def _read_headers(self, segments: dict[int, Path]) -> None:

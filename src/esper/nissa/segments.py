@@ -17,7 +17,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 from zlib import crc32
 
 import msgspec
@@ -29,12 +29,15 @@ FORMAT_VERSION: Final = 1
 MAX_BATCH_BYTES: Final = 64 << 20
 """No writer makes a batch this long; a reader that finds no commit line in so many bytes stops there."""
 
+Closes = Literal["segment", "journal"]
+
 _CHUNK: Final = 1 << 20
 _MARK: Final = b'{"commit":'
 _NAME: Final = re.compile(r"events-(\d{5,})\.jsonl")
 _COMMIT: Final = re.compile(
-    rb'(\{"commit":\{"count":(0|[1-9]\d*),"last_seq":(null|[1-9]\d*)(,"closed":true)?,"crc32":)(\d{1,10})\}\}\n'
+    rb'(\{"commit":\{"count":(0|[1-9]\d*),"last_seq":(null|[1-9]\d*)(?:,"closes":"(segment|journal)")?,"crc32":)(\d{1,10})\}\}\n'
 )
+_CLOSES: Final[dict[bytes | None, Closes | None]] = {None: None, b"segment": "segment", b"journal": "journal"}
 _events: Final = msgspec.json.Decoder(TelemetryEvent)
 
 
@@ -83,8 +86,8 @@ class Batch:
     count: int
     kept: int
     last_seq: int | None
-    closed: bool
-    """The writer closed the segment with this batch."""
+    closes: Closes | None
+    """The writer ended the segment with this batch, to go on in the next one or because the run was over."""
 
     def events(self, *, superseded: bool = False, validate: bool = False) -> list[TelemetryEvent]:
         """The events that stand, or with ``superseded`` those that do not.
@@ -125,10 +128,12 @@ def list_segments(directory: Path) -> dict[int, Path]:
     return dict(sorted(found.items()))
 
 
-def commit_line(body: bytes, crc: int, count: int, last_seq: int | None, closed: bool = False) -> tuple[bytes, int]:
+def commit_line(
+    body: bytes, crc: int, count: int, last_seq: int | None, closes: Closes | None = None
+) -> tuple[bytes, int]:
     """The line that commits ``body`` after ``crc``, and the crc that the next one starts from."""
     last = "null" if last_seq is None else str(last_seq)
-    ending = ',"closed":true' if closed else ""
+    ending = f',"closes":"{closes}"' if closes else ""
     prefix = f'{{"commit":{{"count":{count},"last_seq":{last}{ending},"crc32":'.encode()
     chained = crc32(prefix, crc32(body, crc))
     return b"%s%d}}\n" % (prefix, chained), chained
@@ -189,10 +194,10 @@ class SegmentScan:
     Iterating once more continues where it ended, with what was written since.
     """
 
-    def __init__(self, path: Path, start: Position, *, closed: bool = False, salvage: bool = False) -> None:
+    def __init__(self, path: Path, start: Position, *, closes: Closes | None = None, salvage: bool = False) -> None:
         self.path = path
         self.position = start
-        self.closed = closed
+        self.closes = closes
         self.tail = b""
         """Bytes behind the last commit line: a batch that was being written."""
         self.damage: list[JournalDamaged] = []
@@ -216,7 +221,7 @@ class SegmentScan:
                     limit = f"no commit line within {MAX_BATCH_BYTES >> 20} MiB"
                     raise JournalDamaged(self.path, self.position.offset, limit)
         self.tail = buffer
-        if self.closed and buffer:
+        if self.closes and buffer:
             self._damaged("bytes behind the commit that closed the segment")
 
     def _verify(self, body: bytes, commit: bytes) -> Batch | None:
@@ -224,7 +229,7 @@ class SegmentScan:
         match = _COMMIT.fullmatch(commit)
         count = body.count(b"\n")
         reason = ""
-        if self.closed:
+        if self.closes:
             reason = "a batch behind the commit that closed the segment"
         elif match is None:
             reason = f"malformed commit line {commit[:80]!r}"
@@ -239,9 +244,9 @@ class SegmentScan:
             self.position = end
             return None
         self.position = end
-        self.closed = match[4] is not None
+        self.closes = _CLOSES[match[4]]
         last_seq = None if match[3] == b"null" else int(match[3])
-        return Batch(self.path, start, end, body, count, count, last_seq, self.closed)
+        return Batch(self.path, start, end, body, count, count, last_seq, self.closes)
 
     def _damaged(self, reason: str) -> None:
         error = JournalDamaged(self.path, self.position.offset, reason)
