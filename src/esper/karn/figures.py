@@ -1,0 +1,241 @@
+"""Figures of a report: direct labels, light ground, colours for colour-blind readers too (Okabe and Ito 2008).
+
+The same evidence gives the same SVG bytes: fixed identifiers, no date, text as text.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from esper.karn.evidence import STATIC, Evidence, SeedLife, Track
+from esper.leyline import MissingExtraError
+
+STAGE_COLOURS: Final = {
+    "GERMINATED": "#f0e442",
+    "TRAINING": "#56b4e9",
+    "BLENDING": "#e69f00",
+    "HOLDING": "#cc79a7",
+    "FOSSILIZED": "#009e73",
+    "PRUNED": "#d55e00",
+    "EMBARGOED": "#bbbbbb",
+    "RESETTING": "#dddddd",
+}
+STAGE_HATCHES: Final = {"PRUNED": "xx", "EMBARGOED": "//", "RESETTING": "..", "BLENDING": "\\\\"}
+LINES: Final = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+QUIET: Final = "#7a7a7a"
+INK: Final = "#222222"
+GRID: Final = "#e6e6e6"
+
+_STYLE: Final[dict[Any, Any]] = {
+    "svg.hashsalt": "esper",
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 10,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": "#999999",
+    "axes.linewidth": 0.8,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "hatch.linewidth": 0.4,
+    "text.parse_math": False,
+}
+
+
+def draw(evidence: Evidence, folder: Path) -> list[str]:
+    """Draw what the evidence has data for, as SVG and PNG, and return the figures' names.
+
+    The episode shown is the one of the growing arm with the best validation result, said in each title.
+    """
+    try:
+        import matplotlib
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise MissingExtraError("drawing figures", "report") from None
+    shown = _shown(evidence)
+    if shown is None:
+        return []
+    lives = {
+        life.seed_id: life for life in evidence.seeds if (life.env_id, life.episode) == (shown.env_id, shown.episode)
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    names = []
+    with matplotlib.rc_context(_STYLE):
+        for name, painter in (("course", _course), ("contribution", _contribution), ("alpha", _alpha)):
+            figure = Figure(figsize=(8.0, 4.6), dpi=144, facecolor="white", layout="constrained")
+            if painter(figure, evidence, shown, lives):
+                figure.savefig(folder / f"{name}.svg", metadata={"Date": None, "Creator": None})
+                figure.savefig(folder / f"{name}.png", metadata={"Software": None})
+                names.append(name)
+    return names
+
+
+def _shown(evidence: Evidence) -> Track | None:
+    """The track of the growing arm's best episode by validation; the first one while none has ended."""
+    grown = [track for track in evidence.tracks if track.arm != STATIC and track.metric] or [
+        track for track in evidence.tracks if track.metric
+    ]
+    if not grown:
+        return None
+    sign = 1.0 if evidence.table.higher_is_better else -1.0
+    results = {
+        (episode.env_id, episode.episode): sign * episode.validation_metric
+        for episode in evidence.episodes
+        if episode.validation_metric is not None and math.isfinite(episode.validation_metric)
+    }
+    main = [track for track in grown if track.arm == grown[0].arm]
+    return max(main, key=lambda track: results.get((track.env_id, track.episode), -math.inf))
+
+
+def _course(figure: Any, evidence: Evidence, shown: Track, lives: Mapping[str, SeedLife]) -> bool:
+    slots = [slot for slot, spans in shown.stages.items() if any(stage != "DORMANT" for _, stage in spans)]
+    ratio = [5, max(1.0, 0.55 * len(slots))]
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=ratio) if slots else (figure.subplots(), None)
+    beside = [t for t in evidence.tracks if t.episode == shown.episode and t is not shown and t.metric]
+    labels = []
+    for index, track in enumerate([shown, *beside]):
+        colour = QUIET if track.arm == STATIC else LINES[index % len(LINES)]
+        style = "--" if track.arm == STATIC else "-"
+        epochs = sorted(track.metric)
+        values = [track.metric[epoch] for epoch in epochs]
+        above.plot(epochs, values, style, color=colour, linewidth=2 if track is shown else 1.4)
+        _mark_non_finite(above, epochs, values, colour)
+        finite = [(epoch, value) for epoch, value in zip(epochs, values, strict=True) if math.isfinite(value)]
+        if finite:
+            labels.append((*finite[-1], track.arm or "unnamed", colour))
+    _label_ends(above, labels)
+    unit = f" ({evidence.table.unit})" if evidence.table.unit else ""
+    _dress(above, f"validation {evidence.table.metric}{unit}", f"Course of episode {shown.episode}, arm {shown.arm}")
+    if below is not None:
+        _swimlanes(below, shown, slots)
+        below.set_xlabel("epoch")
+        above.set_xlabel("")
+    return True
+
+
+def _swimlanes(axes: Any, track: Track, slots: list[str]) -> None:
+    last = max(track.metric)
+    for row, slot in enumerate(slots):
+        spans = track.stages[slot]
+        for (since, stage), following in zip(spans, [*spans[1:], (last + 1, "")], strict=True):
+            if stage not in STAGE_COLOURS:
+                continue
+            length = max(following[0] - since, 0.6)
+            axes.barh(
+                row,
+                length,
+                left=since,
+                height=0.62,
+                color=STAGE_COLOURS[stage],
+                edgecolor="white",
+                hatch=STAGE_HATCHES.get(stage),
+                linewidth=0.8,
+            )
+            if length >= 0.1 * last:
+                box = {"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 1.2}
+                axes.text(since + length / 2, row, stage.lower(), ha="center", va="center", fontsize=7.5, bbox=box)
+    axes.set_yticks(range(len(slots)), slots)
+    axes.set_ylim(len(slots) - 0.4, -0.6)
+    _dress(axes, "", "", grid=False)
+
+
+def _contribution(figure: Any, evidence: Evidence, shown: Track, lives: Mapping[str, SeedLife]) -> bool:
+    if not shown.costs and not shown.gains:
+        return False
+    axes = figure.subplots()
+    axes.axhline(0, color=INK, linewidth=0.8)
+    labels = []
+    for index, seed in enumerate(dict.fromkeys([*shown.costs, *shown.gains])):
+        colour = LINES[index % len(LINES)]
+        for table, style in ((shown.gains, ":"), (shown.costs, "-")):
+            points = sorted(table.get(seed, {}).items())
+            if not points:
+                continue
+            epochs, values = [epoch for epoch, _ in points], [value for _, (value, _) in points]
+            axes.plot(epochs, values, style, color=colour, linewidth=1.8, marker="o", markersize=2.5)
+            banded = [(epoch, value, se) for epoch, (value, se) in points if se is not None]
+            if banded:
+                axes.fill_between(
+                    [epoch for epoch, _, _ in banded],
+                    [value - 1.96 * se for _, value, se in banded],
+                    [value + 1.96 * se for _, value, se in banded],
+                    color=colour,
+                    alpha=0.14,
+                    linewidth=0,
+                )
+            _mark_non_finite(axes, epochs, values, colour)
+        points = sorted((shown.costs.get(seed) or shown.gains.get(seed) or {}).items())
+        if points and math.isfinite(points[-1][1][0]):
+            labels.append((points[-1][0], points[-1][1][0], _name(seed, lives), colour))
+    _label_ends(axes, labels)
+    unit = f" ({evidence.table.unit})" if evidence.table.unit else ""
+    _dress(
+        axes, f"{evidence.table.metric} lost without the seed{unit}", "Contribution with 95 % band (dotted: probe gain)"
+    )
+    axes.set_xlabel("epoch")
+    return True
+
+
+def _alpha(figure: Any, evidence: Evidence, shown: Track, lives: Mapping[str, SeedLife]) -> bool:
+    if not shown.alphas:
+        return False
+    axes = figure.subplots()
+    labels = []
+    for index, (seed, points) in enumerate(shown.alphas.items()):
+        colour = LINES[index % len(LINES)]
+        epochs = sorted(points)
+        axes.plot(epochs, [points[epoch] for epoch in epochs], color=colour, linewidth=2)
+        labels.append((epochs[-1], points[epochs[-1]], _name(seed, lives), colour))
+    _label_ends(axes, labels)
+    axes.set_ylim(-0.05, 1.08)
+    _dress(axes, "alpha", "Alpha that the forward pass used")
+    axes.set_xlabel("epoch")
+    return True
+
+
+def _name(seed: str, lives: Mapping[str, SeedLife]) -> str:
+    life = lives.get(seed)
+    return seed if life is None else f"{life.blueprint or seed} in {life.slot}, {life.outcome}"
+
+
+def _label_ends(axes: Any, labels: list[tuple[int, float, str, str]]) -> None:
+    """Write each line's name at its end, pushed apart where they would touch."""
+    low, high = axes.get_ylim()
+    room = (high - low) * 0.06
+    below = -math.inf
+    for x, y, text, colour in sorted(labels, key=lambda label: label[1]):
+        at = max(y, below + room)
+        below = at
+        axes.annotate(
+            text,
+            (x, y),
+            xytext=(x, at),
+            textcoords="data",
+            color=colour,
+            fontsize=9,
+            va="center",
+            ha="left",
+            annotation_clip=False,
+        ).set_x(x + 0.012 * (axes.get_xlim()[1] - axes.get_xlim()[0]))
+
+
+def _mark_non_finite(axes: Any, epochs: list[int], values: list[float], colour: str) -> None:
+    """Show where a value was NaN or infinite, at the foot of the picture."""
+    odd = [epoch for epoch, value in zip(epochs, values, strict=True) if not math.isfinite(value)]
+    if odd:
+        axes.plot(odd, [0.02] * len(odd), "x", color=colour, transform=axes.get_xaxis_transform(), clip_on=False)
+        axes.annotate("not finite", (odd[0], 0.02), xycoords=axes.get_xaxis_transform(), fontsize=8, color=colour)
+
+
+def _dress(axes: Any, ylabel: str, title: str, grid: bool = True) -> None:
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    if grid:
+        axes.grid(True, axis="y", color=GRID, linewidth=0.8)
+        axes.set_axisbelow(True)
+    axes.set_ylabel(ylabel)
+    axes.set_title(title, loc="left", fontsize=11)

@@ -1,0 +1,227 @@
+"""``esper report RUN``: written from the journal alone, so that anyone who has the run directory gets the same one.
+
+report/report.json    everything, machine-readable
+report/report.md      the table, what was grown and why, the figures
+report/figures/*.svg  and *.png
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from esper.karn.evidence import Difference, EndTable, Evidence, SeedLife, gather
+from esper.karn.schema import Damage, wire_safe
+from esper.karn.source import damage_of, report_damage
+from esper.karn.stats import Interval
+from esper.karn.words import ABSENT, duration, figure
+from esper.leyline import DataError, MissingExtraError, TelemetryEvent
+from esper.nissa.files import write_atomically
+from esper.nissa.reader import read_journal
+
+REPORT_SCHEMA = 1
+SEEDS_SHOWN = 200
+"""Seeds listed in ``report.md``; ``report.json`` has them all."""
+
+
+def write_report(directory: str | Path, *, figures: bool | None = None) -> Path:
+    """Write the report of the run in ``directory`` and return the path of ``report.md``.
+
+    ``figures=None`` draws them where matplotlib is installed; ``True`` raises :class:`MissingExtraError` where it is
+    not. A journal that is damaged in the middle is reported on up to there, and the report says so. Raises
+    ``DataError`` when there is no journal or no event in it.
+    """
+    directory = Path(directory)
+    evidence, damage = read_evidence(directory)
+    if not evidence.events:
+        raise DataError(f"{directory}: the journal holds no event yet, there is nothing to report")
+    out = directory / "report"
+    out.mkdir(exist_ok=True)
+    drawn: list[str] = []
+    missing = ""
+    if figures is not False:
+        try:
+            from esper.karn.figures import draw
+
+            drawn = draw(evidence, out / "figures")
+        except MissingExtraError as error:
+            if figures:
+                raise
+            missing = str(error)
+    write_atomically(out / "report.json", encode_report(evidence, damage))
+    path = out / "report.md"
+    write_atomically(path, markdown(evidence, damage, drawn, missing).encode())
+    return path
+
+
+def read_evidence(directory: str | Path) -> tuple[Evidence, list[Damage]]:
+    """Evidence of the run in ``directory``, up to where its journal can be read, and what stood against more."""
+    reading = read_journal(directory)
+    problems: list[Damage] = []
+
+    def events() -> Iterator[TelemetryEvent]:
+        try:
+            yield from reading
+        except DataError as problem:
+            problems.append(damage_of(problem))
+
+    evidence = gather(events())
+    return evidence, [*report_damage(reading.report), *problems]
+
+
+def encode_report(evidence: Evidence, damage: Sequence[Damage]) -> bytes:
+    """``report.json``: deterministic, non-finite values by name, unmeasured ones left out."""
+    plain = msgspec.to_builtins(evidence, str_keys=True)
+    content = wire_safe({"schema": REPORT_SCHEMA, "damage": msgspec.to_builtins(list(damage)), **_without_none(plain)})
+    return msgspec.json.format(msgspec.json.encode(content, order="deterministic"), indent=2) + b"\n"
+
+
+def markdown(evidence: Evidence, damage: Sequence[Damage], drawn: Sequence[str], missing: str = "") -> str:
+    """``report.md``."""
+    run = evidence.run
+    title = f"# {run.get('task', 'Run')} · {run.get('policy', 'unknown policy')}"
+    parts = [title, _opening(evidence), *_warnings(evidence, damage), "## Result", result_table(evidence.table)]
+    parts += _difference_lines(evidence.table)
+    parts += ["## What was grown", _seed_table(evidence.seeds)]
+    if drawn:
+        parts += ["## Figures", *(f"![{_caption(name)}](figures/{name}.svg)" for name in drawn)]
+    elif missing:
+        parts += ["## Figures", f"Not drawn: {missing}"]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def result_table(table: EndTable) -> str:
+    """Markdown table of the arms, means over episodes with 95 % t intervals."""
+    unit = f" ({table.unit})" if table.unit else ""
+    head = [
+        f"| arm | episodes | test {table.metric}{unit} | validation | parameters | total MACs | seeds kept | time |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    rows = [
+        f"| {_text(arm.arm)} | {arm.episodes} | {with_interval(arm.test)} | {with_interval(arm.validation)} "
+        f"| {_whole(arm.parameters)} | {_macs(arm.total_macs)} | {_rounded(arm.seeds_kept)} "
+        f"| {ABSENT if arm.seconds is None or arm.seconds != arm.seconds else duration(arm.seconds)} |"
+        for arm in table.arms
+    ]
+    return "\n".join(head + rows) if rows else "No episode has ended."
+
+
+def with_interval(value: Interval | None, sign: bool = False) -> str:
+    """``91.40 ± 0.62``; a single value has no interval and says ``(n = 1)``."""
+    if value is None:
+        return ABSENT
+    shown = f"{value.mean:+.2f}" if sign else f"{value.mean:.2f}"
+    return f"{shown} ± {value.half:.2f}" if value.half is not None else f"{shown} (n = {value.n})"
+
+
+def difference_line(difference: Difference, table: EndTable) -> str:
+    """One paired difference in one sentence."""
+    head = f"{difference.arm} minus {difference.control}"
+    found = difference.test or difference.validation
+    if found is None:
+        return f"{head}: nothing to compare, no pair of episodes was measured."
+    split = "test" if difference.test is not None else "validation"
+    pairs = f"{found.n} pair{'s' if found.n != 1 else ''} of episodes"
+    text = f"{head}: {with_interval(found, sign=True)} {table.unit} on the {split} split".replace("  ", " ")
+    text += f", {pairs} of the same seed"
+    if found.low is not None and found.high is not None:
+        text += f", 95 % t interval {found.low:+.2f} to {found.high:+.2f}"
+    if difference.macs_ratio is not None:
+        text += f", at {difference.macs_ratio:.2f} times the MACs"
+    if difference.unpaired:
+        text += f"; {difference.unpaired} episodes without a partner are left out"
+    return text + "."
+
+
+def _difference_lines(table: EndTable) -> list[str]:
+    lines = [f"- {difference_line(difference, table)}" for difference in table.differences]
+    note = "Positive means better. Every MAC is counted: training, probes, counterfactuals, discarded seeds."
+    return ["\n".join(lines), note] if lines else ["There is no other arm to compare with."]
+
+
+def _opening(evidence: Evidence) -> str:
+    run, end = evidence.run, evidence.end
+    sizes = ", ".join(f"{figure(count)} {name}" for name, count in run.get("examples", {}).items())
+    state = f"Run {run.get('run_id', 'of unknown id')}"
+    state += f" {end['status']} after {duration(end.get('seconds', 0.0))}" if end else " has no end event"
+    why = f" ({end['reason']})" if end and end.get("reason") else ""
+    host = f" The host has {figure(run['host_parameters'])} parameters." if "host_parameters" in run else ""
+    return f"{state}{why}. {figure(evidence.events)} events.{f' Examples: {sizes}.' if sizes else ''}{host}"
+
+
+def _warnings(evidence: Evidence, damage: Sequence[Damage]) -> list[str]:
+    lines = [f"> {_text(item.text)}" for item in damage]
+    if evidence.dropped:
+        lines.append(f"> {evidence.dropped} events were dropped before they reached the journal.")
+    if evidence.rollbacks:
+        lines.append(f"> Rollbacks by the governor: {evidence.rollbacks}.")
+    return ["\n".join(lines)] if lines else []
+
+
+def _seed_table(seeds: Sequence[SeedLife]) -> str:
+    if not seeds:
+        return "Nothing germinated."
+    head = [
+        "| arm | episode | slot | blueprint | parameters | born | end | outcome | removal cost | why |",
+        "|---|---:|---|---|---:|---:|---:|---|---:|---|",
+    ]
+    rows = [
+        f"| {_text(seed.arm)} | {seed.episode} | {_text(seed.slot)} | {_text(seed.blueprint)} "
+        f"| {figure(seed.parameters)} | {figure(seed.germinated_epoch)} | {figure(seed.end_epoch)} | {seed.outcome} "
+        f"| {_cost(seed)} | {_text(seed.reason)} |"
+        for seed in seeds[:SEEDS_SHOWN]
+    ]
+    more = [f"\n{len(seeds) - SEEDS_SHOWN} more are in report.json."] if len(seeds) > SEEDS_SHOWN else []
+    return "\n".join(head + rows + more)
+
+
+def _cost(seed: SeedLife) -> str:
+    if seed.removal_cost is None:
+        return ABSENT
+    return figure(seed.removal_cost) + (f" (se {figure(seed.removal_cost_se)})" if seed.removal_cost_se else "")
+
+
+def _text(value: str | None) -> str:
+    """Free text inside a table cell: no markup of its own, no new cell, no new line."""
+    if value is None:
+        return ABSENT
+    flat = " ".join(str(value).split())
+    for mark in "\\`*_[]|#":
+        flat = flat.replace(mark, "\\" + mark)
+    return flat.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def _whole(value: float | None) -> str:
+    return ABSENT if value is None else f"{value:,.0f}"
+
+
+def _rounded(value: float | None) -> str:
+    return ABSENT if value is None else f"{value:.3g}"
+
+
+def _macs(value: float | None) -> str:
+    if value is None:
+        return ABSENT
+    for size, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{value / size:.3g} {letter}"
+    return f"{value:.3g}"
+
+
+def _caption(name: str) -> str:
+    return {
+        "course": "Metric over epochs with the life of each slot",
+        "contribution": "What each seed contributes",
+        "alpha": "Alpha of each seed",
+    }.get(name, name)
+
+
+def _without_none(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_none(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list | tuple):
+        return [_without_none(item) for item in value if item is not None]
+    return value

@@ -1,0 +1,66 @@
+"""Means and paired differences with t intervals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import msgspec
+
+
+class Interval(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A mean with its 95 % t interval; without ``low`` and ``high`` there were too few values for one."""
+
+    mean: float
+    n: int
+    low: float | None = None
+    high: float | None = None
+
+    @property
+    def half(self) -> float | None:
+        """Half the width of the interval."""
+        return None if self.high is None else self.high - self.mean
+
+
+def interval(values: Sequence[float], confidence: float = 0.95) -> Interval | None:
+    """Mean of ``values`` with its two-sided t interval; ``None`` without values. NaNs spread to the result."""
+    n = len(values)
+    if n == 0:
+        return None
+    mean = math.fsum(values) / n
+    if n == 1 or not math.isfinite(mean):
+        return Interval(mean, n)
+    spread = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1))
+    half = t_quantile(0.5 + confidence / 2, n - 1) * spread / math.sqrt(n)
+    return Interval(mean, n, mean - half, mean + half)
+
+
+def t_quantile(p: float, freedom: int) -> float:
+    """Quantile of Student's t distribution, ``0.5 < p < 1``, by bisection of its distribution function."""
+    low, high = 0.0, 1.0
+    while _central_mass(high, freedom) < 2 * p - 1:
+        low, high = high, 2 * high
+    while high - low > 1e-12 * high:
+        middle = (low + high) / 2
+        if _central_mass(middle, freedom) < 2 * p - 1:
+            low = middle
+        else:
+            high = middle
+    return high
+
+
+def _central_mass(t: float, freedom: int) -> float:
+    """P(-t < T < t), Abramowitz and Stegun 26.7.3 and 26.7.4."""
+    angle = math.atan(t / math.sqrt(freedom))
+    cosine, sine = math.cos(angle), math.sin(angle)
+    if freedom % 2:
+        term, total = cosine, cosine if freedom > 1 else 0.0
+        for k in range(3, freedom - 1, 2):
+            term *= cosine * cosine * (k - 1) / k
+            total += term
+        return 2 / math.pi * (angle + sine * total)
+    term = total = 1.0
+    for k in range(2, freedom - 1, 2):
+        term *= cosine * cosine * (k - 1) / k
+        total += term
+    return sine * total

@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from esper.karn.evidence import build_end_table, gather
+from esper.karn.report import difference_line, markdown, read_evidence, write_report
+from esper.leyline import DataError, MissingExtraError, TelemetryEvent
+from esper.leyline import TelemetryEventType as T
+from karn.journals import write_run
+from karn.streams import Recorder, begin, begin_episode, end_episode, epoch_done, random_run, story
+
+
+def paired(gains: list[float], *, arms: tuple[str, str] = ("heuristic", "static")) -> list[TelemetryEvent]:
+    """One episode per gain, in which the first arm's test metric is 90 plus the gain and the other's 90."""
+    rec = Recorder()
+    begin(rec)
+    for episode, gain in enumerate(gains):
+        for env, arm in enumerate(arms):
+            begin_episode(rec, env, arm=arm, episode=episode)
+        for env, arm in enumerate(arms):
+            test = 90.0 + (gain if env == 0 else 0.0)
+            end_episode(rec, env, test, grown=env == 0, arm=arm, seed=100 + episode, episode=episode)
+    rec.say(T.TRAINING_ENDED, status="completed", seconds=9.0)
+    return rec.events
+
+
+def test_paired_difference_with_interval() -> None:
+    table = build_end_table(paired([1.0, 2.0, 3.0]))
+    assert [(arm.arm, arm.episodes, arm.seeds_kept) for arm in table.arms] == [
+        ("heuristic", 3, 1.0),
+        ("static", 3, 0.0),
+    ]
+    (difference,) = table.differences
+    assert difference.test is not None and difference.test.low is not None
+    assert (difference.test.mean, difference.pairs) == (2.0, 3)
+    assert difference.test.low == pytest.approx(2.0 - 4.303 / 3**0.5, abs=1e-3)
+    assert "heuristic minus static: +2.00 ± 2.48 points on the test split, 3 pairs" in difference_line(
+        difference, table
+    )
+
+
+def test_one_pair_has_no_interval_and_says_so() -> None:
+    table = build_end_table(paired([1.5]))
+    assert "+1.50 (n = 1) points on the test split, 1 pair of episodes" in difference_line(table.differences[0], table)
+
+
+def test_lower_is_better_turns_the_sign() -> None:
+    events = paired([1.0, 2.0])
+    events[0].data["metric"]["higher_is_better"] = False
+    test = build_end_table(events).differences[0].test
+    assert test is not None and test.mean == -1.5
+
+
+def test_an_episode_without_a_partner_is_left_out_and_said() -> None:
+    events = paired([1.0, 2.0])
+    del events[-2]
+    table = build_end_table(events)
+    assert "1 episodes without a partner are left out" in difference_line(table.differences[0], table)
+
+
+def test_why_a_seed_was_kept_and_why_another_was_pruned() -> None:
+    (kept,) = gather(story()).seeds
+    assert (kept.outcome, kept.germinated_because) == ("kept", "plateau of 3 epochs")
+    assert kept.reason == "G5 passed in epoch 11: removal_cost 1.6, needs >= 0.5"
+    lost = [seed for seed in gather(random_run(2)).seeds if seed.outcome == "pruned"]
+    assert lost and all(seed.reason == "no gain (by policy)" for seed in lost)
+
+
+def test_a_seed_that_the_end_overtook() -> None:
+    events = [event for event in story() if event.event_type is not T.SEED_FOSSILIZED and (event.epoch or 0) < 11]
+    (seed,) = gather(events).seeds
+    assert seed.outcome == "undecided"
+    assert seed.reason.startswith("in stage HOLDING when the episode ended, G5 failed in epoch 9: removal_cost 0.4")
+
+
+def test_report_files_are_the_same_each_time(tmp_path: Path) -> None:
+    path = write_run(tmp_path, story())
+    write_report(path, figures=True)
+    first = {file.name: file.read_bytes() for file in (path / "report").rglob("*.*") if file.is_file()}
+    assert {f"{name}.{kind}" for name in ("course", "contribution", "alpha") for kind in ("svg", "png")} <= set(first)
+    write_report(path, figures=True)
+    assert {file.name: file.read_bytes() for file in (path / "report").rglob("*.*") if file.is_file()} == first
+    assert json.loads(first["report.json"])["table"]["arms"][0]["arm"] == "grown"
+    assert b"null" not in first["report.json"] and b"NaN," not in first["report.json"]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_any_run_can_be_reported(tmp_path: Path, seed: int) -> None:
+    path = write_run(tmp_path, random_run(seed, epochs=8))
+    text = write_report(path, figures=seed == 0).read_text()
+    assert "## What was grown" in text
+    json.loads((path / "report" / "report.json").read_text(), parse_constant=pytest.fail)
+
+
+def test_free_text_is_never_markup(tmp_path: Path) -> None:
+    events = random_run(2)
+    for event in events:
+        if "reason" in event.data:
+            event.data["reason"] = "<img src=x onerror=alert(1)> | new\ncell `code` [link](x)"
+    text = markdown(*read_evidence(write_run(tmp_path, events)), [])
+    assert "<img" not in text and "| new" not in text.replace("\\|", "")
+
+
+def test_damage_is_said_and_the_rest_reported(tmp_path: Path) -> None:
+    path = write_run(tmp_path, story())
+    journal = path / "events-00001.jsonl"
+    data = bytearray(journal.read_bytes())
+    data[len(data) // 2] ^= 1
+    journal.write_bytes(data)
+    text = write_report(path, figures=False).read_text()
+    assert "journal damaged at byte" in text and "has no end event" in text
+
+
+def test_nothing_to_report(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no event yet"):
+        write_report(write_run(tmp_path, []))
+
+
+def test_without_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    path = write_run(tmp_path, story())
+    assert "pip install 'esper[report]'" in write_report(path).read_text()
+    with pytest.raises(MissingExtraError, match="extra 'report'"):
+        write_report(path, figures=True)
+
+
+def test_a_run_of_no_epoch_has_no_figures(tmp_path: Path) -> None:
+    rec = Recorder()
+    begin(rec)
+    path = write_run(tmp_path, rec.events)
+    assert "## Figures" not in write_report(path, figures=True).read_text()
+
+
+def test_non_finite_values_are_shown_in_figures(tmp_path: Path) -> None:
+    rec = Recorder()
+    begin(rec)
+    begin_episode(rec, 0)
+    for epoch, value in enumerate((50.0, float("nan"), 52.0), 1):
+        epoch_done(rec, 0, epoch, value)
+    path = write_run(tmp_path, rec.events)
+    write_report(path, figures=True)
+    assert "not finite" in (path / "report" / "figures" / "course.svg").read_text()
