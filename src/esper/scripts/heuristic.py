@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from rich.console import Console
 
-from esper.kasmina.export import save_export
-from esper.leyline import HostEngine, Policy, TelemetryEventType
+from esper.leyline import HostEngine, Metric, Policy, TelemetryEventType
 from esper.nissa.console import ConsoleSink
 from esper.scripts.progress import Progress
 from esper.scripts.summary import print_summary
@@ -28,23 +29,28 @@ def run_heuristic(flags: Mapping[str, Any], file: Mapping[str, Any]) -> int:
     torch.set_num_threads(config.threads)
     load = workload(get_task(config.task), config)
     policies = make_arms(config)
-    console = ConsoleSink(quiet=config.quiet)
-    with open_session(session_config(resolved, load, console)) as session:
+    console = Console(highlight=False)
+    plan = Plan(config.episodes, load.max_epochs, config.seed)
+    with (
+        open_session(session_config(resolved, load)) as session,
+        Progress(plan, list(policies), load.task.metric, console, quiet=config.quiet) as progress,
+    ):
+        session.hub.add_sink(ConsoleSink(quiet=config.quiet or console.is_terminal), name="console")
         announce(session, load, config, policies)
-        best = run_arms(session, load, config, policies)
+        best = run_arms(session, load, config, policies, plan, progress)
         if config.export:
             export_best(session, load, best)
-    print_summary(session.path)
+    print_summary(session.path, console)
     return 0
 
 
 def make_arms(config: RunConfig) -> dict[str, Policy]:
     """The policy and its controls, each once, the policy first."""
     names = dict.fromkeys((config.policy, *config.compare))
-    return {name: make_policy(name, seed=config.seed) for name in names}
+    return {name: make_policy(name, **({"seed": config.seed} if name == "random" else {})) for name in names}
 
 
-def session_config(resolved: Resolved, load: Workload, console: ConsoleSink) -> SessionConfig:
+def session_config(resolved: Resolved, load: Workload) -> SessionConfig:
     """What the session writes about itself."""
     config = resolved.config
     return SessionConfig(
@@ -52,8 +58,11 @@ def session_config(resolved: Resolved, load: Workload, console: ConsoleSink) -> 
         run_dir=config.run_dir,
         level=config.telemetry_level,
         lifecycle_only=config.telemetry_lifecycle_only,
-        sinks={"console": console},
-        manifest={"config": resolved.manifest(), "data_digest": load.task.data.digest, "seed": config.seed},
+        manifest={
+            "config": resolved.settings,
+            "seeds": {"run": config.seed},
+            "data": {"digest": load.task.data.digest, "source": load.task.data.source},
+        },
     )
 
 
@@ -82,19 +91,30 @@ def announce(session: Session, load: Workload, config: RunConfig, policies: Mapp
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Best:
+    """The policy's best episode by validation, with its network as a plain module."""
+
+    result: EpisodeResult
+    network: torch.nn.Module
+
+
 def run_arms(
-    session: Session, load: Workload, config: RunConfig, policies: Mapping[str, Policy]
-) -> tuple[EpisodeResult, torch.nn.Module]:
-    """Run all episodes; returns the policy's best one by validation, with its network as a plain module."""
+    session: Session,
+    load: Workload,
+    config: RunConfig,
+    policies: Mapping[str, Policy],
+    plan: Plan,
+    progress: Progress,
+) -> Best:
+    """Run all episodes of all arms; returns the policy's best."""
     executor = build_executor(load, config, session.emit)
-    plan = Plan(config.episodes, load.max_epochs, config.seed)
-    best: tuple[EpisodeResult, torch.nn.Module] | None = None
-    with Progress(plan, list(policies), load.task.metric, quiet=config.quiet) as progress:
-        for results, engine in run_episodes(executor, policies, plan, progress.epoch):
-            progress.episode(results)
-            if best is None or _better(results[0], best[0], load):
-                best = results[0], _network(engine)
-    assert best is not None
+    best: Best | None = None
+    for results, engine in run_episodes(executor, policies, plan, progress.epoch):
+        progress.episode(results)
+        if best is None or _better(results[0], best.result, load.task.metric):
+            best = Best(results[0], _network(engine))
+    assert best is not None, "a plan has at least one episode"
     return best
 
 
@@ -103,6 +123,6 @@ def _network(engine: HostEngine) -> torch.nn.Module:
     return module
 
 
-def _better(new: EpisodeResult, old: EpisodeResult, load: Workload) -> bool:
-    sign = 1.0 if load.task.metric.higher_is_better else -1.0
+def _better(new: EpisodeResult, old: EpisodeResult, metric: Metric) -> bool:
+    sign = 1.0 if metric.higher_is_better else -1.0
     return new.view.metric is not None and (old.view.metric is None or sign * new.view.metric > sign * old.view.metric)

@@ -8,13 +8,13 @@ from __future__ import annotations
 import json
 import tomllib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from esper.leyline import UsageError, unknown
-
-ORIGINS = ("default", "preset", "file", "flag")
+from esper.leyline import UsageError
+from esper.nissa import manifest
+from esper.nissa.manifest import Setting
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,30 +68,28 @@ class RunConfig:
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """A configuration and, per field, the origin of its value."""
+    """A configuration and, per field, its value with the source of it."""
 
     config: RunConfig
-    origin: dict[str, str] = field(default_factory=dict)
-
-    def manifest(self) -> dict[str, Any]:
-        """``{field: {"value": ..., "from": origin}}``, for ``run.json``."""
-        return {name: {"value": value, "from": self.origin[name]} for name, value in asdict(self.config).items()}
+    settings: dict[str, Setting]
 
 
 def resolve(
     flags: Mapping[str, Any], file: Mapping[str, Any] | None = None, preset: Mapping[str, Any] | None = None
 ) -> Resolved:
     """Merge the layers. Raises ``UsageError`` for an unknown key, a wrong type or a value out of range."""
-    known = {f.name: f for f in fields(RunConfig)}
-    values: dict[str, Any] = {}
-    origin = dict.fromkeys(known, "default")
-    for source, layer in zip(ORIGINS[1:], (preset or {}, file or {}, flags), strict=True):
-        for name, value in layer.items():
-            if name not in known:
-                raise unknown("configuration key", name, known)
-            values[name] = _coerce(name, value, str(known[name].type))
-            origin[name] = source
-    return Resolved(RunConfig(**values), origin)
+    settings = manifest.resolve(
+        {each.name: each.default for each in fields(RunConfig)},
+        preset=_checked(preset or {}),
+        file=_checked(file or {}),
+        flag=_checked(flags),
+    )
+    return Resolved(RunConfig(**{name: setting.value for name, setting in settings.items()}), settings)
+
+
+def _checked(layer: Mapping[str, Any]) -> dict[str, Any]:
+    kinds = {each.name: str(each.type) for each in fields(RunConfig)}
+    return {name: _coerce(name, value, kinds[name]) if name in kinds else value for name, value in layer.items()}
 
 
 def read_config_file(path: str | Path) -> dict[str, Any]:

@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import os
-import platform
 import signal
-import subprocess
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from esper.leyline import EsperError, Sink, TelemetryEvent, TelemetryEventType
+from esper.leyline import EsperError, TelemetryEvent, TelemetryEventType
 from esper.nissa.hub import NissaHub
 from esper.nissa.journal import JournalWriter
-from esper.nissa.levels import Level
 from esper.nissa.rundir import RunDirectory
-
-PACKAGES = ("esper", "torch", "numpy", "scikit-learn", "msgspec", "safetensors")
 
 
 class Terminated(EsperError):
@@ -39,8 +33,6 @@ class SessionConfig:
     """A directory that does not exist yet or is empty; ``None`` makes a fresh one below ``runs/``."""
     level: str = "normal"
     lifecycle_only: bool = False
-    sinks: Mapping[str, Sink] = field(default_factory=dict)
-    """Further sinks by name, such as a console."""
     manifest: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -72,11 +64,12 @@ def open_session(config: SessionConfig) -> Iterator[Session]:
 
     SIGTERM raises :class:`Terminated` inside the block, Ctrl-C ``KeyboardInterrupt``; both are written down.
     """
-    directory = RunDirectory.create(config.run_dir, manifest={"kind": config.kind, **environment(), **config.manifest})
-    hub = NissaHub(level=Level(config.level), lifecycle_only=config.lifecycle_only)
+    where = Path("runs") if config.run_dir is None else Path(config.run_dir).absolute()
+    base, run_id = (where, None) if config.run_dir is None else (where.parent, where.name)
+    manifest = {"kind": config.kind, "pid": os.getpid(), **config.manifest}
+    directory = RunDirectory.create(base, run_id, manifest)
+    hub = NissaHub(level=config.level, lifecycle_only=config.lifecycle_only)
     hub.add_sink(JournalWriter(directory.path, run_id=directory.run_id), name="journal")
-    for name, sink in config.sinks.items():
-        hub.add_sink(sink, name=name)
     session = Session(directory, hub)
     before = signal.signal(signal.SIGTERM, _terminate)
     status, reason = "completed", None
@@ -99,29 +92,6 @@ def open_session(config: SessionConfig) -> Iterator[Session]:
             TelemetryEventType.TRAINING_ENDED, status=status, **why, seconds=seconds, cpu_seconds=time.process_time()
         )
         hub.close()
-
-
-def environment() -> dict[str, Any]:
-    """What a run depends on besides its configuration: packages, machine, revision. Unknown entries are missing."""
-    packages = {}
-    for name in PACKAGES:
-        try:
-            packages[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    found: dict[str, Any] = {"packages": packages, "python": platform.python_version(), "pid": os.getpid()}
-    revision = _git_revision()
-    return found if revision is None else {**found, "git_revision": revision}
-
-
-def _git_revision() -> str | None:
-    """Revision of the checkout that this code runs from, ``None`` outside of one."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return answer.stdout.strip() if answer.returncode == 0 else None
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:

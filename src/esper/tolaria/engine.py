@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from torch import nn
 
 from esper.kasmina import blueprints
-
-from esper.kasmina.slot import GrowthPlan, SeedSlot, Stamp
+from esper.kasmina.slot import SeedSlot, Stamp
+from esper.kasmina.state import GrowthPlan
 from esper.leyline import (
     ActionOutcome,
     AlphaConfig,
@@ -20,6 +20,7 @@ from esper.leyline import (
     EpochMeasurement,
     EvalResult,
     FactoredAction,
+    GateResult,
     Op,
     RowCost,
     RowSpec,
@@ -68,6 +69,8 @@ class _Row:
     def slots(self) -> Mapping[str, SeedSlot]:
         return self.trainer.model.slots
 
+
+G = TypeVar("G")
 
 _SCALARS = ("epoch", "births", "metric", "loss", "train_loss")
 _LISTS = ("metric_history", "loss_history")
@@ -154,49 +157,41 @@ class ModuleEngine:
         """Carry out a legal action; what its gate had against it, or ``None``."""
         if action.op is Op.WAIT:
             return None
-        slot = row.slots[action.slot or ""]
-        match action.op:
-            case Op.GERMINATE:
-                return self._germinate(row, slot, action)
-            case Op.ADVANCE:
-                result = slot.advance_stage(SeedStage.BLENDING)
-                return None if result.passed else result.message
-            case Op.FOSSILIZE:
-                result = slot.advance_stage(SeedStage.FOSSILIZED)
-                if result.passed:
-                    row.fossilized[slot.state.blueprint_id] += 1
-                return None if result.passed else result.message
-            case Op.SET_ALPHA:
-                slot.retarget(action.alpha_target, action.tempo, action.blend)
-                return None
-            case Op.PRUNE:
-                self._prune(row, slot, "pruned by the policy", by="policy")
-                return None
+        slot = row.slots[_given(action.slot)]
+        if action.op is Op.PRUNE:
+            self._prune(row, slot, "pruned by the policy", by="policy")
+            return None
+        if action.op is Op.GERMINATE:
+            result = self._germinate(row, slot, action)
+        elif action.op is Op.SET_ALPHA:
+            result = slot.retarget(_given(action.alpha_target), _given(action.tempo), _given(action.blend))
+        else:
+            result = slot.advance_stage(SeedStage.BLENDING if action.op is Op.ADVANCE else SeedStage.FOSSILIZED)
+            if result.passed and action.op is Op.FOSSILIZE:
+                row.fossilized[_given(slot.state).blueprint_id] += 1
+        return None if result.passed else result.message
 
-    def _germinate(self, row: _Row, slot: SeedSlot, action: FactoredAction) -> str | None:
+    def _germinate(self, row: _Row, slot: SeedSlot, action: FactoredAction) -> GateResult:
         row.births += 1
-        seed_id = f"e{row.spec.episode}-r{row.spec.env_id}-s{row.births}"
         budget = self.config.parameter_budget
         spare = None if budget is None else budget - sum(s.view().parameters for s in row.slots.values() if s.live)
         with seeded(derive(row.spec.seed, "seed", slot.slot_id, row.births)):
             result = slot.germinate(
-                action.blueprint,
-                seed_id=seed_id,
-                plan=GrowthPlan(action.blend, action.tempo, action.alpha_target),
+                _given(action.blueprint),
+                seed_id=f"e{row.spec.episode}-r{row.spec.env_id}-s{row.births}",
+                plan=GrowthPlan(_given(action.blend), _given(action.tempo), _given(action.alpha_target)),
                 parameter_budget=spare,
             )
-        if not result.passed:
-            return result.message
-        row.trainer.adopt(slot.slot_id)
-        if row.metric is not None:
+        if result.passed:
+            row.trainer.adopt(slot.slot_id)
             slot.record(metric_at_germination=row.metric)
-        return None
+        return result
 
     def _prune(self, row: _Row, slot: SeedSlot, reason: str, by: str) -> None:
-        seed_id, blueprint = slot.state.seed_id, slot.state.blueprint_id
+        state = _given(slot.state)
         slot.prune(reason, by=by)
-        row.trainer.release(slot.slot_id, seed_id)
-        row.pruned[blueprint] += 1
+        row.trainer.release(slot.slot_id, state.seed_id)
+        row.pruned[state.blueprint_id] += 1
 
     def settle(self, rows: Sequence[int], epoch: int, measured: Sequence[EpochMeasurement]) -> None:
         """Record what the epoch measured, then let every slot tick."""
@@ -335,3 +330,10 @@ def _read_outcome(plain: Mapping[str, Any]) -> ActionOutcome:
     action = plain["action"]
     blend = None if action["blend"] is None else Blend(action["blend"])
     return ActionOutcome(**{**plain, "action": FactoredAction(**{**action, "op": Op[action["op"]], "blend": blend})})
+
+
+def _given(value: G | None) -> G:
+    """A head of a legal action, or the state of a live slot: never ``None``."""
+    if value is None:
+        raise RuntimeError("a legal action has all its heads, and a live slot a state")
+    return value

@@ -126,12 +126,12 @@ class Trainer:
     def macs(self) -> Macs:
         """MACs per example of the present topology with every live seed in play."""
         if self._macs is None:
-            live = [slot_id for slot_id, slot in self.model.slots.items() if slot.live]
-            with self.model.alphas(dict.fromkeys(live, 1.0)):
+            seeds = {slot_id: slot.seed for slot_id, slot in self.model.slots.items() if slot.seed is not None}
+            with self.model.alphas(dict.fromkeys(seeds, 1.0)):
                 self._macs = ledger.count(
                     lambda: self.model(self.sample),
                     len(self.sample),
-                    {slot_id: self.model.slots[slot_id].seed for slot_id in live},
+                    seeds,
                     model=self.model,
                 )
         return self._macs
@@ -217,7 +217,7 @@ class Trainer:
         return [
             slot_id
             for slot_id, slot in self.model.slots.items()
-            if slot.stage is SeedStage.TRAINING and slot.state.incubation is Incubation.PROBE
+            if slot.state is not None and slot.stage is SeedStage.TRAINING and slot.state.incubation is Incubation.PROBE
         ]
 
     def _backward(self, inputs: Tensor, targets: Tensor, probing: Sequence[str]) -> Tensor:
@@ -228,11 +228,11 @@ class Trainer:
 
         if not probing:
             loss = criterion(self.model(inputs))
-            loss.backward()
+            torch.autograd.backward(loss)
             return loss.detach()
         with self.model.record(probing) as tape:
             loss = criterion(self.model(inputs))
-        loss.backward()
+        torch.autograd.backward(loss)
         for slot in probing:
             probe_backward(self.model, tape, criterion, slot)
         return loss.detach()
@@ -278,7 +278,8 @@ class Trainer:
         return order[order.index(slot) + 1 :]
 
     def _charge(self, purpose: str, examples: int, each: int, seeds: dict[str, int] | None = None) -> None:
-        by_seed = {self.model.slots[slot].state.seed_id: examples * n for slot, n in (seeds or {}).items()}
+        ids = {slot_id: slot.state.seed_id for slot_id, slot in self.model.slots.items() if slot.state is not None}
+        by_seed = {ids[slot]: examples * n for slot, n in (seeds or {}).items()}
         self.ledger.charge(purpose, examples * each, by_seed)
 
     # --- evaluation -----------------------------------------------------------------------------------------------

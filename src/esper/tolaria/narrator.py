@@ -1,0 +1,178 @@
+"""What the executor did and measured, as events. Nothing is decided here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from esper.leyline import (
+    ActionOutcome,
+    Decision,
+    EvalResult,
+    FactoredAction,
+    Metric,
+    Op,
+    RowCost,
+    RowSpec,
+    RowView,
+    Sink,
+    SlotView,
+    TelemetryEvent,
+    TrainResult,
+)
+from esper.leyline import TelemetryEventType as T
+from esper.tolaria.counterfactual import Readout
+
+
+class Narrator:
+    """Writes one row's events. ``epoch`` is the executor's clock and is stamped on each."""
+
+    def __init__(self, spec: RowSpec, metric: Metric, emit: Sink) -> None:
+        self.spec = spec
+        self.epoch = 0
+        self._metric = metric
+        self._emit = emit
+        self._germinated: dict[str, int] = {}
+
+    def relay(self, event: TelemetryEvent) -> None:
+        """Stamp and pass on an event of the row's governor."""
+        event.env_id, event.episode, event.epoch = self.spec.env_id, self.spec.episode, self.epoch
+        self._emit(event)
+
+    def episode_started(self, view: RowView) -> None:
+        """Before the first epoch."""
+        self._say(
+            T.EPISODE_STARTED,
+            {
+                "seed": self.spec.seed,
+                "policy": self.spec.policy,
+                "arm": self.spec.arm,
+                "max_epochs": self.spec.max_epochs,
+                "host_parameters": view.host_parameters,
+            },
+        )
+
+    def command_issued(self, decision: Decision) -> None:
+        """A policy asked for something other than to wait."""
+        action = decision.action
+        if action.op is Op.WAIT:
+            return
+        data = {**_command(action), "reason": decision.reason}
+        if decision.evidence:
+            data["evidence"] = dict(decision.evidence)
+        self._say(T.COMMAND_ISSUED, data, action.slot)
+
+    def command_answered(self, outcome: ActionOutcome) -> None:
+        """What became of it."""
+        action = outcome.action
+        if action.op is Op.WAIT:
+            return
+        why = {} if outcome.why_not is None else {"why_not": outcome.why_not}
+        self._say(T.COMMAND_EXECUTED if outcome.success else T.COMMAND_FAILED, {**_command(action), **why}, action.slot)
+
+    def note_births(self, view: RowView) -> None:
+        """Remember when each living seed was first seen."""
+        for slot in view.slots:
+            if slot.seed_id is not None and slot.live:
+                self._germinated.setdefault(slot.seed_id, self.epoch)
+
+    def counterfactuals(self, view: RowView, readout: Readout, result: EvalResult, row: int) -> None:
+        """One event per live slot: what was measured, or why nothing was."""
+        for slot in view.slots:
+            if not slot.live:
+                continue
+            fact = readout.facts.get(slot.slot_id)
+            if fact is None or not math.isfinite(readout.loss):
+                reason = "not_scheduled" if fact is None else "non_finite_loss"
+                self._say(T.COUNTERFACTUAL_UNAVAILABLE, {"reason": reason}, slot.slot_id, slot.seed_id)
+                continue
+            data: dict[str, Any] = {}
+            for name in ("removal_cost", "removal_cost_loss", "probe_gain", "probe_gain_loss"):
+                paired = getattr(fact, name)
+                if paired is not None:
+                    data |= {name: paired.value, f"{name}_se": paired.se}
+            data |= _known(
+                shapley=readout.shapley.get(slot.slot_id),
+                all_off_metric=readout.all_off_metric,
+                all_off_loss=readout.all_off_loss,
+                interaction=readout.interaction,
+            )
+            data |= {
+                "unit": self._metric.unit,
+                "examples": result.examples,
+                "shared_prefix": bool(result.shared_prefix[row]),
+                "passes": float(result.passes[row]),
+                "alpha": slot.alpha,
+            }
+            self._say(T.COUNTERFACTUAL_COMPUTED, data, slot.slot_id, slot.seed_id)
+
+    def epoch_completed(
+        self, view: RowView, trained: TrainResult, readout: Readout, seconds: Mapping[str, float | None]
+    ) -> None:
+        """The commit barrier: last event of an epoch. ``seconds`` are shares of the row's time, by name."""
+        live = [slot for slot in view.slots if slot.live]
+        data: dict[str, Any] = {
+            "arm": self.spec.arm,
+            "train_loss": trained.loss,
+            "validation_loss": readout.loss,
+            "validation_metric": readout.metric,
+            **_known(host_gradient_norm=trained.host_gradient_norm, learning_rate=trained.learning_rate),
+            **_known(**{f"{name}_ms": None if s is None else 1000.0 * s for name, s in seconds.items()}),
+            "parameters": view.host_parameters + view.seed_parameters,
+            "live_seeds": view.live_seeds,
+            "alphas": {slot.slot_id: slot.alpha for slot in live},
+            "stages": {slot.slot_id: slot.stage.name for slot in view.slots},
+        }
+        for name, fact in (("seed_gradient_norm_ratios", "gradient_ratio"), ("gradient_healths", "gradient_health")):
+            measured = {slot.slot_id: value.value for slot in live if (value := getattr(slot, fact)) is not None}
+            if measured:
+                data[name] = measured
+        self._say(T.EPOCH_COMPLETED, data)
+
+    def compute_spent(self, cost: RowCost, seconds: float) -> None:
+        """The ledger so far."""
+        self._say(T.COMPUTE_SPENT, {**cost.spent, "seconds": seconds, "arm": self.spec.arm})
+
+    def episode_ended(self, view: RowView, cost: RowCost, scores: Mapping[str, float | int], status: str) -> None:
+        """The end. ``scores`` are the keys of the payload that hold metrics, losses, examples and seconds."""
+        self._say(
+            T.EPISODE_ENDED,
+            {
+                "seed": self.spec.seed,
+                "policy": self.spec.policy,
+                "arm": self.spec.arm,
+                "epochs": self.epoch,
+                **scores,
+                "host_parameters": cost.host_parameters,
+                "total_parameters": cost.total_parameters,
+                "train_macs": cost.spent["train_forward_macs"] + cost.spent["train_backward_macs"],
+                "total_macs": cost.spent["total_macs"],
+                "inference_macs": cost.inference_macs,
+                "seeds": [self._seed_record(slot) for slot in view.slots if slot.live],
+                "status": status,
+            },
+        )
+
+    def _seed_record(self, slot: SlotView) -> dict[str, Any]:
+        record: dict[str, Any] = {
+            "slot_id": slot.slot_id,
+            "seed_id": slot.seed_id,
+            "blueprint": slot.blueprint,
+            "stage": slot.stage.name,
+            "parameters": slot.parameters,
+            "epoch_germinated": self._germinated[slot.seed_id or ""],
+        }
+        return record | ({} if slot.removal_cost is None else {"removal_cost": slot.removal_cost.value.value})
+
+    def _say(self, event: T, data: dict[str, Any], slot_id: str | None = None, seed_id: str | None = None) -> None:
+        self.relay(TelemetryEvent(event_type=event, slot_id=slot_id, seed_id=seed_id, data=data))
+
+
+def _known(**values: float | None) -> dict[str, float]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _command(action: FactoredAction) -> dict[str, Any]:
+    heads = {"slot": action.slot, "blueprint": action.blueprint}
+    return {"op": action.op.name, **{head: value for head, value in heads.items() if value is not None}}
