@@ -9,14 +9,13 @@ auditions early, since growth pays most while learning rates are high, and commi
   held constant (``growth.md`` section 8), while seeds near the input prove best;
 - *blend* once the probe gain in loss is positive with confidence and the gradients are sound;
 - *keep* once removal would cost metric and loss with confidence;
-- *prune* what is harmful or not finite, and what could not prove itself in its time, then try the next blueprint when
-  learning has stalled.
+- *prune* what is harmful or not finite, and what could not prove itself in its time; the next blueprint takes its turn,
+  and one that has only failed comes back only when learning has stalled.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from esper.kasmina.gates import GateThresholds
@@ -107,42 +106,42 @@ class HeuristicPolicy(RowPolicy):
         return None
 
     def _grow(self, view: RowView) -> Decision | None:
-        """Audition early everywhere; where a blueprint has failed, only when learning has stalled."""
-        if view.epoch < self.config.first_epoch or view.max_epochs - view.epoch < self.config.shortest_life:
-            return None
+        """Audition the most promising blueprint in the first free slot, while there is time for it to prove itself."""
         slots = legal_slots(view, Op.GERMINATE)
-        stalled = self._stalled(view)
-        if not slots or (view.pruned and stalled is None):
+        epochs_left = view.max_epochs - view.epoch
+        if not slots or view.epoch < self.config.first_epoch or epochs_left < self.config.shortest_life:
             return None
         slot = slots[0]
-        blueprint = _best(view, slot, legal_blueprints(view, slot))
-        parameters = view.blueprint_parameters[slot][blueprint]
+        blueprint = max(legal_blueprints(view, slot), key=lambda name: _promise(view, slot, name))
+        record, parameters = _promise(view, slot, blueprint)
+        evidence: list[tuple[str, float]] = [
+            ("kept_minus_pruned", record),
+            ("parameters", parameters),
+            ("epochs_left", epochs_left),
+        ]
+        reason = "an audition cannot harm, and growth pays most early"
+        if record < 0:
+            fall = self._loss_fall(view)
+            if fall is None or fall >= self.config.plateau_change:
+                return None
+            evidence.append(("loss_fall", fall))
+            reason = "every blueprint has failed, but learning has stalled: try again"
         action = FactoredAction(Op.GERMINATE, slot, blueprint, self.config.blend, 1.0, self.config.tempo)
-        evidence = [("parameters", float(parameters)), ("epochs_left", float(view.max_epochs - view.epoch))]
-        evidence += [("kept_before", float(view.fossilized.get(blueprint, 0)))]
-        evidence += [("pruned_before", float(view.pruned.get(blueprint, 0)))]
-        if stalled is not None:
-            return Decision(action, "learning has stalled: audition a seed", (*evidence, ("loss_change", stalled)))
-        return Decision(action, "an audition cannot harm, and growth pays most early", tuple(evidence))
+        return Decision(action, reason, tuple(evidence))
 
-    def _stalled(self, view: RowView) -> float | None:
-        """Relative fall of the loss when that is too small, ``None`` while learning goes on or is not measured."""
+    def _loss_fall(self, view: RowView) -> float | None:
+        """Relative fall of the validation loss over the last ``plateau_epochs``; ``None`` until there are as many."""
         history = view.loss_history
         if len(history) <= self.config.plateau_epochs:
             return None
-        before, now = history[-1 - self.config.plateau_epochs], history[-1]
-        fall = (before - now) / max(abs(before), 1e-12)
-        return fall if fall < self.config.plateau_change else None
+        before = history[-1 - self.config.plateau_epochs]
+        return (before - history[-1]) / abs(before) if before else 0.0
 
 
-def _best(view: RowView, slot: str, blueprints: Iterable[str]) -> str:
+def _promise(view: RowView, slot: str, blueprint: str) -> tuple[int, int]:
     """What has worked goes first, what has failed last; among equals the one with most parameters."""
-
-    def worth(blueprint: str) -> tuple[int, int]:
-        record = view.fossilized.get(blueprint, 0) - view.pruned.get(blueprint, 0)
-        return record, view.blueprint_parameters[slot][blueprint]
-
-    return max(blueprints, key=worth)
+    record = view.fossilized.get(blueprint, 0) - view.pruned.get(blueprint, 0)
+    return record, view.blueprint_parameters[slot][blueprint]
 
 
 def _prune(slot: SlotView, why: str, name: str, value: Paired | None) -> Decision:

@@ -47,7 +47,7 @@ class Entry:
             heads = {"blend": Blend.LINEAR, "tempo": 1, "alpha_target": 1.0, **heads}
         if "blend" in heads:
             if heads["blend"] not in tuple(Blend):
-                raise unknown("blend of a schedule entry", str(heads["blend"]), Blend)
+                raise unknown("blend of a schedule entry", str(heads["blend"]), map(str, Blend))
             heads["blend"] = Blend(heads["blend"])
         return cls(epoch, FactoredAction(Op[op], **heads))
 
