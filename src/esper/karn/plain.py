@@ -1,0 +1,156 @@
+"""Plain text for pipes and screen readers: the same snapshot, no colour, no cursor movement, every state in words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from msgspec import UNSET
+
+from esper.karn.filter import Filter
+from esper.karn.schema import Chip, EnvironmentRow, Figure, Snapshot
+from esper.karn.words import ABSENT, duration
+from esper.karn.words import figure as number
+
+FEED_SHOWN = 20
+LEADERS_SHOWN = 5
+
+
+def render(snapshot: Snapshot, wanted: Filter | None = None) -> str:
+    """The whole snapshot as text, environments and events limited to those that ``wanted`` matches."""
+    return "\n".join(_lines(snapshot, wanted or Filter("", ()))) + "\n"
+
+
+def shown(value: Figure | Any, unit: str = "", epoch: int | Any = UNSET) -> str:
+    """A figure with its age in words: absent, NaN, zero and stale all read differently."""
+    if value is UNSET:
+        return ABSENT
+    text = number(value.value) + (f" {unit}" if unit else "")
+    if value.epoch is UNSET:
+        return f"{text} (age unknown)"
+    if value.stale and epoch is not UNSET:
+        return f"{text} (stale, {epoch - value.epoch} epochs old)"
+    return text
+
+
+def chip_words(chip: Chip) -> str:
+    """A slot in words: ``blocks_1: conv3 blending, alpha 0.4, G2 passed``."""
+    if chip.stage is UNSET:
+        return f"{chip.slot}: unknown"
+    parts = [f"{chip.blueprint} " if chip.blueprint is not UNSET else "", str(chip.stage).lower()]
+    text = f"{chip.slot}: {''.join(parts)}"
+    if chip.alpha is not UNSET:
+        text += f", alpha {shown(chip.alpha)}"
+    if chip.gate is not UNSET:
+        text += f", {chip.gate} {'passed' if chip.gate_passed else 'failed'}"
+    return text
+
+
+def _lines(snapshot: Snapshot, wanted: Filter) -> Iterator[str]:
+    yield from _head(snapshot)
+    yield from _warnings(snapshot)
+    if snapshot.pulse:
+        yield ""
+        yield "POLICY"
+        for pulse in snapshot.pulse:
+            yield f"  {pulse.text}: {shown(pulse.figure)} [{pulse.level}]"
+    yield ""
+    yield f"BOUND  {snapshot.bound.kind}: {snapshot.bound.text}. {snapshot.bound.advice}"
+    yield from _steps(snapshot)
+    rows = [row for row in ordered(snapshot) if wanted.row(row)]
+    yield ""
+    hidden = len(snapshot.environments) - len(rows)
+    yield f"ENVIRONMENTS  {len(rows)} shown, outliers first" + (f", {hidden} hidden by the filter" if hidden else "")
+    for row in rows:
+        yield from _environment(row, snapshot.run.unit)
+    if snapshot.census:
+        yield ""
+        yield "SEEDS"
+        for kind in snapshot.census:
+            yield (
+                f"  {kind.blueprint}: {kind.germinated} germinated, {kind.fossilized} kept, {kind.pruned} pruned, "
+                f"{kind.refused} failed gates"
+            )
+    yield from _leaders(snapshot)
+    items = [item for item in snapshot.feed if wanted.item(item)]
+    yield ""
+    yield f"EVENTS  last {min(len(items), FEED_SHOWN)} of {len(items)} in the feed that match"
+    for item in items[-FEED_SHOWN:]:
+        yield f"  [{item.severity}] {_where(item.env, item.epoch, item.slot)}{item.text}"
+
+
+def ordered(snapshot: Snapshot) -> Iterable[EnvironmentRow]:
+    """Environments in the order to show them: by device, outliers first."""
+    for group in snapshot.devices:
+        for env in group.environments:
+            yield snapshot.environments[str(env)]
+
+
+def _head(snapshot: Snapshot) -> Iterator[str]:
+    run, progress = snapshot.run, snapshot.run.progress
+    names = [str(name) for name in (run.task, run.policy, run.run_id) if name is not UNSET]
+    yield f"ESPER  {' · '.join(names) or 'no run yet'}"
+    yield f"state  {run.text}"
+    done = f"{progress.epochs_done} epochs"
+    if progress.epochs_total is not UNSET:
+        done = f"{progress.epochs_done} of {progress.epochs_total} epochs"
+    if progress.eta_seconds is not UNSET:
+        done += f", about {duration(progress.eta_seconds)} left"
+    yield f"done   {done}, {run.episodes_ended} episodes ended, {snapshot.clock.events} events"
+
+
+def _warnings(snapshot: Snapshot) -> Iterator[str]:
+    for damage in snapshot.damage:
+        yield f"JOURNAL {damage.kind.upper()}  {damage.text}"
+    for drop in snapshot.drops:
+        yield f"DROPPED  {drop.count} {drop.type} by {drop.sink} ({drop.reason})"
+    if snapshot.missing:
+        yield f"MISSING  {snapshot.missing} events that the sequence numbers count are not in the journal"
+    if snapshot.unplaced:
+        yield f"UNPLACED  {snapshot.unplaced} events did not say which environment they are about"
+
+
+def _steps(snapshot: Snapshot) -> Iterator[str]:
+    parts = [
+        f"{name.replace('_', ' ')} {number(value)} ms"
+        for name in ("train", "input_wait", "validate", "counterfactual", "policy")
+        if (value := getattr(snapshot.steps, name)) is not UNSET
+    ]
+    if parts:
+        yield f"  an epoch: {', '.join(parts)}"
+
+
+def _environment(row: EnvironmentRow, unit: str) -> Iterator[str]:
+    arm = f" {row.arm}" if row.arm is not UNSET else ""
+    epoch = f" epoch {row.epoch}" if row.epoch is not UNSET else ""
+    of = f" of {row.max_epochs}" if row.epoch is not UNSET and row.max_epochs is not UNSET else ""
+    yield (
+        f"  env {row.env}{arm} on {row.device}: {row.level}, score {row.score:.2f},{epoch}{of}, "
+        f"metric {shown(row.metric, unit, row.epoch)}, best {shown(row.best, unit)}, "
+        f"loss {shown(row.loss, '', row.epoch)}"
+    )
+    for factor in row.factors:
+        yield f"    ! {factor.name.replace('_', ' ')}: {factor.text} (weight {factor.weight:g})"
+    for chip in row.slots.values():
+        yield f"    {chip_words(chip)}"
+
+
+def _leaders(snapshot: Snapshot) -> Iterator[str]:
+    if not snapshot.leaderboard:
+        return
+    yield ""
+    yield f"LEADERBOARD  first {min(LEADERS_SHOWN, len(snapshot.leaderboard))} of {len(snapshot.leaderboard)}"
+    for place, leader in enumerate(snapshot.leaderboard[:LEADERS_SHOWN], 1):
+        test = ABSENT if leader.test is UNSET else number(leader.test)
+        validation = ABSENT if leader.validation is UNSET else number(leader.validation)
+        yield (
+            f"  {place}. {leader.arm} seed {leader.seed}: test {test}, validation {validation}, "
+            f"{leader.parameters:,} parameters, {leader.seeds_kept} seeds kept"
+        )
+
+
+def _where(env: Any, epoch: Any, slot: Any) -> str:
+    parts = [
+        f"{name} {value}" for name, value in (("env", env), ("epoch", epoch), ("slot", slot)) if value is not UNSET
+    ]
+    return f"{', '.join(parts)}: " if parts else ""

@@ -1,0 +1,160 @@
+"""Runs in a folder and their states, from manifests and the ends of journals, without reading whole journals."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from esper.karn.words import ABSENT, duration
+from esper.leyline import DataError, TelemetryEvent, UsageError
+from esper.leyline import TelemetryEventType as T
+from esper.nissa.reader import read_journal
+from esper.nissa.rundir import RunDirectory, list_runs
+from esper.nissa.segments import list_segments
+
+_TAIL = 1 << 18
+"""Bytes at a journal's end that are looked at."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunInfo:
+    """One run as a list shows it. What could not be found out is ``None``."""
+
+    path: Path
+    run_id: str
+    created: float | None = None
+    task: str | None = None
+    policy: str | None = None
+    kind: str | None = None
+    pid: int | None = None
+    last_time: float | None = None
+    end_status: str | None = None
+    bytes: int = 0
+    problem: str | None = None
+
+    def state(self, now: float) -> str:
+        """``completed`` and the like only after an end event; else how long nothing was heard."""
+        if self.problem is not None:
+            return f"unreadable: {self.problem}"
+        if self.end_status is not None:
+            return self.end_status
+        if self.last_time is None:
+            return "no event yet"
+        return f"no end event, last heard {duration(max(0.0, now - self.last_time))} ago"
+
+
+def find_runs(folder: str | Path = "runs") -> list[RunInfo]:
+    """All runs in ``folder``, the newest last. A run that cannot be read is listed with its problem."""
+    return [describe_run(path) for path in list_runs(folder)]
+
+
+def resolve_run(name: str | Path, base: str | Path = "runs") -> Path:
+    """The run that a person means: a run directory, a run id (or the start of one) in ``base``, or a folder of one run.
+
+    Raises ``UsageError`` when there is none or more than one.
+    """
+    path = Path(name)
+    if _is_run(path):
+        return path
+    if path.is_dir():
+        inside = list_runs(path)
+        if len(inside) == 1:
+            return inside[0]
+        if inside:
+            names = ", ".join(run.name for run in inside[-5:])
+            raise UsageError(f"{path} holds {len(inside)} runs; name one of them: {names}")
+        raise UsageError(f"{path}: not a run directory, and there is no run in it")
+    matches = [run for run in list_runs(base) if run.name.startswith(str(name))]
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        raise UsageError(f"run {str(name)!r} is ambiguous: {', '.join(run.name for run in matches[:5])}")
+    raise UsageError(f"no run {str(name)!r}: neither a directory nor a run id in {base}/")
+
+
+def describe_run(path: str | Path) -> RunInfo:
+    """What the manifest, the first events and the last events say of the run in ``path``."""
+    path = Path(path)
+    run_id, created, pid, problem = path.name, None, None, None
+    try:
+        manifest = RunDirectory.open(path).manifest
+        run_id, created = manifest.run_id, manifest.created
+        pid = manifest.details.get("pid") if isinstance(manifest.details.get("pid"), int) else None
+    except DataError as error:
+        problem = None if _has_journal(path) else str(error)
+    first = _first_event(path)
+    last_time, end_status = _ending(path)
+    started = first.data if first is not None and first.event_type is T.TRAINING_STARTED else {}
+    return RunInfo(
+        path=path,
+        run_id=run_id,
+        created=created if created is not None else (first.timestamp if first is not None else None),
+        task=started.get("task"),
+        policy=started.get("policy"),
+        kind=started.get("kind"),
+        pid=pid,
+        last_time=last_time,
+        end_status=end_status,
+        bytes=sum(segment.stat().st_size for segment in _segments(path)),
+        problem=problem,
+    )
+
+
+def table(runs: Iterable[RunInfo], now: float) -> str:
+    """The runs as plain text, one a line."""
+    lines = [
+        f"{run.run_id}  {run.task or ABSENT}  {run.policy or ABSENT}  {run.bytes / 1e6:.1f} MB  {run.state(now)}"
+        for run in runs
+    ]
+    return "\n".join(lines) + "\n" if lines else "no runs here\n"
+
+
+def _is_run(path: Path) -> bool:
+    return path.is_dir() and ((path / "run.json").is_file() or _has_journal(path))
+
+
+def _has_journal(path: Path) -> bool:
+    return path.is_dir() and bool(list_segments(path))
+
+
+def _segments(path: Path) -> list[Path]:
+    return list(list_segments(path).values()) if path.is_dir() else []
+
+
+def _first_event(path: Path) -> TelemetryEvent | None:
+    try:
+        for batch in read_journal(path).batches():
+            return next((event for event in batch.events() if event.event_type is T.TRAINING_STARTED), None)
+    except (DataError, OSError):
+        return None
+    return None
+
+
+_LINE = msgspec.json.Decoder(TelemetryEvent)
+
+
+def _ending(path: Path) -> tuple[float | None, str | None]:
+    """Time of the last committed event and the status of the end event behind the last start, read from the end."""
+    last_time = None
+    for segment in reversed(_segments(path)):
+        with segment.open("rb") as file:
+            size = file.seek(0, 2)
+            file.seek(max(0, size - _TAIL))
+            lines = file.read().split(b"\n")
+        commits = [at for at, line in enumerate(lines) if line.startswith(b'{"commit":') and at < len(lines) - 1]
+        for line in reversed(lines[: commits[-1]] if commits else []):
+            try:
+                event = _LINE.decode(line)
+            except ValueError:
+                continue
+            last_time = event.timestamp if last_time is None else last_time
+            if event.event_type is T.TRAINING_ENDED:
+                return last_time, event.data.get("status")
+            if event.event_type is T.TRAINING_STARTED:
+                return last_time, None
+        if last_time is not None:
+            break
+    return last_time, None

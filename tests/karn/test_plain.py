@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+from hypothesis import given, settings
+
+from esper.karn.aggregator import fold
+from esper.karn.filter import parse
+from esper.karn.plain import render
+from esper.karn.schema import Damage
+from esper.karn.snapshot import build
+from esper.leyline import TelemetryEvent
+from esper.leyline import TelemetryEventType as T
+from karn.streams import START, Recorder, begin, begin_episode, epoch_done, runs, story
+
+
+@given(runs())
+@settings(max_examples=10)
+def test_any_run_renders_as_printable_lines(events: list[TelemetryEvent]) -> None:
+    text = render(build(fold(events), START + 100))
+    assert text.endswith("\n") and "\x1b" not in text
+
+
+def test_says_what_matters() -> None:
+    text = render(build(fold(story()), START + 41))
+    for part in (
+        "ESPER  digits · heuristic",
+        "state  ended, completed",
+        "done   24 of 24 epochs",
+        "! panic: 1 governor panics in the last 5 epochs (weight 0.6)",
+        "blocks_1: conv3 fossilized, alpha 1, G5 passed",
+        "conv3: 1 germinated, 1 kept, 0 pruned, 2 failed gates",
+        "1. grown seed 100: test 95",
+    ):
+        assert part in text, part
+    assert text.index("env 1 grown") < text.index("env 0 grown")
+
+
+def test_unknown_nan_zero_and_stale_read_differently() -> None:
+    rec = Recorder()
+    begin(rec)
+    for env, known in enumerate(({}, {"validation_loss": float("nan")}, {"validation_loss": 0.0})):
+        begin_episode(rec, env)
+        epoch_done(rec, env, 1, None, **known)
+    epoch_done(rec, 2, 6, None)
+    text = render(build(fold(rec.events), START + 4))
+    assert "loss –" in text and "loss NaN" in text and "loss 0 (stale, 5 epochs old)" in text
+
+
+def test_filter_hides_and_says_so() -> None:
+    text = render(build(fold(story()), START), parse("env=1"))
+    assert "1 shown, outliers first, 1 hidden by the filter" in text and "env 0 grown" not in text
+
+
+def test_drops_and_damage_are_shown() -> None:
+    rec = Recorder()
+    begin(rec)
+    rec.say(T.TELEMETRY_DROPPED, sink="journal", event_type="ANALYTICS_SNAPSHOT", count=7, reason="queue_full")
+    text = render(build(fold(rec.events), START, [Damage(kind="torn", text="3 bytes not committed")]))
+    assert "JOURNAL TORN  3 bytes" in text and "DROPPED  7 ANALYTICS_SNAPSHOT by journal (queue_full)" in text

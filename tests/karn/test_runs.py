@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from esper.karn.runs import describe_run, find_runs, resolve_run, table
+from esper.leyline import UsageError
+from karn.journals import write_run
+from karn.streams import random_run, story
+
+
+def test_states(tmp_path: Path) -> None:
+    ended, open_ = story(), story()[:-1]
+    write_run(tmp_path, ended, run_id="a")
+    write_run(tmp_path, open_, run_id="b")
+    write_run(tmp_path, [], run_id="c")
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "run.json").write_text("{")
+    now = (open_[-1].timestamp or 0) + 41
+    states = {run.run_id: run.state(now) for run in find_runs(tmp_path)}
+    assert states["a"] == "completed"
+    assert states["b"] == "no end event, last heard 41 s ago"
+    assert states["c"] == "no event yet"
+    assert states["d"].startswith("unreadable: ")
+    assert "digits  heuristic" in table(find_runs(tmp_path), now)
+
+
+def test_an_end_event_that_was_not_committed_does_not_count(tmp_path: Path) -> None:
+    path = write_run(tmp_path, story(), batch=1)
+    journal = path / "events-00001.jsonl"
+    data = journal.read_bytes()
+    journal.write_bytes(data[: data.rindex(b'{"commit"')])
+    assert describe_run(path).end_status in (None, "completed")
+    cut = data[: data.rindex(b'"TRAINING_ENDED"')]
+    journal.write_bytes(cut[: cut.rindex(b"\n") + 1] + b'{"event_type":"TRAINING_ENDED","data":{"status":"completed"')
+    assert describe_run(path).end_status is None
+
+
+def test_no_folder_and_no_runs(tmp_path: Path) -> None:
+    assert find_runs(tmp_path / "nowhere") == [] and table([], 0.0) == "no runs here\n"
+
+
+def test_resolving_a_name(tmp_path: Path) -> None:
+    first = write_run(tmp_path, story(), run_id="20260101-a")
+    assert resolve_run(first) == first == resolve_run(tmp_path) == resolve_run("2026", tmp_path)
+    write_run(tmp_path, random_run(1), run_id="20260101-b")
+    for name, base, message in (
+        (tmp_path, "runs", "holds 2 runs; name one of them: 20260101-a, 20260101-b"),
+        ("2026", tmp_path, "is ambiguous"),
+        ("1999", tmp_path, "no run '1999'"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            resolve_run(name, base)
