@@ -97,7 +97,7 @@ class UpdateReport:
     stopped_by_kl: bool
     policy_loss: float
     value_loss: float
-    """Mean squared error in squared standard deviations of returns (in squared rewards without normalisation)."""
+    """Mean squared error in units of the returns' squared scale (in squared rewards without normalisation)."""
     entropy: float
     """Joint entropy per step, nats."""
     heads: dict[str, HeadReport]
@@ -294,7 +294,7 @@ class PPOLearner:
         ratio = log_ratio.exp()
         clipped = ratio.clamp(1 - self.config.clip, 1 + self.config.clip)
         policy = -torch.min(advantages * ratio, advantages * clipped).mean()
-        error = (output - target.returns.flatten())[keep] / self.network.value_head.scale
+        error = (output - target.returns.flatten())[keep] / self.network.value_head.scale.float()
         value = error.square().mean()
         entropy = evaluated.entropy[keep]
         total = (

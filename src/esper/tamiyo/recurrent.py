@@ -24,6 +24,9 @@ State = tuple[Tensor, ...]
 RETURN_HORIZON = 10_000
 """Steps after which returns of an older policy are forgotten."""
 
+_LEAST_SPREAD = 0.1
+"""Returns that hardly differ are measured in this share of their mean: a scale near 0 would freeze the weights."""
+
 
 @dataclass(frozen=True, slots=True)
 class PolicyOutput:
@@ -101,27 +104,25 @@ class ValueHead(nn.Module):
 
     @property
     def scale(self) -> Tensor:
-        """Standard deviation of returns, 1 while none was observed; errors are measured in it."""
-        return self.returns.std[0].float() if self.returns.count > 0 else torch.ones(())
+        """About the standard deviation of returns, float64; 1 while none was observed. Errors are measured in it."""
+        if self.returns.count == 0:
+            return torch.ones((), dtype=torch.float64)
+        return (self.returns.variance + (_LEAST_SPREAD * self.returns.mean).square() + 1e-8).sqrt()[0]
 
     def forward(self, x: Tensor) -> Tensor:
         """``[..., F]`` to ``[...]``, in the reward's unit."""
         unscaled: Tensor = self.linear(x).squeeze(-1)
         if self.returns.count == 0:
             return unscaled
-        return unscaled * self.returns.std[0].to(x.dtype) + self.returns.mean[0].to(x.dtype)
+        return unscaled * self.scale.to(x.dtype) + self.returns.mean[0].to(x.dtype)
 
     @torch.no_grad()
     def observe(self, returns: Tensor) -> None:
         """Move the scale to take in ``[M]`` returns, without moving any value."""
-        seen = self.returns.count > 0
-        old_mean, old_std = (self.returns.mean.clone(), self.returns.std) if seen else (0.0, 1.0)
+        old_mean, old_scale = self.returns.mean.clone(), self.scale
         self.returns.observe(returns[:, None])
-        if self.returns.count == 0:
-            return
-        mean, std = self.returns.mean, self.returns.std
-        self.linear.weight.mul_(old_std / std)
-        self.linear.bias.copy_((self.linear.bias * old_std + old_mean - mean) / std)
+        self.linear.weight.mul_(old_scale / self.scale)
+        self.linear.bias.copy_((self.linear.bias * old_scale + old_mean - self.returns.mean) / self.scale)
 
 
 class PolicyNetwork(nn.Module, ABC):
