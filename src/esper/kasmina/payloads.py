@@ -20,6 +20,7 @@ def health_payload(state: SeedState) -> dict[str, Any]:
         seed_gradient_norm_ratio=metrics.seed_gradient_norm_ratio,
         seed_gradient_norm_ratio_epoch=metrics.seed_gradient_norm_ratio_epoch,
         isolation_violations=metrics.isolation_violations,
+        isolation_violations_epoch=metrics.isolation_violations_epoch,
         gradient_health=telemetry.gradient_health,
         gradient_health_epoch=telemetry.gradient_health_epoch,
         has_vanishing=telemetry.has_vanishing,

@@ -194,7 +194,7 @@ class SeedSlot(nn.Module):
             blueprint=state.blueprint_id,
             alpha=self.alpha,
             alpha_target=state.alpha_target,
-            parameters=state.parameters or 0,
+            parameters=(state.parameters or 0) if self.live else 0,
             epochs_in_stage=state.epochs_in_stage,
             age_epochs=state.age_epochs,
             metric_at_germination=state.metrics.metric_at_germination,

@@ -18,6 +18,7 @@ class SlotHealth(TypedDict):
     seed_gradient_norm_ratio: NotRequired[float]
     seed_gradient_norm_ratio_epoch: NotRequired[int]
     isolation_violations: NotRequired[int]
+    isolation_violations_epoch: NotRequired[int]
     gradient_health: NotRequired[float]
     gradient_health_epoch: NotRequired[int]
     has_vanishing: NotRequired[bool]
