@@ -12,7 +12,7 @@ from recorded import World, everything_helps
 
 from esper.kasmina import blueprints
 from esper.kasmina.layout import Layout
-from esper.leyline import WAIT, Fact, FactoredAction, Op, RowView, SeedStage, SlotView
+from esper.leyline import WAIT, ActionOutcome, Fact, FactoredAction, Op, RowView, SeedStage, SlotView
 from esper.tamiyo.policies import HeuristicPolicy, heuristic
 from esper.tasks import task_names
 from row_views import PARAMETERS, live_slot, measured, row_view, row_views
@@ -163,6 +163,16 @@ def test_every_decision_but_waiting_states_measured_evidence() -> None:
     world = everything_helps()
     world.play(HeuristicPolicy())
     assert all(decision.evidence for _, decision in world.decisions if decision.action.op is not Op.WAIT)
+
+
+def test_what_was_refused_does_not_keep_the_rest_from_its_turn() -> None:
+    ready = replace(holding(5.0, 0.5), slot_id="slot1")
+    view = row_view(training(0.5), ready, max_seeds=2)
+    first = decide(view)[0]
+    refused = replace(view, last_outcome=ActionOutcome(first, success=False, why_not="G2 failed"))
+    assert first == FactoredAction(Op.ADVANCE, "slot0")
+    assert decide(refused)[0] == FactoredAction(Op.FOSSILIZE, "slot1")
+    assert decide(replace(view, last_outcome=ActionOutcome(first, success=True)))[0] == first
 
 
 Names = Mapping[str, str]

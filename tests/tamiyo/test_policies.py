@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,7 +11,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from recorded import World, everything_helps
 
-from esper.leyline import WAIT, Decision, FactoredAction, Op, Policy, RowSpec, RowView, SeedStage, UsageError
+from esper.leyline import (
+    WAIT,
+    ActionOutcome,
+    Decision,
+    FactoredAction,
+    Op,
+    Policy,
+    RowSpec,
+    RowView,
+    SeedStage,
+    UsageError,
+)
 from esper.tamiyo.policies import Entry, RandomPolicy, SchedulePolicy, StaticPolicy, make_policy, policy_names
 from esper.tolaria.legality import why_illegal
 from row_views import GERMINATE, live_slot, row_view, row_views
@@ -112,6 +124,20 @@ def test_an_entry_that_is_not_legal_yet_waits_and_says_why() -> None:
     assert world.done(Op.PRUNE) == [(3, "slot0", None)]
     waiting = world.decisions[4][1]
     assert waiting.reason == "schedule: the entry due after epoch 3 waits, since slot slot0 is EMBARGOED, not DORMANT"
+
+
+def test_an_entry_that_fails_is_asked_again_every_other_epoch() -> None:
+    policy = SchedulePolicy([Entry(0, GERMINATE)])
+    policy.reset([spec()])
+    view = row_view()
+    said = []
+    for _ in range(4):
+        (decision,) = policy.decide([view])
+        said.append(decision.action.op)
+        view = replace(view, last_outcome=ActionOutcome(decision.action, success=False, why_not="vetoed"))
+    assert said == [Op.GERMINATE, Op.WAIT, Op.GERMINATE, Op.WAIT]
+    (last,) = policy.decide([replace(view, last_outcome=ActionOutcome(GERMINATE, success=False, why_not="vetoed"))])
+    assert last.reason == "schedule: the entry due after epoch 0 waits, since vetoed"
 
 
 def test_schedules_are_json_and_back() -> None:

@@ -66,6 +66,12 @@ def bring_through(view: RowView, slot: SlotView, thresholds: GateThresholds) -> 
     return None
 
 
+def just_failed(view: RowView, action: FactoredAction) -> bool:
+    """Whether this very action was tried last epoch and did not succeed: a gate or the governor said no."""
+    outcome = view.last_outcome
+    return outcome is not None and not outcome.success and outcome.action == action
+
+
 def gain(slot: SlotView) -> tuple[Fact[Paired] | None, str]:
     """What the seed is worth in loss: measured by switching it on while it is off, and off while it is on."""
     if slot.alpha > 0.0:

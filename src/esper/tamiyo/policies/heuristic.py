@@ -16,12 +16,13 @@ auditions early, since growth pays most while learning rates are high, and commi
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from esper.kasmina.gates import GateThresholds
 from esper.leyline import WAIT, Blend, Decision, FactoredAction, Op, Paired, RowView, SeedStage, SlotView
 from esper.tamiyo.policies.base import RowPolicy
-from esper.tamiyo.policies.evidence import bring_through, gain
+from esper.tamiyo.policies.evidence import bring_through, gain, just_failed
 from esper.tolaria.legality import legal_blueprints, legal_slots
 
 
@@ -59,41 +60,38 @@ class HeuristicPolicy(RowPolicy):
     def decide_row(self, row: int, view: RowView) -> Decision:
         """Decide from the view alone; nothing is remembered between epochs."""
         for rule in (self._remove_harm, self._blend, self._grow, self._keep, self._remove_failure):
-            decision = rule(view)
-            if decision is not None:
-                return decision
+            for decision in rule(view):
+                # what was refused last epoch must not keep the rest from its turn
+                if not just_failed(view, decision.action):
+                    return decision
         return Decision(WAIT, "every seed is learning, settled or gathering evidence, and no growth is due")
 
-    def _remove_harm(self, view: RowView) -> Decision | None:
-        """A seed whose presence certainly costs loss, or whose evidence is not finite."""
+    def _remove_harm(self, view: RowView) -> Iterator[Decision]:
+        """Seeds whose evidence is not finite, or without which the host would certainly be better."""
         for slot in view.slots:
-            if slot.stage not in (SeedStage.TRAINING, SeedStage.HOLDING):
-                continue
             fact, name = gain(slot)
-            if fact is None:
+            if fact is None or slot.stage not in (SeedStage.TRAINING, SeedStage.HOLDING):
                 continue
             if not math.isfinite(fact.value.value):
-                return _prune(slot, f"its {name} is {fact.value.value}", name, fact.value)
-            if (
-                slot.stage is SeedStage.HOLDING
-                and -fact.value.value > self.config.thresholds.confidence_z * fact.value.se
-            ):
-                return _prune(slot, "the host would be better without it", name, fact.value)
-        return None
+                yield _prune(slot, f"its {name} is {fact.value.value}", name, fact.value)
+            elif slot.stage is SeedStage.HOLDING and _surely_negative(fact.value, self.config.thresholds):
+                yield _prune(slot, "the host would be better without it", name, fact.value)
 
-    def _blend(self, view: RowView) -> Decision | None:
+    def _blend(self, view: RowView) -> Iterator[Decision]:
+        """Seeds behind the host that would pass G2."""
         return self._through(view, SeedStage.TRAINING)
 
-    def _keep(self, view: RowView) -> Decision | None:
+    def _keep(self, view: RowView) -> Iterator[Decision]:
+        """Seeds in the host that would pass G5."""
         return self._through(view, SeedStage.HOLDING)
 
-    def _through(self, view: RowView, stage: SeedStage) -> Decision | None:
-        candidates = (slot for slot in view.slots if slot.stage is stage)
-        decisions = (bring_through(view, slot, self.config.thresholds) for slot in candidates)
-        return next((decision for decision in decisions if decision is not None), None)
+    def _through(self, view: RowView, stage: SeedStage) -> Iterator[Decision]:
+        for slot in view.slots:
+            if slot.stage is stage and (decision := bring_through(view, slot, self.config.thresholds)):
+                yield decision
 
-    def _remove_failure(self, view: RowView) -> Decision | None:
-        """A seed that had its time and has proven nothing."""
+    def _remove_failure(self, view: RowView) -> Iterator[Decision]:
+        """Seeds that had their time and have proven nothing."""
         least = {
             SeedStage.TRAINING: self.config.thresholds.min_training_epochs,
             SeedStage.HOLDING: self.config.thresholds.min_holding_epochs,
@@ -102,32 +100,27 @@ class HeuristicPolicy(RowPolicy):
             if slot.stage in least and slot.epochs_in_stage >= least[slot.stage] + self.config.patience:
                 fact, name = gain(slot)
                 why = f"in {slot.epochs_in_stage} epochs of {slot.stage.name} it has proven no gain"
-                return _prune(slot, why, name, None if fact is None else fact.value)
-        return None
+                yield _prune(slot, why, name, None if fact is None else fact.value)
 
-    def _grow(self, view: RowView) -> Decision | None:
-        """Audition the most promising blueprint in the first free slot, while there is time for it to prove itself."""
-        slots = legal_slots(view, Op.GERMINATE)
+    def _grow(self, view: RowView) -> Iterator[Decision]:
+        """An audition of the most promising blueprint in each free slot, while there is time for it to prove itself."""
         epochs_left = view.max_epochs - view.epoch
-        if not slots or view.epoch < self.config.first_epoch or epochs_left < self.config.shortest_life:
-            return None
-        slot = slots[0]
-        blueprint = max(legal_blueprints(view, slot), key=lambda name: _promise(view, slot, name))
-        record, parameters = _promise(view, slot, blueprint)
-        evidence: list[tuple[str, float]] = [
-            ("kept_minus_pruned", record),
-            ("parameters", parameters),
-            ("epochs_left", epochs_left),
-        ]
-        reason = "an audition cannot harm, and growth pays most early"
-        if record < 0:
-            fall = self._loss_fall(view)
-            if fall is None or fall >= self.config.plateau_change:
-                return None
-            evidence.append(("loss_fall", fall))
-            reason = "every blueprint has failed, but learning has stalled: try again"
-        action = FactoredAction(Op.GERMINATE, slot, blueprint, self.config.blend, 1.0, self.config.tempo)
-        return Decision(action, reason, tuple(evidence))
+        if view.epoch < self.config.first_epoch or epochs_left < self.config.shortest_life:
+            return
+        for slot in legal_slots(view, Op.GERMINATE):
+            blueprint = max(legal_blueprints(view, slot), key=lambda name: _promise(view, slot, name))
+            record, parameters = _promise(view, slot, blueprint)
+            reason, evidence = (
+                "an audition cannot harm, and growth pays most early",
+                ("epochs_left", float(epochs_left)),
+            )
+            if record < 0:
+                fall = self._loss_fall(view)
+                if fall is None or fall >= self.config.plateau_change:
+                    continue
+                reason, evidence = "every blueprint has failed, but learning has stalled", ("loss_fall", fall)
+            action = FactoredAction(Op.GERMINATE, slot, blueprint, self.config.blend, 1.0, self.config.tempo)
+            yield Decision(action, reason, (("kept_minus_pruned", record), ("parameters", parameters), evidence))
 
     def _loss_fall(self, view: RowView) -> float | None:
         """Relative fall of the validation loss over the last ``plateau_epochs``; ``None`` until there are as many."""
@@ -138,10 +131,14 @@ class HeuristicPolicy(RowPolicy):
         return (before - history[-1]) / abs(before) if before else 0.0
 
 
-def _promise(view: RowView, slot: str, blueprint: str) -> tuple[int, int]:
+def _surely_negative(difference: Paired, thresholds: GateThresholds) -> bool:
+    return difference.lower(-thresholds.confidence_z) < 0.0
+
+
+def _promise(view: RowView, slot: str, blueprint: str) -> tuple[float, float]:
     """What has worked goes first, what has failed last; among equals the one with most parameters."""
     record = view.fossilized.get(blueprint, 0) - view.pruned.get(blueprint, 0)
-    return record, view.blueprint_parameters[slot][blueprint]
+    return float(record), float(view.blueprint_parameters[slot][blueprint])
 
 
 def _prune(slot: SlotView, why: str, name: str, value: Paired | None) -> Decision:

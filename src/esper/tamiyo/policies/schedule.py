@@ -11,7 +11,7 @@ from typing import Any
 from esper.kasmina.gates import GateThresholds
 from esper.leyline import WAIT, Blend, Decision, FactoredAction, Op, RowSpec, RowView, UsageError, unknown
 from esper.tamiyo.policies.base import RowPolicy
-from esper.tamiyo.policies.evidence import bring_through
+from esper.tamiyo.policies.evidence import bring_through, just_failed
 from esper.tolaria.legality import why_illegal
 
 
@@ -64,37 +64,52 @@ class SchedulePolicy(RowPolicy):
     ) -> None:
         self.entries = tuple(entry if isinstance(entry, Entry) else Entry.from_dict(entry) for entry in entries)
         self.thresholds = thresholds or GateThresholds()
-        self._done: list[set[int]] = []
+        self._open: list[list[int]] = []
+        """Per row, the entries that have not succeeded yet."""
+        self._asked: list[int | None] = []
+        """Per row, the entry that was asked for last epoch."""
 
     def reset(self, specs: Sequence[RowSpec]) -> None:
         """Begin every row's schedule anew."""
-        self._done = [set() for _ in specs]
+        self._open = [list(range(len(self.entries))) for _ in specs]
+        self._asked = [None for _ in specs]
 
     def decide_row(self, row: int, view: RowView) -> Decision:
         """The first due entry that is legal, else the next gate of a seed that would pass it, else WAIT."""
+        asked, self._asked[row] = self._asked[row], None
+        if asked is not None and not just_failed(view, self.entries[asked].action):
+            self._open[row].remove(asked)
         waiting: str | None = None
-        for i, entry in enumerate(self.entries):
-            if i in self._done[row] or entry.epoch > view.epoch:
+        for i in self._open[row]:
+            entry = self.entries[i]
+            if entry.epoch > view.epoch:
                 continue
             _check_names(view, entry.action)
-            why = why_illegal(view, entry.action)
+            why = why_illegal(view, entry.action) or _why_refused(view, entry.action)
             if why is None:
-                self._done[row].add(i)
+                self._asked[row] = i
                 return Decision(entry.action, f"schedule: due after epoch {entry.epoch}", (("epoch", view.epoch),))
             waiting = waiting or f"schedule: the entry due after epoch {entry.epoch} waits, since {why}"
         for slot in view.slots:
             decision = bring_through(view, slot, self.thresholds)
-            if decision is not None:
+            if decision is not None and not just_failed(view, decision.action):
                 return decision
         return Decision(WAIT, waiting or "schedule: nothing is due, and no seed is ready for its gate")
 
     def state(self) -> dict[str, Any]:
-        """Entries done, per row."""
-        return {"done": [sorted(done) for done in self._done]}
+        """Entries that are open, and the one that was asked for, per row."""
+        return {"open": [list(entries) for entries in self._open], "asked": list(self._asked)}
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Undo of :meth:`state`."""
-        self._done = [set(done) for done in state["done"]]
+        self._open, self._asked = [list(entries) for entries in state["open"]], list(state["asked"])
+
+
+def _why_refused(view: RowView, action: FactoredAction) -> str | None:
+    """What stood against ``action`` last epoch; it is asked for every other epoch, so that seeds get their turn."""
+    if not just_failed(view, action) or view.last_outcome is None:
+        return None
+    return view.last_outcome.why_not or "it failed"
 
 
 def _check_names(view: RowView, action: FactoredAction) -> None:
