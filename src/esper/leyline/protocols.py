@@ -115,8 +115,10 @@ class HostEngine(Protocol):
     ) -> EvalResult:
         """Evaluate each row under its own list of alpha configurations, without a trace in the row."""
 
-    def apply(self, rows: Sequence[int], actions: Sequence[FactoredAction]) -> list[ActionOutcome]:
-        """Apply one action per row; an illegal one changes nothing and says why."""
+    def apply(
+        self, rows: Sequence[int], actions: Sequence[FactoredAction], reasons: Sequence[str] | None = None
+    ) -> list[ActionOutcome]:
+        """Apply one action per row; an illegal one changes nothing and says why. ``reasons`` go into the events."""
 
     def settle(self, rows: Sequence[int], epoch: int, measured: Sequence[EpochMeasurement]) -> None:
         """Record what epoch ``epoch`` measured, then let every slot tick (automatic moves, ramps, cool-down)."""

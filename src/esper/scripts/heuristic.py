@@ -38,8 +38,6 @@ def run_heuristic(flags: Mapping[str, Any], file: Mapping[str, Any]) -> int:
         session.hub.add_sink(ConsoleSink(quiet=config.quiet or console.is_terminal), name="console")
         announce(session, load, config, policies)
         best = run_arms(session, load, config, policies, plan, progress)
-        if config.export:
-            export_best(session, load, best)
     print_summary(session.path, console)
     return 0
 

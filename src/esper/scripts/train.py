@@ -10,23 +10,16 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from esper.leyline import UsageError
+from esper.scripts.cli import Parser
 
 LEVELS = ("off", "minimal", "normal", "debug")
 PROFILES = ("minimal", "standard", "diagnostic", "research")
 INCUBATION = ("probe", "graft", "straight_through")
 
 
-class _Parser(argparse.ArgumentParser):
-    """Mistakes become ``UsageError``, so that every command fails alike."""
-
-    def error(self, message: str) -> Any:
-        raise UsageError(f"{message} (esper train --help lists what there is)")
-
-
 def build_parser() -> argparse.ArgumentParser:
     """The command line of ``esper train``; one subcommand per kind of run."""
-    parser = _Parser(prog="esper train", description="Train a network that grows while it trains.")
+    parser = Parser(prog="esper train", description="Train a network that grows while it trains.")
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND")
     heuristic = kinds.add_parser(
         "heuristic",

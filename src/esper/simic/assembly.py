@@ -15,8 +15,8 @@ from esper.tasks.base import TaskSpec
 from esper.tolaria.engine import EngineConfig, ModuleEngine
 from esper.tolaria.executor import Executor, ExecutorConfig
 from esper.tolaria.governor import Governor, GovernorConfig
+from esper.tolaria.material import TrainerConfig, from_task
 from esper.tolaria.schedules import ScheduleConfig
-from esper.tolaria.trainer import TrainerConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,10 +79,12 @@ def trainer_config(load: Workload, config: RunConfig) -> TrainerConfig:
 def build_executor(load: Workload, config: RunConfig, emit: Sink) -> Executor:
     """An executor over a fresh engine for ``load``."""
     budget = load.task.budget
+    trainer = trainer_config(load, config)
     engine = ModuleEngine(
         load.task,
+        from_task(load.task, trainer),
         EngineConfig(
-            trainer=trainer_config(load, config),
+            trainer=trainer,
             max_seeds=config.max_seeds or budget.max_seeds,
             parameter_budget=config.param_budget or budget.parameters,
         ),

@@ -30,11 +30,11 @@ from esper.leyline import (
     SlotFacts,
     TrainResult,
 )
-from esper.tasks.base import TaskSpec
 from esper.tolaria import surgery
 from esper.tolaria.legality import why_illegal
+from esper.tolaria.material import Prepare, Subject, TrainerConfig
 from esper.tolaria.rng import derive, seeded
-from esper.tolaria.trainer import Trainer, TrainerConfig
+from esper.tolaria.trainer import Trainer
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,21 +80,23 @@ _COUNTS = ("pruned", "fossilized", "vetoed_until")
 class ModuleEngine:
     """See :class:`esper.leyline.HostEngine`. Rows are independent: none can tell that others run beside it."""
 
-    def __init__(self, task: TaskSpec, config: EngineConfig, emit: Sink) -> None:
-        self.task, self.config = task, config
+    def __init__(self, subject: Subject, prepare: Prepare, config: EngineConfig, emit: Sink) -> None:
+        self.subject, self.config = subject, config
+        self._prepare = prepare
         self._emit = emit
         self._rows: list[_Row] = []
         self._sizes: dict[str, dict[str, int]] = {}
 
     def reset(self, rows: Sequence[RowSpec]) -> None:
         """Build a fresh host for each spec."""
-        self._rows = [_Row(spec, Trainer(spec, self.task, self.config.trainer, self._emit)) for spec in rows]
+        trainer = self.config.trainer
+        self._rows = [_Row(spec, Trainer(spec, self.subject, self._prepare, trainer, self._emit)) for spec in rows]
         for row in self._rows:
             self._stamp(row, 0)
         self._sizes = {
             slot_id: {
                 name: blueprints.get(name, slot.config.layout).parameters(slot.channels)
-                for name in self.task.blueprints
+                for name in self.subject.blueprints
                 if name in blueprints.names(slot.config.layout)
             }
             for slot_id, slot in self._rows[0].slots.items()
@@ -139,27 +141,29 @@ class ModuleEngine:
             seconds=np.array([run.seconds for run in runs]),
         )
 
-    def apply(self, rows: Sequence[int], actions: Sequence[FactoredAction]) -> list[ActionOutcome]:
+    def apply(
+        self, rows: Sequence[int], actions: Sequence[FactoredAction], reasons: Sequence[str] | None = None
+    ) -> list[ActionOutcome]:
         """Apply one action per row; an illegal one changes nothing and says why."""
         outcomes = []
-        for i, action in zip(rows, actions, strict=True):
+        for i, action, reason in zip(rows, actions, reasons or ("",) * len(rows), strict=True):
             against = why_illegal(self._view(i), action)
             if against is not None:
                 outcome = ActionOutcome(action, success=False, illegal=True, why_not=against)
             else:
-                why_not = self._perform(self._rows[i], action)
+                why_not = self._perform(self._rows[i], action, reason)
                 outcome = ActionOutcome(action, success=why_not is None, why_not=why_not)
             self._rows[i].last_outcome = outcome
             outcomes.append(outcome)
         return outcomes
 
-    def _perform(self, row: _Row, action: FactoredAction) -> str | None:
+    def _perform(self, row: _Row, action: FactoredAction, reason: str) -> str | None:
         """Carry out a legal action; what its gate had against it, or ``None``."""
         if action.op is Op.WAIT:
             return None
         slot = row.slots[_given(action.slot)]
         if action.op is Op.PRUNE:
-            self._prune(row, slot, "pruned by the policy", by="policy")
+            self._prune(row, slot, reason or "asked for", by="policy")
             return None
         if action.op is Op.GERMINATE:
             result = self._germinate(row, slot, action)
@@ -238,7 +242,7 @@ class ModuleEngine:
             epoch=row.epoch,
             max_epochs=row.spec.max_epochs,
             slots=tuple(slot.view() for slot in row.slots.values()),
-            blueprints=tuple(self.task.blueprints),
+            blueprints=tuple(self.subject.blueprints),
             blueprint_parameters=self._sizes,
             host_parameters=sum(p.numel() for p in row.trainer.model.host_parameters()),
             metric=row.metric,
@@ -246,7 +250,7 @@ class ModuleEngine:
             train_loss=row.train_loss,
             metric_history=tuple(row.metric_history),
             loss_history=tuple(row.loss_history),
-            higher_is_better=self.task.metric.higher_is_better,
+            higher_is_better=self.subject.metric.higher_is_better,
             parameter_budget=self.config.parameter_budget,
             max_seeds=self.config.max_seeds,
             vetoed=frozenset(slot for slot, until in row.vetoed_until.items() if until > row.epoch),
@@ -313,7 +317,8 @@ class ModuleEngine:
         """The row's network as a plain module; seeds that were not kept for good are left out."""
         from esper.kasmina.export import export
 
-        return export(self._rows[row].trainer.model)
+        plain: nn.Module = export(self._rows[row].trainer.model)
+        return plain
 
     def _stamp(self, row: _Row, epoch: int) -> None:
         stamp = Stamp(env_id=row.spec.env_id, episode=row.spec.episode, epoch=epoch)

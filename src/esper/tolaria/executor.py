@@ -190,7 +190,7 @@ class Executor:
             row.narrator.command_issued(decision)
             vetoes.append(row.governor.preflight(view, decision.action))
         allowed = [d.action if veto is None else FactoredAction() for d, veto in zip(decisions, vetoes, strict=True)]
-        outcomes = self.engine.apply(self.rows, allowed)
+        outcomes = self.engine.apply(self.rows, allowed, [decision.reason for decision in decisions])
         for i, (decision, veto) in enumerate(zip(decisions, vetoes, strict=True)):
             if veto is not None:
                 outcomes[i] = ActionOutcome(decision.action, success=False, illegal=True, why_not=veto)

@@ -4,58 +4,27 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
-from esper.kasmina.gates import GateThresholds
 from esper.kasmina.gradients import tensor_norms, total_norm
 from esper.kasmina.growing import GrowingModel
 from esper.kasmina.incubation import probe_backward
 from esper.kasmina.replay import evaluate_configs
-from esper.kasmina.slot import SlotConfig
 from esper.kasmina.state import Incubation
 from esper.leyline import AlphaConfig, RowSpec, SeedStage, Sink, TrainResult
-from esper.tasks.base import Split, TaskSpec
-from esper.tasks.pipeline import Batches
 from esper.tolaria import ledger, schedules, surgery
 from esper.tolaria.ledger import Ledger, Macs
-from esper.tolaria.rng import Streams, derive, seeded
-from esper.tolaria.schedules import ScheduleConfig
+from esper.tolaria.material import Prepare, Subject, TrainerConfig
+from esper.tolaria.rng import Streams
 
 Floats = npt.NDArray[np.float64]
-
-OptimizerFactory = Callable[[Iterable[nn.Parameter], float, float], Optimizer]
-"""``(parameters, lr, weight_decay) -> optimizer``"""
-
-
-def adamw(parameters: Iterable[nn.Parameter], lr: float, weight_decay: float) -> Optimizer:
-    """AdamW (Loshchilov and Hutter 2019)."""
-    return torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay)
-
-
-@dataclass(frozen=True, slots=True)
-class TrainerConfig:
-    """How every row of an engine is built and trained."""
-
-    device: str = "cpu"
-    lr: float = 5e-3
-    weight_decay: float = 0.01
-    batch_size: int = 100
-    optimizer: OptimizerFactory = adamw
-    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
-    slot: SlotConfig = field(default_factory=SlotConfig)
-    thresholds: GateThresholds = field(default_factory=GateThresholds)
-    gradient_samples: int = 2
-    """Training steps per epoch at which gradient norms are measured."""
-    evaluation_batch: int = 1024
-    """Most examples in one evaluation pass."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,24 +44,24 @@ class Evaluation:
 class Trainer:
     """One growing model with all it needs to learn. Knows nothing of policies, gates or episodes."""
 
-    def __init__(self, spec: RowSpec, task: TaskSpec, config: TrainerConfig, on_telemetry: Sink) -> None:
-        self.task, self.config = task, config
+    def __init__(
+        self, spec: RowSpec, subject: Subject, prepare: Prepare, config: TrainerConfig, on_telemetry: Sink
+    ) -> None:
+        self.subject, self.config = subject, config
         self.max_epochs = spec.max_epochs
         self.streams = Streams(spec.seed)
-        with seeded(derive(spec.seed, "host")):
-            host = task.host()
-        self.sample = task.data.train.inputs[:2].to(config.device)
+        self.material = prepare(spec, self.streams)
         self.model = GrowingModel.wrap(
-            host.to(config.device),
-            task.sites,
-            self.sample,
+            self.material.host,
+            subject.sites,
+            self.material.sample,
             thresholds=config.thresholds,
             config=config.slot,
             on_telemetry=on_telemetry,
         )
         self.host_parameters = [p for p in self.model.host_parameters() if p.requires_grad]
-        self.optimizer = config.optimizer(self.host_parameters, config.lr, config.weight_decay)
-        self.batches = Batches(task.data.train, config.batch_size, self.streams, augment=task.augment)
+        self.optimizer = self.material.optimizer
+        self.batches = self.material.batches
         self.ledger = Ledger()
         self.completed = 0
         """Epochs trained so far; a rollback takes it back."""
@@ -127,10 +96,12 @@ class Trainer:
         """MACs per example of the present topology with every live seed in play."""
         if self._macs is None:
             seeds = {slot_id: slot.seed for slot_id, slot in self.model.slots.items() if slot.seed is not None}
+            split = self.material.splits["validation"]
+            inputs = split.inputs[:2].to(self.config.device)
             with self.model.alphas(dict.fromkeys(seeds, 1.0)):
                 self._macs = ledger.count(
-                    lambda: self.model(self.sample),
-                    len(self.sample),
+                    lambda: self.material.forward(self.model, inputs),
+                    len(inputs),
                     seeds,
                     model=self.model,
                 )
@@ -142,6 +113,7 @@ class Trainer:
         tensors = {f"model/{name}": tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
         tensors |= {f"optimizer/{name}": tensor for name, tensor in optimizer.tensors.items()}
         tensors |= {f"stream/{name}": tensor for name, tensor in self.streams.state().items()}
+        tensors |= {f"batches/{name}": tensor for name, tensor in self.batches.state().items()}
         return {
             "tensors": tensors,
             "plain": {
@@ -157,7 +129,7 @@ class Trainer:
     def load(self, state: Mapping[str, Any]) -> None:
         """Undo of :meth:`state`, also from another topology."""
         plain = state["plain"]
-        parts: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}, "stream": {}}
+        parts: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}, "stream": {}, "batches": {}}
         for name, tensor in state["tensors"].items():
             part, _, rest = name.partition("/")
             parts[part][rest] = tensor
@@ -171,6 +143,7 @@ class Trainer:
         saved = surgery.OptimizerState(parts["optimizer"], plain["optimizer"])
         surgery.load_named_state(self.optimizer, self.model.named_parameters(), saved)
         self.streams.load(parts["stream"])
+        self.batches.load(parts["batches"])
         self.completed = int(plain["completed"])
         self.past_births = list(plain["past_births"])
         self.ledger = Ledger.load(plain["ledger"])
@@ -224,14 +197,15 @@ class Trainer:
         """Gradients of everything in the forward path, then those of the seeds that learn behind it."""
 
         def criterion(output: Any) -> Tensor:
-            return self.task.loss(output, targets).mean()
+            return self.material.criterion(output, targets)
 
+        forward = self.material.forward
         if not probing:
-            loss = criterion(self.model(inputs))
+            loss = criterion(forward(self.model, inputs))
             torch.autograd.backward(loss)
             return loss.detach()
         with self.model.record(probing) as tape:
-            loss = criterion(self.model(inputs))
+            loss = criterion(forward(self.model, inputs))
         torch.autograd.backward(loss)
         for slot in probing:
             probe_backward(self.model, tape, criterion, slot)
@@ -287,7 +261,7 @@ class Trainer:
     def evaluate(self, configs: Sequence[AlphaConfig], split: str) -> Evaluation:
         """Metric and loss under each configuration, without a trace in model, buffers or random state."""
         started = time.perf_counter()
-        data: Split = getattr(self.task.data, split)
+        data = self.material.splits[split]
         losses: list[list[Tensor]] = [[] for _ in configs]
         scores: list[list[Tensor]] = [[] for _ in configs]
         passes, shared, examples = 0.0, False, len(data)
@@ -296,10 +270,10 @@ class Trainer:
             for begin in range(0, examples, self.config.evaluation_batch):
                 chunk = slice(begin, begin + self.config.evaluation_batch)
                 inputs, targets = data.inputs[chunk].to(self.config.device), data.targets[chunk].to(self.config.device)
-                run = evaluate_configs(self.model, inputs, configs)
+                run = evaluate_configs(self.model, inputs, configs, self.material.forward)
                 for i, output in enumerate(run.outputs):
-                    losses[i].append(self.task.loss(output, targets))
-                    scores[i].append(self.task.score(output, targets))
+                    losses[i].append(self.subject.loss(output, targets))
+                    scores[i].append(self.subject.score(output, targets))
                 passes += run.passes * len(targets) / examples
                 shared = shared or run.shared
         metric, metric_se = _summary([torch.cat(parts) for parts in scores])

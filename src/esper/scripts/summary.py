@@ -1,0 +1,93 @@
+"""What a person sees at the end of a run: the arms, what was grown and why it was kept or pruned, where things are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from esper.karn.evidence import EndTable, SeedLife
+from esper.karn.report import difference_line, read_evidence, with_interval, write_report
+from esper.karn.words import ABSENT
+
+SEEDS_SHOWN = 12
+PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+
+
+def print_summary(directory: Path, console: Console) -> None:
+    """Print the end table from the journal and write the report."""
+    evidence, damage = read_evidence(directory)
+    console.print()
+    console.print(arms_table(evidence.table))
+    for difference in evidence.table.differences:
+        console.print(Text(difference_line(difference, evidence.table)), soft_wrap=True)
+    grown = [seed for seed in evidence.seeds if evidence.table.arms and seed.arm == evidence.table.arms[0].arm]
+    if grown:
+        console.print()
+        console.print(seeds_table(grown))
+        if len(grown) > SEEDS_SHOWN:
+            console.print(Text(f"{len(grown) - SEEDS_SHOWN} more stand in the report.", style="dim"))
+    for problem in damage:
+        console.print(Text(f"journal: {problem}", style="yellow"), soft_wrap=True)
+    report = write_report(directory)
+    console.print()
+    places = [("run", directory), ("report", report)]
+    if (directory / "model").is_dir():
+        places.append(("model", directory / "model"))
+    for name, path in places:
+        console.print(Text.assemble((f"{name:<7}", "dim"), str(path)), soft_wrap=True)
+
+
+def arms_table(table: EndTable) -> Table:
+    """One line per arm: means over episodes with 95 % intervals."""
+    unit = f" {table.unit}" if table.unit else ""
+    view = Table(
+        box=box.SIMPLE_HEAD, title="means over episodes, 95 % intervals", title_style="dim", title_justify="left"
+    )
+    view.add_column("arm", style="bold")
+    for heading in (f"test {table.metric}{unit}", "parameters", "MACs to run", "MACs spent", "kept", "episodes"):
+        view.add_column(heading, justify="right")
+    for arm in table.arms:
+        view.add_row(
+            arm.arm,
+            with_interval(arm.test),
+            ABSENT if arm.parameters is None else f"{arm.parameters:,.0f}",
+            short(arm.inference_macs),
+            short(arm.total_macs),
+            ABSENT if arm.seeds_kept is None else f"{arm.seeds_kept:.1f}",
+            str(arm.episodes),
+        )
+    return view
+
+
+def seeds_table(seeds: list[SeedLife]) -> Table:
+    """One line per seed of the policy's arm: what became of it, and why."""
+    view = Table(box=box.SIMPLE_HEAD, title="what was grown", title_style="dim", title_justify="left")
+    for heading in ("episode", "slot", "blueprint", "epochs", "outcome", "why"):
+        view.add_column(heading, overflow="fold", justify="right" if heading in ("episode", "epochs") else "left")
+    styles = {"kept": "green", "fossilized": "green", "pruned": "magenta"}
+    for seed in seeds[:SEEDS_SHOWN]:
+        began = "?" if seed.germinated_epoch is None else str(seed.germinated_epoch)
+        ended = "" if seed.end_epoch is None else f"–{seed.end_epoch}"
+        view.add_row(
+            str(seed.episode + 1),
+            seed.slot,
+            seed.blueprint or "?",
+            began + ended,
+            Text(seed.outcome, style=styles.get(seed.outcome, "yellow")),
+            Text(seed.reason),
+        )
+    return view
+
+
+def short(value: float | None) -> str:
+    """``1.2 G``; three significant digits."""
+    if value is None:
+        return ABSENT
+    for size, prefix in PREFIXES:
+        if value >= size:
+            return f"{value / size:.3g} {prefix}"
+    return f"{value:.3g}"

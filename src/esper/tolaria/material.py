@@ -1,0 +1,121 @@
+"""What one row trains with: a fresh host, its optimizer, its batches and the splits it is judged on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from esper.kasmina.gates import GateThresholds
+from esper.kasmina.slot import SlotConfig
+from esper.leyline import Metric, RowSpec
+from esper.tasks.base import BatchSource, PerExample, Split, TaskSpec
+from esper.tasks.pipeline import Batches
+from esper.tolaria.rng import Streams, derive, seeded
+from esper.tolaria.schedules import ScheduleConfig
+
+OptimizerFactory = Callable[[Iterable[nn.Parameter], float, float], Optimizer]
+"""``(parameters, lr, weight_decay) -> optimizer``"""
+
+Forward = Callable[[nn.Module, Any], Any]
+"""``(model, inputs) -> output``"""
+
+
+def adamw(parameters: Iterable[nn.Parameter], lr: float, weight_decay: float) -> Optimizer:
+    """AdamW (Loshchilov and Hutter 2019)."""
+    return torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay)
+
+
+def call(model: nn.Module, inputs: Any) -> Any:
+    """The plain way to run a model."""
+    return model(inputs)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainerConfig:
+    """How every row of an engine is built and trained."""
+
+    device: str = "cpu"
+    lr: float = 5e-3
+    weight_decay: float = 0.01
+    batch_size: int = 100
+    optimizer: OptimizerFactory = adamw
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    slot: SlotConfig = field(default_factory=SlotConfig)
+    thresholds: GateThresholds = field(default_factory=GateThresholds)
+    gradient_samples: int = 2
+    """Training steps per epoch at which gradient norms are measured."""
+    evaluation_batch: int = 1024
+    """Most examples in one evaluation pass."""
+
+
+class Subject(Protocol):
+    """What is grown, where, and how it is judged. A :class:`TaskSpec` is one."""
+
+    @property
+    def metric(self) -> Metric:
+        """What the subject is scored by."""
+
+    @property
+    def sites(self) -> Any:
+        """Where slots sit, as :meth:`GrowingModel.wrap` takes it."""
+
+    @property
+    def blueprints(self) -> tuple[str, ...]:
+        """What may grow."""
+
+    @property
+    def loss(self) -> PerExample:
+        """Per-example losses for evaluation."""
+
+    @property
+    def score(self) -> PerExample:
+        """Per-example scores whose mean is the metric."""
+
+
+@dataclass(frozen=True, slots=True)
+class Material:
+    """One row's own: nothing in it is shared with another row except data."""
+
+    host: nn.Module
+    optimizer: Optimizer
+    batches: BatchSource
+    splits: Mapping[str, Split]
+    """``validation`` and ``test``."""
+    sample: Any
+    """A few inputs as the host takes them, for trial passes."""
+    criterion: Callable[[Any, Tensor], Tensor]
+    """``(output, targets) -> scalar`` training loss."""
+    forward: Forward = call
+
+
+Prepare = Callable[[RowSpec, Streams], Material]
+"""Makes a row's material. The same seed gives the same weights and the same order of examples."""
+
+
+def from_task(task: TaskSpec, config: TrainerConfig) -> Prepare:
+    """Material of a task: a host from its factory, AdamW, batches in memory."""
+
+    def criterion(output: Any, targets: Tensor) -> Tensor:
+        return task.loss(output, targets).mean()
+
+    splits = {name: split.to(config.device) for name, split in task.data.splits().items()}
+
+    def prepare(spec: RowSpec, streams: Streams) -> Material:
+        with seeded(derive(spec.seed, "host")):
+            host = task.host().to(config.device)
+        trained = [p for p in host.parameters() if p.requires_grad]
+        return Material(
+            host=host,
+            optimizer=config.optimizer(trained, config.lr, config.weight_decay),
+            batches=Batches(splits["train"], config.batch_size, streams, augment=task.augment),
+            splits=splits,
+            sample=splits["train"].inputs[:2],
+            criterion=criterion,
+        )
+
+    return prepare
