@@ -127,6 +127,12 @@ def test_it_blends_only_what_certainly_helps_for_long_enough() -> None:
     assert decide(busy(training(0.5, se=0.4)))[0] == WAIT
 
 
+@pytest.mark.parametrize(("epoch", "blends"), [(26, True), (27, False)])
+def test_it_blends_nothing_in_that_would_be_lost_at_the_end(epoch: int, blends: bool) -> None:
+    ready = replace(training(0.5), probe_gain_loss=measured(0.5, 0.01, epoch))
+    assert (decide(busy(ready, epoch=epoch))[0].op is Op.ADVANCE) == blends
+
+
 def test_evidence_from_before_the_stage_counts_for_nothing() -> None:
     old = replace(holding(5.0, 0.5), removal_cost=measured(5.0, 0.1, epoch=2))
     assert decide(busy(old, epoch=5))[0] == WAIT

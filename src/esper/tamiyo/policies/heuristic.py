@@ -78,8 +78,10 @@ class HeuristicPolicy(RowPolicy):
                 yield _prune(slot, "the host would be better without it", name, fact.value)
 
     def _blend(self, view: RowView) -> Iterator[Decision]:
-        """Seeds behind the host that would pass G2."""
-        return self._through(view, SeedStage.TRAINING)
+        """Seeds behind the host that would pass G2, while there is time for G5: what is not kept is lost at the end."""
+        time_to_hold = self.config.tempo + self.config.thresholds.min_holding_epochs
+        if view.max_epochs - view.epoch > time_to_hold:
+            yield from self._through(view, SeedStage.TRAINING)
 
     def _keep(self, view: RowView) -> Iterator[Decision]:
         """Seeds in the host that would pass G5."""
