@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from esper.kasmina.auto import auto_sites
 from esper.kasmina.gates import GateThresholds
 from esper.kasmina.probe import Place, Sample, Site, arguments, survey
-from esper.kasmina.replay import Tape, prove, running, same
+from esper.kasmina.replay import Tape, prove, running, same, same_bits
 from esper.kasmina.slot import SeedSlot, SlotConfig
 from esper.kasmina.tap import Tap, tap_of
 from esper.kasmina.trial import device_of, random_kept, trial
@@ -110,12 +110,13 @@ class GrowingModel(nn.Module):
                 return self.host(*args, **kwargs)
 
         with trial(self.host):
-            buffers = [(buffer, buffer._version) for buffer in self.host.buffers()]
+            buffers = [(buffer, buffer.clone()) for buffer in self.host.buffers()]
             bare = output()
-            self.writes_buffers = any(buffer._version != version for buffer, version in buffers)
+            self.writes_buffers = not all(same_bits(buffer, before) for buffer, before in buffers)
             for slot_id, tap in self.taps.items():
                 tap.attach(self.sites[slot_id])
-            if not same(output(), bare):
+            minds = any(isinstance(module, nn.TransformerEncoderLayer) for module in self.host.modules())
+            if minds or not same(output(), bare):  # a module that computes otherwise when there are hooks
                 for slot_id, tap in self.taps.items():
                     tap.attach_inside(self.sites[slot_id])
         try:
@@ -134,6 +135,13 @@ class GrowingModel(nn.Module):
         if self._tape is not None:
             self._tape.again = lambda: self.host(*args, **kwargs)
         return self.host(*args, **kwargs)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> GrowingModel:
+        """What ``to``, ``cuda`` and their like do; seeds to come are built where the host is now."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for slot in self.slots.values():
+            slot.device = device_of(self.host)
+        return self
 
     def check_slots(self, named: Mapping[str, Any] | Sequence[str]) -> None:
         """Raise ``UsageError`` unless every name is a slot's."""

@@ -11,13 +11,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
+from esper.kasmina.macs import counted
 from esper.kasmina.probe import Sample, arguments
 from esper.kasmina.structure import mapped, tensors
 from esper.kasmina.tap import Forward, Tap, substituted, untapped_forward
@@ -62,7 +63,7 @@ class Tape:
 
     def recorders(self, players: dict[nn.Module, Forward]) -> dict[nn.Module, Forward]:
         """A stand-in for each module in front of the slots that keeps what it, or its player, gives."""
-        modules = {module for slot_id in self.slot_ids for module, _ in self.model.cuts[slot_id]}
+        modules = dict.fromkeys(module for slot_id in self.slot_ids for module, _ in self.model.cuts[slot_id])
         return {module: self._recorder(module, players.get(module) or untapped_forward(module)) for module in modules}
 
     def _recorder(self, module: nn.Module, inner: Forward) -> Forward:
@@ -182,7 +183,8 @@ def evaluate_configs(
         if model.writes_buffers:
             stack.enter_context(buffers_kept(model))
         walk = _Walk(model, call, live)
-        walk.solve(list(dict.fromkeys(keys)), None, {})
+        if keys:
+            walk.solve(list(dict.fromkeys(keys)), None, {})
     outputs = [walk.outputs[key] for key in keys]
     return Evaluated(outputs, walk.passes, len(walk.starts), any(start is not None for _, start in walk.starts))
 
@@ -261,33 +263,23 @@ def seed_macs(model: GrowingModel, slot_id: str) -> int:
     assert seed is not None
     if seed not in model.seed_macs:
         place = model.places[slot_id]
-        feature = torch.zeros(place.shape, device=place.device, dtype=place.dtype)
+        feature = torch.zeros(place.shape, device=device_of(model), dtype=place.dtype)
         with trial(seed):
-            model.seed_macs[seed] = counted(lambda: seed(feature))[1]
+            model.seed_macs[seed] = counted(lambda: seed(feature))
     return model.seed_macs[seed]
 
 
-def counted(run: Callable[[], Any]) -> tuple[Any, int]:
-    """What ``run`` returns and the multiply-accumulates of its matrix products, convolutions and attention."""
-    with FlopCounterMode(display=False) as counter:
-        result = run()
-    return result, counter.get_total_flops() // 2
-
-
 def same(one: Any, other: Any) -> bool:
-    """Whether all tensors in two outputs agree bit for bit (NaN with NaN)."""
-    pairs = list(zip(tensors(one), tensors(other), strict=False))
-    return len(list(tensors(one))) == len(list(tensors(other))) and all(
-        path == other_path and a.shape == b.shape and a.dtype == b.dtype and _same_bits(a, b)
-        for (path, a), (other_path, b) in pairs
-    )
+    """Whether two outputs hold the same tensors, bit for bit, in the same places."""
+    left, right = dict(tensors(one)), dict(tensors(other))
+    return list(left) == list(right) and all(same_bits(left[path], right[path]) for path in left)
 
 
-def _same_bits(a: Tensor, b: Tensor) -> bool:
-    return bool(
-        torch.equal(a, b)
-        or (a.is_floating_point() and torch.equal(a.isnan(), b.isnan()) and torch.equal(a.nan_to_num(), b.nan_to_num()))
-    )
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors agree in shape, type and every bit (-0.0 is not 0.0)."""
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    return torch.equal(*(tensor.reshape(-1).contiguous().view(torch.uint8) for tensor in (a, b)))
 
 
 class _Noise:
@@ -323,8 +315,7 @@ def prove(model: GrowingModel, sample: Sample) -> Proof:
 
     with trial(model):
         plain = whole()
-        with torch.enable_grad():
-            _, macs = counted(whole)
+        macs = counted(whole)
         tape = Tape(model, model.slots)
         model.sharing = dict.fromkeys(model.slots, True)
         with running(model, None, tape):
@@ -341,6 +332,5 @@ def prove(model: GrowingModel, sample: Sample) -> Proof:
                 replayed = [tape.replay(slot_id) for _ in range(2)] if shared else []
             sharing[slot_id] = shared and tape.shared(slot_id) and all(same(each, reference) for each in replayed)
             if sharing[slot_id]:
-                with torch.enable_grad():
-                    behind[slot_id] = counted(lambda slot_id=slot_id: tape.replay(slot_id))[1]  # type: ignore[misc]
+                behind[slot_id] = counted(partial(tape.replay, slot_id))
     return Proof(sharing, macs, behind)

@@ -37,23 +37,23 @@ def random_kept(device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def buffers_kept(module: nn.Module, but: nn.Module | None = None) -> Iterator[None]:
-    """The module's buffers are afterwards as before, except those of its submodule ``but``."""
+    """Within, the module works on copies of its buffers, except for those of its submodule ``but``."""
     spared = set() if but is None else set(but.modules())
     kept = [
-        (owner, name, buffer, buffer._version, buffer.clone())
+        (owner, name, buffer)
         for owner in module.modules()
         if owner._buffers and owner not in spared
         for name, buffer in owner._buffers.items()
         if buffer is not None
     ]
+    copies = {buffer: buffer.clone() for _, _, buffer in kept}
     try:
+        for owner, name, buffer in kept:
+            owner._buffers[name] = copies[buffer]
         yield
     finally:
-        with torch.no_grad():
-            for owner, name, buffer, version, value in kept:
-                if buffer._version != version:
-                    buffer.copy_(value)
-                owner._buffers[name] = buffer
+        for owner, name, buffer in kept:
+            owner._buffers[name] = buffer
 
 
 @contextmanager
