@@ -13,7 +13,7 @@ from typing import Any, Final, Self
 
 from esper.leyline import REGISTRY, Delivery, EsperError, Sink, TelemetryEvent, TelemetryEventType, UsageError
 from esper.nissa.levels import Level, suppressed
-from esper.nissa.outlets import Background, Direct, Outlet, SinkStalled
+from esper.nissa.outlets import Background, Direct, Outlet, QueueLimits, SinkStalled
 
 _LOG = logging.getLogger("esper.nissa")
 _FAILED: Final = "sink_failed"
@@ -106,7 +106,7 @@ class NissaHub:
         self._report_at = 0.0
         self._sampled: dict[TelemetryEventType, int] = {}
         self._lock = threading.RLock()
-        self._announced = False
+        self._ready = False
         self._closed = False
         self._set_rules()
 
@@ -125,8 +125,8 @@ class NissaHub:
                 raise UsageError(f"there is a telemetry sink {label!r} already")
             must = bool(getattr(sink, "required", False)) if required is None else required
             if background:
-                limits = self._config.queue_events, self._config.patience_seconds
-                self._outlets.append(Background(label, sink, must, *limits, on_drop=self._count_drop))
+                limits = QueueLimits(self._config.queue_events, self._config.patience_seconds)
+                self._outlets.append(Background(label, sink, must, limits, self._delivery, self._count_drop))
             else:
                 self._outlets.append(Direct(label, sink, must))
 
@@ -148,18 +148,12 @@ class NissaHub:
 
         Raises :class:`TelemetryError` when a required sink fails on it.
         """
-        kind = event.event_type
         with self._lock:
-            if self._closed:
-                raise TelemetryError(f"{kind.name} was emitted after the telemetry hub was closed")
-            if not self._announced:
-                self._announce()
-            if kind in self._suppressed:
+            if not self._ready:
+                self._begin(event)
+            if event.event_type in self._not_all_told and not self._admit(event):
                 return
-            if kind in self._to_sample and not self._sample(event):
-                return
-            self._stamp(event)
-            self._deliver(event, self._delivery[kind])
+            self._send(event)
             if self._unreported and time.monotonic() >= self._report_at:
                 self._report_drops()
 
@@ -193,6 +187,7 @@ class NissaHub:
                 except TelemetryError as failure:
                     failures.append(failure)
             self._closed = True
+            self._ready = False
             if failures:
                 raise failures[0]
 
@@ -206,10 +201,16 @@ class NissaHub:
 
     def _set_rules(self) -> None:
         self._suppressed = suppressed(self.level, self.lifecycle_only, self._delivery)
-        self._to_sample = frozenset(kind for kind, how in self._delivery.items() if how is Delivery.SAMPLED)
+        sampled = {kind for kind, how in self._delivery.items() if how is Delivery.SAMPLED}
+        self._not_all_told = self._suppressed | sampled
+
+    def _begin(self, event: TelemetryEvent) -> None:
+        if self._closed:
+            raise TelemetryError(f"{event.event_type.name} was emitted after the telemetry hub was closed")
+        self._announce()
 
     def _announce(self) -> None:
-        self._announced = True
+        self._ready = True
         self._send(
             TelemetryEvent(
                 event_type=TelemetryEventType.TELEMETRY_LEVEL_SET,
@@ -222,10 +223,6 @@ class NissaHub:
         )
 
     def _send(self, event: TelemetryEvent) -> None:
-        self._stamp(event)
-        self._deliver(event, Delivery.MUST_KEEP)
-
-    def _stamp(self, event: TelemetryEvent) -> None:
         if event.seq is None:
             self.last_seq += 1
             event.seq = self.last_seq
@@ -234,12 +231,10 @@ class NissaHub:
             event.timestamp = time.time()
         if event.t_mono is None:
             event.t_mono = time.monotonic()
-
-    def _deliver(self, event: TelemetryEvent, how: Delivery) -> None:
         failed: list[tuple[Outlet, Exception]] = []
         for outlet in self._outlets:
             try:
-                outlet.deliver(event, how)
+                outlet.deliver(event)
             except Exception as error:
                 failed.append((outlet, error))
         for name in self._detached:
@@ -269,13 +264,17 @@ class NissaHub:
         _LOG.error("%s; it was detached", message)
         self._report_drops(message)
 
-    def _sample(self, event: TelemetryEvent) -> bool:
-        turn = self._sampled.get(event.event_type, 0)
-        self._sampled[event.event_type] = turn + 1
-        if turn % self._config.sample_every == 0:
-            return True
-        self._count_drop("*", event, "sampled")
-        return False
+    def _admit(self, event: TelemetryEvent) -> bool:
+        """Whether an event of a type that is suppressed or sampled is told."""
+        kind = event.event_type
+        if kind in self._suppressed:
+            return False
+        turn = self._sampled.get(kind, 0)
+        self._sampled[kind] = turn + 1
+        if turn % self._config.sample_every:
+            self._count_drop("*", event, "sampled")
+            return False
+        return True
 
     def _count_drop(self, sink: str, event: TelemetryEvent, reason: str) -> None:
         key = (sink, event.event_type.name, reason)

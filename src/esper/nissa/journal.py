@@ -57,7 +57,7 @@ class Supersede:
 class JournalConfig:
     """When a batch is written, synced and when a segment is full."""
 
-    batch_events: int = 512
+    batch_events: int = 128
     batch_bytes: int = 1 << 20
     batch_seconds: float = 0.1
     """How long an event may wait for its commit. A killed process loses at most this."""
@@ -93,7 +93,8 @@ class JournalWriter:
         """Events committed by this writer."""
         self._config = config or JournalConfig()
         self._buffer: list[bytes] = []
-        self._buffer_bytes = 0
+        self._room = self._config.batch_bytes
+        self._batch_events = self._config.batch_events
         self._last_seq: int | None = None
         self._sync_soon = False
         self._urgent = False
@@ -121,13 +122,13 @@ class JournalWriter:
         with self._buffer_lock:
             if self._failure is not None:
                 raise self._failure
-            self._buffer.append(line)
-            self._buffer_bytes += len(line)
-            if event.seq is not None:
-                self._last_seq = event.seq
+            buffer = self._buffer
+            buffer.append(line)
+            self._room -= len(line)
+            self._last_seq = event.seq
             if event.event_type in SYNC_ON:
                 self._sync_soon = True
-            full = len(self._buffer) >= self._config.batch_events or self._buffer_bytes >= self._config.batch_bytes
+            full = self._room <= 0 or len(buffer) >= self._batch_events
         if full:
             self.flush()
 
@@ -236,7 +237,7 @@ class JournalWriter:
         with self._buffer_lock:
             if self._failure is not None:
                 raise self._failure
-            lines, self._buffer, self._buffer_bytes = self._buffer, [], 0
+            lines, self._buffer, self._room = self._buffer, [], self._config.batch_bytes
             last_seq = self._last_seq
             self._urgent |= self._sync_soon
             self._sync_soon = False

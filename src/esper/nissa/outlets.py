@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 
-from esper.leyline import Delivery, Sink, TelemetryEvent
+from esper.leyline import Delivery, Sink, TelemetryEvent, TelemetryEventType
 
 OnDrop = Callable[[str, TelemetryEvent, str], None]
 
@@ -16,14 +17,23 @@ class SinkStalled(Exception):
     """A background sink did not take a must-keep event in time."""
 
 
+@dataclass(frozen=True, slots=True)
+class QueueLimits:
+    """Of a background sink: how many events may wait, and how long a must-keep one waits for room."""
+
+    events: int
+    patience_seconds: float
+
+
 class Outlet(Protocol):
     """One sink as the hub sees it. What the sink raises comes out of these calls."""
 
     name: str
     required: bool
 
-    def deliver(self, event: TelemetryEvent, how: Delivery) -> None:
-        """Hand over or queue one event."""
+    @property
+    def deliver(self) -> Sink:
+        """What hands over or queues one event."""
 
     def flush(self, barrier: bool) -> None:
         """Return when everything delivered so far has been handled; with ``barrier`` when it is durable."""
@@ -41,10 +51,8 @@ class Direct:
     def __init__(self, name: str, sink: Sink, required: bool) -> None:
         self.name = name
         self.required = required
+        self.deliver = sink
         self._sink = sink
-
-    def deliver(self, event: TelemetryEvent, how: Delivery) -> None:
-        self._sink(event)
 
     def flush(self, barrier: bool) -> None:
         _call(self._sink, "sync" if barrier and hasattr(self._sink, "sync") else "flush")
@@ -65,13 +73,20 @@ class Background:
     """
 
     def __init__(
-        self, name: str, sink: Sink, required: bool, capacity: int, patience: float, *, on_drop: OnDrop
+        self,
+        name: str,
+        sink: Sink,
+        required: bool,
+        limits: QueueLimits,
+        delivery: Mapping[TelemetryEventType, Delivery],
+        on_drop: OnDrop,
     ) -> None:
         self.name = name
         self.required = required
         self._sink = sink
-        self._capacity = capacity
-        self._patience = patience
+        self._capacity = limits.events
+        self._patience = limits.patience_seconds
+        self._delivery = delivery
         self._on_drop = on_drop
         self._queue: dict[tuple[Any, ...], TelemetryEvent] = {}
         self._number = 0
@@ -82,7 +97,9 @@ class Background:
         self._thread = threading.Thread(target=self._work, name=f"esper-sink-{name}", daemon=True)
         self._thread.start()
 
-    def deliver(self, event: TelemetryEvent, how: Delivery) -> None:
+    def deliver(self, event: TelemetryEvent) -> None:
+        """Queue the event. Raises :class:`SinkStalled`, or what the sink raised on an earlier one."""
+        how = self._delivery[event.event_type]
         with self._changed:
             self._raise_if_failed()
             self._number += 1

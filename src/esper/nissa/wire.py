@@ -125,11 +125,11 @@ def _ready(values: Iterable[Any]) -> bool:
     """Whether msgspec writes these just as the wire has them: no ``None``, no non-finite float, nothing unusual."""
     for value in values:
         kind = type(value)
-        if kind in _EXACT:
-            continue
         if kind is float:
             if value - value:  # NaN for NaN and the infinities, 0.0 for every other float
                 return False
+        elif kind in _EXACT:
+            continue
         elif kind is dict:
             if not _ready(value.values()):
                 return False
