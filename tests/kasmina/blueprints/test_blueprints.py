@@ -10,6 +10,8 @@ from torch import Tensor
 
 from esper.kasmina.birth import parameter_count
 from esper.kasmina.blueprints import build, get, names
+from esper.kasmina.blueprints.convolution import groups
+from esper.kasmina.blueprints.features import heads
 from esper.kasmina.isolation import isolate
 from esper.kasmina.layout import Layout
 from esper.kasmina.slot import SeedSlot, SlotConfig
@@ -120,3 +122,13 @@ def test_attention_over_the_whole_sequence_does_read_it() -> None:
 def test_isolate_hands_on_a_contiguous_input() -> None:
     h = feature(Layout.NCHW, 8).to(memory_format=torch.channels_last).requires_grad_()
     assert isolate(h).is_contiguous() and not isolate(h).requires_grad
+
+
+@pytest.mark.parametrize(("channels", "wanted"), [(1, 1), (2, 1), (7, 1), (8, 4), (12, 6), (64, 8), (9, 3)])
+def test_groups_divide_the_channels_and_leave_two_in_each(channels: int, wanted: int) -> None:
+    assert groups(channels) == wanted
+
+
+@pytest.mark.parametrize(("channels", "wanted"), [(1, 1), (8, 1), (16, 2), (24, 3), (64, 8), (384, 8), (7, 1)])
+def test_heads_divide_the_channels_and_are_eight_wide(channels: int, wanted: int) -> None:
+    assert heads(channels) == wanted
