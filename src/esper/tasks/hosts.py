@@ -53,3 +53,95 @@ class PointwiseHost2d(nn.Module):
         h_BCHW = self.pool(self.block1(h_BCHW))
         logits: torch.Tensor = self.head(self.block2(h_BCHW).flatten(1))
         return logits
+
+
+class ConvHost(nn.Module):
+    """Three convolutional blocks with batch normalisation on colour pictures, given as bytes.
+
+    ``x_BCHW`` uint8, 3 channels of 0 to 255 ``-> logits [B, classes]``. The host normalises by itself, so that pictures
+    stay a byte a pixel in memory and an exported model takes them raw. Blocks 0 and 1 are followed by a max pool of 2,
+    block 2 by the mean over positions; slots sit on the blocks' outputs.
+    """
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(self, classes: int, channels: int, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        super().__init__()
+
+        def block(inputs: int) -> nn.Sequential:
+            convolution = nn.Conv2d(inputs, channels, 3, padding=1, bias=False)
+            return nn.Sequential(convolution, nn.BatchNorm2d(channels), nn.ReLU())
+
+        self.register_buffer("mean", torch.tensor(mean).reshape(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(std).reshape(1, -1, 1, 1))
+        self.block0, self.block1, self.block2 = block(len(mean)), block(channels), block(channels)
+        self.pool = nn.MaxPool2d(2)
+        self.head = nn.Linear(channels, classes)
+
+    def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:
+        h_BCHW = (x_BCHW.to(self.mean.dtype) - self.mean) / self.std
+        h_BCHW = self.pool(self.block0(h_BCHW))
+        h_BCHW = self.pool(self.block1(h_BCHW))
+        logits: torch.Tensor = self.head(self.block2(h_BCHW).mean(dim=(2, 3)))
+        return logits
+
+
+class CharTransformer(nn.Module):
+    """Pre-norm transformer that predicts the next character and sees only those before it.
+
+    ``x_BT`` int64 ``-> logits [B, T, characters]``. Slots sit on the blocks' outputs.
+    """
+
+    class Block(nn.Module):
+        """Causal self-attention and an MLP, each added to the stream ``h_BTC``."""
+
+        future: torch.Tensor
+
+        def __init__(self, channels: int, heads: int, hidden: int, length: int) -> None:
+            super().__init__()
+            self.heads = heads
+            self.norm_in, self.norm_mlp = nn.LayerNorm(channels), nn.LayerNorm(channels)
+            self.qkv, self.out = nn.Linear(channels, 3 * channels), nn.Linear(channels, channels)
+            self.mlp = nn.Sequential(nn.Linear(channels, hidden), nn.GELU(), nn.Linear(hidden, channels))
+            future = torch.ones(length, length, dtype=torch.bool).triu(1)
+            self.register_buffer("future", future, persistent=False)
+
+        def forward(self, h_BTC: torch.Tensor) -> torch.Tensor:
+            B, T, C = h_BTC.shape
+            qkv = self.qkv(self.norm_in(h_BTC)).reshape(B, T, 3, self.heads, C // self.heads).permute(2, 0, 3, 1, 4)
+            q_BHTD, k_BHTD, v_BHTD = qkv.unbind(0)
+            scores_BHTT = (q_BHTD @ k_BHTD.transpose(-1, -2)) * (C // self.heads) ** -0.5
+            weights_BHTT = scores_BHTT.masked_fill(self.future[:T, :T], float("-inf")).softmax(dim=-1)
+            h_BTC = h_BTC + self.out((weights_BHTT @ v_BHTD).transpose(1, 2).reshape(B, T, C))
+            added_BTC: torch.Tensor = self.mlp(self.norm_mlp(h_BTC))
+            return h_BTC + added_BTC
+
+    def __init__(self, characters: int, length: int, channels: int = 32, heads: int = 2, blocks: int = 2) -> None:
+        super().__init__()
+        self.token = nn.Embedding(characters, channels)
+        self.place = nn.Embedding(length, channels)
+        self.blocks = nn.ModuleList(self.Block(channels, heads, channels, length) for _ in range(blocks))
+        self.norm = nn.LayerNorm(channels)
+        self.head = nn.Linear(channels, characters)
+
+    def forward(self, x_BT: torch.Tensor) -> torch.Tensor:
+        h_BTC = self.token(x_BT) + self.place.weight[: x_BT.shape[1]]
+        for block in self.blocks:
+            h_BTC = block(h_BTC)
+        logits: torch.Tensor = self.head(self.norm(h_BTC))
+        return logits
+
+
+class TabularHost(nn.Module):
+    """Two hidden layers on a row of numbers: ``x_BC -> prediction [B]``. Slots sit on the blocks' outputs."""
+
+    def __init__(self, columns: int, channels: int = 8) -> None:
+        super().__init__()
+        self.block0 = nn.Sequential(nn.Linear(columns, channels), nn.GELU())
+        self.block1 = nn.Sequential(nn.Linear(channels, channels), nn.GELU())
+        self.head = nn.Linear(channels, 1)
+
+    def forward(self, x_BC: torch.Tensor) -> torch.Tensor:
+        prediction: torch.Tensor = self.head(self.block1(self.block0(x_BC))).squeeze(1)
+        return prediction

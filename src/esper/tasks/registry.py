@@ -18,7 +18,11 @@ GROUP: Final = "esper.tasks"
 BUILT_IN: Final = MappingProxyType(
     {
         "digits": "esper.tasks.digits:digits",
+        "digits-colour": "esper.tasks.colour:digits_colour",
         "mnist1d": "esper.tasks.mnist1d:mnist1d",
+        "text": "esper.tasks.text:text",
+        "cifar10": "esper.tasks.cifar10:cifar10",
+        "diabetes": "esper.tasks.examples:diabetes",
     }
 )
 """Name -> ``module:attribute`` of a function that returns a ``TaskSpec``."""

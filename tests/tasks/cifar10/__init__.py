@@ -1,0 +1,1 @@
+"""Tests of the CIFAR-10 task, on tiny files made here."""
