@@ -211,7 +211,8 @@ class MaskedRecall(Recall):
 
     def advance(self, actions: Array) -> tuple[Array, Array, Array]:
         offsets = np.cumsum([0, *self.sizes[:-1]])
-        assert np.take_along_axis(self.legal, actions.reshape(self.cue.shape) + offsets, axis=1).all(), "illegal action"
+        legal = np.take_along_axis(self.legal, actions.reshape(self.cue.shape) + offsets, axis=1)
+        assert legal[~self.ended].all(), "illegal action"
         result = super().advance(actions)
         self._draw()
         return result
