@@ -1,0 +1,346 @@
+"""Overwatch in a terminal: the same snapshot as every face, twice a second.
+
+The board draws only the lines that are seen (Textual's Line API). Colour repeats what marks and words say already.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+from msgspec import UNSET
+
+from esper.karn import plain
+from esper.karn.board import HEAD, row_pieces
+from esper.karn.drawer import drawer_text
+from esper.karn.filter import Filter, parse
+from esper.karn.schema import EnvironmentRow, Snapshot
+from esper.karn.watch import Watch
+from esper.karn.words import duration
+from esper.leyline import DataError, MissingExtraError, UsageError
+
+try:
+    from rich.segment import Segment
+    from rich.style import Style
+    from rich.text import Text
+    from textual.app import App, ComposeResult
+    from textual.binding import Binding, BindingType
+    from textual.containers import VerticalScroll
+    from textual.geometry import Size
+    from textual.scroll_view import ScrollView
+    from textual.strip import Strip
+    from textual.widgets import Input, Static
+except ImportError:
+    raise MissingExtraError("the terminal face", "tui") from None
+
+RATE = 2.0
+"""Frames per second asked for; the header shows what was achieved."""
+SPEEDS = (0.25, 1.0, 4.0, 16.0, 64.0, 256.0)
+
+HELP = """\
+j k, up down   move            Enter  open the environment    Esc  close, clear the filter
+g G            first, last     /      filter                  e    events
+space          play or pause   h l    one event back, on      H L  100 events back, on
+[ ]            slower, faster  0 $    start, end of the run   n    now (live)
+?              this help       q      quit
+
+filter: env=3 stage=blending severity>=warning text"""
+
+STYLES = {
+    "critical": Style(bold=True, reverse=True),
+    "bad": Style(color="red", bold=True),
+    "watch": Style(color="yellow"),
+    "TRAINING": Style(color="cyan"),
+    "BLENDING": Style(color="yellow"),
+    "HOLDING": Style(color="magenta"),
+    "FOSSILIZED": Style(color="green"),
+    "PRUNED": Style(color="red"),
+    "DORMANT": Style(dim=True),
+}
+PLAIN = Style()
+
+
+class Board(ScrollView, can_focus=False):
+    """Environments, outliers first. Keeps the chosen environment chosen while rows move."""
+
+    def __init__(self) -> None:
+        super().__init__(id="board")
+        self.rows: list[EnvironmentRow] = []
+        self.chosen: int | None = None
+
+    def show(self, rows: list[EnvironmentRow]) -> None:
+        """Replace the rows."""
+        self.rows = rows
+        if self.chosen is None and rows:
+            self.chosen = rows[0].env
+        self.virtual_size = Size(200, len(rows))
+        self.refresh()
+
+    @property
+    def place(self) -> int:
+        """Line of the chosen environment; the first one while the filter hides it."""
+        return next((line for line, row in enumerate(self.rows) if row.env == self.chosen), 0)
+
+    def move(self, to: int) -> None:
+        """Choose the environment in line ``to``."""
+        if self.rows:
+            line = max(0, min(to, len(self.rows) - 1))
+            self.chosen = self.rows[line].env
+            top, height = self.scroll_offset.y, max(1, self.size.height)
+            if not top <= line < top + height:
+                self.scroll_to(y=line if line < top else line - height + 1, animate=False)
+            self.refresh()
+
+    def render_line(self, y: int) -> Strip:
+        """One line of the board."""
+        line = y + self.scroll_offset.y
+        if line >= len(self.rows):
+            return Strip.blank(self.size.width)
+        row = self.rows[line]
+        chosen = row.env == self.chosen
+        segments = [Segment(">" if chosen else " ", PLAIN)]
+        segments += [Segment(text, STYLES.get(style, PLAIN)) for text, style in row_pieces(row)]
+        strip = Strip(segments).crop_extend(self.scroll_offset.x, self.scroll_offset.x + self.size.width, PLAIN)
+        return strip.apply_style(Style(underline=True)) if chosen else strip
+
+
+class Overwatch(App[None]):
+    """The terminal face over a :class:`~esper.karn.watch.Watch`."""
+
+    CSS = """
+    #head, #columns, #foot { height: auto; }
+    #columns { text-style: underline; }
+    #drawer { display: none; height: 60%; border-top: solid $accent; }
+    #drawer.open { display: block; }
+    #ask { display: none; }
+    #ask.open { display: block; }
+    """
+    ENABLE_COMMAND_PALETTE = False
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding(keys, action, show=False)
+        for keys, action in (
+            ("j,down", "move(1)"),
+            ("k,up", "move(-1)"),
+            ("pagedown", "move(20)"),
+            ("pageup", "move(-20)"),
+            ("g,home", "move(-1000000)"),
+            ("G,end", "move(1000000)"),
+            ("enter", "open"),
+            ("escape", "close"),
+            ("slash", "ask"),
+            ("e", "events"),
+            ("space", "play"),
+            ("h,left", "step(-1)"),
+            ("l,right", "step(1)"),
+            ("H", "step(-100)"),
+            ("L", "step(100)"),
+            ("left_square_bracket", "speed(-1)"),
+            ("right_square_bracket", "speed(1)"),
+            ("0", "start"),
+            ("dollar_sign", "end"),
+            ("n", "now"),
+            ("question_mark", "help"),
+            ("q", "quit"),
+        )
+    ]
+
+    def __init__(self, viewer: Watch, *, rate: float = RATE, replay: bool = False) -> None:
+        super().__init__()
+        self.viewer = viewer
+        self.snapshot_shown: Snapshot | None = None
+        self.wanted = Filter("", ())
+        self.pane: str | None = None
+        """What the lower pane shows: ``environment``, ``events``, ``help`` or nothing."""
+        self._rate, self._replay = rate, replay
+        self._achieved, self._last = 0.0, time.monotonic()
+
+    def compose(self) -> ComposeResult:
+        """Head, board, drawer, filter line, foot."""
+        yield Static(id="head", markup=False)
+        yield Static(" " + HEAD, id="columns", markup=False)
+        yield Board()
+        with VerticalScroll(id="drawer"):
+            yield Static(id="detail", markup=False)
+        yield Input(placeholder="env=3 stage=blending severity>=warning text", id="ask")
+        yield Static(id="foot", markup=False)
+
+    def on_mount(self) -> None:
+        """Start the clock."""
+        self.query_one("#drawer").can_focus = False
+        if self._replay:
+            self.viewer.play()
+        self.set_interval(1 / self._rate, self.advance)
+        self.advance()
+
+    def advance(self) -> None:
+        """One frame: what is new, shown."""
+        now = time.monotonic()
+        passed, self._last = now - self._last, now
+        if passed > 0:
+            self._achieved = 1 / passed if not self._achieved else 0.8 * self._achieved + 0.2 / passed
+        self.snapshot_shown = self.viewer.tick()
+        self.paint()
+
+    def paint(self) -> None:
+        """Show the snapshot at hand."""
+        shot = self.snapshot_shown
+        if shot is None:
+            return
+        rows = [row for row in plain.ordered(shot) if self.wanted.row(row)]
+        self.query_one(Board).show(rows)
+        self.query_one("#head", Static).update(Text(head_text(shot)))
+        self.query_one("#foot", Static).update(Text(self._foot(shot, len(rows))))
+        if self.pane is not None:
+            self.query_one("#detail", Static).update(Text(self._pane_text(shot)))
+
+    def _foot(self, shot: Snapshot, rows: int) -> str:
+        viewer = self.viewer
+        mode = "live"
+        if viewer.replaying:
+            mode = f"replay {'playing' if viewer.playing else 'paused'} at {viewer.speed:g}x, event {shot.clock.events}"
+        hidden = len(shot.environments) - rows
+        wanted = f"  filter {self.wanted.text!r} hides {hidden}" if self.wanted.terms else ""
+        return f"{mode}  {self._achieved:.1f} frames/s{wanted}  ? help"
+
+    def _pane_text(self, shot: Snapshot) -> str:
+        if self.pane == "help":
+            return HELP
+        if self.pane == "events":
+            items = [item for item in shot.feed if self.wanted.item(item)]
+            lines = [f"[{item.severity}] {_place(item)}{item.text}" for item in reversed(items)]
+            return "\n".join([f"EVENTS  {len(items)} of {len(shot.feed)}, newest first", *lines])
+        chosen = self.query_one(Board).chosen
+        if chosen is None:
+            return "no environment yet"
+        try:
+            return drawer_text(self.viewer.detail(chosen), shot.run.unit)
+        except UsageError as gone:
+            return str(gone)
+
+    def _show_pane(self, pane: str | None) -> None:
+        self.pane = pane
+        self.query_one("#drawer").set_class(pane is not None, "open")
+        self.query_one("#drawer", VerticalScroll).scroll_home(animate=False)
+        self.paint()
+
+    def action_move(self, by: int) -> None:
+        """Choose another environment."""
+        board = self.query_one(Board)
+        board.move(board.place + by)
+        self.paint()
+
+    def action_open(self) -> None:
+        """Open the drawer of the chosen environment."""
+        self._show_pane("environment")
+
+    def action_events(self) -> None:
+        """Show the event feed, or close it."""
+        self._show_pane(None if self.pane == "events" else "events")
+
+    def action_help(self) -> None:
+        """Show the keys, or close them."""
+        self._show_pane(None if self.pane == "help" else "help")
+
+    def action_close(self) -> None:
+        """Close what is open; with nothing open, clear the filter."""
+        ask = self.query_one("#ask", Input)
+        if ask.has_class("open"):
+            self._stop_asking()
+        elif self.pane is not None:
+            self._show_pane(None)
+        else:
+            self.wanted = Filter("", ())
+            self.paint()
+
+    def action_ask(self) -> None:
+        """Type a filter."""
+        ask = self.query_one("#ask", Input)
+        ask.add_class("open")
+        ask.value = self.wanted.text
+        ask.focus()
+
+    def on_input_submitted(self, event: Input.Submitted) -> None:
+        """Use the filter, or say what is wrong with it."""
+        try:
+            self.wanted = parse(event.value)
+        except UsageError as problem:
+            self.query_one("#foot", Static).update(Text(str(problem)))
+            return
+        self._stop_asking()
+        self.paint()
+
+    def _stop_asking(self) -> None:
+        ask = self.query_one("#ask", Input)
+        ask.remove_class("open")
+        self.set_focus(None)
+
+    def action_play(self) -> None:
+        """Play or pause."""
+        if self.viewer.playing:
+            self.viewer.playing = False
+        else:
+            self._try(self.viewer.play)
+
+    def action_step(self, events: int) -> None:
+        """Move by events."""
+        self._try(lambda: self.viewer.step(events))
+
+    def action_speed(self, by: int) -> None:
+        """Another speed of replay."""
+        nearest = min(range(len(SPEEDS)), key=lambda at: abs(SPEEDS[at] - self.viewer.speed))
+        self.viewer.speed = SPEEDS[max(0, min(nearest + by, len(SPEEDS) - 1))]
+        self.paint()
+
+    def action_start(self) -> None:
+        """To the first event."""
+        self._try(lambda: self.viewer.seek(1))
+
+    def action_end(self) -> None:
+        """To the last event."""
+        self._try(lambda: self.viewer.seek(self.viewer.timeline.events))
+
+    def action_now(self) -> None:
+        """Back to live."""
+        self.viewer.live()
+        self.advance()
+
+    def _try(self, move: Callable[[], None]) -> None:
+        """Do it, or say in the foot why it cannot be done (no journal to replay yet)."""
+        try:
+            move()
+        except DataError as problem:
+            self.query_one("#foot", Static).update(Text(str(problem)))
+            return
+        self.advance()
+
+
+def head_text(shot: Snapshot) -> str:
+    """Run, state, pulse, bound, and everything that is wrong, in a few lines."""
+    run, progress = shot.run, shot.run.progress
+    names = " · ".join(str(name) for name in (run.task, run.policy, run.run_id) if name is not UNSET)
+    done = f"{progress.epochs_done} epochs"
+    if progress.share is not UNSET:
+        done += f" ({progress.share:.0%})"
+    if progress.eta_seconds is not UNSET:
+        done += f", {duration(progress.eta_seconds)} left"
+    lines = [f"ESPER  {names or 'no run yet'}  {run.text}  {done}"]
+    if shot.pulse:
+        lines.append("pulse  " + "  ".join(f"{p.name} {plain.shown(p.figure)} [{p.level}]" for p in shot.pulse))
+    lines.append(f"bound  {shot.bound.kind}: {shot.bound.text}. {shot.bound.advice}")
+    lines += [f"JOURNAL {damage.kind}: {damage.text}" for damage in shot.damage[-2:]]
+    lost = sum(drop.count for drop in shot.drops)
+    if lost or shot.missing:
+        lines.append(f"LOST  {lost} dropped, {shot.missing} missing from the sequence")
+    return "\n".join(lines)
+
+
+def run_tui(directory: str | Path, *, replay: bool = False) -> None:
+    """Open the run in ``directory`` in the terminal; with ``replay`` from its first event on."""
+    Overwatch(Watch(directory, open_at_end=replay), replay=replay).run()
+
+
+def _place(item: Any) -> str:
+    parts = [f"{name} {v}" for name in ("env", "epoch", "slot") if (v := getattr(item, name)) is not UNSET]
+    return f"{' '.join(parts)}: " if parts else ""

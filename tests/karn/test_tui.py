@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from esper.karn.drawer import sparkline
+from esper.karn.schema import Curve
+from esper.karn.watch import Watch
+from esper.leyline import TelemetryEvent
+from karn.journals import write_run
+from karn.streams import START, story
+
+pytest.importorskip("textual")
+
+from textual.widgets import Input, Static
+
+from esper.karn.tui import Board, Overwatch
+
+
+def _app(tmp_path: Path, events: list[TelemetryEvent] | None = None) -> Overwatch:
+    path = write_run(tmp_path, story() if events is None else events)
+    return Overwatch(Watch(path, clock=lambda: START + 60, cache=tmp_path / "cache"), rate=0.01)
+
+
+def _text(app: Overwatch, name: str) -> str:
+    return str(app.query_one(name, Static).content)
+
+
+def _line(app: Overwatch, y: int) -> str:
+    return app.query_one(Board).render_line(y).text
+
+
+@pytest.mark.anyio
+async def test_board_and_drill_down(tmp_path: Path) -> None:
+    app = _app(tmp_path)
+    async with app.run_test(size=(160, 40)) as pilot:
+        assert "ended, completed" in _text(app, "#head")
+        assert _line(app, 0).startswith(">~      1 grown")
+        assert "●blocks_1:conv3 1 G5+" in _line(app, 1)
+        await pilot.press("j", "enter")
+        detail = _text(app, "#detail")
+        assert detail.startswith("ENVIRONMENT 0") and "G5 passed, 1 of 2 failed" in detail
+        assert "ok   removal_cost 1.6, needs >= 0.5" in detail
+        await pilot.press("escape")
+        assert app.pane is None
+
+
+@pytest.mark.anyio
+async def test_filter_with_an_error_and_then_right(tmp_path: Path) -> None:
+    app = _app(tmp_path)
+    async with app.run_test(size=(160, 40)) as pilot:
+        await pilot.press("slash")
+        app.query_one("#ask", Input).value = "stge=x"
+        await pilot.press("enter")
+        assert "did you mean 'stage'" in _text(app, "#foot")
+        app.query_one("#ask", Input).value = "stage=fossilized"
+        await pilot.press("enter")
+        assert [row.env for row in app.query_one(Board).rows] == [0]
+        assert "hides 1" in _text(app, "#foot")
+        await pilot.press("escape")
+        assert len(app.query_one(Board).rows) == 2
+
+
+@pytest.mark.anyio
+async def test_replay_keys(tmp_path: Path) -> None:
+    app = _app(tmp_path)
+    async with app.run_test(size=(160, 40)) as pilot:
+        await pilot.press("0", "l", "l")
+        assert "replay paused" in _text(app, "#foot") and "event 3" in _text(app, "#foot")
+        await pilot.press("h", "L")
+        assert app.viewer.state.events == len(story())
+        await pilot.press("space")
+        assert app.viewer.playing
+        await pilot.press("right_square_bracket", "space", "n")
+        assert not app.viewer.replaying and app.viewer.speed == 4.0
+
+
+@pytest.mark.anyio
+async def test_events_help_and_text_that_looks_like_markup(tmp_path: Path) -> None:
+    events = story()
+    events[-2].severity = "warning"
+    events[-1].data["reason"] = "[bold]boom[/bold] <img onerror=x>"
+    app = _app(tmp_path, events)
+    async with app.run_test(size=(160, 40)) as pilot:
+        await pilot.press("e")
+        assert "[bold]boom[/bold] <img onerror=x>" in _text(app, "#detail")
+        await pilot.press("question_mark")
+        assert "play or pause" in _text(app, "#detail")
+
+
+@pytest.mark.anyio
+async def test_a_run_that_is_not_there_yet(tmp_path: Path) -> None:
+    app = Overwatch(Watch(tmp_path, clock=lambda: START, cache=tmp_path / "cache"), rate=0.01)
+    async with app.run_test(size=(80, 20)) as pilot:
+        assert "no event yet" in _text(app, "#head")
+        await pilot.press("enter", "0")
+        assert "no journal" in _text(app, "#foot")
+
+
+def test_sparkline_marks_what_is_not_finite() -> None:
+    curve = Curve(
+        at=[1, 2, 3], low=[0.0, "NaN", 1.0], high=[0.0, "NaN", 1.0], last=[0.0, "NaN", 1.0], nans=[0, 1, 0], seen=3
+    )
+    assert sparkline(curve) == "▁x█"
+
+
+def test_a_thousand_environments_draw_quickly(tmp_path: Path) -> None:
+    from karn.streams import Recorder, begin, begin_episode, epoch_done
+
+    rec = Recorder()
+    slots = tuple(f"slot{i}" for i in range(10))
+    begin(rec, envs=1000, slots=slots)
+    for env in range(1000):
+        begin_episode(rec, env)
+        epoch_done(rec, env, 1, 50.0, stages=dict.fromkeys(slots, "TRAINING"))
+    watch = Watch(write_run(tmp_path, rec.events, batch=512), clock=lambda: START + 1, cache=tmp_path / "cache")
+    watch.tick()
+    before = time.process_time()
+    for _ in range(3):
+        watch.tick()
+    assert (time.process_time() - before) / 3 < 0.2
