@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from esper.kasmina.blueprints import build
+from esper.kasmina.growing import GrowingModel
 from esper.tasks import Batches, TaskSpec
 from esper.tasks.base import check_task, digest_of
 
@@ -29,8 +31,19 @@ def check_conformance(task: TaskSpec, *, classes: int | None) -> None:
             assert split.targets.dtype == torch.int64
             assert split.targets.min() >= 0
             assert split.targets.max() < classes
+    _check_slots(task)
     assert isinstance(task.host, partial)
     _check_source_stands_alone(task.host, data.train.inputs[:3])
+
+
+def _check_slots(task: TaskSpec) -> None:
+    """A slot fits every site, in the order given, and every blueprint fits every slot."""
+    sample = task.data.train.inputs[:2]
+    model = GrowingModel.wrap(task.host(), task.sites, sample)
+    assert list(model.slots) == list(task.sites)
+    for place in model.places.values():
+        for name in task.blueprints:
+            build(name, place.channels, place.layout)
 
 
 def _check_source_stands_alone(host: partial[nn.Module], inputs: torch.Tensor) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -9,8 +11,9 @@ from hypothesis import strategies as st
 from torch import Generator, Tensor
 
 from esper.leyline import DataError, UsageError
-from esper.tasks import Batches, Split
-from esper.tasks.pipeline import seeded_streams
+from esper.tasks import Batches, Split, get_task
+from esper.tasks.base import Streams
+from esper.tasks.pipeline import seeded_streams, training_batches
 
 
 def numbered(count: int) -> Split:
@@ -93,3 +96,17 @@ def test_bad_settings_are_refused() -> None:
         Batches(numbered(3), 0)
     with pytest.raises(DataError, match="lacks the random stream 'augment'"):
         Batches(numbered(3), 1).load({"order": torch.get_rng_state()})
+
+
+def test_a_task_feeds_from_its_split_or_from_a_source_of_its_own() -> None:
+    task = get_task("digits")
+    assert isinstance(training_batches(task, 100, 0), Batches)
+    drawn: list[object] = []
+
+    def feed(batch_size: int, streams: Streams) -> Batches:
+        drawn.append(streams["order"])
+        return Batches(numbered(9), batch_size, streams)
+
+    own = training_batches(replace(task, feed=feed), 4, 0)
+    assert len(own) == 3
+    assert len(drawn) == 1

@@ -26,7 +26,7 @@ TEST_SEED: Final = 43
 
 
 def mnist1d(train: int = 4000, validation: int = 1000, test: int = 1000) -> TaskSpec:
-    """MNIST-1D. The host alone ends near 48 %, the best single seed near 75.
+    """MNIST-1D. The host alone ends near 51 %, the best single seed brings it near 80.
 
     ``train``, ``validation`` and ``test`` are numbers of examples. Training and validation come from one draw, test
     from another, so that a larger test split (20,000 takes away most of its sampling noise) leaves the others as they
