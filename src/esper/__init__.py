@@ -11,14 +11,14 @@ from esper._version import __version__
 
 if TYPE_CHECKING:
     from esper.kasmina.export import export as export
-    from esper.simic.library import grow as grow
+    from esper.library import grow as grow
 
 __all__ = ["__version__", "export", "grow"]
 
 
 def __getattr__(name: str) -> Any:
     if name == "grow":
-        from esper.simic.library import grow
+        from esper.library import grow
 
         return grow
     if name == "export":

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from esper.leyline import HostEngine, Metric, Policy, TelemetryEventType
+from esper.leyline import HostEngine, Metric, Policy
 from esper.nissa.console import ConsoleSink
 from esper.scripts.progress import Progress
 from esper.scripts.summary import print_summary
 from esper.simic.assembly import Workload, build_executor, workload
 from esper.simic.config import Resolved, RunConfig, resolve
-from esper.simic.session import Session, SessionConfig, open_session
+from esper.simic.session import Announcement, Session, SessionConfig, open_session
 from esper.simic.training import Plan, run_episodes
 from esper.tamiyo.policies import make_policy
 from esper.tasks import get_task
@@ -36,7 +36,7 @@ def run_heuristic(flags: Mapping[str, Any], file: Mapping[str, Any]) -> int:
         Progress(plan, list(policies), load.task.metric, console, quiet=config.quiet) as progress,
     ):
         session.hub.add_sink(ConsoleSink(quiet=config.quiet or console.is_terminal), name="console")
-        announce(session, load, config, policies)
+        session.announce("heuristic", announcement(load, config, policies))
         best = run_arms(session, load, config, policies, plan, progress)
     print_summary(session.path, console)
     return 0
@@ -64,28 +64,21 @@ def session_config(resolved: Resolved, load: Workload) -> SessionConfig:
     )
 
 
-def announce(session: Session, load: Workload, config: RunConfig, policies: Mapping[str, Policy]) -> None:
-    """Say what is about to run."""
+def announcement(load: Workload, config: RunConfig, policies: Mapping[str, Policy]) -> Announcement:
+    """What is about to run."""
     task = load.task
-    metric = task.metric
-    chance = {} if metric.chance is None else {"chance": metric.chance}
-    host = task.host()
-    session.say(
-        TelemetryEventType.TRAINING_STARTED,
-        run_id=session.directory.run_id,
-        kind="heuristic",
+    return Announcement(
         task=task.name,
         policy=config.policy,
-        metric={"name": metric.name, "unit": metric.unit, "higher_is_better": metric.higher_is_better, **chance},
-        slots=list(task.sites),
-        blueprints=list(task.blueprints),
+        metric=task.metric,
+        slots=tuple(task.sites),
+        blueprints=task.blueprints,
         episodes=config.episodes,
         envs=len(policies),
         max_epochs=load.max_epochs,
         device=load.device,
-        threads=torch.get_num_threads(),
         examples={name: len(split) for name, split in task.data.splits().items()},
-        host_parameters=sum(p.numel() for p in host.parameters()),
+        host_parameters=sum(p.numel() for p in task.host().parameters()),
     )
 
 

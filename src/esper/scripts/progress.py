@@ -57,7 +57,7 @@ class Progress:
             TimeRemainingColumn(),
             console=console,
         )
-        self._task = self._bar.add_task("episode 1", total=plan.episodes * plan.max_epochs)
+        self._task = self._bar.add_task("ep 0", total=plan.episodes * plan.max_epochs)
         self._live = Live(
             get_renderable=self._picture, console=console, refresh_per_second=4, transient=True, screen=False
         )
@@ -80,7 +80,7 @@ class Progress:
     def epoch(self, episode: int, epoch: int, reports: Sequence[StepReport]) -> None:
         """Take in one epoch of every arm."""
         self._latest = reports
-        description = f"episode {episode + 1}/{self._plan.episodes}"
+        description = f"ep {episode}"
         self._bar.update(self._task, description=description, completed=episode * self._plan.max_epochs + epoch)
 
     def episode(self, results: Sequence[EpisodeResult]) -> None:
@@ -88,11 +88,13 @@ class Progress:
         if self._quiet:
             return
         unit = self._metric.unit
-        line = Text(f"episode {results[0].spec.episode + 1}/{self._plan.episodes}  test {self._metric.name}: ")
+        line = Text(f"ep {results[0].spec.episode}  {self._metric.name}: ")
         for i, result in enumerate(results):
+            split, value = ("test", result.test_metric) if result.test_metric is not None else ("validation", None)
+            value = result.validation_metric if value is None else value
             line.append(", " if i else "")
             line.append(f"{result.spec.arm} ", style="bold" if i == 0 else "")
-            line.append(f"{result.test_metric:.1f} {unit}")
+            line.append(f"{value:.1f} {unit} ({split})")
         self._console.print(line, soft_wrap=True)
 
     def _picture(self) -> Group:

@@ -7,12 +7,15 @@ import signal
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from esper.leyline import EsperError, TelemetryEvent, TelemetryEventType
+import torch
+
+from esper.leyline import EsperError, Metric, TelemetryEvent
+from esper.leyline import TelemetryEventType as T
 from esper.nissa.hub import NissaHub
 from esper.nissa.journal import JournalWriter
 from esper.nissa.rundir import RunDirectory
@@ -36,6 +39,23 @@ class SessionConfig:
     manifest: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Announcement:
+    """What a run is about to do. See the ``TRAINING_STARTED`` payload."""
+
+    task: str
+    policy: str
+    metric: Metric
+    slots: tuple[str, ...]
+    blueprints: tuple[str, ...]
+    episodes: int
+    envs: int
+    max_epochs: int
+    device: str
+    examples: Mapping[str, int]
+    host_parameters: int
+
+
 class Session:
     """An open run. ``emit`` takes events; ``directory`` is where everything goes."""
 
@@ -53,7 +73,14 @@ class Session:
         """Send an event to every sink."""
         self.hub.emit(event)
 
-    def say(self, event_type: TelemetryEventType, **data: Any) -> None:
+    def announce(self, kind: str, what: Announcement) -> None:
+        """Say what is about to run."""
+        metric = {name: value for name, value in asdict(what.metric).items() if value is not None}
+        plain = {**asdict(what), "slots": list(what.slots), "blueprints": list(what.blueprints), "metric": metric}
+        threads = torch.get_num_threads()
+        self.say(T.TRAINING_STARTED, run_id=self.directory.run_id, kind=kind, threads=threads, **plain)
+
+    def say(self, event_type: T, **data: Any) -> None:
         """Send an event of the run itself."""
         self.hub.emit(TelemetryEvent(event_type=event_type, data=data))
 
@@ -88,9 +115,7 @@ def open_session(config: SessionConfig) -> Iterator[Session]:
         signal.signal(signal.SIGTERM, before)
         why = {} if reason is None else {"reason": reason}
         seconds = time.perf_counter() - session.started
-        session.say(
-            TelemetryEventType.TRAINING_ENDED, status=status, **why, seconds=seconds, cpu_seconds=time.process_time()
-        )
+        session.say(T.TRAINING_ENDED, status=status, **why, seconds=seconds, cpu_seconds=time.process_time())
         hub.close()
 
 
