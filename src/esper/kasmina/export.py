@@ -1,0 +1,284 @@
+"""From a growing model to a plain one: in memory, as files that need only torch, and as torch.export or ONNX graphs."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+from collections.abc import Collection
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from esper.kasmina.growing import GrowingModel
+from esper.kasmina.portable import Grown, fill, graft, read_tensors
+from esper.kasmina.probe import Sample, arguments
+from esper.kasmina.slot import SeedSlot
+from esper.kasmina.source import CannotWrite, Source
+from esper.kasmina.structure import mapped, tensors
+from esper.kasmina.tap import Inside, Tap
+from esper.kasmina.trial import device_of, mode, random_kept
+from esper.leyline import DataError, MissingExtraError, SeedStage, UsageError
+
+TOLERANCE = 1e-5
+"""Largest difference, absolute and relative, between outputs of an exported model and of the growing one."""
+
+
+def export(model: GrowingModel, stages: Collection[SeedStage] | None = None) -> nn.Module:
+    """A copy of the host with its seeds built in, in evaluation mode: plain modules, no slots, no hooks of ours.
+
+    Built in is every seed that takes part in the forward pass, at its present alpha, so that outputs are equal to the
+    growing model's; with ``stages``, those among them that are in one of these. Raises ``UsageError`` for a host that
+    cannot be copied.
+    """
+    seeds = {
+        model.places[slot_id].path: _grown(model, slot_id)
+        for slot_id, slot in model.slots.items()
+        if _takes_part(slot) and (stages is None or slot.stage in stages)
+    }
+    return graft(_bare_host(model), seeds).eval()
+
+
+def _takes_part(slot: SeedSlot) -> bool:
+    return slot.seed is not None and slot.alpha != 0.0
+
+
+def _grown(model: GrowingModel, slot_id: str) -> Any:
+    place, slot = model.places[slot_id], model.slots[slot_id]
+    assert slot.seed is not None
+    return partial(Grown, seed=copy.deepcopy(slot.seed), alpha=slot.alpha, position=place.position, axes=place.axes)
+
+
+def _bare_host(model: GrowingModel) -> nn.Module:
+    """A copy of the host without taps."""
+    ours = [*model.taps.values(), *(site.__dict__.get("forward") for site in model.sites.values())]
+    memo: dict[int, Any] = {id(each): each for each in ours if isinstance(each, Tap | Inside)}
+    try:
+        host = copy.deepcopy(model.host, memo)
+    except Exception as error:
+        raise UsageError(f"the host cannot be copied: {error}") from error
+    for module in host.modules():
+        if isinstance(module.__dict__.get("forward"), Inside):
+            del module.__dict__["forward"]
+        for key, hook in list(module._forward_hooks.items()):
+            if isinstance(hook, Tap):
+                del module._forward_hooks[key]
+    return host
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """Files of an export. ``needs_host``: ``load`` of ``code`` must be given a host, since it could not be written."""
+
+    code: Path
+    weights: Path
+    needs_host: bool
+
+
+def save_export(
+    model: GrowingModel, directory: str | Path, sample: Sample, stages: Collection[SeedStage] | None = None
+) -> Exported:
+    """Write ``model.py`` and ``model.safetensors``; ``model.load()`` gives the plain model wherever torch is.
+
+    ``model.py`` holds the source of the seeds, and of the host where that can be written down (its classes are then
+    imported, or copied if they are Esper's). Else ``load(host)`` takes a fresh host or a function that makes one. What
+    was written is loaded again and its outputs on ``sample`` are compared with the growing model's to 1e-5.
+    """
+    directory = Path(directory)
+    plain = export(model, stages)
+    if stages is None:
+        with mode(model, False):
+            difference = largest_difference(model, plain, sample)
+        if not difference <= TOLERANCE:
+            raise UsageError(
+                f"the host reaches a submodule by another way than its path: outputs differ by {difference:g}"
+            )
+    weights = directory / "model.safetensors"
+    saved, same = _unshared(plain)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        save_file(saved, weights)
+    except OSError as error:
+        raise UsageError(f"cannot write the export to {directory}: {error}") from error
+    reasons: list[str] = []
+    for with_host in (True, False):
+        try:
+            code = directory / "model.py"
+            code.write_text(_code(model, plain, same, with_host), encoding="utf-8")
+            _check(model, plain, code, sample, None if with_host else _blank(_bare_host(model)))
+        except (CannotWrite, DataError) as error:
+            reasons.append(str(error))
+            continue
+        return Exported(code, weights, needs_host=not with_host)
+    raise UsageError(f"the model cannot be exported: {reasons[-1]}")
+
+
+def _unshared(plain: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Every tensor once, and for the other names of shared ones the name it is saved under."""
+    everything = dict(plain.state_dict())
+    everything |= {name: b for name, b in plain.named_buffers(remove_duplicate=False) if name not in everything}
+    saved: dict[str, Tensor] = {}
+    same: dict[str, str] = {}
+    first: dict[Any, str] = {}
+    for name, tensor in everything.items():
+        if not isinstance(tensor, Tensor):
+            raise UsageError(f"the host keeps {name!r} in its state, a {type(tensor).__name__}; only tensors are saved")
+        key = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype) if tensor.numel() else name
+        if first.setdefault(key, name) != name:
+            same[name] = first[key]
+        else:
+            saved[name] = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+    return saved, same
+
+
+def _code(model: GrowingModel, plain: nn.Module, same: dict[str, str], with_host: bool) -> str:
+    source = Source(reserved=("load", "seeds", "make_host", "SHARED", "host", "weights", "tensors"))
+    imports = {"nn": source.imported("torch", "nn"), "Path": source.imported("pathlib", "Path")}
+    seeds = []
+    for place in model.places.values():
+        grown = _grown_at(plain, place.path)
+        if grown is not None:
+            rest = f"{grown.alpha!r}, {source.value(grown.position)}, {source.value(grown.axes)}"
+            seed = source.module(grown.seed, f"the seed at {place.path!r}", depth=2)
+            seeds.append(f"        {place.path!r}: lambda module: {source.name(Grown)}(module, {seed}, {rest}),\n")
+    kind = type(model.host)
+    host = (
+        f"    return {source.module(_bare_host(model), depth=1)}\n"
+        if with_host
+        else (f'    raise TypeError("load(host) needs a {kind.__qualname__}, or a function that makes one")\n')
+    )
+    run = {each.__name__: source.name(each) for each in (graft, fill, read_tensors)}
+    return _TEMPLATE.format(
+        kind=f"{kind.__module__}:{kind.__qualname__}",
+        usage="load()" if with_host else "load(host)",
+        definitions=source.text(),
+        seeds="".join(seeds),
+        host=host,
+        same=source.value(same),
+        **imports,
+        **run,
+    )
+
+
+_TEMPLATE = '''"""A grown {kind}, exported by Esper. Needs torch, and what is imported below.
+
+    import model
+    network = model.{usage}
+"""
+
+from __future__ import annotations
+
+{definitions}
+
+SHARED = {same}
+"""Other names of tensors that are saved once."""
+
+
+def seeds():
+    """What has grown, by the path of the host's module that it sits on."""
+    return {{
+{seeds}    }}
+
+
+def make_host():
+    """The host, with blank tensors."""
+{host}
+
+def load(host=None, weights=None):
+    """The grown model, in evaluation mode.
+
+    host: a fresh host, or a function that makes one; default: make_host().
+    weights: path of the tensors; default: model.safetensors beside this file.
+    """
+    if host is None:
+        host = make_host()
+    elif not isinstance(host, {nn}.Module):
+        host = host()
+    tensors = {read_tensors}(weights or {Path}(__file__).with_name("model.safetensors"))
+    return {fill}({graft}(host, seeds()), tensors, SHARED)
+'''
+
+
+def _grown_at(plain: nn.Module, path: str) -> Grown | None:
+    """The built-in seed on the module that was at ``path``; other seeds may sit on modules around it."""
+    module = plain
+    for name in path.split("."):
+        while isinstance(module, Grown):
+            module = module.module
+        module = module._modules[name]  # type: ignore[assignment]
+    return module if isinstance(module, Grown) else None
+
+
+def _blank(host: nn.Module) -> nn.Module:
+    """The host with other weights, so that what it gives after loading cannot come from them."""
+    with torch.no_grad():
+        for tensor in (*host.parameters(), *host.buffers()):
+            tensor.zero_()
+    return host
+
+
+def _check(model: GrowingModel, plain: nn.Module, code: Path, sample: Sample, host: nn.Module | None) -> None:
+    spec = importlib.util.spec_from_file_location("esper_exported_model", code)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        loaded = module.load() if host is None else module.load(host)
+        difference = largest_difference(plain, loaded, sample)
+    except Exception as error:
+        raise DataError(f"the written model does not load: {type(error).__name__}: {error}") from error
+    if not difference <= TOLERANCE:
+        raise DataError(f"outputs of the written model differ by {difference:g}")
+
+
+def largest_difference(one: nn.Module, other: nn.Module, sample: Sample) -> float:
+    """Largest absolute difference between two models' outputs, relative to the outputs where they exceed 1."""
+    outputs = []
+    for network in (one, other):
+        device = device_of(network)
+        args, kwargs = mapped(arguments(sample), partial(Tensor.to, device=device))
+        with torch.no_grad(), random_kept(device):
+            outputs.append({path: tensor.cpu() for path, tensor in tensors(network(*args, **kwargs))})
+    if outputs[0].keys() != outputs[1].keys():
+        return float("inf")
+    worst = 0.0
+    for path, expected in outputs[0].items():
+        found = outputs[1][path]
+        if expected.shape != found.shape:
+            return float("inf")
+        if expected.numel():
+            gap = (expected.double() - found.double()).abs() / expected.double().abs().clamp(min=1.0)
+            worst = max(worst, float(gap.max()))
+    return worst
+
+
+def to_program(plain: nn.Module, sample: Sample) -> torch.export.ExportedProgram:
+    """The graph of a plain model by ``torch.export``; the batch, the first axis of the arguments, may vary."""
+    args, kwargs = arguments(sample)
+    return torch.export.export(plain, args, kwargs, dynamic_shapes=_dynamic(args, kwargs))
+
+
+def save_onnx(plain: nn.Module, sample: Sample, path: str | Path) -> Path:
+    """Write a plain model as ONNX. Raises :class:`MissingExtraError` without the extra ``onnx``."""
+    if importlib.util.find_spec("onnx") is None or importlib.util.find_spec("onnxscript") is None:
+        raise MissingExtraError("ONNX export", "onnx")
+    args, kwargs = arguments(sample)
+    program = torch.onnx.export(
+        plain.eval(), args, kwargs=kwargs, dynamo=True, dynamic_shapes=_dynamic(args, kwargs), verbose=False
+    )
+    assert program is not None
+    program.save(str(path))
+    return Path(path)
+
+
+def _dynamic(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def batch(value: Any) -> Any:
+        return {0: torch.export.Dim.AUTO} if isinstance(value, Tensor) and value.ndim else None
+
+    if kwargs and not args:
+        return {name: batch(value) for name, value in kwargs.items()}
+    return tuple(batch(value) for value in args)

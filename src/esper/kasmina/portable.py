@@ -1,0 +1,125 @@
+"""What an exported model needs to run. Nothing here needs more than torch: the generated ``model.py`` carries it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from esper.kasmina.structure import get, put
+
+
+class Grown(nn.Module):
+    """A module of the host with a seed on its output; arguments, keywords and attributes go through to the module."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        seed: nn.Module,
+        alpha: float = 1.0,
+        position: tuple[Any, ...] = (),
+        axes: tuple[int, ...] | None = None,
+    ) -> None:
+        """``position`` leads to the tensor in the output, ``axes`` permutes it to what the seed takes."""
+        super().__init__()
+        self.module = module
+        self.seed = seed
+        self.alpha = alpha
+        self.position = position
+        self.axes = axes
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The module's output, with ``h`` in it replaced by ``lerp(h, seed(h), alpha)``."""
+        output = self.module(*args, **kwargs)
+        h = get(output, self.position)
+        if self.axes is not None:
+            h = h.permute(self.axes)
+        s = self.seed(h)
+        h = s if self.alpha == 1.0 else torch.lerp(h, s, self.alpha)
+        if self.axes is not None:
+            h = h.permute([self.axes.index(axis) for axis in range(len(self.axes))])
+        return put(output, self.position, h)
+
+    def __getattr__(self, name: str) -> Any:
+        """Attributes of its own first, then the module's."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("module"), name)
+
+
+def graft(host: nn.Module, seeds: Mapping[str, Callable[[nn.Module], Grown]]) -> nn.Module:
+    """Put a :class:`Grown` in place of each named submodule, wherever the host holds it; returns the same host."""
+    for path in sorted(seeds, key=lambda each: -each.count(".")):
+        module = host.get_submodule(path)
+        grown = seeds[path](module)
+        for parent in list(host.modules()):
+            for name, child in parent._modules.items():
+                if child is module and parent is not grown:
+                    parent._modules[name] = grown
+    return host
+
+
+def blank(
+    kind: type[nn.Module],
+    attributes: Mapping[str, Any],
+    children: Mapping[str, nn.Module | None],
+    parameters: Mapping[str, tuple[tuple[int, ...], torch.dtype] | None],
+    buffers: Mapping[str, tuple[tuple[int, ...], torch.dtype, bool] | None],
+) -> nn.Module:
+    """An instance of ``kind`` with this content, made without its constructor; the tensors are still to be filled."""
+    module = kind.__new__(kind)
+    nn.Module.__init__(module)
+    for name, parameter in parameters.items():
+        module.register_parameter(name, None if parameter is None else _parameter(*parameter))
+    for name, buffer in buffers.items():
+        module.register_buffer(
+            name,
+            None if buffer is None else torch.zeros(buffer[0], dtype=buffer[1]),
+            persistent=buffer is None or buffer[2],
+        )
+    for name, child in children.items():
+        module.add_module(name, child)
+    module.__dict__.update(attributes)
+    return module
+
+
+def _parameter(shape: tuple[int, ...], dtype: torch.dtype) -> nn.Parameter:
+    return nn.Parameter(torch.zeros(shape, dtype=dtype), requires_grad=dtype.is_floating_point)
+
+
+def fill(model: nn.Module, tensors: Mapping[str, Tensor], same: Mapping[str, str]) -> nn.Module:
+    """Load weights and all buffers into ``model`` and return it in evaluation mode; ``same`` names shared tensors."""
+    tensors = {**tensors, **{name: tensors[other] for name, other in same.items()}}
+    expected = model.state_dict()
+    model.load_state_dict({name: tensor for name, tensor in tensors.items() if name in expected})
+    missing = dict(model.named_buffers(remove_duplicate=False))
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            if name not in expected:
+                missing[name].copy_(tensor)
+    return model.eval()
+
+
+def read_tensors(path: str | Path) -> dict[str, Tensor]:
+    """Tensors of a safetensors file."""
+    kinds = {
+        "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+        "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
+        "U8": torch.uint8, "BOOL": torch.bool,
+    }  # fmt: skip
+    content = Path(path).read_bytes()
+    begin = 8 + int.from_bytes(content[:8], "little")
+    tensors = {}
+    for name, entry in json.loads(content[8:begin]).items():
+        if name != "__metadata__":
+            first, last = entry["data_offsets"]
+            data = bytearray(content[begin + first : begin + last])
+            kind = kinds[entry["dtype"]]
+            flat = torch.frombuffer(data, dtype=kind) if data else torch.empty(0, dtype=kind)
+            tensors[name] = flat.reshape(entry["shape"])
+    return tensors
