@@ -47,7 +47,7 @@ class BatchSource(Protocol):
         """Undo of :meth:`state`: the next epoch is the one that followed it."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Split:
     """Examples along the first axis: ``inputs [N, ...]`` and ``targets [N, ...]``.
 
@@ -98,7 +98,7 @@ def digest_of(*splits: Split) -> str:
     return digest.hexdigest()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Data:
     """Training, validation and test split. Gates and rewards see validation; test is touched once, at the end.
 
@@ -166,7 +166,7 @@ class Budget:
                 raise UsageError(f"budget: {item.name} is {value}; it must be {least}")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class TaskSpec:
     """A workload. The caller seeds torch's global generator before it calls ``host()``."""
 
