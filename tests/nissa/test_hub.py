@@ -157,7 +157,7 @@ def test_a_sink_that_raises_is_detached_and_named_and_the_rest_goes_on(caplog: p
     hub.close()
     last = [data for data in dropped(good)[1:] if data["event_type"] == "COUNTERFACTUAL_UNAVAILABLE"]
     assert [(data["count"], data["first_seq"], data["last_seq"]) for data in last] == [(4, 4, 7)]
-    assert bad.asked["close"] == 0
+    assert bad.asked["close"] == 1, "it may still keep what it has"
 
 
 def test_a_required_sink_that_raises_fails_the_run_once_and_the_others_still_hear_of_the_end() -> None:

@@ -45,7 +45,7 @@ def test_nothing_is_in_the_file_before_the_commit_and_everything_after(tmp_path:
 
 def test_a_batch_is_committed_when_it_is_full_by_count_or_by_bytes(tmp_path: Path) -> None:
     with JournalWriter(
-        tmp_path, RUN, config=JournalConfig(batch_events=4, batch_bytes=500, batch_seconds=3600)
+        tmp_path, RUN, config=JournalConfig(batch_events=4, batch_bytes=1600, batch_seconds=3600)
     ) as sink:
         for event in stamped(9):
             sink(event)
@@ -225,9 +225,20 @@ def test_an_error_of_the_timed_commit_reaches_the_producer(tmp_path: Path, monke
 def test_a_payload_that_cannot_be_written_fails_the_run_by_name(tmp_path: Path) -> None:
     hub = NissaHub()
     hub.add_sink(JournalWriter(tmp_path, RUN), name="journal")
+    hub.emit(note("before"))
     with pytest.raises(TelemetryError, match="sink 'journal' failed: TypeError: a payload cannot hold"):
         hub.emit(TelemetryEvent(event_type=TelemetryEventType.SEED_PRUNED, data={"reason": object()}))
+    assert [event.data.get("reason") for event in read_journal(tmp_path)] == [None, "before"]
     hub.close()
+
+
+def test_an_event_too_long_to_be_read_back_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal_module, "MAX_EVENT_BYTES", 1000)
+    with JournalWriter(tmp_path, RUN) as journal:
+        journal(note("y" * 900))
+        with pytest.raises(JournalWriteError, match="COUNTERFACTUAL_UNAVAILABLE of 1.* bytes is too long"):
+            journal(note("y" * 1000))
+    assert len(list(read_journal(tmp_path))) == 1
 
 
 def test_an_abandoned_writer_leaves_a_journal_that_is_not_closed(tmp_path: Path) -> None:

@@ -255,7 +255,7 @@ class NissaHub:
             return
         self._outlets.remove(outlet)
         self._detached.append(outlet.name)
-        for lost in (*outlet.undelivered(), *(() if event is None else (event,))):
+        for lost in (*outlet.abandon(), *(() if event is None else (event,))):
             self._count_drop(outlet.name, lost, _FAILED)
         spoken = isinstance(error, SinkStalled | EsperError)
         message = f"telemetry sink {outlet.name!r} failed: {error if spoken else f'{type(error).__name__}: {error}'}"

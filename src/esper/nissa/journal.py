@@ -16,6 +16,7 @@ from esper.leyline import TelemetryEventType as T
 from esper.nissa.files import fsync_directory, sync_data, write_all
 from esper.nissa.segments import (
     FORMAT_VERSION,
+    MAX_BATCH_BYTES,
     Closes,
     Header,
     Position,
@@ -41,6 +42,9 @@ SYNC_ON: Final = frozenset(
 """Events that must also survive a power cut: the batch that holds one goes to the disk as soon as it is written."""
 
 
+MAX_EVENT_BYTES: Final = MAX_BATCH_BYTES // 2
+
+
 class JournalWriteError(EsperError):
     """The journal could not be written. What was committed before stays readable."""
 
@@ -59,6 +63,7 @@ class JournalConfig:
 
     batch_events: int = 128
     batch_bytes: int = 1 << 20
+    """An event longer than ``batch_bytes / batch_events`` ends its batch, so that none is much longer than this."""
     batch_seconds: float = 0.1
     """How long an event may wait for its commit. A killed process loses at most this."""
     sync_seconds: float = 1.0
@@ -69,10 +74,11 @@ class JournalConfig:
 class JournalWriter:
     """The sink that writes the journal of one run; one writer per directory, kept apart by a lock.
 
-    Events are encoded as they arrive and committed a batch at a time, by the calling thread when a batch is full and by
-    a thread of its own when its time is up. ``flush`` returns once everything so far is committed (it survives
-    ``kill -9``), ``sync`` once it is on the disk (it survives a power cut). A failed write raises
-    :class:`JournalWriteError` from the next call, whichever thread met it, and from then on from every one.
+    It is called by one thread at a time (the hub sees to that). Events are encoded as they arrive and committed a batch
+    at a time, by the calling thread when a batch is full and by a thread of its own when its time is up. ``flush``
+    returns once everything so far is committed (it survives ``kill -9``), ``sync`` once it is on the disk (it survives
+    a power cut). A failed write raises :class:`JournalWriteError` from the next call, whichever thread met it, and from
+    then on from every one.
     """
 
     required = True
@@ -92,16 +98,16 @@ class JournalWriter:
         self.events = 0
         """Events committed by this writer."""
         self._config = config or JournalConfig()
-        self._buffer: list[bytes] = []
-        self._room = self._config.batch_bytes
         self._batch_events = self._config.batch_events
+        self._large = self._config.batch_bytes // self._config.batch_events
+        self._lines: list[bytes] = []
+        self._seqs: list[int | None] = []
         self._last_seq: int | None = None
         self._sync_soon = False
         self._urgent = False
         self._unsynced = False
         self._synced_at = time.monotonic()
         self._failure: JournalWriteError | None = None
-        self._buffer_lock = threading.Lock()
         self._file_lock = threading.RLock()
         self._lock_fd = self._lock_directory()
         try:
@@ -119,17 +125,16 @@ class JournalWriter:
 
     def __call__(self, event: TelemetryEvent) -> None:
         line = encode(event)
-        with self._buffer_lock:
-            if self._failure is not None:
-                raise self._failure
-            buffer = self._buffer
-            buffer.append(line)
-            self._room -= len(line)
-            self._last_seq = event.seq
-            if event.event_type in SYNC_ON:
-                self._sync_soon = True
-            full = self._room <= 0 or len(buffer) >= self._batch_events
-        if full:
+        if self._failure is not None:
+            raise self._failure
+        if len(line) > MAX_EVENT_BYTES:
+            raise JournalWriteError(f"{event.event_type.name} of {len(line)} bytes is too long for a journal")
+        # no lock: these two are atomic, and ``_commit`` counts the one that is filled last
+        self._lines.append(line)
+        self._seqs.append(event.seq)
+        if event.event_type in SYNC_ON:
+            self._sync_soon = True
+        if len(self._seqs) >= self._batch_events or len(line) > self._large:
             self.flush()
 
     def flush(self) -> None:
@@ -234,17 +239,20 @@ class JournalWriter:
 
     def _commit(self, closes: Closes | None = None) -> None:
         """Write the buffer as one batch with its commit line. The caller holds the file lock."""
-        with self._buffer_lock:
-            if self._failure is not None:
-                raise self._failure
-            lines, self._buffer, self._room = self._buffer, [], self._config.batch_bytes
-            last_seq = self._last_seq
-            self._urgent |= self._sync_soon
-            self._sync_soon = False
-        if not lines and not closes:
+        if self._failure is not None:
+            raise self._failure
+        # an event is appended before it asks for a sync, so one that has asked by now is in the batch
+        self._urgent |= self._sync_soon
+        self._sync_soon = False
+        count = len(self._seqs)
+        if not count and not closes:
             return
+        lines, seqs = self._lines[:count], self._seqs[:count]
+        del self._lines[:count], self._seqs[:count]
+        if seqs:
+            self._last_seq = seqs[-1]
         body = b"".join(lines)
-        commit, crc = commit_line(body, self._position.crc32, len(lines), last_seq, closes)
+        commit, crc = commit_line(body, self._position.crc32, count, self._last_seq, closes)
         batch = body + commit
         try:
             write_all(self._fd, batch)
@@ -252,7 +260,7 @@ class JournalWriter:
             self._fail(error)
         self._position = Position(self._position.segment, self._position.offset + len(batch), crc)
         self._unsynced = True
-        self.events += len(lines)
+        self.events += count
         if not closes and self._position.offset >= self._config.segment_bytes:
             self._rotate()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -41,8 +42,8 @@ class Outlet(Protocol):
     def close(self) -> None:
         """Handle what is left and let go."""
 
-    def undelivered(self) -> list[TelemetryEvent]:
-        """What was handed over and, after a failure, never will be handled."""
+    def abandon(self) -> list[TelemetryEvent]:
+        """After a failure: close the sink if it can still be closed; what it was handed and never handled."""
 
 
 class Direct:
@@ -60,7 +61,9 @@ class Direct:
     def close(self) -> None:
         _call(self._sink, "close")
 
-    def undelivered(self) -> list[TelemetryEvent]:
+    def abandon(self) -> list[TelemetryEvent]:
+        with suppress(Exception):
+            self.close()
         return []
 
 
@@ -132,7 +135,9 @@ class Background:
         self._thread.join(self._patience)
         _call(self._sink, "close")
 
-    def undelivered(self) -> list[TelemetryEvent]:
+    def abandon(self) -> list[TelemetryEvent]:
+        with suppress(Exception):
+            _call(self._sink, "close")
         with self._changed:
             left = [*([] if self._handling is None else [self._handling]), *self._queue.values()]
             self._queue.clear()

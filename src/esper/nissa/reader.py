@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -100,7 +101,7 @@ class _Cursor:
         self._closes: Closes | None = None
         self._closed: Position | None = None
 
-    def batches(self) -> Iterator[Batch]:
+    def batches(self) -> Generator[Batch, None, None]:
         segments = list_segments(self.directory)
         self._read_headers(segments)
         for number, path in segments.items():
@@ -291,8 +292,8 @@ class JournalTail:
         """Resumes found by the last poll that take back events of earlier polls; its own events come after them."""
         return self._cursor.new_rewinds
 
-    def poll(self) -> list[TelemetryEvent]:
-        """The events committed since the last poll.
+    def poll(self, limit: int | None = None) -> list[TelemetryEvent]:
+        """The events committed since the last poll; with ``limit`` it stops at the first batch that reaches so many.
 
         Raises :class:`JournalChanged` when the file was truncated, replaced by another or deleted meanwhile, and
         :class:`JournalDamaged` when committed bytes are not what was written.
@@ -301,8 +302,11 @@ class JournalTail:
         if not self._cursor.directory.is_dir():
             return []
         events: list[TelemetryEvent] = []
-        for batch in self._cursor.batches():
-            events += self._cursor.take(batch, self._validate)
+        with closing(self._cursor.batches()) as batches:
+            for batch in batches:
+                events += self._cursor.take(batch, self._validate)
+                if limit is not None and len(events) >= limit:
+                    break
         return events
 
     def _check_unchanged(self) -> None:
