@@ -13,8 +13,7 @@ gradient only passes through counts once; a part in front of everything that is 
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, fields
 from typing import Any, Final
@@ -69,18 +68,6 @@ def count(
     )
 
 
-class MacCounter:
-    """Counts once per topology: ``key`` says what makes two forward passes cost the same."""
-
-    def __init__(self) -> None:
-        self._known: dict[Hashable, Macs] = {}
-
-    def __call__(self, key: Hashable, measure: Callable[[], Macs]) -> Macs:
-        if key not in self._known:
-            self._known[key] = measure()
-        return self._known[key]
-
-
 @dataclass
 class Ledger:
     """MACs since the episode began, by purpose, as integers. Work that was rolled back was still done and stays.
@@ -98,7 +85,6 @@ class Ledger:
     test_macs: int = 0
     policy_macs: int = 0
     of_seed: dict[str, int] = field(default_factory=dict)
-    seconds: float = 0.0
 
     def charge(self, purpose: str, macs: int, seeds: Mapping[str, int] | None = None) -> None:
         """Add ``macs`` to ``purpose`` (``"train_forward"``, ``"probe"``, ...); ``seeds`` says how much of them each
@@ -119,15 +105,6 @@ class Ledger:
         """The seed was pruned: what it cost was spent in vain."""
         self.discarded_seed_macs += self.of_seed.pop(seed_id, 0)
 
-    @contextmanager
-    def clock(self) -> Iterator[None]:
-        """Add the wall time of the block to ``seconds``."""
-        began = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds += time.perf_counter() - began
-
     @property
     def total_macs(self) -> int:
         """All purposes together; discarded seeds are a part of them and are not added again."""
@@ -137,10 +114,6 @@ class Ledger:
         """The keys of the ``COMPUTE_SPENT`` payload that end in ``_macs``."""
         entries = {name: getattr(self, name) for name in (*_PURPOSES, "discarded_seed_macs")}
         return {**entries, "total_macs": self.total_macs}
-
-    def to_payload(self, arm: str | None = None) -> dict[str, Any]:
-        """Payload of ``COMPUTE_SPENT``."""
-        return {**self.spent(), "seconds": self.seconds, **({} if arm is None else {"arm": arm})}
 
     def state(self) -> dict[str, Any]:
         """Plain data for a checkpoint."""

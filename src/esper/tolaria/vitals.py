@@ -59,6 +59,8 @@ class _Series:
     """Healthy values of one loss."""
 
     recent: deque[float]
+    drifts: bool
+    """Whether a steady rise is no illness: a validation loss climbs when the model overfits."""
     first: list[float] = field(default_factory=list)
 
     def accept(self, value: float) -> None:
@@ -72,6 +74,8 @@ class _Series:
             return None
         values = list(self.recent)
         middle = median(values[-config.min_history :])
+        if self.drifts:
+            middle = max(middle, values[-1])
         if len(values) < config.min_history:
             limit = middle + config.early_rise * max(abs(middle), max(values) - min(values))
             return Sign("divergence", value, limit, certain=True) if value > limit else None
@@ -94,20 +98,20 @@ class Vitals:
 
     def __init__(self, metric: Metric, config: VitalsConfig) -> None:
         self.metric, self.config = metric, config
-        self._losses = {name: self._series() for name in ("train", "validation")}
+        self._losses = {name: self._series(name) for name in ("train", "validation")}
         self._leads: deque[float] = deque(maxlen=config.window)
 
     def judge(self, train_loss: float | None, val_loss: float | None, metric: float | None) -> Sign | None:
-        """The first ill sign, or ``None``. What was not measured (``None``) is not judged."""
+        """The most certain ill sign, or ``None``. What was not measured (``None``) is not judged."""
         for value, reason in ((train_loss, "loss"), (val_loss, "loss"), (metric, "metric")):
             if value is not None and not math.isfinite(value):
                 return Sign(f"non_finite_{reason}", value, math.inf, certain=True)
-        signs = [
+        signs = [None if metric is None else self._collapsed(metric)]
+        signs += [
             self._losses[name].divergence(value, self.config)
             for name, value in (("train", train_loss), ("validation", val_loss))
             if value is not None
         ]
-        signs.append(None if metric is None else self._collapsed(metric))
         return max((sign for sign in signs if sign is not None), key=lambda sign: sign.certain, default=None)
 
     def accept(self, train_loss: float | None, val_loss: float | None, metric: float | None) -> None:
@@ -146,8 +150,8 @@ class Vitals:
     def load(self, state: Mapping[str, Any]) -> None:
         """Undo of :meth:`state`."""
         for name, saved in state["losses"].items():
-            self._losses[name] = self._series(saved["recent"], saved["first"])
+            self._losses[name] = self._series(name, saved["recent"], saved["first"])
         self._leads = deque(state["leads"], maxlen=self.config.window)
 
-    def _series(self, recent: Sequence[float] = (), first: Sequence[float] = ()) -> _Series:
-        return _Series(deque(recent, maxlen=self.config.window), list(first))
+    def _series(self, name: str, recent: Sequence[float] = (), first: Sequence[float] = ()) -> _Series:
+        return _Series(deque(recent, maxlen=self.config.window), name == "validation", list(first))
