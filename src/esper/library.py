@@ -7,7 +7,7 @@ torch.save(result.model.state_dict(), "grown.pt")
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +19,7 @@ from esper.karn.report import read_evidence, write_report
 from esper.kasmina import blueprints
 from esper.kasmina.gates import GateThresholds
 from esper.kasmina.layout import Layout
-from esper.leyline import Metric, Policy, UsageError
+from esper.leyline import Metric, Policy, TelemetryEventType, UsageError
 from esper.simic.assembly import pick_device
 from esper.simic.own import Loader, Scored, TrainingLoss, call_arguments, per_example, scored_by
 from esper.simic.session import Announcement, SessionConfig, open_session
@@ -134,7 +134,9 @@ def grow(  # noqa: PLR0913
         )
         session.announce("library", _announcement(subject, decider, material, budget, where))
         for _ in run_episodes(executor, {decider.name: decider}, Plan(1, budget.epochs, seed)):
-            grown: nn.Module = engine.materialise(0)
+            grown = engine.materialise(0)
+            exported = engine.save(0, session.directory.model)
+            session.say(TelemetryEventType.MODEL_EXPORTED, **{**asdict(exported), "formats": list(exported.formats)})
     write_report(session.path)
     return GrowResult(grown, read_evidence(session.path)[0], session.path)
 

@@ -1,10 +1,11 @@
-"""An engine without tensors: each row's metric is a formula of its slots, so that the executor's logic can be tested."""
+"""An engine without tensors: each row's metric is a formula of its slots."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from esper.leyline import (
     EvalResult,
     Fact,
     FactoredAction,
+    ModelExport,
     Op,
     RowCost,
     RowSpec,
@@ -174,6 +176,9 @@ class FakeEngine:
             for name, slot in self.rows[i].slots.items():
                 if slot.stage is not SeedStage.FOSSILIZED:
                     self.rows[i].slots[name] = SlotView(name)
+
+    def save(self, row: int, directory: Path) -> ModelExport:
+        return ModelExport(str(directory), 100, 0.0, ())
 
     def materialise(self, row: int) -> Any:
         return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -88,6 +89,16 @@ class RowCost:
 
 
 @dataclass(frozen=True, slots=True)
+class ModelExport:
+    """A network written to disk. The largest difference is that of its outputs to the growing one's."""
+
+    path: str
+    parameters: int
+    max_abs_difference: float
+    formats: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class EpochMeasurement:
     """Validation of one row after an epoch, and the facts about its slots. ``None`` was not measured."""
 
@@ -143,6 +154,9 @@ class HostEngine(Protocol):
 
     def conclude(self, rows: Sequence[int]) -> None:
         """Prune every seed that was not fossilized: what remains is what is tested and exported."""
+
+    def save(self, row: int, directory: Path) -> ModelExport:
+        """Write the row's current network as files that need no Esper."""
 
     def materialise(self, row: int) -> Any:
         """The row's current network as a plain ``torch.nn.Module``, for export."""

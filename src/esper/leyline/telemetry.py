@@ -61,6 +61,23 @@ class TelemetryEventType(_ByName):
     ANALYTICS_SNAPSHOT = auto()
     COMPUTE_SPENT = auto()
 
+    # a policy that learns
+    PPO_UPDATE_COMPLETED = auto()
+    REWARD_COMPUTED = auto()
+    REWARD_HACKING_SUSPECTED = auto()
+    PLATEAU_DETECTED = auto()
+    DEGRADATION_DETECTED = auto()
+    IMPROVEMENT_DETECTED = auto()
+    RATIO_EXPLOSION_DETECTED = auto()
+    RATIO_COLLAPSE_DETECTED = auto()
+    VALUE_COLLAPSE_DETECTED = auto()
+    NUMERICAL_INSTABILITY_DETECTED = auto()
+    HEAD_COLLAPSE_DETECTED = auto()
+
+    # the machine
+    MEMORY_WARNING = auto()
+    PERFORMANCE_DEGRADATION = auto()
+
     # safety
     GOVERNOR_SNAPSHOT = auto()
     GOVERNOR_PANIC = auto()

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict
 from typing import Any
 
 import torch
 from rich.console import Console
 
-from esper.leyline import HostEngine, Metric, Policy
+from esper.leyline import Metric, Policy, TelemetryEventType
 from esper.nissa.console import ConsoleSink
 from esper.scripts.progress import Progress
 from esper.scripts.summary import print_summary
@@ -37,7 +37,7 @@ def run_heuristic(flags: Mapping[str, Any], file: Mapping[str, Any]) -> int:
     ):
         session.hub.add_sink(ConsoleSink(quiet=config.quiet or console.is_terminal), name="console")
         session.announce("heuristic", announcement(load, config, policies))
-        best = run_arms(session, load, config, policies, plan, progress)
+        run_arms(session, load, config, policies, plan, progress)
     print_summary(session.path, console)
     return 0
 
@@ -82,14 +82,6 @@ def announcement(load: Workload, config: RunConfig, policies: Mapping[str, Polic
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Best:
-    """The policy's best episode by validation, with its network as a plain module."""
-
-    result: EpisodeResult
-    network: torch.nn.Module
-
-
 def run_arms(
     session: Session,
     load: Workload,
@@ -97,23 +89,18 @@ def run_arms(
     policies: Mapping[str, Policy],
     plan: Plan,
     progress: Progress,
-) -> Best:
-    """Run all episodes of all arms; returns the policy's best."""
+) -> None:
+    """Run all episodes of all arms; the policy's best network by validation is written to the run directory."""
     executor = build_executor(load, config, session.emit)
-    best: Best | None = None
+    best: EpisodeResult | None = None
     for results, engine in run_episodes(executor, policies, plan, progress.epoch):
         progress.episode(results)
-        if best is None or _better(results[0], best.result, load.task.metric):
-            best = Best(results[0], _network(engine))
-    assert best is not None, "a plan has at least one episode"
-    return best
-
-
-def _network(engine: HostEngine) -> torch.nn.Module:
-    module: torch.nn.Module = engine.materialise(0)
-    return module
+        if config.export and (best is None or _better(results[0], best, load.task.metric)):
+            best = results[0]
+            exported = engine.save(0, session.directory.model)
+            session.say(TelemetryEventType.MODEL_EXPORTED, **{**asdict(exported), "formats": list(exported.formats)})
 
 
 def _better(new: EpisodeResult, old: EpisodeResult, metric: Metric) -> bool:
     sign = 1.0 if metric.higher_is_better else -1.0
-    return new.view.metric is not None and (old.view.metric is None or sign * new.view.metric > sign * old.view.metric)
+    return sign * new.validation_metric > sign * old.validation_metric

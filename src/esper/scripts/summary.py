@@ -27,7 +27,7 @@ def print_summary(directory: Path, console: Console) -> None:
     grown = [seed for seed in evidence.seeds if evidence.table.arms and seed.arm == evidence.table.arms[0].arm]
     if grown:
         console.print()
-        console.print(seeds_table(grown))
+        console.print(seeds_table(grown, evidence.table.unit))
         if len(grown) > SEEDS_SHOWN:
             console.print(Text(f"{len(grown) - SEEDS_SHOWN} more stand in the report.", style="dim"))
     for problem in damage:
@@ -63,7 +63,7 @@ def arms_table(table: EndTable) -> Table:
     return view
 
 
-def seeds_table(seeds: list[SeedLife]) -> Table:
+def seeds_table(seeds: list[SeedLife], unit: str) -> Table:
     """One line per seed of the policy's arm: what became of it, and why."""
     view = Table(box=box.SIMPLE_HEAD, title="what was grown", title_style="dim", title_justify="left")
     for heading in ("episode", "slot", "blueprint", "epochs", "outcome", "why"):
@@ -73,14 +73,22 @@ def seeds_table(seeds: list[SeedLife]) -> Table:
         began = "?" if seed.germinated_epoch is None else str(seed.germinated_epoch)
         ended = "" if seed.end_epoch is None else f"–{seed.end_epoch}"
         view.add_row(
-            str(seed.episode + 1),
+            str(seed.episode),
             seed.slot,
             seed.blueprint or "?",
             began + ended,
             Text(seed.outcome, style=styles.get(seed.outcome, "yellow")),
-            Text(seed.reason),
+            Text(_why(seed, unit)),
         )
     return view
+
+
+def _why(seed: SeedLife, unit: str) -> str:
+    """What decided: the measured removal cost of a kept seed, else the stated reason."""
+    if seed.outcome != "kept" or seed.removal_cost is None:
+        return seed.reason
+    spread = "" if seed.removal_cost_se is None else f" ± {1.96 * seed.removal_cost_se:.1f}"
+    return f"without it {seed.removal_cost:.1f}{spread} {unit} worse"
 
 
 def short(value: float | None) -> str:

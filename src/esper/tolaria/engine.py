@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 from torch import nn
 
 from esper.kasmina import blueprints
+from esper.kasmina.export import export, largest_difference, save_export
 from esper.kasmina.slot import SeedSlot, Stamp
 from esper.kasmina.state import GrowthPlan
 from esper.leyline import (
@@ -21,6 +23,7 @@ from esper.leyline import (
     EvalResult,
     FactoredAction,
     GateResult,
+    ModelExport,
     Op,
     RowCost,
     RowSpec,
@@ -314,11 +317,21 @@ class ModuleEngine:
         self._stamp(kept, epoch + 1)
 
     def materialise(self, row: int) -> nn.Module:
-        """The row's network as a plain module; seeds that were not kept for good are left out."""
-        from esper.kasmina.export import export
+        """The row's network as a plain module, with every seed that takes part in its forward pass."""
+        return export(self._rows[row].trainer.model)
 
-        plain: nn.Module = export(self._rows[row].trainer.model)
-        return plain
+    def save(self, row: int, directory: Path) -> ModelExport:
+        """Write the row's network so that it can be loaded where there is no Esper."""
+        trainer = self._rows[row].trainer
+        exported = save_export(trainer.model, directory, trainer.material.sample)
+        plain = export(trainer.model)
+        trainer.model.eval()
+        return ModelExport(
+            path=str(exported.code.parent),
+            parameters=sum(p.numel() for p in plain.parameters()),
+            max_abs_difference=largest_difference(trainer.model, plain, trainer.material.sample),
+            formats=("model.py", "model.safetensors"),
+        )
 
     def _stamp(self, row: _Row, epoch: int) -> None:
         stamp = Stamp(env_id=row.spec.env_id, episode=row.spec.episode, epoch=epoch)

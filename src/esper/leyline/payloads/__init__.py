@@ -10,11 +10,11 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import Final
 
-from esper.leyline.payloads import lifecycle, measured, run, safety
+from esper.leyline.payloads import lifecycle, measured, policy, run, safety
 from esper.leyline.payloads._spec import PayloadSpec
 from esper.leyline.telemetry import TelemetryEventType
 
-_SPECS: tuple[PayloadSpec, ...] = (*lifecycle.SPECS, *run.SPECS, *measured.SPECS, *safety.SPECS)
+_SPECS: tuple[PayloadSpec, ...] = (*lifecycle.SPECS, *run.SPECS, *measured.SPECS, *policy.SPECS, *safety.SPECS)
 
 REGISTRY: Final = MappingProxyType({spec.event_type: spec for spec in _SPECS})
 """event type -> its payload, delivery class, producer and consumer."""

@@ -1,8 +1,8 @@
-"""Payloads of measurements: counterfactuals, analytics snapshots and the compute ledger."""
+"""Payloads of measurements: counterfactuals and the compute ledger."""
 
 from __future__ import annotations
 
-from typing import Any, Literal, NotRequired, TypedDict
+from typing import NotRequired, TypedDict
 
 from esper.leyline.payloads._spec import PayloadSpec
 from esper.leyline.telemetry import Delivery
@@ -42,11 +42,6 @@ class CounterfactualUnavailable(TypedDict):
 """``reason`` is a code: ``not_scheduled``, ``non_finite_loss``, ``evaluation_failed``, ``no_live_seed``."""
 
 
-class DiagnosticSnapshot(TypedDict):
-    kind: Literal["diagnostic_snapshot"]
-    snapshot: dict[str, Any]
-
-
 class ComputeSpent(TypedDict):
     train_forward_macs: int
     train_backward_macs: int
@@ -78,13 +73,6 @@ SPECS = (
         Delivery.MUST_KEEP,
         "tolaria.executor",
         "environment drawer",
-    ),
-    PayloadSpec(
-        T.ANALYTICS_SNAPSHOT,
-        DiagnosticSnapshot,
-        Delivery.LATEST_WINS,
-        "simic.training",
-        "policy pulse, body vitals, diagnostics",
     ),
     PayloadSpec(T.COMPUTE_SPENT, ComputeSpent, Delivery.MUST_KEEP, "tolaria.executor", "environment drawer, report"),
 )

@@ -1,0 +1,187 @@
+"""Payloads of a policy that acts and learns, of its analytics snapshots, and of detectors that watch it and the machine.
+
+``ANALYTICS_SNAPSHOT`` is a union told apart by ``kind``. Everything a detector says is a measured figure, the threshold
+it crossed, and over how many rounds it was measured; a *round* is one rollout and one update, counted from 1.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NotRequired, TypedDict
+
+from esper.leyline.payloads._spec import PayloadSpec
+from esper.leyline.telemetry import Delivery
+from esper.leyline.telemetry import TelemetryEventType as T
+
+
+class LastAction(TypedDict):
+    kind: Literal["last_action"]
+    op: str
+    slot: NotRequired[str]
+    blueprint: NotRequired[str]
+    blend: NotRequired[str]
+    alpha_target: NotRequired[float]
+    tempo: NotRequired[int]
+    masked: dict[str, bool]
+    success: bool
+    illegal: bool
+    why_not: NotRequired[str]
+
+
+"""``masked``: for each head that the op consumed, whether availability forbade some of its choices."""
+
+
+class ActionDistribution(TypedDict):
+    kind: Literal["action_distribution"]
+    round: int
+    steps: int
+    ops: dict[str, int]
+    succeeded: dict[str, int]
+
+
+class Throughput(TypedDict):
+    kind: Literal["throughput"]
+    batch_idx: int
+    episodes_completed: int
+    step_time_ms: float
+    dataloader_wait_ms: float
+    fps: NotRequired[float | None]
+
+
+"""Of one environment: its own mean time per step (a host epoch). ``fps`` is steps per second; missing on the wire where
+the time was zero or below."""
+
+
+class RewardSummary(TypedDict):
+    kind: Literal["reward_summary"]
+    mode: str
+    round: int
+    steps: int
+    episode_return: float
+    objective_gain: float
+    unit: str
+    components: dict[str, float]
+
+
+"""Of one finished episode. ``components`` sum to ``episode_return``; ``objective_gain`` is final minus initial J,
+whatever the mode pays."""
+
+
+class MaskHitRates(TypedDict):
+    kind: Literal["mask_hit_rates"]
+    round: int
+    steps: int
+    consumed: dict[str, int]
+    restricted: dict[str, float]
+    forced: dict[str, float]
+
+
+"""Per head, of the steps at which its op consumed it: the share in which a mask forbade something, and the share in
+which only one choice was left. A head that was never consumed has no rate."""
+
+
+class DiagnosticSnapshot(TypedDict):
+    kind: Literal["diagnostic_snapshot"]
+    snapshot: dict[str, Any]
+
+
+class HeadUndecided(TypedDict):
+    entropy: float
+    most: float
+    share: float
+
+
+"""Entropy in nats where the head had a choice, what it would be if all legal choices were equally likely, and the share
+of steps with a choice."""
+
+
+class PpoUpdateCompleted(TypedDict):
+    round: int
+    lr: float
+    update_time_ms: float
+    steps: int
+    epochs_run: int
+    optimizer_steps: int
+    skipped_steps: int
+    stopped_by_kl: bool
+    policy_loss: float
+    value_loss: float
+    entropy: float
+    heads: dict[str, HeadUndecided]
+    grad_norm: NotRequired[float]
+    kl: float
+    clip_fraction: float
+    ratio_min: float
+    ratio_max: float
+    stale_log_prob: float
+    explained_variance: NotRequired[float]
+    value_mean: float
+    return_mean: float
+    return_std: float
+    advantage_mean: float
+    advantage_std: float
+    episodes_completed: NotRequired[int]
+    mean_episode_return: NotRequired[float]
+    mean_objective_gain: NotRequired[float]
+
+
+"""Figures of the very ratio in the loss; entropies in nats; gradient norm before clipping."""
+
+
+class RewardComputed(TypedDict):
+    mode: str
+    total: float
+    objective: float
+    components: dict[str, float]
+    rolled_back: bool
+
+
+"""One step of one environment, in the metric's unit; ``objective`` is J after it."""
+
+
+class Detected(TypedDict):
+    round: int
+    measured: float
+    threshold: float
+    figure: str
+    rounds: NotRequired[int]
+    head: NotRequired[str]
+    baseline: NotRequired[float]
+
+
+"""``figure`` names what was measured, in words with its unit; ``baseline`` is what it is compared with."""
+
+_LEARNER = "simic.detectors"
+_PULSE = "policy pulse, event feed"
+
+
+def _detector(event_type: T) -> PayloadSpec:
+    return PayloadSpec(event_type, Detected, Delivery.MUST_KEEP, _LEARNER, _PULSE)
+
+
+SPECS = (
+    PayloadSpec(
+        T.ANALYTICS_SNAPSHOT,
+        LastAction | ActionDistribution | Throughput | RewardSummary | MaskHitRates | DiagnosticSnapshot,
+        Delivery.LATEST_WINS,
+        "simic.vectorized, simic.training",
+        "policy pulse, body vitals, diagnostics",
+    ),
+    PayloadSpec(T.PPO_UPDATE_COMPLETED, PpoUpdateCompleted, Delivery.MUST_KEEP, "simic.vectorized", "policy pulse"),
+    PayloadSpec(T.REWARD_COMPUTED, RewardComputed, Delivery.SAMPLED, "simic.vectorized", "environment drawer"),
+    *(
+        _detector(event_type)
+        for event_type in (
+            T.REWARD_HACKING_SUSPECTED,
+            T.PLATEAU_DETECTED,
+            T.DEGRADATION_DETECTED,
+            T.IMPROVEMENT_DETECTED,
+            T.RATIO_EXPLOSION_DETECTED,
+            T.RATIO_COLLAPSE_DETECTED,
+            T.VALUE_COLLAPSE_DETECTED,
+            T.NUMERICAL_INSTABILITY_DETECTED,
+            T.HEAD_COLLAPSE_DETECTED,
+            T.MEMORY_WARNING,
+            T.PERFORMANCE_DEGRADATION,
+        )
+    ),
+)
