@@ -138,7 +138,7 @@ class SeedState:
     def to_dict(self) -> dict[str, Any]:
         """JSON-able, enums by name, non-finite floats as on the wire (``"NaN"``)."""
         plain: dict[str, Any] = _encode(asdict(self))
-        return plain | {"stage": self.stage.name}
+        return plain | {"stage": self.stage.name, "incubation": self.incubation.value, "blend": self.blend.value}
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> SeedState:
