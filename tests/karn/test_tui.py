@@ -72,9 +72,11 @@ async def test_replay_keys(tmp_path: Path) -> None:
         await pilot.press("h", "L")
         assert app.viewer.state.events == len(story())
         await pilot.press("space")
-        assert app.viewer.playing
-        await pilot.press("right_square_bracket", "space", "n")
-        assert not app.viewer.replaying and app.viewer.speed == 4.0
+        assert app.viewer.player is not None and app.viewer.player.playing
+        await pilot.press("right_square_bracket", "space")
+        assert app.viewer.player.speed == 4.0 and not app.viewer.player.playing
+        await pilot.press("n")
+        assert app.viewer.player is None
 
 
 @pytest.mark.anyio

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from types import MappingProxyType
 from typing import Final
 
-from esper.karn import fold_run, fold_seed
+from esper.karn import fold_policy, fold_run, fold_seed
 from esper.karn.fold_common import environment_of, trim
 from esper.karn.state import ProducerFold, RunState
 from esper.leyline import TelemetryEvent
@@ -43,6 +43,19 @@ HANDLERS: Final = MappingProxyType[T, Handler](
         T.MODEL_EXPORTED: fold_run.model_exported,
         T.ANALYTICS_SNAPSHOT: fold_run.analytics,
         T.COMPUTE_SPENT: fold_run.compute_spent,
+        T.PPO_UPDATE_COMPLETED: fold_policy.update_completed,
+        T.REWARD_COMPUTED: fold_policy.reward_computed,
+        T.REWARD_HACKING_SUSPECTED: fold_policy.detected,
+        T.PLATEAU_DETECTED: fold_policy.detected,
+        T.DEGRADATION_DETECTED: fold_policy.detected,
+        T.IMPROVEMENT_DETECTED: fold_policy.detected,
+        T.RATIO_EXPLOSION_DETECTED: fold_policy.detected,
+        T.RATIO_COLLAPSE_DETECTED: fold_policy.detected,
+        T.VALUE_COLLAPSE_DETECTED: fold_policy.detected,
+        T.NUMERICAL_INSTABILITY_DETECTED: fold_policy.detected,
+        T.HEAD_COLLAPSE_DETECTED: fold_policy.detected,
+        T.MEMORY_WARNING: fold_policy.detected,
+        T.PERFORMANCE_DEGRADATION: fold_policy.detected,
         T.GOVERNOR_SNAPSHOT: fold_run.governor_snapshot,
         T.GOVERNOR_PANIC: fold_run.governor_panic,
         T.GOVERNOR_ROLLBACK: fold_run.governor_rollback,
@@ -61,6 +74,7 @@ ROUTINE: Final = frozenset(
         T.COUNTERFACTUAL_UNAVAILABLE,
         T.COMPUTE_SPENT,
         T.ANALYTICS_SNAPSHOT,
+        T.REWARD_COMPUTED,
         T.GOVERNOR_SNAPSHOT,
         T.COMMAND_ISSUED,
     }

@@ -6,7 +6,7 @@ from typing import Any
 
 from msgspec import UNSET, UnsetType
 
-from esper.karn import anomaly, words
+from esper.karn import words
 from esper.karn.schema import (
     Action,
     Check,
@@ -20,7 +20,7 @@ from esper.karn.schema import (
     wire_safe,
 )
 from esper.karn.series import Series
-from esper.karn.snapshot import environment_row, figure, known
+from esper.karn.snapshot import environment_row, figure, known, stale_factor
 from esper.karn.state import ActionRecord, EnvironmentFold, Facts, GateRecord, RunState, SeedFold, SlotFold
 from esper.leyline import HEADS, RELEVANT_HEADS, unknown
 
@@ -32,11 +32,8 @@ def build_detail(state: RunState, env_id: int, now: float) -> EnvironmentDetail:
     fold = state.environments.get(env_id)
     if fold is None:
         raise unknown("environment", str(env_id), map(str, state.environments))
-    stale = None
-    if state.run.end_status is None and fold.status == "running" and fold.last_time is not None:
-        stale = anomaly.stale_factor(fold, now - fold.last_time)
     return EnvironmentDetail(
-        row=environment_row(fold, stale),
+        row=environment_row(fold, stale_factor(state, fold, now)),
         metric=curve(fold.metric),
         loss=curve(fold.loss),
         facts=_figures(fold.facts, fold.epoch),

@@ -83,7 +83,9 @@ def ordered(snapshot: Snapshot) -> Iterable[EnvironmentRow]:
     """Environments in the order to show them: by device, outliers first."""
     for group in snapshot.devices:
         for env in group.environments:
-            yield snapshot.environments[str(env)]
+            row = snapshot.environments.get(str(env))
+            if row is not None:
+                yield row
 
 
 def _head(snapshot: Snapshot) -> Iterator[str]:

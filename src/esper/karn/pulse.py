@@ -31,5 +31,9 @@ PULSE: Final = {
     "command_success": PulseRule("share", "commands that succeeded", 0.7, 0.4, low_is_bad=True),
     "gate_pass": PulseRule("share", "gate evaluations that passed", 0.2, 0.05, low_is_bad=True),
     "seeds_kept": PulseRule("share", "settled seeds that were kept", 0.2, 0.05, low_is_bad=True),
+    "kl": PulseRule("nats", "KL of the last update", 0.05, 0.2),
+    "clip_fraction": PulseRule("share", "ratios outside the clip range", 0.3, 0.5),
+    "explained_variance": PulseRule("share", "variance of returns that V explains", 0.3, 0.0, low_is_bad=True),
+    "grad_norm": PulseRule("", "gradient norm before clipping", 5.0, 10.0),
 }
-"""Key of ``RunState.pulse`` -> rule. The figures are shares over the run so far."""
+"""Key of ``RunState.pulse`` -> rule. The first three are shares over the run so far, the rest are of the last update."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import bisect
 import contextlib
 import hashlib
+import itertools
 import os
 import shutil
 import tempfile
@@ -169,6 +170,26 @@ class Timeline:
                 break
             apply(self._state, event)
         return self._state
+
+    def history(
+        self, wanted: Callable[[TelemetryEvent], bool], before: int, limit: int
+    ) -> Iterator[tuple[int, TelemetryEvent]]:
+        """The newest ``limit`` events among the first ``before`` that ``wanted`` holds for, newest first.
+
+        Each comes with its place (how many events there are up to and with it). The filter comes before the limit, so
+        nothing that matches is hidden by what does not.
+        """
+        keyframes = self._index.keyframes
+        end, place = before, bisect.bisect_left(keyframes, before, key=lambda keyframe: keyframe.events)
+        while limit > 0 and end > 0:
+            keyframe = keyframes[place - 1] if place else None
+            start = None if keyframe is None else Position(keyframe.segment, keyframe.offset, keyframe.crc32)
+            first = 0 if keyframe is None else keyframe.events
+            chunk = enumerate(itertools.islice(self._events(start), end - first), first + 1)
+            matches = [(at, event) for at, event in chunk if wanted(event)]
+            yield from reversed(matches[-limit:])
+            limit -= len(matches)
+            end, place = first, place - 1
 
     def close(self) -> None:
         """Forget a temporary cache."""

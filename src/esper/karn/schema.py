@@ -405,7 +405,7 @@ class Snapshot(Part, kw_only=True, frozen=True):
     host: HostVitals | UnsetType = UNSET
     devices: list[DeviceGroup]
     environments: dict[str, EnvironmentRow]
-    """By env id; the order to show them in is in ``devices``."""
+    """By env id; the order to show them in is in ``devices``. Over the web only those that are looked at."""
     stages: dict[str, int]
     """Slots of all environments by stage."""
     census: list[Census]

@@ -53,14 +53,23 @@ class Builder:
         self._items: dict[str, FeedItem] = {}
 
     def build(
-        self, state: RunState, now: float, damage: Sequence[Damage] = (), host: HostVitals | None = None
+        self,
+        state: RunState,
+        now: float,
+        damage: Sequence[Damage] = (),
+        host: HostVitals | None = None,
+        worst: int | None = None,
     ) -> Snapshot:
         """The snapshot at wall clock ``now``.
 
         ``damage`` is what the reader met; ``host`` are vitals sampled beside a live run, which a replay does not have.
+        With ``worst``, rows are only built for so many environments, the worst ones.
         """
+        ranks = {env_id: self._rank(state, fold, now) for env_id, fold in sorted(state.environments.items())}
+        devices = _devices(state, ranks)
+        listed = sorted(ranks, key=lambda env_id: (-ranks[env_id], env_id))[:worst]
+        rows = {str(env_id): self.row(state, env_id, now) for env_id in sorted(listed)}
         ended = state.run.end_status is not None
-        rows = {str(env_id): self._row(fold, now, ended) for env_id, fold in sorted(state.environments.items())}
         steps = _steps(state)
         return Snapshot(
             schema=SNAPSHOT_SCHEMA,
@@ -71,7 +80,7 @@ class Builder:
             steps=steps,
             bound=bound.detect(steps, host, state.run.threads),
             host=UNSET if host is None else host,
-            devices=_devices(rows),
+            devices=devices,
             environments=rows,
             stages=_stages(state),
             census=[
@@ -92,17 +101,21 @@ class Builder:
             damage=list(damage),
         )
 
-    def _row(self, fold: EnvironmentFold, now: float, ended: bool) -> EnvironmentRow:
-        stale = None
-        if not ended and fold.status == "running" and fold.last_time is not None:
-            stale = anomaly.stale_factor(fold, now - fold.last_time)
-        key = (fold.version, None if stale is None else round(stale.measured, 1))
-        cached = self._rows.get(fold.env_id)
+    def row(self, state: RunState, env_id: int, now: float) -> EnvironmentRow:
+        """The board's row of one environment."""
+        fold = state.environments[env_id]
+        stale = stale_factor(state, fold, now)
+        key = (fold.version, fold.episode, None if stale is None else stale.measured)
+        cached = self._rows.get(env_id)
         if cached is not None and cached[0] == key:
             return cached[1]
         row = environment_row(fold, stale)
-        self._rows[fold.env_id] = (key, row)
+        self._rows[env_id] = (key, row)
         return row
+
+    def _rank(self, state: RunState, fold: EnvironmentFold, now: float) -> float:
+        stale = stale_factor(state, fold, now)
+        return fold.anomaly.rank + (0.0 if stale is None else stale.weight * stale.level)
 
     def _feeds(self, state: RunState) -> dict[str, list[FeedItem]]:
         lists = {"feed": state.feed[-FEED:], "alarms": state.alarms[-FEED:], "governor": state.governor[-FEED:]}
@@ -129,6 +142,13 @@ def encode(snapshot: msgspec.Struct) -> bytes:
 
 
 _ENCODER = msgspec.json.Encoder(order="deterministic")
+
+
+def stale_factor(state: RunState, fold: EnvironmentFold, now: float) -> FactorRecord | None:
+    """The anomaly factor of silence, where the run and the environment should still be talking."""
+    if state.run.end_status is not None or fold.status != "running" or fold.last_time is None:
+        return None
+    return anomaly.stale_factor(fold, now - fold.last_time)
 
 
 def environment_row(fold: EnvironmentFold, stale: FactorRecord | None = None) -> EnvironmentRow:
@@ -349,14 +369,12 @@ def _steps(state: RunState) -> StepSplit:
     return StepSplit(**means, environments=counts.get("train_ms", 0))
 
 
-def _devices(rows: dict[str, EnvironmentRow]) -> list[DeviceGroup]:
-    groups: dict[str, list[EnvironmentRow]] = {}
-    for row in rows.values():
-        groups.setdefault(row.device, []).append(row)
-    for members in groups.values():
-        members.sort(key=lambda row: (-row.rank, row.env))
+def _devices(state: RunState, ranks: dict[int, float]) -> list[DeviceGroup]:
+    groups: dict[str, list[int]] = {}
+    for env_id in sorted(ranks, key=lambda env_id: (-ranks[env_id], env_id)):
+        groups.setdefault(state.environments[env_id].device or "unknown", []).append(env_id)
     return [
-        DeviceGroup(device=device, environments=[row.env for row in members], level=members[0].level)
+        DeviceGroup(device=device, environments=members, level=anomaly.status(ranks[members[0]]))
         for device, members in sorted(groups.items())
     ]
 

@@ -16,6 +16,7 @@ from esper.karn import plain
 from esper.karn.board import HEAD, row_pieces
 from esper.karn.drawer import drawer_text
 from esper.karn.filter import Filter, parse
+from esper.karn.player import Player
 from esper.karn.schema import EnvironmentRow, Snapshot
 from esper.karn.watch import Watch
 from esper.karn.words import duration
@@ -170,7 +171,7 @@ class Overwatch(App[None]):
         """Start the clock."""
         self.query_one("#drawer").can_focus = False
         if self._replay:
-            self.viewer.play()
+            self._from_the_start()
         self.set_interval(1 / self._rate, self.advance)
         self.advance()
 
@@ -196,10 +197,10 @@ class Overwatch(App[None]):
             self.query_one("#detail", Static).update(Text(self._pane_text(shot)))
 
     def _foot(self, shot: Snapshot, rows: int) -> str:
-        viewer = self.viewer
+        player = self.viewer.player
         mode = "live"
-        if viewer.replaying:
-            mode = f"replay {'playing' if viewer.playing else 'paused'} at {viewer.speed:g}x, event {shot.clock.events}"
+        if player is not None:
+            mode = f"replay {'playing' if player.playing else 'paused'} at {player.speed:g}x, event {shot.clock.events}"
         hidden = len(shot.environments) - rows
         wanted = f"  filter {self.wanted.text!r} hides {hidden}" if self.wanted.terms else ""
         return f"{mode}  {self._achieved:.1f} frames/s{wanted}  ? help"
@@ -278,38 +279,52 @@ class Overwatch(App[None]):
 
     def action_play(self) -> None:
         """Play or pause."""
-        if self.viewer.playing:
-            self.viewer.playing = False
-        else:
-            self._try(self.viewer.play)
+
+        def toggle(player: Player) -> None:
+            if player.playing:
+                player.playing = False
+            else:
+                player.play()
+
+        self._travel(toggle)
 
     def action_step(self, events: int) -> None:
         """Move by events."""
-        self._try(lambda: self.viewer.step(events))
+        self._travel(lambda player: player.step(events))
 
     def action_speed(self, by: int) -> None:
         """Another speed of replay."""
-        nearest = min(range(len(SPEEDS)), key=lambda at: abs(SPEEDS[at] - self.viewer.speed))
-        self.viewer.speed = SPEEDS[max(0, min(nearest + by, len(SPEEDS) - 1))]
-        self.paint()
+
+        def change(player: Player) -> None:
+            nearest = min(range(len(SPEEDS)), key=lambda at: abs(SPEEDS[at] - player.speed))
+            player.speed = SPEEDS[max(0, min(nearest + by, len(SPEEDS) - 1))]
+
+        self._travel(change)
 
     def action_start(self) -> None:
         """To the first event."""
-        self._try(lambda: self.viewer.seek(1))
+        self._travel(lambda player: player.seek(1))
 
     def action_end(self) -> None:
         """To the last event."""
-        self._try(lambda: self.viewer.seek(self.viewer.timeline.events))
+        self._travel(lambda player: player.seek(player.timeline.events))
 
     def action_now(self) -> None:
         """Back to live."""
         self.viewer.live()
         self.advance()
 
-    def _try(self, move: Callable[[], None]) -> None:
+    def _from_the_start(self) -> None:
+        def begin(player: Player) -> None:
+            player.seek(1)
+            player.play()
+
+        self._travel(begin)
+
+    def _travel(self, move: Callable[[Player], None]) -> None:
         """Do it, or say in the foot why it cannot be done (no journal to replay yet)."""
         try:
-            move()
+            move(self.viewer.replay())
         except DataError as problem:
             self.query_one("#foot", Static).update(Text(str(problem)))
             return
@@ -338,7 +353,7 @@ def head_text(shot: Snapshot) -> str:
 
 def run_tui(directory: str | Path, *, replay: bool = False) -> None:
     """Open the run in ``directory`` in the terminal; with ``replay`` from its first event on."""
-    Overwatch(Watch(directory, open_at_end=replay), replay=replay).run()
+    Overwatch(Watch(directory), replay=replay).run()
 
 
 def _place(item: Any) -> str:

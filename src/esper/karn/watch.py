@@ -1,13 +1,15 @@
-"""One run being watched, live or at another time: what every interactive face drives."""
+"""One run being watched, live or at another time: what an interactive face drives."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Final
 
 from esper.karn import state as states
 from esper.karn.detail import build_detail
+from esper.karn.player import Player
 from esper.karn.replay import Progress, Timeline
 from esper.karn.runs import describe_run
 from esper.karn.schema import Damage, EnvironmentDetail, HostVitals, Snapshot
@@ -16,16 +18,17 @@ from esper.karn.source import Follower
 from esper.karn.state import RunState
 from esper.karn.vitals import Sampler
 
-VITALS_EVERY = 1.0
+VITALS_EVERY: Final = 1.0
 """Seconds between samples of the body's vitals."""
+LONG: Final = 8 << 20
+"""Bytes of a journal from which on it is opened through its index, so that the next opening is quick."""
 
 
 class Watch:
     """Follows ``directory``; :meth:`tick` polls and gives the next snapshot.
 
-    ``clock`` is the wall clock, injected in tests. Replay is entered by :meth:`seek`, :meth:`seek_time` or
-    :meth:`play`, and left by :meth:`live`. ``open_at_end`` first indexes a long journal (with ``progress``), so that
-    a later opening and every seek are quick.
+    ``clock`` is the wall clock, injected in tests. ``progress`` is told about the first reading of a long journal.
+    :meth:`replay` gives the player of another time, and :meth:`live` comes back.
     """
 
     def __init__(
@@ -35,111 +38,63 @@ class Watch:
         clock: Callable[[], float] = time.time,
         cache: str | Path | None = None,
         progress: Progress | None = None,
-        open_at_end: bool = False,
     ) -> None:
         self.directory = Path(directory)
-        self.speed = 1.0
-        """Seconds of the run per second of the replay."""
-        self.playing = False
+        self.player: Player | None = None
+        """What shows another time; ``None`` while now is shown."""
         self._clock, self._cache, self._progress = clock, cache, progress
-        self._timeline: Timeline | None = None
         self._builder = Builder()
-        self._moment: float | None = None
-        self._state: RunState | None = None
-        self._ticked = clock()
         self._sampler: Sampler | None = None
         self._vitals: HostVitals | None = None
-        self._vitals_at = 0.0
-        if open_at_end:
-            self._timeline = Timeline(self.directory, cache=cache, progress=progress)
-            data, position = self._timeline.end
-            self._follower = Follower(self.directory, states.decode(data), position)
-        else:
-            self._follower = Follower(self.directory)
-
-    @property
-    def replaying(self) -> bool:
-        """Whether another time than now is shown."""
-        return self._state is not None
+        self._vitals_at = -VITALS_EVERY
+        self._follower = self._follow()
 
     @property
     def state(self) -> RunState:
         """The folded state that is shown."""
-        return self._follower.state if self._state is None else self._state
+        return self._follower.state if self.player is None else self.player.state
 
     @property
     def damage(self) -> list[Damage]:
         """What is wrong with the journal."""
-        return self._follower.damage if self._timeline is None or self._state is None else self._timeline.damage
+        return self._follower.damage if self.player is None else self.player.damage
 
     @property
     def now(self) -> float:
         """The clock of what is shown: the wall clock, or the moment of the replay."""
-        return self._clock() if self._moment is None else self._moment
+        return self._clock() if self.player is None else self.player.now
 
-    def tick(self) -> Snapshot:
-        """Take in what is new, move a playing replay on, and build the snapshot."""
-        real = self._clock()
-        passed, self._ticked = max(0.0, real - self._ticked), real
+    def tick(self, worst: int | None = None) -> Snapshot:
+        """Take in what is new, move a playing replay on, and build the snapshot, with rows of the ``worst`` only."""
         self._follower.poll()
-        if self.playing and self._moment is not None:
-            self._go(self._moment + passed * self.speed)
-        host = self._sample(real) if self._state is None else None
-        return self._builder.build(self.state, self.now, self.damage, host)
+        if self.player is not None:
+            return self.player.tick(worst)
+        now = self._clock()
+        return self._builder.build(self._follower.state, now, self._follower.damage, self._sample(now), worst)
 
     def detail(self, env_id: int) -> EnvironmentDetail:
         """The drawer of one environment at the moment shown. Raises ``UsageError`` when there is no such one."""
         return build_detail(self.state, env_id, self.now)
 
-    @property
-    def timeline(self) -> Timeline:
-        """Index of the journal as it is now; read on when the run has gone on since."""
-        seen = self._follower.state.events
-        if self._timeline is None or self._timeline.events < seen:
-            self._timeline = Timeline(self.directory, cache=self._cache, progress=self._progress)
-        return self._timeline
-
-    def seek(self, events: int) -> None:
-        """Show the state after the first ``events`` events."""
-        self._show(self.timeline.at(events))
-
-    def seek_time(self, moment: float) -> None:
-        """Show the state when the clock stood at ``moment``."""
-        timeline = self.timeline
-        self._show(timeline.at_time(moment))
-        self._moment = moment
-
-    def step(self, events: int) -> None:
-        """Move by some events, forward or back."""
-        self.playing = False
-        self.seek(max(0, self.state.events + events))
-
-    def play(self, speed: float | None = None) -> None:
-        """Let the replay run, from the start when nothing else is shown."""
-        if speed is not None:
-            self.speed = speed
-        if self._state is None or self.state.events >= self.timeline.events:
-            self.seek_time(self.timeline.start_time or 0.0)
-        self.playing = True
+    def replay(self) -> Player:
+        """The player, entered where the run stands now. Raises ``DataError`` when there is no journal yet."""
+        if self.player is None:
+            self.player = Player(self.directory, self._clock, self._cache, self._progress)
+            self.player.seek(self._follower.state.events)
+        elif self.player.timeline.events < self._follower.state.events:
+            self.player.reopen()
+        return self.player
 
     def live(self) -> None:
         """Back to now."""
-        self.playing, self._state, self._moment = False, None, None
-        self._builder = Builder()
+        self.player = None
 
-    def _show(self, state: RunState) -> None:
-        self._state = state
-        self._moment = state.last_time or 0.0
-        self._builder = Builder()
-
-    def _go(self, moment: float) -> None:
-        timeline = self._timeline
-        if timeline is None:
-            return
-        end = timeline.end_time or moment
-        self._state = timeline.at_time(min(moment, end))
-        self._moment = min(moment, end)
-        self.playing = moment < end
+    def _follow(self) -> Follower:
+        size = sum(path.stat().st_size for path in self.directory.glob("events-*.jsonl"))
+        if size < LONG:
+            return Follower(self.directory)
+        data, position = Timeline(self.directory, cache=self._cache, progress=self._progress).end
+        return Follower(self.directory, states.decode(data), position)
 
     def _sample(self, now: float) -> HostVitals | None:
         if self._follower.state.run.end_status is not None:

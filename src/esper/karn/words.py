@@ -134,6 +134,10 @@ _SENTENCES: dict[T, Callable[[Mapping[str, Any]], str]] = {
     T.COUNTERFACTUAL_UNAVAILABLE: lambda d: f"no counterfactual: {d.get('reason')}",
     T.ANALYTICS_SNAPSHOT: lambda d: str(d.get("kind", "")).replace("_", " "),
     T.COMPUTE_SPENT: lambda d: f"{figure(d.get('total_macs'))} MACs so far",
+    T.PPO_UPDATE_COMPLETED: lambda d: (
+        f"update {d.get('round')}: KL {figure(d.get('kl'))}, return {figure(d.get('mean_episode_return'))}"
+    ),
+    T.REWARD_COMPUTED: lambda d: f"reward {figure(d.get('total'))}",
     T.GOVERNOR_SNAPSHOT: lambda d: f"epoch {d.get('of_epoch')} kept as last known good",
     T.GOVERNOR_PANIC: _panic,
     T.GOVERNOR_ROLLBACK: lambda d: f"rolled back to epoch {d.get('to_epoch')} ({d.get('cause')} cause)",

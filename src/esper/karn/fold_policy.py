@@ -1,0 +1,36 @@
+"""Folds of a policy that acts and learns."""
+
+from __future__ import annotations
+
+from esper.karn.fold_common import environment_of, measure
+from esper.karn.state import RunState
+from esper.leyline import TelemetryEvent
+
+UPDATE_FACTS = (
+    "kl",
+    "clip_fraction",
+    "explained_variance",
+    "entropy",
+    "grad_norm",
+    "lr",
+    "update_time_ms",
+    "mean_episode_return",
+)
+
+
+def update_completed(state: RunState, event: TelemetryEvent) -> None:
+    """The pulse of the learner."""
+    measure(state.pulse, event.data, UPDATE_FACTS, event)
+
+
+def reward_computed(state: RunState, event: TelemetryEvent) -> None:
+    """What the last step of an environment paid."""
+    environment = environment_of(state, event)
+    if environment is None:
+        state.unplaced += 1
+        return
+    measure(environment.facts, {"reward": event.data.get("total")}, ("reward",), event)
+
+
+def detected(state: RunState, event: TelemetryEvent) -> None:
+    """A detector spoke: it stands in the feed, which every event of its kind enters."""

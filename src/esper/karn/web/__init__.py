@@ -1,0 +1,1 @@
+"""Overwatch in the browser: a read-only server on the loopback interface."""

@@ -1,0 +1,173 @@
+"""Who may talk to the server. Localhost is no boundary: any page in the same browser can send requests to it.
+
+The checks follow the list in MLflow's and Jupyter's security notes: an exact list of hosts and origins (that the two
+agree proves nothing, DNS rebinding makes them agree), a token, and headers that take the page's rights away.
+"""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+import secrets
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from esper.leyline import UsageError
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Asgi = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+PROTOCOL: Final = "esper.overwatch.v1"
+TOKEN_PREFIX: Final = "esper.token."
+"""A browser's WebSocket cannot send headers; it offers the token as a second subprotocol."""
+
+PRIVATE: Final = ("/api", "/ws", "/metrics")
+"""Paths that need the token. The page itself holds nothing."""
+
+CSP: Final = "; ".join(
+    (
+        "default-src 'none'",
+        "script-src 'self'",
+        "style-src 'self'",
+        "img-src 'self' data: blob:",
+        "font-src 'self'",
+        "connect-src 'self'",
+        "base-uri 'none'",
+        "form-action 'none'",
+        "frame-ancestors 'none'",
+    )
+)
+
+HEADERS: Final = (
+    (b"content-security-policy", CSP.encode()),
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cross-origin-opener-policy", b"same-origin"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+    (b"x-frame-options", b"DENY"),
+    (b"cache-control", b"no-store"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """Hosts, origins and token that are let in."""
+
+    hosts: frozenset[str]
+    token: str
+
+    @property
+    def origins(self) -> frozenset[str]:
+        """Origins that pages may come from."""
+        return frozenset(f"{scheme}://{host}" for host in self.hosts for scheme in ("http", "https"))
+
+
+def new_token() -> str:
+    """256 random bits."""
+    return secrets.token_urlsafe(32)
+
+
+def access_for(bind: str, port: int, allowed_hosts: Iterable[str] = (), token: str | None = None) -> Access:
+    """Access for a server bound to ``bind``:``port``.
+
+    Raises ``UsageError`` for an address that other machines can reach, unless the names under which they may are given.
+    """
+    allowed = [name.strip().lower() for name in allowed_hosts if name.strip()]
+    if not is_loopback(bind) and not allowed:
+        raise UsageError(
+            f"binding to {bind} lets other machines in; name the hosts they may use with --allowed-host, "
+            f"or bind to 127.0.0.1"
+        )
+    names = ["127.0.0.1", "localhost", "[::1]", *allowed]
+    hosts = {name if _has_port(name) else f"{name}:{port}" for name in names}
+    return Access(frozenset(hosts), token if token is not None else new_token())
+
+
+def is_loopback(bind: str) -> bool:
+    """Whether only this machine can reach the address."""
+    if bind == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(bind.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+class Guard:
+    """ASGI middleware that lets in only what :class:`Access` allows, and only to read."""
+
+    def __init__(self, app: Asgi, access: Access) -> None:
+        self._app, self._access = app, access
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        refusal = self._refusal(scope)
+        if refusal is not None:
+            await _refuse(scope, receive, send, *refusal)
+            return
+        await self._app(scope, receive, _with_headers(send))
+
+    def _refusal(self, scope: Scope) -> tuple[int, str] | None:
+        socket = scope["type"] == "websocket"
+        hosts, origins = _values(scope, b"host"), _values(scope, b"origin")
+        if len(hosts) != 1 or hosts[0].lower() not in self._access.hosts:
+            return 403, "this host name is not served here"
+        if len(origins) > 1 or (origins and origins[0].lower() not in self._access.origins):
+            return 403, "this origin is not served here"
+        if not socket and scope["method"] not in ("GET", "HEAD"):
+            return 405, "read-only"
+        path = scope["path"]
+        if not any(path == private or path.startswith(f"{private}/") for private in PRIVATE):
+            return None
+        bearer = [value[7:] for value in _values(scope, b"authorization") if value[:7].lower() == "bearer "]
+        if socket and not origins and not bearer:
+            return 403, "a WebSocket needs an origin or a bearer token"
+        offered = bearer if bearer or not socket else _offered_tokens(scope)
+        if len(offered) != 1 or not hmac.compare_digest(offered[0].encode(), self._access.token.encode()):
+            return 401, "the token is missing or wrong; use the link that Overwatch printed"
+        return None
+
+
+def _offered_tokens(scope: Scope) -> list[str]:
+    return [name[len(TOKEN_PREFIX) :] for name in scope.get("subprotocols", ()) if name.startswith(TOKEN_PREFIX)]
+
+
+def _values(scope: Scope, name: bytes) -> list[str]:
+    return [value.decode("latin-1") for key, value in scope["headers"] if key == name]
+
+
+def _has_port(name: str) -> bool:
+    return name.rpartition(":")[2].isdigit() and not name.endswith("]")
+
+
+def _with_headers(send: Send) -> Send:
+    async def sending(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            given = {key.lower() for key, _ in message.get("headers", ())}
+            extra = [(key, value) for key, value in HEADERS if key not in given]
+            message = {**message, "headers": [*message.get("headers", ()), *extra]}
+        await send(message)
+
+    return sending
+
+
+async def _refuse(scope: Scope, receive: Receive, send: Send, status: int, reason: str) -> None:
+    if scope["type"] == "websocket":
+        await receive()
+        if "websocket.http.response" not in scope.get("extensions", {}):
+            await send({"type": "websocket.close", "code": 4000 + status, "reason": reason})
+            return
+        kind = "websocket.http.response"
+    else:
+        kind = "http.response"
+    headers = [(b"content-type", b"text/plain; charset=utf-8"), *HEADERS]
+    if status == 401:
+        headers.append((b"www-authenticate", b"Bearer"))
+    await send({"type": f"{kind}.start", "status": status, "headers": headers})
+    await send({"type": f"{kind}.body", "body": f"{reason}\n".encode()})

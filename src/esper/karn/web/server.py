@@ -1,0 +1,327 @@
+"""Overwatch's server: Starlette routes over watched runs, read-only, guarded, on the loopback interface.
+
+``WS /ws`` sends binary frames (:mod:`esper.karn.web.frames`); everything else is ``GET``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import time
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from esper.karn import runs as run_list
+from esper.karn.detail import build_detail
+from esper.karn.filter import parse
+from esper.karn.replay import Timeline
+from esper.karn.schema import json_schema
+from esper.karn.snapshot import build, feed_item
+from esper.leyline import DataError, EsperError, MissingExtraError, UsageError, unknown
+from esper.nissa.rundir import list_runs
+
+try:
+    import anyio
+    import uvicorn
+    from starlette.applications import Starlette
+    from starlette.requests import Request as HttpRequest
+    from starlette.responses import PlainTextResponse, Response
+    from starlette.routing import Mount, Route, WebSocketRoute
+    from starlette.staticfiles import StaticFiles
+    from starlette.websockets import WebSocket, WebSocketDisconnect
+except ImportError:
+    raise MissingExtraError("Overwatch in the browser", "web") from None
+
+from esper.karn.web.feed import Client, RunFeed
+from esper.karn.web.guard import PROTOCOL, Access, Asgi, Guard, access_for
+from esper.karn.web.metrics import CONTENT_TYPE, openmetrics
+
+STATIC: Final = Path(__file__).parent / "static"
+"""The built page; wheels carry it."""
+NOT_BUILT: Final = (
+    "The page is not built. In a checkout, 'esper overwatch --build' builds it with npm (Node 20 or newer); "
+    "'--tui' and '--once' need neither.\n"
+)
+MAX_MESSAGE: Final = 64 * 1024
+MAX_CLIENTS: Final = 256
+MAX_EVENTS: Final = 1000
+SEND_TIMEOUT: Final = 30.0
+"""Seconds after which a client that takes nothing is let go."""
+DEFAULT_PORT: Final = 8471
+
+
+@dataclass(slots=True)
+class Deck:
+    """The runs that one server shows: a run directory, or a folder of runs."""
+
+    target: Path
+    clock: Callable[[], float] = time.time
+    cache: Path | None = None
+    feeds: dict[Path, RunFeed] = field(default_factory=dict)
+    clients: int = 0
+
+    def paths(self) -> list[Path]:
+        """Run directories, the newest last."""
+        return list_runs(self.target) or [self.target]
+
+    def feed(self, name: str | None) -> RunFeed:
+        """Feed of the run called ``name``, of the newest one by default. Raises ``UsageError``."""
+        paths = {path.name: path for path in self.paths()}
+        if name is not None and name not in paths:
+            raise unknown("run", name, paths)
+        path = paths[name] if name is not None else list(paths.values())[-1]
+        if path not in self.feeds:
+            self.feeds[path] = RunFeed(path, self.clock, self.cache)
+        return self.feeds[path]
+
+
+def make_app(target: str | Path, access: Access, *, static: Path | None = None, **deck: Any) -> Asgi:
+    """The guarded application over ``target``, a run directory or a folder of runs."""
+    hangar = Deck(Path(target), **deck)
+    page = STATIC if static is None else static
+    routes: list[Any] = [
+        Route("/api/runs", _answer(hangar, _runs)),
+        Route("/api/snapshot", _answer(hangar, _snapshot)),
+        Route("/api/environment/{env:int}", _answer(hangar, _environment)),
+        Route("/api/timeline", _answer(hangar, _timeline)),
+        Route("/api/events", _answer(hangar, _events)),
+        Route("/api/schema", _answer(hangar, _schema)),
+        Route("/metrics", _answer(hangar, _metrics)),
+        WebSocketRoute("/ws", _socket(hangar)),
+    ]
+    if (page / "index.html").is_file():
+        routes.append(Mount("/", StaticFiles(directory=page, html=True)))
+    else:
+        routes.append(Route("/", lambda request: PlainTextResponse(NOT_BUILT, 503)))
+    return Guard(Starlette(routes=routes), access)
+
+
+Handler = Callable[[Deck, HttpRequest], Awaitable[Response]]
+
+
+def _answer(deck: Deck, handler: Handler) -> Callable[[HttpRequest], Awaitable[Response]]:
+    """A route whose errors that a person caused become one line."""
+
+    async def endpoint(request: HttpRequest) -> Response:
+        try:
+            return await handler(deck, request)
+        except DataError as problem:
+            return PlainTextResponse(f"{problem}\n", 404)
+        except (EsperError, ValueError) as problem:
+            return PlainTextResponse(f"{problem}\n", 400)
+
+    return endpoint
+
+
+def _json(content: Any) -> Response:
+    return Response(msgspec.json.encode(content, order="deterministic"), media_type="application/json")
+
+
+async def _runs(deck: Deck, request: HttpRequest) -> Response:
+    found = await anyio.to_thread.run_sync(lambda: [run_list.describe_run(path) for path in deck.paths()])
+    now = deck.clock()
+    return _json([_run(run, now) for run in found])
+
+
+def _run(run: run_list.RunInfo, now: float) -> dict[str, Any]:
+    fields = {
+        name: getattr(run, name) for name in ("run_id", "created", "task", "policy", "kind", "last_time", "bytes")
+    }
+    known = {name: value for name, value in fields.items() if value is not None}
+    return {**known, "name": run.path.name, "state": run.state(now), "ended": run.end_status is not None}
+
+
+async def _snapshot(deck: Deck, request: HttpRequest) -> Response:
+    feed = deck.feed(request.query_params.get("run"))
+    if "events" not in request.query_params:
+        return _json(await feed.whole())
+    events = int(request.query_params["events"])
+    timeline = await _open_timeline(deck, request)
+
+    def then() -> Any:
+        state = timeline.at(events)
+        return build(state, state.last_time or 0.0, timeline.damage)
+
+    return _json(await anyio.to_thread.run_sync(then))
+
+
+async def _environment(deck: Deck, request: HttpRequest) -> Response:
+    feed, env = deck.feed(request.query_params.get("run")), request.path_params["env"]
+    if "events" not in request.query_params:
+        return _json(await feed.detail(env))
+    events = int(request.query_params["events"])
+    timeline = await _open_timeline(deck, request)
+
+    def then() -> Any:
+        state = timeline.at(events)
+        return build_detail(state, env, state.last_time or 0.0)
+
+    return _json(await anyio.to_thread.run_sync(then))
+
+
+async def _timeline(deck: Deck, request: HttpRequest) -> Response:
+    timeline = await _open_timeline(deck, request)
+    return _json(
+        {
+            "events": timeline.events,
+            **{name: value for name in ("start_time", "end_time") if (value := getattr(timeline, name)) is not None},
+            "marks": [
+                {name: value for name in mark.__struct_fields__ if (value := getattr(mark, name)) is not None}
+                for mark in timeline.marks
+            ],
+            "marks_seen": timeline.marks_seen,
+        }
+    )
+
+
+async def _events(deck: Deck, request: HttpRequest) -> Response:
+    wanted = parse(request.query_params.get("filter", ""))
+    limit = max(1, min(int(request.query_params.get("limit", "200")), MAX_EVENTS))
+    timeline = await _open_timeline(deck, request)
+    before = min(int(request.query_params.get("before", str(timeline.events))), timeline.events)
+
+    def search() -> list[dict[str, Any]]:
+        found = timeline.history(lambda event: wanted.item(feed_item(event)), before, limit)
+        return [{"at": at, "item": feed_item(event)} for at, event in found]
+
+    return _json({"events": await anyio.to_thread.run_sync(search), "of": timeline.events, "before": before})
+
+
+async def _open_timeline(deck: Deck, request: HttpRequest) -> Timeline:
+    feed = deck.feed(request.query_params.get("run"))
+    return await anyio.to_thread.run_sync(lambda: Timeline(feed.directory, cache=deck.cache))
+
+
+async def _schema(deck: Deck, request: HttpRequest) -> Response:
+    return _json(json_schema())
+
+
+async def _metrics(deck: Deck, request: HttpRequest) -> Response:
+    feed = deck.feed(request.query_params.get("run"))
+    return Response(openmetrics(await feed.whole()), media_type=CONTENT_TYPE)
+
+
+def _socket(deck: Deck) -> Callable[[WebSocket], Awaitable[None]]:
+    async def endpoint(websocket: WebSocket) -> None:
+        if deck.clients >= MAX_CLIENTS:
+            await websocket.close(4503, "too many clients")
+            return
+        try:
+            feed = deck.feed(websocket.query_params.get("run"))
+        except UsageError as problem:
+            await websocket.close(4404, str(problem)[:120])
+            return
+        offered = websocket.scope.get("subprotocols", ())
+        await websocket.accept(subprotocol=PROTOCOL if PROTOCOL in offered else None)
+        deck.clients += 1
+        try:
+            async with feed:
+                await _converse(websocket, Client(feed))
+        finally:
+            deck.clients -= 1
+
+    return endpoint
+
+
+async def _converse(websocket: WebSocket, client: Client) -> None:
+    """Send and listen until either side stops."""
+    tasks = [asyncio.create_task(_send(websocket, client)), asyncio.create_task(_listen(websocket, client))]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            with contextlib.suppress(WebSocketDisconnect, TimeoutError, RuntimeError, OSError):
+                task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        with contextlib.suppress(RuntimeError, OSError):
+            await websocket.close()
+
+
+async def _send(websocket: WebSocket, client: Client) -> None:
+    seen = 0
+    while True:
+        newest = await client.feed.newer(seen)
+        skipped, seen = (newest - seen - 1 if seen else 0), newest
+        data = await client.frame(skipped)
+        async with asyncio.timeout(SEND_TIMEOUT):
+            await websocket.send_bytes(data)
+
+
+async def _listen(websocket: WebSocket, client: Client) -> None:
+    while True:
+        message = await websocket.receive()
+        if message["type"] == "websocket.disconnect":
+            return
+        await client.handle(message.get("text") or message.get("bytes") or b"")
+
+
+@dataclass(frozen=True, slots=True)
+class Listening:
+    """Where a server will listen, and the link to give to a person."""
+
+    socket: socket.socket
+    access: Access
+    bind: str
+    port: int
+
+    @property
+    def link(self) -> str:
+        """The token is in the fragment, which browsers do not send and logs do not see."""
+        host = "127.0.0.1" if self.bind in ("127.0.0.1", "0.0.0.0", "localhost") else self.bind
+        host = f"[{host}]" if ":" in host and not host.startswith("[") else host
+        return f"http://{host}:{self.port}/#token={self.access.token}"
+
+
+def listen(bind: str = "127.0.0.1", port: int | None = None, allowed_hosts: Sequence[str] = ()) -> Listening:
+    """Take the port, so that the link can be printed before anything else.
+
+    Without a ``port`` the usual one, or any free one where that is taken. Raises ``UsageError`` for a port that is
+    taken, and for an address that other machines can reach without ``allowed_hosts``.
+    """
+    access_for(bind, port or DEFAULT_PORT, allowed_hosts, "")
+    taken: Iterable[int] = (DEFAULT_PORT, 0) if port is None else (port,)
+    for candidate in taken:
+        family = socket.AF_INET6 if ":" in bind else socket.AF_INET
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((bind.strip("[]"), candidate))
+            listener.listen(128)
+        except (OSError, OverflowError) as problem:
+            listener.close()
+            reason = getattr(problem, "strerror", None) or problem
+            failed = UsageError(f"cannot listen on {bind} port {candidate}: {reason}; choose another with --port")
+            continue
+        got = listener.getsockname()[1]
+        return Listening(listener, access_for(bind, got, allowed_hosts), bind, got)
+    raise failed
+
+
+def make_server(target: str | Path, listening: Listening, **options: Any) -> uvicorn.Server:
+    """A server over ``target``; ``run(sockets=[listening.socket])`` or ``serve`` starts it."""
+    config = uvicorn.Config(
+        make_app(target, listening.access, **options),
+        ws="websockets-sansio",
+        ws_max_size=MAX_MESSAGE,
+        ws_per_message_deflate=False,
+        h11_max_incomplete_event_size=16 * 1024,
+        limit_concurrency=2 * MAX_CLIENTS,
+        server_header=False,
+        access_log=False,
+        log_level="warning",
+        lifespan="off",
+        timeout_graceful_shutdown=1,
+    )
+    return uvicorn.Server(config)
+
+
+def serve(target: str | Path, listening: Listening, **options: Any) -> None:
+    """Serve until interrupted."""
+    make_server(target, listening, **options).run(sockets=[listening.socket])

@@ -1,0 +1,142 @@
+"""The checks on who may talk to the server, each with what it must refuse."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("starlette")
+httpx = pytest.importorskip("httpx")
+
+from esper.karn.web.guard import CSP, access_for, is_loopback, new_token  # noqa: E402
+from esper.karn.web.server import listen, make_app  # noqa: E402
+from esper.leyline import UsageError  # noqa: E402
+from karn.journals import write_run  # noqa: E402
+from karn.streams import story  # noqa: E402
+
+HOST = "127.0.0.1:9000"
+TOKEN = "t" * 43
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory) -> httpx.AsyncClient:
+    base = tmp_path_factory.mktemp("guard")
+    page = base / "static"
+    page.mkdir()
+    (page / "index.html").write_text("<!doctype html><title>Overwatch</title>")
+    run = write_run(base / "runs", story())
+    app = make_app(run, access_for("127.0.0.1", 9000, token=TOKEN), static=page, cache=base / "cache")
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url=f"http://{HOST}")
+
+
+AUTH = {"authorization": f"Bearer {TOKEN}"}
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("path", "headers", "status"),
+    [
+        ("/", {}, 200),
+        ("/", {"host": "localhost:9000"}, 200),
+        ("/", {"host": "evil.example"}, 403),
+        ("/", {"host": "127.0.0.1"}, 403),
+        ("/", {"host": "127.0.0.1:9001"}, 403),
+        ("/", {"host": "127.0.0.1:9000.evil.example"}, 403),
+        ("/api/snapshot", AUTH, 200),
+        ("/api/snapshot", {}, 401),
+        ("/api/snapshot", {"authorization": "Bearer wrong"}, 401),
+        ("/api/snapshot?token=" + TOKEN, {}, 401),
+        ("/metrics", {}, 401),
+        ("/metrics", AUTH, 200),
+        ("/api/snapshot", AUTH | {"origin": f"http://{HOST}"}, 200),
+        ("/api/snapshot", AUTH | {"origin": "http://evil.example"}, 403),
+        # rebinding makes both agree, and still neither is in the list
+        ("/api/snapshot", AUTH | {"host": "evil.example:9000", "origin": "http://evil.example:9000"}, 403),
+        ("/api/snapshot", AUTH | {"origin": "null"}, 403),
+        ("/api/nothing", AUTH, 404),
+        ("/..%2f..%2fetc/passwd", {}, 404),
+    ],
+)
+async def test_host_origin_and_token(
+    client: httpx.AsyncClient, path: str, headers: dict[str, str], status: int
+) -> None:
+    assert (await client.get(path, headers=headers)).status_code == status
+
+
+@pytest.mark.anyio
+async def test_exactly_one_host(client: httpx.AsyncClient) -> None:
+    response = await client.get("/", headers=[("host", HOST), ("host", "evil.example")])
+    assert response.status_code == 403
+
+
+@pytest.mark.anyio
+async def test_headers_on_answers_and_refusals(client: httpx.AsyncClient) -> None:
+    for response in (await client.get("/"), await client.get("/api/snapshot"), await client.get("/x")):
+        assert response.headers["content-security-policy"] == CSP
+        assert response.headers["x-content-type-options"] == "nosniff"
+        assert response.headers["referrer-policy"] == "no-referrer"
+        assert response.headers["cross-origin-opener-policy"] == "same-origin"
+        assert response.headers["cross-origin-resource-policy"] == "same-origin"
+        assert "access-control-allow-origin" not in response.headers
+    assert "unsafe" not in CSP and "default-src 'none'" in CSP and "frame-ancestors 'none'" in CSP
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "OPTIONS"])
+async def test_read_only(client: httpx.AsyncClient, method: str) -> None:
+    assert (await client.request(method, "/api/snapshot", headers=AUTH)).status_code == 405
+
+
+@pytest.mark.anyio
+async def test_run_names_travel_as_data(tmp_path: Path) -> None:
+    name = "<img src=x onerror=alert(1)>"
+    events = story()
+    events[0].data["task"] = name
+    app = make_app(write_run(tmp_path, events), access_for("127.0.0.1", 9000, token=TOKEN), cache=tmp_path / "cache")
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url=f"http://{HOST}") as client:
+        response = await client.get("/api/snapshot", headers=AUTH)
+        assert response.headers["content-type"] == "application/json"
+        assert response.json()["run"]["task"] == name
+        missing = await client.get("/")
+        assert missing.status_code == 503 and "esper overwatch --build" in missing.text
+        assert missing.headers["content-type"].startswith("text/plain")
+        refused = await client.get("/api/snapshot", headers=AUTH, params={"run": name})
+        assert refused.status_code == 400 and refused.headers["content-type"].startswith("text/plain")
+
+
+def test_tokens_have_256_bits_and_differ() -> None:
+    assert len(new_token()) >= 43 and new_token() != new_token()
+
+
+def test_the_link_has_the_token_in_its_fragment() -> None:
+    listening = listen()
+    try:
+        before, _, fragment = listening.link.partition("#")
+        assert listening.access.token not in before and listening.access.token in fragment
+        assert before == f"http://127.0.0.1:{listening.port}/"
+    finally:
+        listening.socket.close()
+
+
+@pytest.mark.parametrize("bind", ["0.0.0.0", "::", "192.168.1.5", "example.org"])
+def test_other_machines_only_by_name(bind: str) -> None:
+    assert not is_loopback(bind)
+    with pytest.raises(UsageError, match="--allowed-host"):
+        listen(bind)
+    hosts = access_for(bind, 80, ["box.example", "other.example:8080"]).hosts
+    assert {"box.example:80", "other.example:8080"} < hosts
+
+
+def test_a_taken_port_is_said_and_a_default_one_is_stepped_over() -> None:
+    first = listen()
+    try:
+        with pytest.raises(UsageError, match=f"port {first.port}.*--port"):
+            listen(port=first.port)
+        second = listen()
+        assert second.port != first.port
+        second.socket.close()
+        with pytest.raises(UsageError, match="--port"):
+            listen(port=70000)
+    finally:
+        first.socket.close()
