@@ -11,7 +11,7 @@ from rich.text import Text
 
 from esper.karn.evidence import EndTable, SeedLife
 from esper.karn.report import difference_line, read_evidence, with_interval, write_report
-from esper.karn.words import ABSENT
+from esper.karn.words import ABSENT, duration
 
 SEEDS_SHOWN = 12
 PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
@@ -43,13 +43,13 @@ def print_summary(directory: Path, console: Console) -> None:
 
 def arms_table(table: EndTable) -> Table:
     """One line per arm: means over episodes with 95 % intervals."""
-    unit = f" {table.unit}" if table.unit else ""
-    view = Table(
-        box=box.SIMPLE_HEAD, title="means over episodes, 95 % intervals", title_style="dim", title_justify="left"
-    )
-    view.add_column("arm", style="bold")
-    for heading in (f"test {table.metric}{unit}", "parameters", "MACs to run", "MACs spent", "kept", "episodes"):
-        view.add_column(heading, justify="right")
+    unit = f" ({table.unit})" if table.unit else ""
+    episodes = max((arm.episodes for arm in table.arms), default=0)
+    title = f"test {table.metric}{unit}, means over {episodes} episode{'s' * (episodes != 1)} with 95 % intervals"
+    view = Table(box=box.SIMPLE_HEAD, title=title, title_style="dim", title_justify="left")
+    view.add_column("arm", style="bold", no_wrap=True)
+    for heading in ("test", "parameters", "MACs a pass", "MACs spent", "kept", "time"):
+        view.add_column(heading, justify="right", no_wrap=True)
     for arm in table.arms:
         view.add_row(
             arm.arm,
@@ -58,7 +58,7 @@ def arms_table(table: EndTable) -> Table:
             short(arm.inference_macs),
             short(arm.total_macs),
             ABSENT if arm.seeds_kept is None else f"{arm.seeds_kept:.1f}",
-            str(arm.episodes),
+            ABSENT if arm.seconds is None else duration(arm.seconds),
         )
     return view
 

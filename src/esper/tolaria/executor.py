@@ -8,7 +8,6 @@ a row's module.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -43,6 +42,8 @@ class ExecutorConfig:
     """Epochs between counterfactual evaluations of live slots. At least 1."""
     shapley_every: int = 0
     """Epochs between exact Shapley values; 0 computes them after the last epoch only."""
+    test: bool = True
+    """Whether there is a test split to look at in the end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,23 +60,32 @@ class StepReport:
 
 @dataclass(frozen=True, slots=True)
 class EpisodeResult:
-    """How one row's episode ended. The test figures come from the single look at the test split."""
+    """How one row's episode ended. The test figures come from the single look at the test split, if there is one."""
 
     spec: RowSpec
     view: RowView
     validation_metric: float
-    test_metric: float
-    test_loss: float
+    validation_loss: float
+    test_metric: float | None
+    test_loss: float | None
+    test_examples: int | None
     total_macs: int
     seconds: float
+    """The row's own time."""
+
+    def scores(self) -> dict[str, float | int]:
+        """What the ``EPISODE_ENDED`` payload takes from here."""
+        names = ("validation_metric", "validation_loss", "test_metric", "test_loss", "test_examples", "seconds")
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Row:
     spec: RowSpec
     narrator: Narrator
     governor: Governor
-    started: float
+    seconds: float = 0.0
+    """The row's own time so far: training, validation and its share of deciding."""
 
 
 class Executor:
@@ -96,6 +106,7 @@ class Executor:
         self._emit = emit
         self._make_governor = governor
         self._rows: list[_Row] = []
+        self._outcomes: list[ActionOutcome] = []
 
     @property
     def rows(self) -> range:
@@ -108,7 +119,7 @@ class Executor:
         self._rows = []
         for spec in specs:
             narrator = Narrator(spec, self.metric, self._emit)
-            self._rows.append(_Row(spec, narrator, self._make_governor(narrator.relay), time.perf_counter()))
+            self._rows.append(_Row(spec, narrator, self._make_governor(narrator.relay)))
         self._set_clock(0)
         views = self.engine.views(self.rows)
         for i, row in enumerate(self._rows):
@@ -122,15 +133,22 @@ class Executor:
         ``policy_seconds`` is what deciding took, per row. Raises ``EsperError`` when a row had to be rolled back too
         often.
         """
-        outcomes = self._act(decisions)
+        self.begin(decisions)
+        return self.complete(self.engine.train_epoch(self.rows), policy_seconds)
+
+    def begin(self, decisions: Sequence[Decision]) -> None:
+        """The first half of :meth:`step`, for those who train the epoch themselves: act, and start the clock."""
+        self._outcomes = self._act(decisions)
         self._set_clock(self.epoch + 1)
-        trained = self.engine.train_epoch(self.rows)
+
+    def complete(self, trained: Sequence[TrainResult], policy_seconds: float | None = None) -> list[StepReport]:
+        """The second half of :meth:`step`: measure what was trained, and settle."""
         plans = [self._plan(view) for view in self.engine.views(self.rows)]
         result = self.engine.evaluate(self.rows, [plan.configs for plan in plans])
         reports = []
-        for i, row in enumerate(self._rows):
+        for i, (row, outcome) in enumerate(zip(self._rows, self._outcomes, strict=True)):
             readout = counterfactual.read(plans[i], result, i, self.metric)
-            rolled_back = self._rolled_back(i, readout, trained[i], outcomes[i])
+            rolled_back = self._rolled_back(i, readout, trained[i], outcome)
             view = self._settle(i, readout, result, rolled_back)
             seconds = {
                 "train": trained[i].seconds,
@@ -138,8 +156,9 @@ class Executor:
                 "validate": float(result.seconds[i]),
                 "policy": policy_seconds,
             }
+            row.seconds += sum(seconds[name] or 0.0 for name in ("train", "validate", "policy"))
             row.narrator.epoch_completed(view, trained[i], readout, seconds)
-            reports.append(StepReport(view, outcomes[i], trained[i], readout, rolled_back, float(result.seconds[i])))
+            reports.append(StepReport(view, outcome, trained[i], readout, rolled_back, float(result.seconds[i])))
         return reports
 
     def finish(self, decisions: Sequence[Decision] | None = None, status: str = "completed") -> list[EpisodeResult]:
@@ -149,32 +168,24 @@ class Executor:
         self.engine.conclude(self.rows)
         as_is: list[Sequence[AlphaConfig]] = [({},) for _ in self._rows]
         validation = self.engine.evaluate(self.rows, as_is)
-        test = self.engine.evaluate(self.rows, as_is, split="test")
+        test = self.engine.evaluate(self.rows, as_is, split="test") if self.config.test else None
         views, costs = self.engine.views(self.rows), self.engine.costs(self.rows)
         results = []
         for i, row in enumerate(self._rows):
-            seconds = time.perf_counter() - row.started
-            scores = {
-                "validation_metric": float(validation.metric[i, 0]),
-                "validation_loss": float(validation.loss[i, 0]),
-                "test_metric": float(test.metric[i, 0]),
-                "test_loss": float(test.loss[i, 0]),
-                "test_examples": test.examples,
-                "seconds": seconds,
-            }
-            row.narrator.compute_spent(costs[i], seconds)
-            row.narrator.episode_ended(views[i], costs[i], scores, status)
-            results.append(
-                EpisodeResult(
-                    spec=row.spec,
-                    view=views[i],
-                    validation_metric=scores["validation_metric"],
-                    test_metric=scores["test_metric"],
-                    test_loss=scores["test_loss"],
-                    total_macs=costs[i].spent["total_macs"],
-                    seconds=seconds,
-                )
+            result = EpisodeResult(
+                spec=row.spec,
+                view=views[i],
+                validation_metric=float(validation.metric[i, 0]),
+                validation_loss=float(validation.loss[i, 0]),
+                test_metric=None if test is None else float(test.metric[i, 0]),
+                test_loss=None if test is None else float(test.loss[i, 0]),
+                test_examples=None if test is None else test.examples,
+                total_macs=costs[i].spent["total_macs"],
+                seconds=row.seconds,
             )
+            row.narrator.compute_spent(costs[i], result.seconds)
+            row.narrator.episode_ended(views[i], costs[i], result.scores(), status)
+            results.append(result)
         return results
 
     def _set_clock(self, epoch: int) -> None:
