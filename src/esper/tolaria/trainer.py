@@ -278,12 +278,14 @@ class Trainer:
                 shared = shared or run.shared
         metric, metric_se = _summary([torch.cat(parts) for parts in scores])
         loss, loss_se = _summary([torch.cat(parts) for parts in losses])
-        self._charge_evaluation(examples, passes, split)
+        self._charge_evaluation(examples, passes, split, configs[0])
         seconds = time.perf_counter() - started
         return Evaluation(metric, loss, metric_se, loss_se, examples, passes, shared, seconds)
 
-    def _charge_evaluation(self, examples: int, passes: float, split: str) -> None:
-        whole = self.macs.forward
+    def _charge_evaluation(self, examples: int, passes: float, split: str, first: AlphaConfig) -> None:
+        """``passes`` counts passes of the first configuration, in which a seed at alpha 0 does no work."""
+        seeds = self.macs.inside.items()
+        whole = self.macs.forward - sum(n for slot, n in seeds if first.get(slot, self.model.slots[slot].alpha) == 0.0)
         if split == "test":
             self._charge("test", examples, whole)
             return
