@@ -36,4 +36,4 @@ PULSE: Final = {
     "explained_variance": PulseRule("share", "variance of returns that V explains", 0.3, 0.0, low_is_bad=True),
     "grad_norm": PulseRule("", "gradient norm before clipping", 5.0, 10.0),
 }
-"""Key of ``RunState.pulse`` -> rule. The first three are shares over the run so far, the rest are of the last update."""
+"""Key of ``RunState.pulse`` -> rule. The first three are shares over the run so far, the rest of the last update."""

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from enum import Enum, StrEnum
 from functools import cache
 from pathlib import Path
-from typing import Any, Final, get_args
+from typing import Any, Final, get_args, get_type_hints
 
 import msgspec
 from msgspec import inspect
@@ -207,7 +207,7 @@ def _members(event_type: TelemetryEventType) -> dict[str, Any]:
     union = get_args(payload)
     if not union:
         return {"": payload}
-    return {kind: member for member in union for kind in get_args(member.__annotations__["kind"])}
+    return {kind: member for member in union for kind in get_args(get_type_hints(member)["kind"])}
 
 
 def _payload_type(event_type: TelemetryEventType, data: dict[str, Any]) -> Any:

@@ -1,4 +1,4 @@
-"""Payloads of a policy that acts and learns, of its analytics snapshots, and of detectors that watch it and the machine.
+"""Payloads of a policy that acts and learns, of its analytics snapshots, and of detectors of trouble.
 
 ``ANALYTICS_SNAPSHOT`` is a union told apart by ``kind``. Everything a detector says is a measured figure, the threshold
 it crossed, and over how many rounds it was measured; a *round* is one rollout and one update, counted from 1.
@@ -44,11 +44,11 @@ class Throughput(TypedDict):
     episodes_completed: int
     step_time_ms: float
     dataloader_wait_ms: float
-    fps: NotRequired[float | None]
+    fps: NotRequired[float]
 
 
-"""Of one environment: its own mean time per step (a host epoch). ``fps`` is steps per second; missing on the wire where
-the time was zero or below."""
+"""Of one environment: its own mean time per step (a host epoch). ``fps`` is steps per second; ``None`` in the event, so
+missing on the wire, where the time was zero or below."""
 
 
 class RewardSummary(TypedDict):
