@@ -81,6 +81,13 @@ def test_random_acts_at_its_rate_and_reaches_every_legal_op() -> None:
     assert sum(op is not Op.WAIT for op in ops) / 2000 == pytest.approx(0.25, abs=0.04)
 
 
+def test_random_growth_that_is_nurtured_is_kept() -> None:
+    world = everything_helps()
+    last = world.play(RandomPolicy(rate=0.5, nurture=True))
+    assert {decision.action.op for _, decision in world.decisions} <= {Op.WAIT, Op.GERMINATE, Op.ADVANCE, Op.FOSSILIZE}
+    assert sum(last.fossilized.values()) == 3
+
+
 @pytest.mark.parametrize("rate", [-0.1, 1.1, float("nan")])
 def test_random_refuses_a_rate_that_is_none(rate: float) -> None:
     with pytest.raises(UsageError, match="rate is"):

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from esper.kasmina.gates import GateThresholds
 from esper.leyline import (
+    ALPHA_TARGETS,
     BLENDS,
-    RELEVANT_HEADS,
     TEMPOS,
     WAIT,
-    ActionSpace,
     Decision,
     FactoredAction,
     Op,
@@ -21,6 +21,7 @@ from esper.leyline import (
     UsageError,
 )
 from esper.tamiyo.policies.base import RowPolicy
+from esper.tamiyo.policies.evidence import bring_through, just_failed
 from esper.tolaria.legality import legal_alpha_targets, legal_blueprints, legal_slots
 
 
@@ -28,41 +29,42 @@ class RandomPolicy(RowPolicy):
     """Acts in a share ``rate`` of the epochs, uniformly at random: first the op among those that are legal, then each
     head among its legal choices. Each row has a generator of its own, seeded by ``seed`` and the row's spec, so that
     its decisions do not depend on which rows run beside it.
+
+    With ``nurture`` only growth is random (which blueprint, where and when); what it grew is brought through its gates on
+    evidence. That is the fairer control of a policy that claims to choose well.
     """
 
     name = "random"
 
-    def __init__(self, rate: float = 0.3, seed: int = 0) -> None:
+    def __init__(self, rate: float = 0.3, seed: int = 0, nurture: bool = False) -> None:
         if not 0.0 <= rate <= 1.0:
             raise UsageError(f"policy random: rate is {rate}; it must be in [0, 1]")
-        self.rate, self.seed = rate, seed
+        self.rate, self.seed, self.nurture = rate, seed, nurture
         self._generators: list[np.random.Generator] = []
 
     def reset(self, specs: Sequence[RowSpec]) -> None:
         """Seed a generator for each row."""
-        self._generators = [np.random.default_rng((self.seed, spec.seed, spec.episode, spec.env_id)) for spec in specs]
+        self._generators = [
+            np.random.default_rng((self.seed % 2**64, spec.seed % 2**64, spec.episode, spec.env_id)) for spec in specs
+        ]
 
     def decide_row(self, row: int, view: RowView) -> Decision:
         """A legal action at random, or WAIT."""
+        if self.nurture:
+            for slot in view.slots:
+                decision = bring_through(view, slot, GateThresholds())
+                if decision is not None and not just_failed(view, decision.action):
+                    return decision
         generator = self._generators[row]
         if generator.random() >= self.rate:
             return Decision(WAIT, f"random: acts in {self.rate:.0%} of the epochs, not in this one")
-        space = {op: slots for op in Op if (slots := legal_slots(view, op))}
-        if not space:
+        ops = (Op.GERMINATE,) if self.nurture else tuple(Op)
+        choices = {op: slots for op in ops if (slots := legal_slots(view, op))}
+        if not choices:
             return Decision(WAIT, "random: nothing but waiting is legal")
-        op = _pick(generator, list(space))
-        slot = _pick(generator, space[op])
-        heads: dict[str, Any] = {"slot": slot}
-        if op is Op.GERMINATE:
-            heads["blueprint"] = _pick(generator, legal_blueprints(view, slot))
-        if "alpha_target" in RELEVANT_HEADS[op]:
-            targets = legal_alpha_targets(view, slot) or ActionSpace((), ()).alpha_targets
-            heads |= {
-                "alpha_target": _pick(generator, targets),
-                "blend": _pick(generator, BLENDS),
-                "tempo": _pick(generator, TEMPOS),
-            }
-        return Decision(FactoredAction(op, **heads), f"random: one of {len(space)} legal ops, then of its choices")
+        op = _pick(generator, list(choices))
+        action = _fill(generator, view, op, _pick(generator, choices[op]))
+        return Decision(action, f"random: one of {len(choices)} legal ops, then of its choices")
 
     def state(self) -> dict[str, Any]:
         """The generators."""
@@ -75,6 +77,18 @@ class RandomPolicy(RowPolicy):
             generator = np.random.default_rng(0)
             generator.bit_generator.state = saved
             self._generators.append(generator)
+
+
+def _fill(generator: np.random.Generator, view: RowView, op: Op, slot: str) -> FactoredAction:
+    """Draw the heads that ``op`` consumes besides the slot."""
+    heads: dict[str, Any] = {}
+    if op is Op.GERMINATE:
+        heads["blueprint"] = _pick(generator, legal_blueprints(view, slot))
+    if op in (Op.GERMINATE, Op.SET_ALPHA):
+        heads["alpha_target"] = _pick(generator, legal_alpha_targets(view, slot) or ALPHA_TARGETS)
+        heads["blend"] = _pick(generator, BLENDS)
+        heads["tempo"] = _pick(generator, TEMPOS)
+    return FactoredAction(op, slot, **heads)
 
 
 def _pick(generator: np.random.Generator, choices: Sequence[Any]) -> Any:
