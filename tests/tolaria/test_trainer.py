@@ -1,0 +1,83 @@
+"""The trainer's accounts by hand, and its state through a checkpoint and through a rollback."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from esper.leyline import WAIT, Blend, Decision, FactoredAction, Op, RowSpec, TelemetryEvent, TelemetryEventType
+from esper.simic.assembly import build_executor, workload
+from esper.simic.config import RunConfig
+from esper.tasks import get_task
+from esper.tolaria.checkpoint import load_newest, save
+from esper.tolaria.executor import Executor
+
+WAITING = Decision(WAIT, "")
+CONV5 = Decision(FactoredAction(Op.GERMINATE, "block0", "conv5", Blend.LINEAR, 1.0, 3), "")
+
+
+def executor(events: list[TelemetryEvent] | None = None, seed: int = 1) -> Executor:
+    config = RunConfig()
+    made = build_executor(workload(get_task("digits"), config), config, [].append if events is None else events.append)
+    made.reset([RowSpec(0, 0, seed, 40)])
+    return made
+
+
+def losses(run: Executor, epochs: int) -> list[tuple[float, float | None]]:
+    reports = [run.step([WAITING])[0] for _ in range(epochs)]
+    return [(report.train.loss, report.view.loss) for report in reports]
+
+
+def test_the_ledger_by_hand() -> None:
+    run = executor()
+    run.step([CONV5])
+    losses(run, 1)
+    trainer: Any = run.engine._rows[0].trainer  # type: ignore[attr-defined]
+    train, validation = len(trainer.material.splits["train"]), len(trainer.material.splits["validation"])
+    host, seed = trainer.macs.forward - trainer.macs.inside["block0"], trainer.macs.inside["block0"]
+    behind = trainer.macs.behind["block0"]
+    assert seed == 8 * 8 * 25 * 8 * 8 + 8 * 8 * 8 * 8, "a 5x5 and a 1x1 convolution of 8 channels on 8x8 pixels"
+    assert host == (1 * 8 * 64 + 8 * 8 * 16 + 8 * 8 * 4) + 4 * 80, "three pointwise convolutions and the head"
+    spent = run.engine.costs([0])[0].spent
+    assert spent["train_forward_macs"] == 2 * train * host
+    assert spent["train_backward_macs"] == 2 * 2 * train * host
+    assert spent["probe_macs"] == 2 * train * (3 * seed + 2 * behind)
+    assert spent["validation_macs"] == 2 * validation * host
+    assert spent["counterfactual_macs"] == 2 * validation * (seed + behind)
+    assert spent["discarded_seed_macs"] == spent["test_macs"] == spent["policy_macs"] == 0
+    run.step([Decision(FactoredAction(Op.PRUNE, "block0"), "")])
+    assert run.engine.costs([0])[0].spent["discarded_seed_macs"] == spent["probe_macs"]
+
+
+def test_a_row_continues_bit_for_bit_from_a_checkpoint_in_a_fresh_engine(tmp_path: Path) -> None:
+    run = executor()
+    run.step([CONV5])
+    losses(run, 3)
+    state = run.engine.state(0)
+    save(tmp_path, run.epoch, state["tensors"], state["plain"])
+    expected = losses(run, 4)
+
+    other = executor(seed=99)
+    loaded = load_newest(tmp_path)
+    other.engine.load(0, {"tensors": loaded.tensors, "plain": loaded.plain})
+    assert losses(other, 4) == expected
+
+
+@pytest.mark.parametrize("after", [3, pytest.param(8, marks=pytest.mark.slow)])
+def test_ten_losses_after_a_rollback_equal_those_after_the_good_state(after: int) -> None:
+    clean, faulty = executor(), executor(events := [])
+    for run in (clean, faulty):
+        run.step([CONV5])
+        losses(run, after)
+    expected = losses(clean, 10)
+    trainer: Any = faulty.engine._rows[0].trainer  # type: ignore[attr-defined]
+    with torch.no_grad():
+        next(iter(trainer.model.host_parameters())).view(-1)[0] = math.nan
+    assert faulty.step([WAITING])[0].rolled_back
+    assert losses(faulty, 10) == expected
+    (rollback,) = [event.data for event in events if event.event_type is TelemetryEventType.GOVERNOR_ROLLBACK]
+    assert (rollback["cause"], rollback["lost_epochs"]) == ("external", 1)
