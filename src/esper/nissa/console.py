@@ -104,8 +104,8 @@ class ConsoleSink:
             (f"epoch {_known(event.epoch)}", "bold"),
             (f"  loss {_figure(data.get('validation_loss'))}", ""),
             (f"  {metric} {self._score(data.get('validation_metric'))}", ""),
-            (f"  {data.get('arm', '')}", "dim"),
-            (f"  {slots}", "cyan"),
+            *([(f"  {data['arm']}", "dim")] if "arm" in data else []),
+            *([(f"  {slots}", "cyan")] if slots else []),
         ]
         if self._live:
             self._clear_progress()
