@@ -1,0 +1,170 @@
+"""The real engine: conformance, and bit-for-bit equality with plain PyTorch where nothing grows."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+from engine_conformance import EngineConformance, spec
+from torch import nn
+
+from esper.kasmina.slot import SlotConfig
+from esper.kasmina.state import Incubation
+from esper.leyline import Blend, FactoredAction, HostEngine, Op, SeedStage, TelemetryEvent
+from esper.leyline import TelemetryEventType as T
+from esper.tasks.base import Budget, Data, Split, TaskSpec
+from esper.tasks.hosts import PointwiseHost2d
+from esper.tasks.scoring import accuracy, accuracy_metric, cross_entropy
+from esper.tolaria import schedules
+from esper.tolaria.engine import EngineConfig, ModuleEngine
+from esper.tolaria.material import TrainerConfig, from_task
+from esper.tolaria.rng import Streams, derive, seeded
+
+
+class NoisyHost(PointwiseHost2d):
+    """The pointwise host with batch normalisation and dropout, whose state and chance a seed must not disturb."""
+
+    def __init__(self) -> None:
+        super().__init__(size=8, classes=4)
+        self.block0.append(nn.BatchNorm2d(8))
+        self.block1.append(nn.Dropout(0.3))
+
+
+def toy_task(host: type[nn.Module] | partial[nn.Module] = NoisyHost) -> TaskSpec:
+    """Which quarter of the picture holds the bright spot."""
+    generator = torch.Generator().manual_seed(5)
+    targets = torch.randint(4, (160,), generator=generator)
+    inputs = 0.3 * torch.randn(160, 1, 8, 8, generator=generator)
+    for i, target in enumerate(targets.tolist()):
+        inputs[i, 0, 2 + 4 * (target // 2), 2 + 4 * (target % 2)] += 3.0
+    whole = Split(inputs, targets)
+    parts = [whole.take(torch.arange(a, b)) for a, b in ((0, 96), (96, 128), (128, 160))]
+    return TaskSpec(
+        name="toy",
+        description="a spot in a quarter",
+        metric=accuracy_metric(25.0),
+        host=host,
+        sites={"block0": "block0", "block1": "block1"},
+        blueprints=("norm", "conv3"),
+        loss=cross_entropy,
+        score=accuracy,
+        data=Data.of(*parts, source="made here"),
+        budget=Budget(max_epochs=12, batch_size=32, lr=1e-2),
+    )
+
+
+TASK = toy_task()
+
+
+def engine_of(
+    task: TaskSpec = TASK, incubation: Incubation = Incubation.PROBE
+) -> tuple[ModuleEngine, list[TelemetryEvent]]:
+    events: list[TelemetryEvent] = []
+    trainer = TrainerConfig(lr=1e-2, batch_size=32, slot=SlotConfig(incubation=incubation))
+    return ModuleEngine(task, from_task(task, trainer), EngineConfig(trainer), events.append), events
+
+
+class TestModuleEngine(EngineConformance):
+    blueprint = "conv3"
+
+    def make_engine(self) -> HostEngine:
+        return engine_of()[0]
+
+
+def plain_losses(epochs: int) -> list[float]:
+    """The same host, data, order and schedule in a bare PyTorch loop."""
+    streams = Streams(3)
+    with seeded(derive(3, "host")):
+        host = TASK.host()
+    optimizer = torch.optim.AdamW(host.parameters(), lr=1e-2, weight_decay=0.01)
+    config = schedules.ScheduleConfig()
+    losses = []
+    for epoch in range(epochs):
+        order = torch.randperm(96, generator=streams["order"])
+        total = 0.0
+        host.train()
+        with streams.active("train"):
+            for step, index in enumerate(order.split(32)):
+                moment = schedules.moment(config, epoch, step, 3)
+                optimizer.param_groups[0]["lr"] = 1e-2 * schedules.host_factor(config, moment, 12.0)
+                optimizer.zero_grad()
+                loss = nn.functional.cross_entropy(host(TASK.data.train.inputs[index]), TASK.data.train.targets[index])
+                torch.autograd.backward(loss)
+                optimizer.step()
+                total += float(loss.detach()) * 32
+        losses.append(total / 96)
+    return losses
+
+
+@pytest.mark.parametrize("incubation", [None, Incubation.PROBE, Incubation.STRAIGHT_THROUGH])
+def test_a_host_trains_as_in_a_bare_loop_also_with_a_seed_behind_it(incubation: Incubation | None) -> None:
+    engine, _ = engine_of(incubation=incubation or Incubation.PROBE)
+    engine.reset([spec()])
+    if incubation is not None:
+        engine.apply([0], [FactoredAction(Op.GERMINATE, "block0", "conv3", Blend.LINEAR, 1.0, 3)])
+    losses = [engine.train_epoch([0])[0].loss for _ in range(4)]
+    if incubation is Incubation.STRAIGHT_THROUGH:
+        assert losses == pytest.approx(plain_losses(4), rel=1e-6)
+    else:
+        assert losses == pytest.approx(plain_losses(4), rel=1e-7)
+
+
+def test_pruning_takes_exactly_its_own_from_the_optimizer() -> None:
+    engine, events = engine_of()
+    engine.reset([spec()])
+    optimizer = engine._rows[0].trainer.optimizer
+    alone = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    engine.train_epoch([0])
+    engine.apply([0], [FactoredAction(Op.GERMINATE, "block0", "conv3", Blend.LINEAR, 1.0, 3)])
+    engine.train_epoch([0])
+    assert len(optimizer.param_groups) == 2
+    engine.apply([0], [FactoredAction(Op.PRUNE, "block0")], ["no gain"])
+    assert {id(p) for group in optimizer.param_groups for p in group["params"]} == alone
+    assert {id(p) for p in optimizer.state} == alone
+    pruned = next(event for event in events if event.event_type is T.SEED_PRUNED)
+    assert pruned.data["reason"] == "no gain" and pruned.data["by"] == "policy"
+    assert engine.costs([0])[0].spent["discarded_seed_macs"] > 0
+
+
+def test_a_seed_that_helps_is_grown_kept_and_exported() -> None:
+    check = TestModuleEngine()
+    engine, events = engine_of(toy_task(partial(PointwiseHost2d, size=8, classes=4)))
+    engine.reset([spec()])
+    check.germinate(engine)
+    done = {"block0": False}
+    for number in range(1, 13):
+        check.epoch(engine, [0], number)
+        slot = engine.views([0])[0].slots[0]
+        op = {SeedStage.TRAINING: Op.ADVANCE, SeedStage.HOLDING: Op.FOSSILIZE}.get(slot.stage)
+        if op is not None:
+            (outcome,) = engine.apply([0], [FactoredAction(op, "block0")])
+            done["block0"] = outcome.success and op is Op.FOSSILIZE
+        if done["block0"]:
+            break
+    assert done["block0"], [e.data["message"] for e in events if e.event_type is T.SEED_GATE_EVALUATED]
+    engine.conclude([0])
+    result = engine.evaluate([0], [({},)], split="test")
+    plain = engine.materialise(0)
+    with torch.no_grad():
+        outputs = plain(TASK.data.test.inputs)
+    assert float(accuracy(outputs, TASK.data.test.targets).mean()) == result.metric[0, 0]
+    assert type(plain).__module__.startswith("esper.tasks") and not any(
+        "Slot" in type(m).__name__ for m in plain.modules()
+    )
+
+
+def test_work_is_booked_by_purpose() -> None:
+    engine, _ = engine_of()
+    engine.reset([spec()])
+    engine.train_epoch([0])
+    spent = engine.costs([0])[0].spent
+    one_pass = engine.costs([0])[0].inference_macs
+    assert spent["train_forward_macs"] == 96 * one_pass
+    assert spent["train_backward_macs"] == 2 * 96 * one_pass
+    engine.evaluate([0], [({},)])
+    assert engine.costs([0])[0].spent["validation_macs"] == 32 * one_pass
+    engine.apply([0], [FactoredAction(Op.GERMINATE, "block0", "conv3", Blend.LINEAR, 1.0, 3)])
+    engine.train_epoch([0])
+    assert engine.costs([0])[0].spent["probe_macs"] > 0
+    assert engine.costs([0])[0].spent["train_forward_macs"] == 2 * 96 * one_pass, "the seed is not in the host's pass"
