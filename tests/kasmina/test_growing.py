@@ -195,6 +195,15 @@ def test_a_site_inside_a_fused_layer_is_refused_the_layer_is_not() -> None:
         assert not torch.equal(model(sample), fused)
 
 
+def test_a_zero_initialised_head_hides_nothing() -> None:
+    host = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+    nn.init.zeros_(host[2].weight)
+    nn.init.zeros_(host[2].bias)
+    model = GrowingModel.wrap(host, ["1"], torch.randn(4, 6))
+    assert model.sharing["1"]
+    assert not host[2].weight.any() and host[2].weight.requires_grad
+
+
 class OptimizedModule(nn.Module):
     """Named like what ``torch.compile`` returns; the real one loads the compiler, which takes seconds."""
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-
 from torch import nn
 
 from esper.kasmina.probe import Place, Sample, Site, survey
@@ -15,9 +13,9 @@ DEFAULT_SITES = 3
 def auto_sites(host: nn.Module, sample: Sample, n: int = DEFAULT_SITES) -> list[str]:
     """Up to ``n`` submodules to grow at, in network order, spread evenly over the host's depth.
 
-    Candidates are the blocks that repeat (the class with the most instances among the children of ``Sequential`` and
-    ``ModuleList``), else the layers of the longest chain that stand before another layer with parameters. The same
-    host gives the same sites. Raises ``UsageError`` where no candidate can carry a slot.
+    Candidates are the blocks of the kind that prevails in the longest ``Sequential`` or ``ModuleList``, wherever they
+    are; else the layers of the longest chain that stand before another layer with parameters. The same host gives the
+    same sites. Raises ``UsageError`` where no candidate can carry a slot.
     """
     if n < 1:
         raise UsageError(f"{n} sites; legal: at least 1")
@@ -34,14 +32,15 @@ def auto_sites(host: nn.Module, sample: Sample, n: int = DEFAULT_SITES) -> list[
 
 
 def _blocks(host: nn.Module) -> list[str]:
-    """Paths of the class of composite blocks that repeats most; the first found on a tie."""
-    kinds: dict[type[nn.Module], list[str]] = defaultdict(list)
+    """Paths of all composite blocks, in any chain, of the kind that prevails in the longest chain."""
+    chains: list[dict[str, nn.Module]] = []
     for name, chain in host.named_modules():
         if isinstance(chain, nn.Sequential | nn.ModuleList):
-            for key, child in chain.named_children():
-                if _has_parameters(child) and any(True for _ in child.children()):
-                    kinds[type(child)].append(f"{name}.{key}" if name else key)
-    return max(kinds.values(), key=len, default=[])
+            children = {f"{name}.{key}" if name else key: child for key, child in chain.named_children()}
+            chains.append({path: child for path, child in children.items() if _is_block(child)})
+    kinds = [type(child) for child in max(chains, key=len, default={}).values()]
+    prevailing = max(kinds, key=kinds.count, default=None)
+    return [path for chain in chains for path, child in chain.items() if type(child) is prevailing]
 
 
 def _layers(host: nn.Module) -> list[str]:
@@ -56,6 +55,10 @@ def _layers(host: nn.Module) -> list[str]:
         ]
         best = max(best, paths, key=len)
     return best
+
+
+def _is_block(module: nn.Module) -> bool:
+    return _has_parameters(module) and any(True for _ in module.children())
 
 
 def _has_parameters(module: nn.Module) -> bool:

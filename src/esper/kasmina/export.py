@@ -6,7 +6,7 @@ import copy
 import importlib.util
 from collections.abc import Collection
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
@@ -263,16 +263,38 @@ def to_program(plain: nn.Module, sample: Sample) -> torch.export.ExportedProgram
 
 
 def save_onnx(plain: nn.Module, sample: Sample, path: str | Path) -> Path:
-    """Write a plain model as ONNX. Raises :class:`MissingExtraError` without the extra ``onnx``."""
+    """Write a plain model as ONNX; the tensors of its output, in order, are the graph's outputs.
+
+    Raises :class:`MissingExtraError` without the extra ``onnx``.
+    """
     if importlib.util.find_spec("onnx") is None or importlib.util.find_spec("onnxscript") is None:
         raise MissingExtraError("ONNX export", "onnx")
     args, kwargs = arguments(sample)
     program = torch.onnx.export(
-        plain.eval(), args, kwargs=kwargs, dynamo=True, dynamic_shapes=_dynamic(args, kwargs), verbose=False
+        _TensorsOnly(plain).eval(),
+        args,
+        kwargs=kwargs,
+        dynamo=True,
+        dynamic_shapes=_dynamic(args, kwargs),
+        verbose=False,
     )
     assert program is not None
     program.save(str(path))
     return Path(path)
+
+
+class _TensorsOnly(nn.Module):
+    """A model whose output is the tensors of another's, with the other's signature: ONNX knows no other outputs."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+        @wraps(model.forward)
+        def forward(*args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
+            return tuple(tensor for _, tensor in tensors(model(*args, **kwargs)))
+
+        self.forward = forward
 
 
 def _dynamic(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

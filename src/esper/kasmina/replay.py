@@ -22,7 +22,7 @@ from esper.kasmina.macs import counted
 from esper.kasmina.probe import Sample, arguments
 from esper.kasmina.structure import mapped, tensors
 from esper.kasmina.tap import Forward, Tap, substituted, untapped_forward
-from esper.kasmina.trial import buffers_kept, device_of, mode, random_kept, trial
+from esper.kasmina.trial import buffers_kept, device_of, livened, mode, random_kept, trial
 from esper.leyline import AlphaConfig, UsageError
 
 if TYPE_CHECKING:
@@ -313,7 +313,7 @@ def prove(model: GrowingModel, sample: Sample) -> Proof:
         with random_kept(device_of(model)):
             return model(*args, **kwargs)
 
-    with trial(model):
+    with trial(model), livened(model):
         plain = whole()
         macs = counted(whole)
         tape = Tape(model, model.slots)

@@ -57,6 +57,33 @@ def buffers_kept(module: nn.Module, but: nn.Module | None = None) -> Iterator[No
 
 
 @contextmanager
+def livened(module: nn.Module) -> Iterator[None]:
+    """Within, small random numbers stand in for every parameter that is all zero.
+
+    A zero-initialised layer hides what comes before it: a head, or the last layer of a residual branch.
+    """
+    zeros = {parameter for parameter in module.parameters() if not torch.any(parameter)}
+    generator = torch.Generator().manual_seed(0)
+    noise = {
+        zero: nn.Parameter(torch.randn(zero.shape, generator=generator).to(zero.device, zero.dtype) * 0.1, False)
+        for zero in zeros
+    }
+    held = [
+        (owner, name, parameter)
+        for owner in module.modules()
+        for name, parameter in owner._parameters.items()
+        if parameter in zeros
+    ]
+    try:
+        for owner, name, parameter in held:
+            owner._parameters[name] = noise[parameter]
+        yield
+    finally:
+        for owner, name, parameter in held:
+            owner._parameters[name] = parameter
+
+
+@contextmanager
 def mode(module: nn.Module, training: bool) -> Iterator[None]:
     """Every submodule in training or evaluation mode, and afterwards each in its own."""
     found = [(each, each.training) for each in module.modules()]
