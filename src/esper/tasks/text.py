@@ -45,7 +45,7 @@ def text() -> TaskSpec:
         loss=sequence_loss,
         score=sequence_accuracy,
         data=data,
-        budget=Budget(max_epochs=15, batch_size=32, lr=5e-3, max_seeds=2),
+        budget=Budget(max_epochs=10, batch_size=32, lr=5e-3, max_seeds=2),
     )
 
 
