@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import pytest
@@ -57,10 +56,10 @@ async def test_filter_with_an_error_and_then_right(tmp_path: Path) -> None:
         assert "did you mean 'stage'" in _text(app, "#foot")
         app.query_one("#ask", Input).value = "stage=fossilized"
         await pilot.press("enter")
-        assert [row.env for row in app.query_one(Board).rows] == [0]
+        assert app.query_one(Board).envs == [0]
         assert "hides 1" in _text(app, "#foot")
         await pilot.press("escape")
-        assert len(app.query_one(Board).rows) == 2
+        assert len(app.query_one(Board).envs) == 2
 
 
 @pytest.mark.anyio
@@ -106,20 +105,3 @@ def test_sparkline_marks_what_is_not_finite() -> None:
         at=[1, 2, 3], low=[0.0, "NaN", 1.0], high=[0.0, "NaN", 1.0], last=[0.0, "NaN", 1.0], nans=[0, 1, 0], seen=3
     )
     assert sparkline(curve) == "▁x█"
-
-
-def test_a_thousand_environments_draw_quickly(tmp_path: Path) -> None:
-    from karn.streams import Recorder, begin, begin_episode, epoch_done
-
-    rec = Recorder()
-    slots = tuple(f"slot{i}" for i in range(10))
-    begin(rec, envs=1000, slots=slots)
-    for env in range(1000):
-        begin_episode(rec, env)
-        epoch_done(rec, env, 1, 50.0, stages=dict.fromkeys(slots, "TRAINING"))
-    watch = Watch(write_run(tmp_path, rec.events, batch=512), clock=lambda: START + 1, cache=tmp_path / "cache")
-    watch.tick()
-    before = time.process_time()
-    for _ in range(3):
-        watch.tick()
-    assert (time.process_time() - before) / 3 < 0.2

@@ -90,15 +90,21 @@ _LOUD = frozenset({"warning", "error", "critical"})
 def apply(state: RunState, event: TelemetryEvent) -> RunState:
     """Fold one event into ``state`` and return it."""
     state.events += 1
-    _clock(state, event)
-    _sequence(state, event)
-    HANDLERS[event.event_type](state, event)
+    time, kind = event.timestamp, event.event_type
+    if time is not None and (state.last_time is None or time > state.last_time):
+        state.last_time = time
+        if state.first_time is None:
+            state.first_time = time
+    if event.producer is not None and event.seq is not None:
+        _sequence(state, event.producer, event.seq)
+    HANDLERS[kind](state, event)
     environment = environment_of(state, event)
     if environment is not None:
-        environment.last_time = event.timestamp if event.timestamp is not None else environment.last_time
         environment.version += 1
+        if time is not None:
+            environment.last_time = time
     loud = event.severity in _LOUD
-    if loud or event.event_type not in ROUTINE:
+    if loud or kind not in ROUTINE:
         state.feed.append(event)
         trim(state.feed, FEED)
     if loud:
@@ -115,20 +121,10 @@ def fold(events: Iterable[TelemetryEvent], state: RunState | None = None) -> Run
     return state
 
 
-def _clock(state: RunState, event: TelemetryEvent) -> None:
-    if event.timestamp is not None:
-        if state.first_time is None:
-            state.first_time = event.timestamp
-        if state.last_time is None or event.timestamp > state.last_time:
-            state.last_time = event.timestamp
-
-
-def _sequence(state: RunState, event: TelemetryEvent) -> None:
-    if event.producer is None or event.seq is None:
-        return
-    producer = state.producers.get(event.producer)
+def _sequence(state: RunState, name: str, seq: int) -> None:
+    producer = state.producers.get(name)
     if producer is None:
-        producer = state.producers[event.producer] = ProducerFold(last_seq=event.seq)
-    elif event.seq > producer.last_seq:
-        producer.missing += event.seq - producer.last_seq - 1
-        producer.last_seq = event.seq
+        state.producers[name] = ProducerFold(last_seq=seq)
+    elif seq > producer.last_seq:
+        producer.missing += seq - producer.last_seq - 1
+        producer.last_seq = seq

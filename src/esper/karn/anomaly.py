@@ -8,6 +8,7 @@ than :data:`MARGIN`, so that rows do not jump about.
 
 from __future__ import annotations
 
+import bisect
 import math
 from dataclasses import dataclass
 from typing import Final
@@ -62,10 +63,13 @@ STALE_EPOCHS: Final = 5.0
 
 def update(state: RunState, environment: EnvironmentFold) -> None:
     """Score the environment anew from what was folded, and steady its rank."""
-    factors = [factor for factor in (_factor(name, value) for name, value in _evidence(state, environment)) if factor]
     fold = environment.anomaly
-    fold.factors = factors
-    fold.score = sum((factor.weight * factor.level for factor in factors), 0.0)
+    fold.factors, fold.score = [], 0.0
+    for name, value in _evidence(state, environment):
+        factor = _factor(name, value)
+        if factor is not None:
+            fold.factors.append(factor)
+            fold.score += factor.weight * factor.level
     if fold.score > fold.rank + MARGIN:
         fold.rank, fold.calmer = fold.score, 0
     elif fold.score < fold.rank - MARGIN:
@@ -106,12 +110,16 @@ def _factor(name: str, measured: float) -> FactorRecord | None:
 
 def _evidence(state: RunState, environment: EnvironmentFold) -> list[tuple[str, float]]:
     epoch = environment.epoch or 0
-    evidence: list[tuple[str, float]] = [
-        ("non_finite", len(environment.non_finite)),
-        ("panic", _recent(environment.panics, epoch)),
-        ("prune_storm", _recent(environment.prunes, epoch)),
-        ("gate_storm", _recent(environment.gate_failures, epoch)),
-    ]
+    evidence: list[tuple[str, float]] = []
+    if environment.non_finite:
+        evidence.append(("non_finite", len(environment.non_finite)))
+    for name, epochs in (
+        ("panic", environment.panics),
+        ("prune_storm", environment.prunes),
+        ("gate_storm", environment.gate_failures),
+    ):
+        if epochs and epochs[-1] > epoch - RECENT:
+            evidence.append((name, len(epochs) - bisect.bisect_right(epochs, epoch - RECENT)))
     best, last = environment.best, environment.metric.last
     if best is not None and best.epoch is not None and environment.metric.seen >= MIN_EPOCHS:
         evidence.append(("stalled", epoch - best.epoch))
@@ -123,10 +131,6 @@ def _evidence(state: RunState, environment: EnvironmentFold) -> list[tuple[str, 
     if (rent := _rent_without_gain(environment)) is not None:
         evidence.append(("rent_without_gain", rent))
     return evidence
-
-
-def _recent(epochs: list[int], now: int) -> int:
-    return sum(epoch > now - RECENT for epoch in epochs) if epochs else 0
 
 
 def _lost_share(environment: EnvironmentFold, best: Measured, last: float) -> float | None:
@@ -167,4 +171,4 @@ def _rent_without_gain(environment: EnvironmentFold) -> float | None:
 
 
 def _figure(value: float) -> str:
-    return f"{value:.0f}" if value == int(value) else f"{value:.2g}"
+    return f"{value:.0f}" if value.is_integer() else f"{value:.2g}"

@@ -140,10 +140,7 @@ def epoch_completed(state: RunState, event: TelemetryEvent) -> None:
     environment.epoch = epoch
     environment.arm = data.get("arm", environment.arm)
     _pace(environment, event.timestamp)
-    measure(environment.facts, data, EPOCH_FACTS, event)
-    environment.non_finite = [
-        name for name in EPOCH_FACTS if isinstance(value := data.get(name), float) and not math.isfinite(value)
-    ]
+    _facts(environment, event)
     if epoch is not None:
         _curves(state, environment, epoch, event)
     _slots(state, environment, event)
@@ -153,6 +150,18 @@ def epoch_completed(state: RunState, event: TelemetryEvent) -> None:
         # Steps up are smaller than steps down, so that this settles near the lower fifth whatever the order.
         state.typical_train_ms = step if typical is None else typical * (1.05 if step > typical else 0.8)
     anomaly.update(state, environment)
+
+
+def _facts(environment: EnvironmentFold, event: TelemetryEvent) -> None:
+    data, facts, epoch, time = event.data, environment.facts, event.epoch, event.timestamp
+    odd: list[str] = []
+    for name in EPOCH_FACTS:
+        value = data.get(name)
+        if value is not None:
+            facts[name] = Measured(value, epoch, time)
+            if value - value:  # NaN for NaN and infinities, 0 for every other number
+                odd.append(name)
+    environment.non_finite = odd
 
 
 def _pace(environment: EnvironmentFold, now: float | None) -> None:

@@ -27,7 +27,7 @@ class Player:
         self._open: Callable[[], Timeline] = lambda: Timeline(directory, cache=cache, progress=progress)
         self._clock = clock
         self._timeline = self._open()
-        self._builder = Builder()
+        self.builder = Builder()
         self._ticked = clock()
         self.state: RunState = self._timeline.at(0)
         self.now = self._timeline.start_time or 0.0
@@ -80,8 +80,8 @@ class Player:
             moment = self.now + passed * self.speed
             self.state = self._timeline.at_time(min(moment, end))
             self.now, self.playing = min(moment, end), moment < end
-        return self._builder.build(self.state, self.now, self.damage, worst=worst)
+        return self.builder.build(self.state, self.now, self.damage, worst=worst)
 
     def _show(self, state: RunState) -> None:
         self.state, self.now = state, state.last_time or 0.0
-        self._builder = Builder()
+        self.builder = Builder()

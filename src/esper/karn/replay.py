@@ -31,7 +31,7 @@ from esper.leyline import TelemetryEventType as T
 from esper.nissa.reader import Batch, Position, Reading, read_journal
 from esper.nissa.segments import read_header
 
-KEYFRAME_EVENTS: Final = 8192
+KEYFRAME_EVENTS: Final = 4096
 """Fewest events between keyframes."""
 BYTES_PER_EVENT: Final = 60
 """A keyframe of ``n`` bytes is written after at least ``n / BYTES_PER_EVENT`` events, to bound time and disk."""

@@ -64,31 +64,35 @@ PLAIN = Style()
 
 
 class Board(ScrollView, can_focus=False):
-    """Environments, outliers first. Keeps the chosen environment chosen while rows move."""
+    """Environments, outliers first. Keeps the chosen environment chosen while rows move.
 
-    def __init__(self) -> None:
+    ``row`` gives the row of an environment; it is asked only for lines that are seen.
+    """
+
+    def __init__(self, row: Callable[[int], EnvironmentRow]) -> None:
         super().__init__(id="board")
-        self.rows: list[EnvironmentRow] = []
+        self.envs: list[int] = []
         self.chosen: int | None = None
+        self._row = row
 
-    def show(self, rows: list[EnvironmentRow]) -> None:
-        """Replace the rows."""
-        self.rows = rows
-        if self.chosen is None and rows:
-            self.chosen = rows[0].env
-        self.virtual_size = Size(200, len(rows))
+    def show(self, envs: list[int]) -> None:
+        """Show these environments, in this order."""
+        self.envs = envs
+        if self.chosen is None and envs:
+            self.chosen = envs[0]
+        self.virtual_size = Size(200, len(envs))
         self.refresh()
 
     @property
     def place(self) -> int:
         """Line of the chosen environment; the first one while the filter hides it."""
-        return next((line for line, row in enumerate(self.rows) if row.env == self.chosen), 0)
+        return self.envs.index(self.chosen) if self.chosen in self.envs else 0
 
     def move(self, to: int) -> None:
         """Choose the environment in line ``to``."""
-        if self.rows:
-            line = max(0, min(to, len(self.rows) - 1))
-            self.chosen = self.rows[line].env
+        if self.envs:
+            line = max(0, min(to, len(self.envs) - 1))
+            self.chosen = self.envs[line]
             top, height = self.scroll_offset.y, max(1, self.size.height)
             if not top <= line < top + height:
                 self.scroll_to(y=line if line < top else line - height + 1, animate=False)
@@ -97,14 +101,13 @@ class Board(ScrollView, can_focus=False):
     def render_line(self, y: int) -> Strip:
         """One line of the board."""
         line = y + self.scroll_offset.y
-        if line >= len(self.rows):
+        if line >= len(self.envs):
             return Strip.blank(self.size.width)
-        row = self.rows[line]
-        chosen = row.env == self.chosen
-        segments = [Segment(">" if chosen else " ", PLAIN)]
-        segments += [Segment(text, STYLES.get(style, PLAIN)) for text, style in row_pieces(row)]
+        env = self.envs[line]
+        segments = [Segment(">" if env == self.chosen else " ", PLAIN)]
+        segments += [Segment(text, STYLES.get(style, PLAIN)) for text, style in row_pieces(self._row(env))]
         strip = Strip(segments).crop_extend(self.scroll_offset.x, self.scroll_offset.x + self.size.width, PLAIN)
-        return strip.apply_style(Style(underline=True)) if chosen else strip
+        return strip.apply_style(Style(underline=True)) if env == self.chosen else strip
 
 
 class Overwatch(App[None]):
@@ -161,7 +164,7 @@ class Overwatch(App[None]):
         """Head, board, drawer, filter line, foot."""
         yield Static(id="head", markup=False)
         yield Static(" " + HEAD, id="columns", markup=False)
-        yield Board()
+        yield Board(self.viewer.row)
         with VerticalScroll(id="drawer"):
             yield Static(id="detail", markup=False)
         yield Input(placeholder="env=3 stage=blending severity>=warning text", id="ask")
@@ -181,7 +184,7 @@ class Overwatch(App[None]):
         passed, self._last = now - self._last, now
         if passed > 0:
             self._achieved = 1 / passed if not self._achieved else 0.8 * self._achieved + 0.2 / passed
-        self.snapshot_shown = self.viewer.tick()
+        self.snapshot_shown = self.viewer.tick(worst=0)
         self.paint()
 
     def paint(self) -> None:
@@ -189,19 +192,19 @@ class Overwatch(App[None]):
         shot = self.snapshot_shown
         if shot is None:
             return
-        rows = [row for row in plain.ordered(shot) if self.wanted.row(row)]
-        self.query_one(Board).show(rows)
+        envs = [env for group in shot.devices for env in group.environments]
+        listed = [env for env in envs if self.wanted.row(self.viewer.row(env))] if self.wanted.terms else envs
+        self.query_one(Board).show(listed)
         self.query_one("#head", Static).update(Text(head_text(shot)))
-        self.query_one("#foot", Static).update(Text(self._foot(shot, len(rows))))
+        self.query_one("#foot", Static).update(Text(self._foot(shot, len(envs) - len(listed))))
         if self.pane is not None:
             self.query_one("#detail", Static).update(Text(self._pane_text(shot)))
 
-    def _foot(self, shot: Snapshot, rows: int) -> str:
+    def _foot(self, shot: Snapshot, hidden: int) -> str:
         player = self.viewer.player
         mode = "live"
         if player is not None:
             mode = f"replay {'playing' if player.playing else 'paused'} at {player.speed:g}x, event {shot.clock.events}"
-        hidden = len(shot.environments) - rows
         wanted = f"  filter {self.wanted.text!r} hides {hidden}" if self.wanted.terms else ""
         return f"{mode}  {self._achieved:.1f} frames/s{wanted}  ? help"
 

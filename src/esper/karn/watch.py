@@ -12,7 +12,7 @@ from esper.karn.detail import build_detail
 from esper.karn.player import Player
 from esper.karn.replay import Progress, Timeline
 from esper.karn.runs import describe_run
-from esper.karn.schema import Damage, EnvironmentDetail, HostVitals, Snapshot
+from esper.karn.schema import Damage, EnvironmentDetail, EnvironmentRow, HostVitals, Snapshot
 from esper.karn.snapshot import Builder
 from esper.karn.source import Follower
 from esper.karn.state import RunState
@@ -71,6 +71,11 @@ class Watch:
             return self.player.tick(worst)
         now = self._clock()
         return self._builder.build(self._follower.state, now, self._follower.damage, self._sample(now), worst)
+
+    def row(self, env_id: int) -> EnvironmentRow:
+        """The board's row of an environment of the last snapshot."""
+        builder = self._builder if self.player is None else self.player.builder
+        return builder.row(self.state, env_id, self.now)
 
     def detail(self, env_id: int) -> EnvironmentDetail:
         """The drawer of one environment at the moment shown. Raises ``UsageError`` when there is no such one."""
