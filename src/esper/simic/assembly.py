@@ -76,8 +76,19 @@ def trainer_config(load: Workload, config: RunConfig) -> TrainerConfig:
     )
 
 
-def build_executor(load: Workload, config: RunConfig, emit: Sink) -> Executor:
-    """An executor over a fresh engine for ``load``."""
+FORGIVING = GovernorConfig(max_rollbacks=1_000_000)
+"""For environments that a policy learns in: a rollback costs it the epoch, and the run goes on."""
+
+
+def build_executor(
+    load: Workload,
+    config: RunConfig,
+    emit: Sink,
+    *,
+    governor: GovernorConfig | None = None,
+    test: bool = True,
+) -> Executor:
+    """An executor over a fresh engine for ``load``. Without ``test`` no episode looks at the test split."""
     budget = load.task.budget
     trainer = trainer_config(load, config)
     engine = ModuleEngine(
@@ -95,6 +106,6 @@ def build_executor(load: Workload, config: RunConfig, emit: Sink) -> Executor:
         engine,
         metric,
         emit,
-        governor=lambda sink: Governor(metric, GovernorConfig(), sink),
-        config=ExecutorConfig(counterfactual_every=config.counterfactual_every),
+        governor=lambda sink: Governor(metric, governor or GovernorConfig(), sink, device=load.device),
+        config=ExecutorConfig(counterfactual_every=config.counterfactual_every, test=test),
     )

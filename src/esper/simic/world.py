@@ -1,0 +1,188 @@
+"""N growing hosts as a reinforcement-learning problem: an epoch is a step, and an account pays for it.
+
+    begin(seeds) -> views      step(decisions) -> one StepOutcome per row, the last of an episode with its result
+
+All rows see the same data and the same validation split and differ by their named seeds only. An episode ends after
+``max_epochs`` epochs in a true terminal state: the horizon is finite and the epoch is part of the observation. Its last
+step also pays for the end, when every seed that was not fossilized is taken out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from esper.leyline import (
+    ActionOutcome,
+    ActionSpace,
+    Decision,
+    FactoredAction,
+    Metric,
+    RowCost,
+    RowSpec,
+    RowView,
+    UsageError,
+)
+from esper.simic.rewards import Account, Paid, RewardConfig, Standing
+from esper.tamiyo.batch import action_space
+from esper.tolaria.executor import EpisodeResult, Executor, StepReport
+from esper.tolaria.rng import derive
+
+
+@dataclass(frozen=True, slots=True)
+class WorldConfig:
+    """One problem: how long an episode is, and what is paid."""
+
+    max_epochs: int
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    gamma: float = 1.0
+    policy: str = "ppo"
+
+    def __post_init__(self) -> None:
+        if self.max_epochs < 1:
+            raise UsageError(f"an episode of {self.max_epochs} epochs; at least 1 is needed")
+        if not 0 <= self.gamma <= 1:
+            raise UsageError(f"gamma is {self.gamma}; it must be in [0, 1]")
+
+
+@dataclass(frozen=True, slots=True)
+class StepOutcome:
+    """What one row answered to one step. ``result`` and ``account`` tell of the whole episode on its last step."""
+
+    view: RowView
+    outcome: ActionOutcome
+    paid: Paid
+    report: StepReport
+    result: EpisodeResult | None
+    account: Account
+
+    @property
+    def ended(self) -> bool:
+        """Whether this was the episode's last step."""
+        return self.result is not None
+
+
+def episode_seed(run_seed: int, environment: int, episode: int) -> int:
+    """Seed of an episode in training; no two are alike, and it does not depend on who plays it."""
+    return derive(run_seed, "episode", environment, episode)
+
+
+def held_out_seed(run_seed: int, number: int) -> int:
+    """Seed of a host that training never sees."""
+    return derive(run_seed, "held-out", number)
+
+
+class World:
+    """N rows over one executor. ``executor`` should not look at the test split: a world plays many episodes."""
+
+    def __init__(self, executor: Executor, metric: Metric, config: WorldConfig) -> None:
+        self.executor, self.metric, self.config = executor, metric, config
+        self.accounts: list[Account] = []
+        self.views: list[RowView] = []
+        self._costs: list[RowCost] | None = None
+        self._curves: dict[int, tuple[float, ...]] = {}
+        self._ended = True
+
+    @property
+    def space(self) -> ActionSpace:
+        """What an action is here, once an episode has begun."""
+        return action_space(self.views[0])
+
+    def begin(self, seeds: Sequence[int], episode: int = 0) -> list[RowView]:
+        """Start an episode in ``len(seeds)`` rows; returns their views before the first epoch."""
+        if self.config.reward.control:
+            self._play_controls(seeds, episode)
+        self.views = self._reset(seeds, episode, "grown", self.config.policy)
+        metrics = self._measure()
+        self._costs = self.executor.engine.costs(self.executor.rows) if self.config.reward.rent_on == "macs" else None
+        self.accounts = [
+            Account(
+                config=self.config.reward,
+                metric=self.metric,
+                gamma=self.config.gamma,
+                max_epochs=self.config.max_epochs,
+                start=self._standing(i, view, metrics[i], None),
+                curve=self._curves.get(seed),
+            )
+            for i, (view, seed) in enumerate(zip(self.views, seeds, strict=True))
+        ]
+        self._ended = False
+        return self.views
+
+    def step(self, decisions: Sequence[Decision], policy_seconds: float | None = None) -> list[StepOutcome]:
+        """One epoch in every row. Raises ``UsageError`` when no episode is under way."""
+        if self._ended:
+            raise UsageError("no episode is under way; begin one first")
+        reports = self.executor.step(decisions, policy_seconds)
+        results: list[EpisodeResult | None] = [None] * len(reports)
+        if self.executor.epoch >= self.config.max_epochs:
+            results = [*self.executor.finish()]
+            self._ended = True
+        self.views = [
+            report.view if result is None else result.view for report, result in zip(reports, results, strict=True)
+        ]
+        return [self._paid(i, report, result) for i, (report, result) in enumerate(zip(reports, results, strict=True))]
+
+    def state(self) -> dict[str, Any]:
+        """Accounts and static curves, JSON-able; the rows' own state is the executor's and its engine's."""
+        return {
+            "accounts": [account.to_dict() for account in self.accounts],
+            "curves": [[seed, list(curve)] for seed, curve in self._curves.items()],
+            "ended": self._ended,
+        }
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Undo of :meth:`state`, after :meth:`begin` with the same seeds."""
+        for account, saved in zip(self.accounts, state["accounts"], strict=True):
+            account.load(saved)
+        self._curves = {seed: tuple(curve) for seed, curve in state["curves"]}
+        self._ended = state["ended"]
+
+    def _reset(self, seeds: Sequence[int], episode: int, arm: str, policy: str) -> list[RowView]:
+        length = self.config.max_epochs
+        return self.executor.reset(
+            [RowSpec(env_id, episode, seed, length, arm=arm, policy=policy) for env_id, seed in enumerate(seeds)]
+        )
+
+    def _measure(self) -> list[float]:
+        rows = self.executor.rows
+        return [float(value) for value in self.executor.engine.evaluate(rows, [({},) for _ in rows]).metric[:, 0]]
+
+    def _standing(self, i: int, view: RowView, metric: float, worth: float | None) -> Standing:
+        cost = None
+        if self._costs is not None:
+            cost = (self._costs[i], self.executor.engine.costs([i])[0])
+        return Standing.of(view, metric, worth, cost)
+
+    def _paid(self, i: int, report: StepReport, result: EpisodeResult | None) -> StepOutcome:
+        account, view = self.accounts[i], self.views[i]
+        if result is not None:
+            metric, worth = result.validation_metric, None
+        else:
+            # a row that went back to the state before its first epoch has no metric of its own yet
+            metric = account.start.metric if view.metric is None else view.metric
+            worth = None if report.rolled_back else self._worth(report)
+        standing = self._standing(i, view, metric, worth)
+        paid = account.pay(standing, report.outcome.action.op, ended=result is not None)
+        return StepOutcome(view, report.outcome, paid, report, result, account)
+
+    def _worth(self, report: StepReport) -> float | None:
+        without = report.readout.all_off_metric
+        if without is None:
+            return None
+        worth = report.readout.metric - without
+        return worth if self.metric.higher_is_better else -worth
+
+    def _play_controls(self, seeds: Sequence[int], episode: int) -> None:
+        """Train the static hosts of seeds that were not seen yet, and keep their metric's course."""
+        if all(seed in self._curves for seed in seeds):
+            return
+        self._reset(seeds, episode, "static", "static")
+        curves = [[metric] for metric in self._measure()]
+        wait = [Decision(FactoredAction(), "the static control never grows")] * len(seeds)
+        for _ in range(self.config.max_epochs):
+            for curve, report in zip(curves, self.executor.step(wait), strict=True):
+                curve.append(curve[0] if report.view.metric is None else report.view.metric)
+        self.executor.finish()
+        self._curves |= {seed: tuple(curve) for seed, curve in zip(seeds, curves, strict=True)}

@@ -1,0 +1,135 @@
+"""A learned policy that plays, and its file: tensors in safetensors, sizes and card as JSON in the file's header."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import safetensors
+import torch
+from safetensors.torch import save as pack
+from torch import Tensor
+
+from esper.leyline import WAIT, ActionSpace, DataError, Decision, FactoredAction, RowSpec, RowView, UsageError
+from esper.nissa.files import write_atomically
+from esper.tamiyo.batch import action_space, mask_tables, observe
+from esper.tamiyo.distribution import FactoredDistribution
+from esper.tamiyo.heads import growth_heads
+from esper.tamiyo.masks import to_action
+from esper.tamiyo.network import GrowthNetwork, GrowthNetworkConfig
+from esper.tamiyo.recurrent import State
+from esper.tolaria.rng import derive
+
+FORMAT: Final = "esper-policy-1"
+ROWS: Final = 8
+"""Rows of every inference: a matrix product of another shape rounds differently, and one bit can turn a choice."""
+
+
+@dataclass(frozen=True, slots=True)
+class SavedPolicy:
+    """A network with the card that says where it comes from."""
+
+    network: GrowthNetwork
+    card: dict[str, Any]
+
+
+def save_policy(path: Path, network: GrowthNetwork, card: Mapping[str, Any]) -> int:
+    """Write the policy as one file, atomically; returns its size in bytes."""
+    about = {"format": FORMAT, "network": network.config.to_dict(), "card": dict(card)}
+    tensors = {name: tensor.detach().contiguous() for name, tensor in network.state_dict().items()}
+    content = pack(tensors, metadata={"esper": json.dumps(about, allow_nan=False)})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, content)
+    return len(content)
+
+
+def load_policy(path: Path) -> SavedPolicy:
+    """Undo of :func:`save_policy`. Raises ``DataError`` for a file that is missing, damaged or no policy."""
+    try:
+        with safetensors.safe_open(str(path), framework="pt") as file:
+            about = json.loads((file.metadata() or {}).get("esper", "null"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+    except (OSError, safetensors.SafetensorError, ValueError) as error:
+        raise DataError(f"policy {path}: {error}") from error
+    if not isinstance(about, dict) or about.get("format") != FORMAT:
+        found = about.get("format") if isinstance(about, dict) else None
+        raise DataError(f"policy {path}: the format is {found!r}; {FORMAT!r} is needed")
+    network = GrowthNetwork(GrowthNetworkConfig.from_dict(about["network"]))
+    try:
+        network.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise DataError(f"policy {path}: its tensors do not fit its sizes: {error}") from error
+    if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
+        raise DataError(f"policy {path}: it holds weights that are not finite")
+    return SavedPolicy(network, about["card"])
+
+
+class LearnedPolicy:
+    """Plays a network: draws from its distribution with a stream per row, or takes its likeliest choices.
+
+    Implements :class:`esper.leyline.Policy`. It acts before every epoch, as it was trained to; after the last one it
+    waits.
+    """
+
+    name = "ppo"
+
+    def __init__(self, network: GrowthNetwork, *, greedy: bool = False) -> None:
+        self.network = network.eval()
+        self.greedy = greedy
+        self._states: list[State] = []
+        self._generators: list[torch.Generator] = []
+        self._fresh: list[bool] = []
+
+    @classmethod
+    def load(cls, path: str | Path, *, greedy: bool = False) -> LearnedPolicy:
+        """From a file that :func:`save_policy` wrote."""
+        return cls(load_policy(Path(path)).network, greedy=greedy)
+
+    def reset(self, specs: Sequence[RowSpec]) -> None:
+        """Empty memory and a fresh stream for each row."""
+        self._states = [self.network.initial_state(1) for _ in specs]
+        self._generators = [torch.Generator().manual_seed(derive(spec.seed, "policy")) for spec in specs]
+        self._fresh = [True for _ in specs]
+
+    @torch.no_grad()
+    def decide(self, views: Sequence[RowView]) -> list[Decision]:
+        """One legal action per view; the evidence is the probability of its op and the state's value."""
+        if len(views) != len(self._states):
+            raise UsageError(f"{len(views)} views for {len(self._states)} rows; reset the policy first")
+        decisions: list[Decision] = []
+        for begin in range(0, len(views), ROWS):
+            decisions += self._decide(range(begin, min(begin + ROWS, len(views))), views)
+        return decisions
+
+    def _decide(self, rows: range, views: Sequence[RowView]) -> list[Decision]:
+        space = action_space(views[rows[0]])
+        padded = [*rows, *(rows[0] for _ in range(ROWS - len(rows)))]
+        batch = [views[row] for row in padded]
+        state: State = tuple(torch.cat(parts) for parts in zip(*(self._states[row] for row in padded), strict=True))
+        starts = torch.tensor([self._fresh[row] for row in padded])
+        output, after = self.network.step(observe(batch, space, self.network.config), state, starts)
+        heads = growth_heads(space)
+        distribution = FactoredDistribution(heads, output.logits, mask_tables(batch, space))
+        actions = self._choose(distribution, rows, len(heads))
+        decisions = []
+        for i, row in enumerate(rows):
+            self._states[row] = tuple(part[i : i + 1].clone() for part in after)
+            self._fresh[row] = False
+            decisions.append(_decision(views[row], space, actions[i], float(output.value[i])))
+        return decisions
+
+    def _choose(self, distribution: FactoredDistribution, rows: range, heads: int) -> Tensor:
+        if self.greedy:
+            return distribution.mode()[0]
+        drawn = [torch.rand(heads, generator=self._generators[row]) for row in rows]
+        return distribution.sample(torch.stack([*drawn, *(drawn[0] for _ in range(ROWS - len(rows)))]))[0]
+
+
+def _decision(view: RowView, space: ActionSpace, indices: Tensor, value: float) -> Decision:
+    if view.epoch >= view.max_epochs:
+        return Decision(WAIT, "the last epoch is over")
+    action: FactoredAction = to_action(space, indices.tolist())
+    return Decision(action, "the learned policy's draw", (("value", value),))
