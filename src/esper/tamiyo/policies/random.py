@@ -30,8 +30,8 @@ class RandomPolicy(RowPolicy):
     head among its legal choices. Each row has a generator of its own, seeded by ``seed`` and the row's spec, so that
     its decisions do not depend on which rows run beside it.
 
-    With ``nurture`` only growth is random (which blueprint, where and when); what it grew is brought through its gates on
-    evidence. That is the fairer control of a policy that claims to choose well.
+    With ``nurture`` only growth is random (which blueprint, where and when); what it grew is brought through its gates
+    on evidence. That is the fairer control of a policy that claims to choose well.
     """
 
     name = "random"
