@@ -24,12 +24,13 @@ def write(
     close: bool = True,
     segment_bytes: int = 64 << 20,
     say: str = "x",
+    run_id: str = RUN,
 ) -> list[TelemetryEvent]:
     """Emit batches of the given sizes (the first has one event more, the level), resuming after ``after_seq``."""
     directory.mkdir(exist_ok=True)
     supersede = None if after_seq is None else Supersede("train", after_seq)
     config = JournalConfig(batch_seconds=3600, segment_bytes=segment_bytes)
-    journal = JournalWriter(directory, RUN, supersede=supersede, config=config)
+    journal = JournalWriter(directory, run_id, supersede=supersede, config=config)
     hub = NissaHub(last_seq=after_seq or 0)
     hub.add_sink(journal, name="journal")
     seen: list[TelemetryEvent] = []
@@ -58,7 +59,8 @@ def committed_lines(path: Path) -> list[bytes]:
     """What one segment has committed, by the definition in the module's docstring, read slowly and obviously."""
     lines = path.read_bytes().splitlines(keepends=True)
     header = json.loads(lines[0])
-    crc = crc32(lines[0], header.get("previous_crc32", 0))
+    crc = crc32(lines[0][: lines[0].index(b'"crc32":') + len(b'"crc32":')], header.get("previous_crc32", 0))
+    assert crc == header["crc32"]
     committed: list[bytes] = []
     batch: list[bytes] = []
     for line in lines[1:]:

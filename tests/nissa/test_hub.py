@@ -18,6 +18,10 @@ def gauge(value: float, env_id: int = 0, kind: str = "throughput") -> TelemetryE
     return TelemetryEvent(event_type=T.ANALYTICS_SNAPSHOT, env_id=env_id, data={"kind": kind, "value": value})
 
 
+def of_class(how: Delivery) -> list[str]:
+    return [kind.name for kind, its in DELIVERY.items() if its is how]
+
+
 def dropped(events: list[TelemetryEvent]) -> list[dict[str, object]]:
     return [event.data for event in events if event.event_type is T.TELEMETRY_DROPPED]
 
@@ -93,8 +97,9 @@ def test_the_level_is_said_first_and_whenever_it_changes() -> None:
         T.TELEMETRY_LEVEL_SET,
         T.ANALYTICS_SNAPSHOT,
     ]
-    assert sink[0].data == {"level": "minimal", "lifecycle_only": False, "suppressed": ["ANALYTICS_SNAPSHOT"]}
-    assert sink[2].data["suppressed"] == []
+    gauges, sampled = of_class(Delivery.LATEST_WINS), of_class(Delivery.SAMPLED)
+    assert sink[0].data == {"level": "minimal", "lifecycle_only": False, "suppressed": sorted(gauges + sampled)}
+    assert sink[2].data["suppressed"] == sorted(sampled)
     assert [event.seq for event in sink] == [1, 2, 3, 4], "what a level suppresses leaves no gap"
 
 

@@ -165,7 +165,7 @@ def no_space(after_bytes: int) -> object:
 
 
 def test_a_full_disk_is_one_clear_error_wherever_it_strikes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for limit in range(120, 4_000, 97):
+    for limit in range(200, 4_000, 97):
         directory = tmp_path / str(limit)
         directory.mkdir()
         monkeypatch.setattr(journal_module, "write_all", no_space(limit))

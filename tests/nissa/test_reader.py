@@ -108,8 +108,9 @@ def test_lost_commits_and_missing_or_foreign_segments_are_damage(tmp_path: Path)
     first.unlink()
     with pytest.raises(JournalDamaged, match="missing"):
         list(read_journal(tmp_path))
-    first.write_bytes(kept[0].replace(RUN.encode(), b"2" + RUN.encode()[1:]))
-    second.write_bytes(kept[1].replace(RUN.encode(), b"3" + RUN.encode()[1:]))
+    first.write_bytes(kept[0])
+    write(tmp_path / "other", [50, 50, 50], segment_bytes=5_000, run_id="another")
+    second.write_bytes(segment_path(tmp_path / "other", 2).read_bytes())
     with pytest.raises(JournalDamaged, match="belongs to run"):
         list(read_journal(tmp_path))
     second.write_bytes(kept[0])
@@ -126,6 +127,19 @@ def test_salvage_skips_the_damaged_batch_only_and_says_so(tmp_path: Path) -> Non
     reading = read_journal(tmp_path, salvage=True)
     assert [event.seq for event in reading] == [1, 2, 3, 4, 9, 10, 11, 12, 13]
     assert len(reading.report.damage) == 1 and reading.report.gaps == [Gap("train", 5, 8)]
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_salvage_of_a_segment_without_its_header_loses_its_first_batch(tmp_path: Path, number: int) -> None:
+    emitted = write(tmp_path, [9] * 12, segment_bytes=5_000)
+    path = segment_path(tmp_path, number)
+    path.write_bytes(path.read_bytes().replace(b'"journal":1', b'"journal":2' if number == 1 else b'"journal":"', 1))
+    with pytest.raises(DataError):
+        list(read_journal(tmp_path))
+    path.write_bytes(path.read_bytes().replace(b'"journal":2', b'"journal":0', 1))
+    reading = read_journal(tmp_path, salvage=True)
+    lost = 10 if number == 1 else 9
+    assert len(list(reading)) == len(emitted) - lost and reading.report.damage
 
 
 def test_an_indexer_can_start_anywhere(tmp_path: Path) -> None:

@@ -97,6 +97,7 @@ class _Cursor:
         """producer -> last seq given out; kept by whoever decodes the events."""
         self._salvage = salvage
         self._headers: dict[int, Header] = {}
+        self._broken_headers: set[int] = set()
         self._passed: set[Rewind] = set()
         self._closes: Closes | None = None
         self._closed: Position | None = None
@@ -126,7 +127,7 @@ class _Cursor:
         """Read the headers not read yet; one that is still being written is tried again next time."""
         self.new_rewinds = []
         for number in range(1, max(segments, default=0) + 1):
-            if number in self._headers:
+            if number in self._headers or number in self._broken_headers:
                 continue
             if number not in segments:
                 self._damaged(segment_path(self.directory, number), 0, "the segment is missing")
@@ -137,6 +138,7 @@ class _Cursor:
                 if not self._salvage:
                     raise
                 self.report.damage.append(damage)
+                self._broken_headers.add(number)
                 continue
             if found is not None:
                 self._add_header(number, found[0], segments[number])
@@ -160,6 +162,10 @@ class _Cursor:
     def _enter(self, number: int, path: Path) -> Position | None:
         """Where to read on in segment ``number``; ``None`` while its header is not whole: nothing is committed then."""
         if self.position is not None and self.position.segment == number:
+            return self.position
+        if number in self._broken_headers:
+            # the scan takes header and first batch for one damaged batch and finds its feet behind it
+            self.position = Position(number, 0, 0)
             return self.position
         found = read_header(path) if number in self._headers else None
         if found is None:

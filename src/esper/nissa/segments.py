@@ -2,13 +2,13 @@ r"""The journal's format, shared by its writer and its reader.
 
 A journal is a folder of append-only segments ``events-00001.jsonl``, ``events-00002.jsonl``, ... Each holds::
 
-    {"journal":1,"schema":1,"run_id":"...","segment":1,...}          header
+    {"journal":1,"schema":1,"run_id":"...",...,"crc32":12345678}     header
     {"event_type":...}                                               one event a line
     {"commit":{"count":1,"last_seq":7,"crc32":3735928559}}           one line per batch
 
 An event is committed when the commit line of its batch is whole. ``crc32`` covers every byte of the batch up to its own
-digits and starts from the one before it; the first of a segment starts from the crc of the header, which names the last
-crc of the segment before. So bytes that were changed, lost or moved anywhere but at the very end are noticed.
+digits and starts from the one before it: the first of a segment from the header's, the header's from the last one of
+the segment before. So bytes that were changed, lost or moved anywhere but at the very end are noticed.
 """
 
 from __future__ import annotations
@@ -141,12 +141,10 @@ def commit_line(
 
 def encode_header(header: Header) -> tuple[bytes, Position]:
     """The header as the first line of its segment, and the position behind it."""
-    line = msgspec.json.encode(header) + b"\n"
-    return line, _behind(line, header)
-
-
-def _behind(line: bytes, header: Header) -> Position:
-    return Position(header.segment, len(line), crc32(line, header.previous_crc32 or 0))
+    prefix = msgspec.json.encode(header)[:-1] + b',"crc32":'
+    crc = crc32(prefix, header.previous_crc32 or 0)
+    line = b"%s%d}\n" % (prefix, crc)
+    return line, Position(header.segment, len(line), crc)
 
 
 def read_header(path: Path) -> tuple[Header, Position] | None:
@@ -171,10 +169,14 @@ def read_header(path: Path) -> tuple[Header, Position] | None:
                     path,
                     0,
                 )
+        stored = loose.pop("crc32", None)
         header = msgspec.convert(loose, Header)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise JournalDamaged(path, 0, f"the first line is no header: {error}") from None
-    return header, _behind(line, header)
+    written, start = encode_header(header)
+    if stored != start.crc32 or line != written:
+        raise JournalDamaged(path, 0, f"the header is not what was written (checksum {start.crc32}, stored {stored})")
+    return header, start
 
 
 def _find_commit(buffer: bytes, at: int) -> tuple[int, int] | None:
