@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from importlib.metadata import EntryPoint, EntryPoints
 from typing import Any
 
 import pytest
@@ -23,7 +24,17 @@ from esper.leyline import (
     SeedStage,
     UsageError,
 )
-from esper.tamiyo.policies import Entry, RandomPolicy, SchedulePolicy, StaticPolicy, make_policy, policy_names
+from esper.tamiyo.policies import (
+    ENTRY_POINTS,
+    Entry,
+    HeuristicPolicy,
+    RandomPolicy,
+    SchedulePolicy,
+    StaticPolicy,
+    make_policy,
+    policy_names,
+    registry,
+)
 from esper.tolaria.legality import why_illegal
 from row_views import GERMINATE, live_slot, row_view, row_views
 
@@ -188,6 +199,14 @@ def test_unknown_policies_and_options_are_named() -> None:
         make_policy("esper.nowhere:Policy")
     with pytest.raises(UsageError, match="made a Fraction"):
         make_policy("fractions:Fraction")
+
+
+def test_third_parties_add_policies_by_entry_points(monkeypatch: pytest.MonkeyPatch) -> None:
+    points = EntryPoints([EntryPoint("theirs", "esper.tamiyo.policies:StaticPolicy", ENTRY_POINTS)])
+    monkeypatch.setattr(registry, "entry_points", points.select)
+    assert policy_names() == ("static", "random", "schedule", "heuristic", "theirs")
+    assert isinstance(make_policy("theirs"), StaticPolicy)
+    assert isinstance(make_policy("heuristic"), HeuristicPolicy)
 
 
 def test_a_policy_of_ones_own_is_given_by_module_and_attribute() -> None:
