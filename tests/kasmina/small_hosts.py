@@ -140,6 +140,49 @@ class Recurrent(nn.Module):
         return self.head(hidden)
 
 
+class Odd(nn.Module):
+    """One site of every kind that cannot carry a slot."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Linear(6, 8)
+        self.twice = nn.Linear(8, 8)
+        self.never = nn.Linear(8, 8)
+        self.written = nn.Linear(8, 8)
+        self.idle = nn.Linear(8, 8)
+        self.sum = nn.Flatten(0)
+        self.size = Size()
+        self.table = Table()
+        self.mixer = Mixer()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.twice(self.twice(self.embed(x)))
+        x = self.written(x)
+        x += 1
+        self.idle(x)
+        x = x * self.size(x) + self.table(x) + self.mixer(x)
+        return self.sum(x)
+
+
+class Size(nn.Module):
+    def forward(self, x: Tensor) -> int:
+        return x.shape[1]
+
+
+class Table(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.weight * 2
+
+
+class Mixer(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x - x.mean(0)
+
+
 def mlp() -> nn.Module:
     return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
 

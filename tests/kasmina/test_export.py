@@ -7,21 +7,19 @@ import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from small_hosts import CASES, Writer, grow, put_seed, wrapped
+from small_hosts import CASES, grow, put_seed, wrapped
 from torch import Tensor, nn
 
 from esper.kasmina import export as export_module
 from esper.kasmina.export import export, largest_difference, save_export, save_onnx, to_program
 from esper.kasmina.growing import GrowingModel
-from esper.kasmina.portable import Grown, read_tensors
+from esper.kasmina.portable import Grown
 from esper.kasmina.replay import same
 from esper.kasmina.slot import SeedSlot
-from esper.kasmina.source import CannotWrite, Source
 from esper.leyline import MissingExtraError, SeedStage, UsageError
 from esper.tasks.hosts import PointwiseHost2d
 
@@ -140,14 +138,6 @@ print(float((model.load()(expected["sample"]) - expected["output"]).abs().max())
     assert "import esper" not in files.code.read_text() and "from esper" not in files.code.read_text()
 
 
-def test_weights_are_read_as_safetensors_reads_them(tmp_path: Path) -> None:
-    kinds = [torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.uint8, torch.bool]
-    saved: dict[str, Tensor] = {str(kind): (torch.randn(3, 5) * 3).to(kind) for kind in kinds}
-    saved |= {"empty": torch.zeros(0, 4), "scalar": torch.tensor(2.5)}
-    save_file(saved, tmp_path / "x.safetensors", metadata={"made": "here"})
-    assert same(dict(sorted(read_tensors(tmp_path / "x.safetensors").items())), dict(sorted(saved.items())))
-
-
 class Detour(nn.Module):
     """Reaches its block by a list that is not registered."""
 
@@ -172,49 +162,6 @@ def test_a_place_that_cannot_be_written_to_is_named(tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("")
     with pytest.raises(UsageError, match="cannot write the export to .*taken"):
         save_export(model, tmp_path / "taken", sample)
-
-
-class Lambda(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.act = lambda x: x
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.act(x)
-
-
-@pytest.mark.parametrize(
-    ("module", "why"),
-    [
-        (nn.Sequential(nn.Linear(2, 2), Lambda()), r"^1 \(Lambda\): .* cannot be imported by name"),
-        (nn.utils.parametrizations.weight_norm(nn.Linear(2, 2)), "Linear"),
-    ],
-)
-def test_what_has_no_form_as_source_is_named(module: nn.Module, why: str) -> None:
-    with pytest.raises(CannotWrite, match=why):
-        Source().module(module)
-
-
-@pytest.mark.parametrize(
-    "module",
-    [
-        nn.LSTM(3, 4, num_layers=2, bidirectional=True),
-        nn.TransformerEncoderLayer(8, 2, 16, activation="gelu"),
-        nn.Sequential(nn.Conv2d(2, 3, 3, padding="same"), nn.BatchNorm2d(3, affine=False), nn.ReLU(inplace=True)),
-        nn.ModuleDict({"a": nn.Linear(2, 2).double(), "b": nn.ModuleList([nn.Identity()])}),
-        Writer(),
-    ],
-    ids=lambda module: type(module).__name__,
-)
-def test_an_expression_makes_the_same_module(module: nn.Module) -> None:
-    source = Source()
-    expression = source.module(module)
-    space: dict[str, Any] = {}
-    exec("from __future__ import annotations\n" + source.text(), space)
-    twin = eval(expression, space)  # noqa: S307 - our own text
-    assert repr(twin) == repr(module)
-    twin.load_state_dict(module.state_dict())
-    assert same(dict(twin.state_dict()), dict(module.state_dict()))
 
 
 @pytest.mark.slow  # torch imports its compiler

@@ -6,10 +6,9 @@ import copy
 
 import pytest
 import torch
-from small_hosts import BLUEPRINT, CASES, Pointwise, ResidualNet, encoder, grow, mlp, put_seed, wrapped
+from small_hosts import BLUEPRINT, CASES, Odd, ResidualNet, encoder, grow, mlp, put_seed, wrapped
 from torch import Tensor, nn
 
-from esper.kasmina.auto import auto_sites
 from esper.kasmina.growing import GrowingModel
 from esper.kasmina.layout import Layout
 from esper.kasmina.probe import Site
@@ -97,49 +96,6 @@ def test_channels_last_maps_are_turned_to_channels_first() -> None:
     assert (place.layout, place.channels, place.axes) == (Layout.NCHW, 6, (0, 3, 1, 2))
     output = torch.randn(4, 5, 5, 6)
     assert torch.equal(place.give(output, place.take(output)), output)
-
-
-class Odd(nn.Module):
-    """One site of every kind that cannot carry a slot."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.embed = nn.Linear(6, 8)
-        self.twice = nn.Linear(8, 8)
-        self.never = nn.Linear(8, 8)
-        self.written = nn.Linear(8, 8)
-        self.idle = nn.Linear(8, 8)
-        self.sum = nn.Flatten(0)
-        self.size = Size()
-        self.table = Table()
-        self.mixer = Mixer()
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.twice(self.twice(self.embed(x)))
-        x = self.written(x)
-        x += 1
-        self.idle(x)
-        x = x * self.size(x) + self.table(x) + self.mixer(x)
-        return self.sum(x)
-
-
-class Size(nn.Module):
-    def forward(self, x: Tensor) -> int:
-        return x.shape[1]
-
-
-class Table(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(1, 8))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.weight * 2
-
-
-class Mixer(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return x - x.mean(0)
 
 
 @pytest.mark.parametrize(
@@ -257,6 +213,11 @@ def test_a_sample_that_is_not_finite_is_refused() -> None:
         GrowingModel.wrap(mlp(), ["1"], torch.full((2, 6), float("nan")))
 
 
+def test_a_sample_that_the_host_does_not_take_is_refused() -> None:
+    with pytest.raises(DataError, match="does not take the sample .*4x8 and 6x8"):
+        GrowingModel.wrap(mlp(), ["1"], torch.randn(4, 8))
+
+
 def test_state_goes_into_a_second_model_by_factory_and_load() -> None:
     one, sample = wrapped("pointwise")
     put_seed(one, "blocks_0", SeedStage.FOSSILIZED, 1.0)
@@ -306,21 +267,6 @@ def test_a_deep_copy_stands_on_its_own() -> None:
                 parameter.zero_()
             assert torch.equal(model(sample), before)
             assert not torch.equal(twin(sample), before)
-
-
-def test_auto_sites_are_the_repeated_blocks_spread_evenly() -> None:
-    sample = torch.randn(2, 1, 8, 8)
-    torch.manual_seed(0)
-    assert auto_sites(Pointwise(), sample) == ["blocks.0", "blocks.1", "blocks.2"]
-    assert auto_sites(ResidualNet(), sample, 2) == ["blocks.0", "blocks.2"]
-    assert auto_sites(mlp(), torch.randn(2, 6)) == ["1", "3"]
-    assert auto_sites(encoder(), torch.randn(3, 4, 8), 1) == ["layers.2"]
-    with pytest.raises(UsageError, match="name the sites"):
-        auto_sites(nn.Linear(6, 3), torch.randn(2, 6))
-    with pytest.raises(UsageError, match="at least 1"):
-        auto_sites(mlp(), torch.randn(2, 6), 0)
-    model = GrowingModel.wrap(mlp(), "auto", torch.randn(2, 6))
-    assert list(model.slots) == ["1", "3"]
 
 
 def test_blueprints_exist_for_every_layout() -> None:

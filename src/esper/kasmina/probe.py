@@ -82,13 +82,17 @@ def arguments(sample: Sample) -> Arguments:
 def survey(host: nn.Module, sites: Iterable[Site], sample: Sample) -> Survey:
     """Find out about each site from a few trial passes, which leave no trace in the host.
 
-    Raises ``UsageError`` where a path names no submodule or the sample is none, ``DataError`` where it is not finite.
+    Raises ``UsageError`` where a path names no submodule or the sample is none, ``DataError`` where it is not finite or
+    the host does not take it.
     """
     wanted = {site: _submodule(host, site.path) for site in sites}
     call = arguments(sample)
     _check(call)
     with trial(host), observed(host, wanted.values()) as trace:
-        host(*call[0], **call[1])
+        try:
+            host(*call[0], **call[1])
+        except Exception as error:
+            raise DataError(f"the host does not take the sample ({type(error).__name__}: {error})") from error
     traces = [trace, *_training_trace(host, wanted.values(), call)]
     batches = batch_axes(host, wanted.values(), call)
     places: dict[str, Place | UsageError] = {}

@@ -1,0 +1,43 @@
+"""Choosing sites: blocks that repeat, else layers, spread evenly and always the same."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from small_hosts import Pointwise, ResidualNet, encoder, mlp
+from torch import Tensor, nn
+
+from esper.kasmina.auto import auto_sites
+from esper.kasmina.growing import GrowingModel
+from esper.leyline import UsageError
+
+
+def test_auto_sites_are_the_repeated_blocks_spread_evenly() -> None:
+    sample = torch.randn(2, 1, 8, 8)
+    torch.manual_seed(0)
+    assert auto_sites(Pointwise(), sample) == ["blocks.0", "blocks.1", "blocks.2"]
+    assert auto_sites(ResidualNet(), sample, 2) == ["blocks.0", "blocks.2"]
+    assert auto_sites(mlp(), torch.randn(2, 6)) == ["1", "3"]
+    assert auto_sites(encoder(), torch.randn(3, 4, 8), 1) == ["layers.2"]
+    with pytest.raises(UsageError, match="name the sites"):
+        auto_sites(nn.Linear(6, 3), torch.randn(2, 6))
+    with pytest.raises(UsageError, match="at least 1"):
+        auto_sites(mlp(), torch.randn(2, 6), 0)
+    model = GrowingModel.wrap(mlp(), "auto", torch.randn(2, 6))
+    assert list(model.slots) == ["1", "3"]
+
+
+class Scale(nn.Module):
+    """Writes on its input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.full((8,), 2.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mul_(self.weight)
+
+
+def test_what_cannot_carry_a_slot_is_passed_over() -> None:
+    host = nn.Sequential(nn.Linear(6, 8), Scale(), nn.Linear(8, 3))
+    assert auto_sites(host, torch.randn(4, 6)) == ["1"]
