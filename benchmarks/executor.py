@@ -158,11 +158,11 @@ def main() -> None:
 
             return make
 
-        host = lambda: lambda network=TASK.host(): plain_loop(network, None)  # noqa: E731
+        host = lambda: partial(plain_loop, TASK.host(), None)  # noqa: E731
         report("executor, no seed / bare loop", paired(epochs(None), host), 1.05)
-        by_hand = lambda: lambda network=ByHand(): plain_loop(network, None)  # noqa: E731
+        by_hand = lambda: partial(plain_loop, ByHand(), None)  # noqa: E731
         report("executor, BLENDING / by hand", paired(epochs(SeedStage.BLENDING), by_hand), 1.10)
-        probing = lambda: lambda network=InProbe(): plain_loop(network, second_pass)  # noqa: E731
+        probing = lambda: partial(plain_loop, InProbe(), second_pass)  # noqa: E731
         report("executor, probe / two passes by hand", paired(epochs(SeedStage.TRAINING), probing), 1.15)
 
         engine = executor_with(None, hub).engine

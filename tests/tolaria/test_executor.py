@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from fake_engine import FakeEngine
 
 from esper.leyline import (
     REGISTRY,
@@ -24,8 +25,7 @@ from esper.leyline import (
 )
 from esper.leyline import TelemetryEventType as T
 from esper.tolaria.executor import Executor, ExecutorConfig
-from esper.tolaria.governor import Governor
-from fake_engine import FakeEngine
+from esper.tolaria.governor import Governor, GovernorConfig
 
 METRIC = Metric("accuracy", "%", chance=10.0)
 WAITING = Decision(WAIT, "nothing to do")
@@ -33,7 +33,8 @@ WAITING = Decision(WAIT, "nothing to do")
 
 def executor(engine: FakeEngine, config: ExecutorConfig | None = None) -> tuple[Executor, list[TelemetryEvent]]:
     events: list[TelemetryEvent] = []
-    return Executor(engine, METRIC, events.append, lambda sink: Governor(METRIC, on_telemetry=sink), config), events
+    every = GovernorConfig(snapshot_every=1)
+    return Executor(engine, METRIC, events.append, lambda sink: Governor(METRIC, every, sink), config), events
 
 
 def spec(env_id: int = 0, epochs: int = 6) -> RowSpec:

@@ -41,7 +41,7 @@ class Run:
 
     def __init__(self, config: GovernorConfig | None = None) -> None:
         self.events: list[TelemetryEvent] = []
-        self.governor = Governor(ACCURACY, config, self.events.append, device="cpu")
+        self.governor = Governor(ACCURACY, config or GovernorConfig(snapshot_every=1), self.events.append, device="cpu")
         self.epoch = 0
         self.governor.keep(0, self.state())
 

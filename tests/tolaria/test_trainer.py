@@ -67,7 +67,7 @@ def test_a_row_continues_bit_for_bit_from_a_checkpoint_in_a_fresh_engine(tmp_pat
     assert losses(other, 4) == expected
 
 
-@pytest.mark.parametrize("after", [3, pytest.param(8, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("after", [2, pytest.param(8, marks=pytest.mark.slow)])
 def test_ten_losses_after_a_rollback_equal_those_after_the_good_state(after: int) -> None:
     clean, faulty = executor(), executor(events := [])
     for run in (clean, faulty):

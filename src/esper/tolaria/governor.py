@@ -47,7 +47,7 @@ class GovernorConfig:
     vitals: VitalsConfig = field(default_factory=VitalsConfig)
     consecutive: int = 2
     """Ill epochs in a row that make a panic, where one alone is not certain."""
-    snapshot_every: int = 1
+    snapshot_every: int = 3
     max_rollbacks: int = 3
     """Rollbacks in an episode after which another panic fails the run."""
     recurrence: int = 5

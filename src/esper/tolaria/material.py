@@ -14,7 +14,7 @@ from esper.kasmina.gates import GateThresholds
 from esper.kasmina.slot import SlotConfig
 from esper.leyline import Metric, RowSpec
 from esper.tasks.base import BatchSource, PerExample, Split, TaskSpec
-from esper.tasks.pipeline import Batches
+from esper.tasks.pipeline import training_batches
 from esper.tolaria.rng import Streams, derive, seeded
 from esper.tolaria.schedules import ScheduleConfig
 
@@ -112,7 +112,7 @@ def from_task(task: TaskSpec, config: TrainerConfig) -> Prepare:
         return Material(
             host=host,
             optimizer=config.optimizer(trained, config.lr, config.weight_decay),
-            batches=Batches(splits["train"], config.batch_size, streams, augment=task.augment),
+            batches=training_batches(task, config.batch_size, streams, config.device),
             splits=splits,
             sample=splits["train"].inputs[:2],
             criterion=criterion,
