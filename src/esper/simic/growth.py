@@ -1,0 +1,131 @@
+"""A world of growing hosts as the learner's :class:`~esper.simic.collect.RolloutEnvironments`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from esper.leyline import ActionSpace, Decision, FactoredAction, RowView
+from esper.simic.collect import Outcome, Seen
+from esper.simic.world import StepOutcome, World, episode_seed
+from esper.tamiyo.batch import mask_tables, observe
+from esper.tamiyo.heads import growth_heads
+from esper.tamiyo.masks import to_action
+from esper.tamiyo.network import GrowthNetworkConfig
+from esper.tolaria.legality import why_illegal
+
+
+@dataclass(frozen=True, slots=True)
+class Choices:
+    """Of N actions ``[N, heads]``: which heads their ops consumed, and how many choices each had of how many."""
+
+    consumed: Tensor
+    legal: Tensor
+    of: tuple[int, ...]
+
+    @property
+    def restricted(self) -> Tensor:
+        """Where a mask forbade something."""
+        return self.consumed & (self.legal < torch.tensor(self.of))
+
+    @property
+    def forced(self) -> Tensor:
+        """Where one choice was left, of several."""
+        return self.consumed & (self.legal == 1) & (torch.tensor(self.of) > 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Played:
+    """One step of all rows, for those who watch."""
+
+    actions: tuple[FactoredAction, ...]
+    choices: Choices
+    outcomes: tuple[StepOutcome, ...]
+
+
+class Watcher(Protocol):
+    """Is told of every step."""
+
+    def step(self, played: Played) -> None:
+        """After a step of all rows."""
+
+
+class GrowthEnvironments:
+    """Episodes of one length in ``size`` rows, in step. When they have ended, :meth:`begin` starts the next ones.
+
+    Seeds follow from the run's seed, row and episode alone. ``illegal`` counts illegal actions; it stays 0.
+    """
+
+    def __init__(
+        self,
+        world: World,
+        space: ActionSpace,
+        network: GrowthNetworkConfig,
+        size: int,
+        seed: int,
+        watcher: Watcher,
+    ) -> None:
+        self.world, self.space, self.size, self.seed = world, space, size, seed
+        self.heads = growth_heads(space)
+        self.episode = 0
+        self.actions = 0
+        self.illegal = 0
+        self._network = network
+        self._watcher = watcher
+        self._masks: tuple[Tensor, ...] = ()
+        self._handed_over = 0.0
+
+    def reset(self, seed: int) -> Seen:
+        """Start the present episode in every row. ``seed`` is the learner's; episodes follow from the run's."""
+        return self.begin(self.episode)
+
+    def begin(self, episode: int) -> Seen:
+        """Start episode number ``episode`` in every row."""
+        self.episode = episode
+        seeds = [episode_seed(self.seed, row, episode) for row in range(self.size)]
+        with torch.enable_grad():
+            views = self.world.begin(seeds, episode)
+        return self._seen(views)
+
+    def step(self, actions: Tensor) -> Outcome:
+        """One epoch of every row. After the last one ``seen`` is what was seen last."""
+        policy_seconds = (time.perf_counter() - self._handed_over) / self.size
+        chosen = [to_action(self.space, indices) for indices in actions.tolist()]
+        self.actions += len(chosen)
+        self.illegal += sum(
+            why_illegal(view, action) is not None for view, action in zip(self.world.views, chosen, strict=True)
+        )
+        decisions = [Decision(action, "the learner's draw") for action in chosen]
+        choices = self._choices(actions)
+        with torch.enable_grad():  # hosts learn even while the policy only acts
+            outcomes = self.world.step(decisions, policy_seconds)
+        self._watcher.step(Played(tuple(chosen), choices, tuple(outcomes)))
+        ended = torch.tensor([outcome.ended for outcome in outcomes])
+        return Outcome(
+            seen=self._seen([outcome.view for outcome in outcomes]),
+            rewards=torch.tensor([outcome.paid.total for outcome in outcomes], dtype=torch.float64),
+            terminated=ended,
+            ended=ended,
+            starts=ended,
+            valid=torch.ones(self.size, dtype=torch.bool),
+        )
+
+    def _seen(self, views: Sequence[RowView]) -> Seen:
+        self._masks = mask_tables(views, self.space)
+        seen = Seen(observe(views, self.space, self._network), self._masks)
+        self._handed_over = time.perf_counter()
+        return seen
+
+    def _choices(self, actions: Tensor) -> Choices:
+        rows = torch.arange(len(actions))
+        counts = []
+        for mask in self._masks:
+            context = [actions[:, j] if size > 1 else 0 for j, size in enumerate(mask.shape[1:-1])]
+            counts.append(mask[(rows, *context)].sum(-1))
+        consumed = self.heads.relevance()[actions[:, 0]]
+        return Choices(consumed, torch.stack(counts, -1), self.heads.sizes)

@@ -1,0 +1,172 @@
+"""PPO runs: rounds of one episode in each of N environments and one update, on the executor.
+
+A run is one object, :class:`PPORun`, that holds everything which lives from round to round.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from statistics import fmean
+from typing import Any
+
+from esper.kasmina import blueprints
+from esper.kasmina.layout import Layout
+from esper.leyline import ActionSpace, TelemetryEvent, UsageError
+from esper.leyline import TelemetryEventType as T
+from esper.simic.collect import Collector
+from esper.simic.detectors import DetectorConfig, RoundFigures, Watch
+from esper.simic.growth import GrowthEnvironments
+from esper.simic.ppo import PPOConfig, PPOLearner, UpdateReport
+from esper.simic.scribe import Hub, Scribe
+from esper.simic.world import World
+from esper.tamiyo.features import LAYOUT
+from esper.tamiyo.network import GrowthNetwork, GrowthNetworkConfig
+from esper.tolaria.rng import derive, seeded
+
+
+def _emit_throughput(
+    hub: Hub,
+    env_id: int,
+    batch_idx: int,
+    episodes_completed: int,
+    step_time_ms: float,
+    dataloader_wait_ms: float,
+) -> None:
+    """Say how fast environment ``env_id`` steps: its own times, measured. No rate follows from no time."""
+    fps = 1000.0 / step_time_ms if step_time_ms > 0 and math.isfinite(1000.0 / step_time_ms) else None
+    hub.emit(
+        TelemetryEvent(
+            event_type=T.ANALYTICS_SNAPSHOT,
+            env_id=env_id,
+            data={
+                "kind": "throughput",
+                "batch_idx": batch_idx,
+                "episodes_completed": episodes_completed,
+                "step_time_ms": step_time_ms,
+                "dataloader_wait_ms": dataloader_wait_ms,
+                "fps": fps,
+            },
+        )
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class PPOPlan:
+    """How long to learn, and how."""
+
+    rounds: int
+    envs: int
+    seed: int = 0
+    ppo: PPOConfig = field(default_factory=PPOConfig)
+    anneal: float = 0.1
+    """Share of the learning rate that is left in the last round; it falls linearly."""
+    detectors: DetectorConfig = field(default_factory=DetectorConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("rounds", "envs"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} is {getattr(self, name)}; it must be 1 or more")
+        if not 0.0 <= self.anneal <= 1.0:
+            raise UsageError(f"anneal is {self.anneal}; it must be in [0, 1]")
+
+
+@dataclass(frozen=True, slots=True)
+class RoundReport:
+    """One round: ``number`` counts from 1; means are over its episodes, in the metric's unit."""
+
+    number: int
+    episodes_completed: int
+    mean_return: float
+    mean_gain: float
+    mean_metric: float
+    mean_kept: float
+    """Seeds that were fossilized, per episode."""
+    update: UpdateReport
+    figures: RoundFigures
+
+
+def vocabulary() -> tuple[str, ...]:
+    """Every registered blueprint, so that a policy can serve other tasks."""
+    return tuple(dict.fromkeys(name for layout in Layout for name in blueprints.names(layout)))
+
+
+def fresh_network(seed: int, **sizes: Any) -> GrowthNetwork:
+    """A policy that has learnt nothing; the same seed gives the same weights."""
+    with seeded(derive(seed, "policy network")):
+        return GrowthNetwork(GrowthNetworkConfig.for_layout(LAYOUT, vocabulary(), **sizes))
+
+
+class PPORun:
+    """A world, a policy that acts in it and learns, and what watches both."""
+
+    def __init__(self, world: World, space: ActionSpace, network: GrowthNetwork, plan: PPOPlan, hub: Hub) -> None:
+        if world.config.gamma != plan.ppo.gamma:
+            raise UsageError(f"rewards telescope under gamma {world.config.gamma}, the learner has {plan.ppo.gamma}")
+        self.plan, self.hub = plan, hub
+        self.scribe = Scribe(hub)
+        self.watch = Watch(plan.detectors)
+        self.environments = GrowthEnvironments(world, space, network.config, plan.envs, plan.seed, self.scribe)
+        self.learner = PPOLearner(network, plan.ppo, derive(plan.seed, "minibatches"))
+        self.network = network
+        self.rounds_done = 0
+        self.episodes_completed = 0
+        self._collector: Collector | None = None
+
+    def run(self, on_round: Callable[[RoundReport], None] | None = None) -> list[RoundReport]:
+        """Play and learn from the present round to the last."""
+        reports = []
+        while self.rounds_done < self.plan.rounds:
+            report = self.play_round()
+            reports.append(report)
+            if on_round is not None:
+                on_round(report)
+        return reports
+
+    def play_round(self) -> RoundReport:
+        """One episode in every environment, one update, and what there is to say about them."""
+        collector = self._begin()
+        rollout, _ = collector.collect(self.environments.world.config.max_epochs)
+        finished = list(self.scribe.finished)
+        progress = self.rounds_done / self.plan.rounds
+        update = self.learner.update(rollout, 1.0 - (1.0 - self.plan.anneal) * progress)
+        self.rounds_done += 1
+        self.episodes_completed += len(finished)
+        figures = self.scribe.end_round()
+        for env_id, (step_ms, wait_ms) in self.scribe.step_times().items():
+            _emit_throughput(self.hub, env_id, self.rounds_done, self.episodes_completed, step_ms, wait_ms)
+        report = RoundReport(
+            number=self.rounds_done,
+            episodes_completed=self.episodes_completed,
+            mean_return=fmean(outcome.account.paid for outcome in finished),
+            mean_gain=fmean(figures.gains),
+            mean_metric=fmean(outcome.account.last.metric for outcome in finished),
+            mean_kept=fmean(float(sum(outcome.view.fossilized.values())) for outcome in finished),
+            update=update,
+            figures=figures,
+        )
+        self._tell(report)
+        return report
+
+    def _begin(self) -> Collector:
+        """Start the round's episodes. The collector's memory and random stream live on."""
+        environments, plan = self.environments, self.plan
+        if self._collector is None:
+            environments.episode = self.rounds_done
+            gamma = plan.ppo.gamma
+            self._collector = Collector(environments, self.network, gamma, derive(plan.seed, "policy draws"))
+        else:
+            self._collector.seen = environments.begin(self.rounds_done)
+        return self._collector
+
+    def _tell(self, report: RoundReport) -> None:
+        data = report.update.payload() | {
+            "round": report.number,
+            "episodes_completed": report.episodes_completed,
+            "mean_episode_return": report.mean_return,
+            "mean_objective_gain": report.mean_gain,
+        }
+        self.hub.emit(TelemetryEvent(event_type=T.PPO_UPDATE_COMPLETED, episode=report.number, data=data))
+        for finding in self.watch.look(report.update, report.figures):
+            self.hub.emit(finding.event(report.number))
