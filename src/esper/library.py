@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from esper.karn.evidence import Evidence
 from esper.karn.report import read_evidence, write_report
 from esper.kasmina import blueprints
+from esper.kasmina.auto import auto_sites
 from esper.kasmina.gates import GateThresholds
 from esper.kasmina.layout import Layout
 from esper.leyline import Metric, Policy, TelemetryEventType, UsageError
@@ -67,7 +68,7 @@ class _OwnModel:
     """The user's model as a subject. See :class:`esper.tolaria.material.Subject`."""
 
     metric: Metric
-    sites: Any
+    sites: dict[str, str]
     blueprints: tuple[str, ...]
     loss: PerExample
     score: PerExample
@@ -108,8 +109,8 @@ def grow(  # noqa: PLR0913
     splits = {name: gather(loader).to(where) for name, loader in loaders.items()}
     scored = scored_by(metric, loss, splits["validation"])
     chosen = budget.blueprints or tuple(dict.fromkeys(name for layout in Layout for name in blueprints.names(layout)))
-    sites = at if isinstance(at, str | Mapping) else list(at)
-    subject = _OwnModel(scored.metric, sites, chosen, per_example(loss), scored.score)
+    sample = call_arguments(model, forward, splits["validation"].inputs[:2])
+    subject = _OwnModel(scored.metric, _sites(model, at, sample), chosen, per_example(loss), scored.score)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not trained:
         raise UsageError("the model has no parameter that requires a gradient; unfreeze what may be trained")
@@ -118,7 +119,7 @@ def grow(  # noqa: PLR0913
         optimizer=optimizer or adamw(trained, budget.lr, 0.01),
         batches=LoaderBatches(train, device=where),
         splits=splits,
-        sample=call_arguments(model, forward, splits["validation"].inputs[:2]),
+        sample=sample,
         criterion=loss,
         forward=forward,
     )
@@ -141,6 +142,16 @@ def grow(  # noqa: PLR0913
     return GrowResult(grown, read_evidence(session.path)[0], session.path)
 
 
+def _sites(model: nn.Module, at: str | Sequence[str] | Mapping[str, str], sample: Any) -> dict[str, str]:
+    """slot -> path; a slot that was not named is called after its path."""
+    if isinstance(at, Mapping):
+        return dict(at)
+    if isinstance(at, str) and at != "auto":
+        raise UsageError(f"at={at!r}; legal: 'auto', a list of submodule paths, or a mapping slot -> path")
+    paths = auto_sites(model, sample) if at == "auto" else at
+    return {path.replace(".", "_"): path for path in paths}
+
+
 def _config(material: Material, scored: Scored, budget: Budget) -> EngineConfig:
     size = sum(parameter.numel() for parameter in material.host.parameters())
     return EngineConfig(
@@ -160,7 +171,7 @@ def _announcement(subject: _OwnModel, policy: Policy, material: Material, budget
         task=type(material.host).__name__,
         policy=policy.name,
         metric=subject.metric,
-        slots=() if isinstance(subject.sites, str) else tuple(subject.sites),
+        slots=tuple(subject.sites),
         blueprints=subject.blueprints,
         episodes=1,
         envs=1,
