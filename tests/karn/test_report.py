@@ -77,6 +77,7 @@ def test_a_seed_that_the_end_overtook() -> None:
     assert seed.reason.startswith("in stage HOLDING when the episode ended, G5 failed in epoch 9: removal_cost 0.4")
 
 
+@pytest.mark.slow
 def test_report_files_are_the_same_each_time(tmp_path: Path) -> None:
     path = write_run(tmp_path, story())
     write_report(path, figures=True)
@@ -93,6 +94,8 @@ def test_any_run_can_be_reported(tmp_path: Path, seed: int) -> None:
     path = write_run(tmp_path, random_run(seed, epochs=8))
     text = write_report(path, figures=seed == 0).read_text()
     assert "## What was grown" in text
+    drawn = sorted(file.name for file in (path / "report").glob("figures/*"))
+    assert ("course.png" in drawn and "course.svg" in drawn) is (seed == 0)
     json.loads((path / "report" / "report.json").read_text(), parse_constant=pytest.fail)
 
 

@@ -20,7 +20,6 @@ from esper.karn import runs as run_list
 from esper.karn.detail import build_detail
 from esper.karn.filter import parse
 from esper.karn.replay import Timeline
-from esper.karn.schema import json_schema
 from esper.karn.snapshot import build, feed_item
 from esper.leyline import DataError, EsperError, MissingExtraError, UsageError, unknown
 from esper.nissa.rundir import list_runs
@@ -40,6 +39,7 @@ except ImportError:
 from esper.karn.web.feed import Client, RunFeed
 from esper.karn.web.guard import PROTOCOL, Access, Asgi, Guard, access_for
 from esper.karn.web.metrics import CONTENT_TYPE, openmetrics
+from esper.karn.web.types import page_schema
 
 STATIC: Final = Path(__file__).parent / "static"
 """The built page; wheels carry it."""
@@ -198,7 +198,7 @@ async def _open_timeline(deck: Deck, request: HttpRequest) -> Timeline:
 
 
 async def _schema(deck: Deck, request: HttpRequest) -> Response:
-    return _json(json_schema())
+    return _json(page_schema())
 
 
 async def _metrics(deck: Deck, request: HttpRequest) -> Response:
