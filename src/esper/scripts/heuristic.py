@@ -24,7 +24,7 @@ from esper.tolaria.executor import EpisodeResult
 
 def run_heuristic(flags: Mapping[str, Any], file: Mapping[str, Any]) -> int:
     """Resolve the configuration and run; returns the exit status."""
-    resolved = resolve(flags, file)
+    resolved = resolve(RunConfig, flags, file)
     config = resolved.config
     torch.set_num_threads(config.threads)
     load = workload(get_task(config.task), config)
@@ -48,7 +48,7 @@ def make_arms(config: RunConfig) -> dict[str, Policy]:
     return {name: make_policy(name, **({"seed": config.seed} if name == "random" else {})) for name in names}
 
 
-def session_config(resolved: Resolved, load: Workload) -> SessionConfig:
+def session_config(resolved: Resolved[RunConfig], load: Workload) -> SessionConfig:
     """What the session writes about itself."""
     config = resolved.config
     return SessionConfig(

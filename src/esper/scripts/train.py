@@ -1,4 +1,5 @@
-"""``esper train``: train a host that grows. ``heuristic`` runs a rule or schedule beside its controls.
+"""``esper train``: train a host that grows. ``heuristic`` runs a rule or schedule beside its controls, ``ppo``
+learns a policy.
 
 Also runnable as ``python -m esper.scripts.train``.
 """
@@ -14,6 +15,7 @@ from esper.scripts.cli import Parser
 
 LEVELS = ("off", "minimal", "normal", "debug")
 PROFILES = ("minimal", "standard", "diagnostic", "research")
+REWARDS = ("objective", "simplified", "sparse", "shaped")
 INCUBATION = ("probe", "graft", "straight_through")
 
 
@@ -27,16 +29,24 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     _add_workload(heuristic)
-    _add_training(heuristic)
+    _add_arms(heuristic)
+    _add_host(heuristic)
     _add_telemetry(heuristic)
+    ppo = kinds.add_parser(
+        "ppo",
+        help="a recurrent policy learns by PPO what to grow; every environment grows a host of its own",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    _add_workload(ppo)
+    _add_learning(ppo)
+    _add_host(ppo)
+    _add_telemetry(ppo)
     return parser
 
 
 def _add_workload(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("what to grow")
     group.add_argument("--task", default="digits", help="a built-in task, or module:Attr of your own")
-    group.add_argument("--policy", default="heuristic", help="heuristic, schedule, random, static or module:Attr")
-    group.add_argument("--compare", default="random,static", metavar="NAMES", help="policies to run on the same seeds")
     group.add_argument("--slots", metavar="NAMES", help="use only these slots, comma-separated")
     group.add_argument("--blueprints", metavar="NAMES", help="use only these blueprints, comma-separated")
     group.add_argument("--max-seeds", type=int, metavar="N", help="most seeds alive at once")
@@ -44,18 +54,43 @@ def _add_workload(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--incubation", choices=INCUBATION, help="how a seed learns before it may change the output")
 
 
-def _add_training(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("how to train")
-    group.add_argument("--episodes", type=int, default=3, metavar="N", help="paired seeds, one after the other")
+def _add_arms(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("who decides")
+    group.add_argument("--policy", default="heuristic", help="heuristic, schedule, random, static or module:Attr")
+    group.add_argument("--compare", default="random,static", metavar="NAMES", help="policies to run on the same seeds")
+    group.add_argument("--episodes", type=int, default=3, metavar="N", help="paired seeds; episode e has seed + e")
     group.add_argument("--max-epochs", type=int, metavar="N", help="epochs of an episode")
+    group.add_argument("--no-export", dest="export", action="store_false", help="do not write the grown model")
+
+
+def _add_learning(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("how to learn (presets per task)")
+    group.add_argument("--rounds", type=int, default=40, metavar="N", help="episodes per environment, an update each")
+    group.add_argument("--envs", type=int, default=8, metavar="N", help="environments side by side")
+    group.add_argument("--episode-length", type=int, metavar="N", help="epochs of an episode")
+    group.add_argument("--reward", default="objective", choices=REWARDS, help="what the policy is paid for")
+    group.add_argument("--rent", type=float, default=0.5, metavar="POINTS", help="for every doubling of the network")
+    group.add_argument("--rent-on", default="parameters", choices=("parameters", "macs"))
+    group.add_argument("--control", action="store_true", help="subtract the static host's progress from the reward")
+    group.add_argument("--policy-checkpoint", metavar="FILE", help="go on from a saved policy")
+    group.add_argument("--learning-rate", type=float, default=1e-3, metavar="RATE", help="of the policy")
+    group.add_argument("--entropy", type=float, default=0.01, metavar="X", help="reward per nat of entropy")
+    group.add_argument("--gamma", type=float, default=1.0, metavar="X", help="discount; rewards telescope under it")
+    group.add_argument("--gae-lambda", type=float, default=0.95, metavar="X")
+    group.add_argument("--ppo-epochs", type=int, default=6, metavar="N", help="passes over a rollout")
+    group.add_argument("--minibatches", type=int, default=2, metavar="N")
+    group.add_argument("--cells", type=int, default=64, metavar="N", help="LSTM cells of the policy; 0 for no memory")
+
+
+def _add_host(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("how hosts train")
     group.add_argument("--batch-size", type=int, metavar="N")
     group.add_argument("--lr", type=float, metavar="RATE", help="peak learning rate of the host")
     group.add_argument("--seed-lr-multiplier", type=float, metavar="X", help="a new seed's peak rate over the host's")
-    group.add_argument("--seed", type=int, default=0, help="episode e starts from seed + e")
+    group.add_argument("--seed", type=int, default=0, help="of the run; all chance follows from it")
     group.add_argument("--device", default="auto", help="auto, cpu or cuda:N")
     group.add_argument("--threads", type=int, default=1, metavar="N", help="torch threads; small models want 1")
     group.add_argument("--config", metavar="FILE", help="TOML or JSON with any of these keys; flags win")
-    group.add_argument("--no-export", dest="export", action="store_false", help="do not write the grown model")
 
 
 def _add_telemetry(parser: argparse.ArgumentParser) -> None:
@@ -85,12 +120,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     flags = given_flags(arguments)
-    flags.pop("kind")
+    kind = flags.pop("kind")
     path = flags.pop("config", None)
-    from esper.scripts.heuristic import run_heuristic
     from esper.simic.config import read_config_file
 
-    return run_heuristic(flags, {} if path is None else read_config_file(path))
+    file = {} if path is None else read_config_file(path)
+    if kind == "ppo":
+        from esper.scripts.ppo import run_ppo
+
+        return run_ppo(flags, file)
+    from esper.scripts.heuristic import run_heuristic
+
+    return run_heuristic(flags, file)
 
 
 if __name__ == "__main__":

@@ -8,9 +8,9 @@ from __future__ import annotations
 import json
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import Field, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from esper.leyline import UsageError
 from esper.nissa import manifest
@@ -66,29 +66,39 @@ class RunConfig:
                 raise UsageError(f"{name} is {value}; it must be above 0")
 
 
+C = TypeVar("C")
+
+
 @dataclass(frozen=True, slots=True)
-class Resolved:
+class Resolved(Generic[C]):
     """A configuration and, per field, its value with the source of it."""
 
-    config: RunConfig
+    config: C
     settings: dict[str, Setting]
 
 
 def resolve(
-    flags: Mapping[str, Any], file: Mapping[str, Any] | None = None, preset: Mapping[str, Any] | None = None
-) -> Resolved:
-    """Merge the layers. Raises ``UsageError`` for an unknown key, a wrong type or a value out of range."""
+    of: type[C],
+    flags: Mapping[str, Any],
+    file: Mapping[str, Any] | None = None,
+    preset: Mapping[str, Any] | None = None,
+) -> Resolved[C]:
+    """Merge the layers into the configuration dataclass ``of``.
+
+    Raises ``UsageError`` for an unknown key, a wrong type or a value out of range.
+    """
+    declared: tuple[Field[Any], ...] = fields(of)  # type: ignore[arg-type]
+    kinds = {each.name: str(each.type) for each in declared}
     settings = manifest.resolve(
-        {each.name: each.default for each in fields(RunConfig)},
-        preset=_checked(preset or {}),
-        file=_checked(file or {}),
-        flag=_checked(flags),
+        {each.name: each.default for each in declared},
+        preset=_checked(preset or {}, kinds),
+        file=_checked(file or {}, kinds),
+        flag=_checked(flags, kinds),
     )
-    return Resolved(RunConfig(**{name: setting.value for name, setting in settings.items()}), settings)
+    return Resolved(of(**{name: setting.value for name, setting in settings.items()}), settings)
 
 
-def _checked(layer: Mapping[str, Any]) -> dict[str, Any]:
-    kinds = {each.name: str(each.type) for each in fields(RunConfig)}
+def _checked(layer: Mapping[str, Any], kinds: Mapping[str, str]) -> dict[str, Any]:
     return {name: _coerce(name, value, kinds[name]) if name in kinds else value for name, value in layer.items()}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,14 +37,23 @@ class SavedPolicy:
     card: dict[str, Any]
 
 
-def save_policy(path: Path, network: GrowthNetwork, card: Mapping[str, Any]) -> int:
-    """Write the policy as one file, atomically; returns its size in bytes."""
+@dataclass(frozen=True, slots=True)
+class Written:
+    """How large the file is and how long it took."""
+
+    bytes: int
+    seconds: float
+
+
+def save_policy(path: Path, network: GrowthNetwork, card: Mapping[str, Any]) -> Written:
+    """Write the policy as one file, atomically. ``card`` is JSON that says where it comes from."""
+    began = time.perf_counter()
     about = {"format": FORMAT, "network": network.config.to_dict(), "card": dict(card)}
     tensors = {name: tensor.detach().contiguous() for name, tensor in network.state_dict().items()}
     content = pack(tensors, metadata={"esper": json.dumps(about, allow_nan=False)})
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, content)
-    return len(content)
+    return Written(len(content), time.perf_counter() - began)
 
 
 def load_policy(path: Path) -> SavedPolicy:

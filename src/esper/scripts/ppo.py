@@ -1,0 +1,136 @@
+"""``esper train ppo``: learn a policy that decides what to grow, and save it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.text import Text
+
+from esper.leyline import ActionSpace, Metric, TelemetryEventType
+from esper.nissa.console import ConsoleSink
+from esper.simic.assembly import FORGIVING, Workload, build_executor, workload
+from esper.simic.config import Resolved, resolve
+from esper.simic.ppo_config import PRESETS, PPORunConfig
+from esper.simic.session import Announcement, Session, SessionConfig, open_session
+from esper.simic.vectorized import PPORun, RoundReport, fresh_network
+from esper.simic.world import World, WorldConfig
+from esper.tamiyo.network import GrowthNetwork
+from esper.tamiyo.policies.learned import load_policy, save_policy
+from esper.tasks import get_task
+
+POLICY_FILE = "policy.safetensors"
+
+
+def run_ppo(flags: Mapping[str, Any], file: Mapping[str, Any]) -> int:
+    """Resolve the configuration, learn, save; returns the exit status."""
+    task = str(flags.get("task", file.get("task", PPORunConfig().task)))
+    resolved = resolve(PPORunConfig, flags, file, PRESETS.get(task))
+    config = resolved.config
+    torch.set_num_threads(config.threads)
+    load = workload(get_task(config.task), config.base())
+    network = _network(config)
+    console = Console(highlight=False)
+    with open_session(_session_config(resolved, load)) as session:
+        session.hub.add_sink(ConsoleSink(quiet=True), name="console")
+        session.announce("ppo", _announcement(load, config))
+        if config.policy_checkpoint is not None:
+            _say_loaded(session, config.policy_checkpoint)
+        run = make_run(session, load, config, network)
+        try:
+            run.run(None if config.quiet else lambda report: console.print(line(report, config, load.task.metric)))
+        finally:
+            if run.rounds_done:
+                path = _save(session, run, config)
+    console.print(Text.assemble(("policy ", "dim"), str(path)), soft_wrap=True)
+    console.print(Text.assemble(("run    ", "dim"), str(session.path)), soft_wrap=True)
+    return 0
+
+
+def make_run(session: Session, load: Workload, config: PPORunConfig, network: GrowthNetwork) -> PPORun:
+    """Put world, policy and learner together. No episode of a learner looks at the test split."""
+    executor = build_executor(load, config.base(), session.emit, governor=FORGIVING, test=False)
+    world = World(executor, load.task.metric, WorldConfig(load.max_epochs, config.rewards(), config.gamma))
+    plan = config.plan()
+    return PPORun(world, ActionSpace(tuple(load.task.sites), load.task.blueprints), network, plan, session)
+
+
+def line(report: RoundReport, config: PPORunConfig, metric: Metric) -> Text:
+    """One round in one line."""
+    update = report.update
+    explained = "–" if update.explained_variance is None else f"{update.explained_variance:.2f}"
+    return Text(
+        f"round {report.number}/{config.rounds}  return {report.mean_return:+.2f}  objective {report.mean_gain:+.2f}  "
+        f"{metric.name} {report.mean_metric:.1f} {metric.unit}  kept {report.mean_kept:.1f}  "
+        f"entropy {update.entropy:.2f}  KL {update.kl:.3f}  explained {explained}"
+    )
+
+
+def _network(config: PPORunConfig) -> GrowthNetwork:
+    if config.policy_checkpoint is None:
+        return fresh_network(config.seed, cells=config.cells)
+    return load_policy(Path(config.policy_checkpoint)).network
+
+
+def _save(session: Session, run: PPORun, config: PPORunConfig) -> Path:
+    path = session.path / POLICY_FILE
+    card = {
+        "task": config.task,
+        "episode_length": run.environments.world.config.max_epochs,
+        "reward": config.reward,
+        "seed": config.seed,
+        "rounds": run.rounds_done,
+        "episodes": run.episodes_completed,
+        "run": session.directory.run_id,
+        "started_from": config.policy_checkpoint,
+    }
+    saved = save_policy(path, run.network, card)
+    session.say(
+        TelemetryEventType.CHECKPOINT_SAVED,
+        path=str(path),
+        step=run.rounds_done,
+        bytes=saved.bytes,
+        seconds=saved.seconds,
+        reason="policy",
+    )
+    return path
+
+
+def _say_loaded(session: Session, path: str) -> None:
+    card = load_policy(Path(path)).card
+    session.say(TelemetryEventType.CHECKPOINT_LOADED, path=path, step=int(card.get("rounds", 0)), exact=True)
+
+
+def _session_config(resolved: Resolved[PPORunConfig], load: Workload) -> SessionConfig:
+    config = resolved.config
+    return SessionConfig(
+        kind="ppo",
+        run_dir=config.run_dir,
+        level=config.telemetry_level,
+        lifecycle_only=config.telemetry_lifecycle_only,
+        manifest={
+            "config": resolved.settings,
+            "seeds": {"run": config.seed},
+            "data": {"digest": load.task.data.digest, "source": load.task.data.source},
+        },
+    )
+
+
+def _announcement(load: Workload, config: PPORunConfig) -> Announcement:
+    task = load.task
+    return Announcement(
+        task=task.name,
+        policy="ppo",
+        metric=task.metric,
+        slots=tuple(task.sites),
+        blueprints=task.blueprints,
+        episodes=config.rounds,
+        envs=config.envs,
+        max_epochs=load.max_epochs,
+        device=load.device,
+        examples={name: len(split) for name, split in task.data.splits().items()},
+        host_parameters=sum(p.numel() for p in task.host().parameters()),
+    )
