@@ -133,54 +133,9 @@ def story() -> list[TelemetryEvent]:
     begin_episode(rec, 0)
     begin_episode(rec, 1)
     stages = {"stem": "DORMANT", "blocks_1": "DORMANT", "neck": "DORMANT"}
-    s = SeedStage
     for epoch in range(1, 13):
         live = epoch >= 3
-        if epoch == 3:
-            rec.say(
-                T.COMMAND_ISSUED,
-                env_id=0,
-                episode=0,
-                epoch=2,
-                slot_id="blocks_1",
-                op="GERMINATE",
-                slot="blocks_1",
-                blueprint="conv3",
-                reason="plateau of 3 epochs",
-                evidence={"plateau_epochs": 3.0},
-            )
-            gate(rec, 0, 2, "blocks_1", "s1", s.GERMINATED, True, id="finite_output", measured=True, threshold=True)
-            rec.say(
-                T.SEED_GERMINATED,
-                env_id=0,
-                episode=0,
-                epoch=2,
-                slot_id="blocks_1",
-                seed_id="s1",
-                blueprint="conv3",
-                parameters=2400,
-                blend="cosine",
-                incubation="probe",
-                tempo=3,
-                alpha_target=1.0,
-                alpha=0.0,
-            )
-            rec.say(
-                T.COMMAND_EXECUTED, env_id=0, episode=0, epoch=2, slot_id="blocks_1", op="GERMINATE", slot="blocks_1"
-            )
-            move(rec, 0, 3, "blocks_1", "s1", s.GERMINATED, s.TRAINING)
-            stages["blocks_1"] = "TRAINING"
-        if epoch == 5:
-            gate(rec, 0, 5, "blocks_1", "s1", s.BLENDING, False, id="probe_gain_loss", measured=None, threshold=0.0)
-        if epoch == 6:
-            gate(rec, 0, 6, "blocks_1", "s1", s.BLENDING, True, id="probe_gain_loss", measured=0.2, threshold=0.0)
-            move(rec, 0, 6, "blocks_1", "s1", s.TRAINING, s.BLENDING)
-            stages["blocks_1"] = "BLENDING"
-        if epoch == 8:
-            move(rec, 0, 8, "blocks_1", "s1", s.BLENDING, s.HOLDING)
-            stages["blocks_1"] = "HOLDING"
-        if epoch == 9:
-            gate(rec, 0, 9, "blocks_1", "s1", s.FOSSILIZED, False)
+        _grow(rec, epoch, stages)
         if live:
             rec.say(
                 T.COUNTERFACTUAL_COMPUTED,
@@ -198,25 +153,7 @@ def story() -> list[TelemetryEvent]:
                 passes=1.5,
                 alpha=min(1.0, max(0.0, (epoch - 5) / 3)),
             )
-        if epoch == 11:
-            gate(rec, 0, 11, "blocks_1", "s1", s.FOSSILIZED, True, measured=1.6)
-            move(rec, 0, 11, "blocks_1", "s1", s.HOLDING, s.FOSSILIZED)
-            stages["blocks_1"] = "FOSSILIZED"
-            rec.say(
-                T.SEED_FOSSILIZED,
-                env_id=0,
-                episode=0,
-                epoch=11,
-                slot_id="blocks_1",
-                seed_id="s1",
-                blueprint="conv3",
-                parameters=2400,
-                age_epochs=9,
-                removal_cost=1.6,
-                removal_cost_epoch=10,
-                unit="points",
-                alpha=1.0,
-            )
+        _keep(rec, epoch, stages)
         alpha = min(1.0, max(0.0, (epoch - 5) / 3))
         epoch_done(
             rec,
@@ -234,6 +171,78 @@ def story() -> list[TelemetryEvent]:
         end_episode(rec, env, test, grown=env == 0)
     rec.say(T.TRAINING_ENDED, status="completed", seconds=rec.now - START)
     return rec.events
+
+
+def _grow(rec: Recorder, epoch: int, stages: dict[str, str]) -> None:
+    """Environment 0 up to HOLDING, with a gate that fails before it passes."""
+    s = SeedStage
+    if epoch == 3:
+        rec.say(
+            T.COMMAND_ISSUED,
+            env_id=0,
+            episode=0,
+            epoch=2,
+            slot_id="blocks_1",
+            op="GERMINATE",
+            slot="blocks_1",
+            blueprint="conv3",
+            reason="plateau of 3 epochs",
+            evidence={"plateau_epochs": 3.0},
+        )
+        gate(rec, 0, 2, "blocks_1", "s1", s.GERMINATED, True, id="finite_output", measured=True, threshold=True)
+        rec.say(
+            T.SEED_GERMINATED,
+            env_id=0,
+            episode=0,
+            epoch=2,
+            slot_id="blocks_1",
+            seed_id="s1",
+            blueprint="conv3",
+            parameters=2400,
+            blend="cosine",
+            incubation="probe",
+            tempo=3,
+            alpha_target=1.0,
+            alpha=0.0,
+        )
+        rec.say(T.COMMAND_EXECUTED, env_id=0, episode=0, epoch=2, slot_id="blocks_1", op="GERMINATE", slot="blocks_1")
+        move(rec, 0, 3, "blocks_1", "s1", s.GERMINATED, s.TRAINING)
+        stages["blocks_1"] = "TRAINING"
+    if epoch == 5:
+        gate(rec, 0, 5, "blocks_1", "s1", s.BLENDING, False, id="probe_gain_loss", measured=None, threshold=0.0)
+    if epoch == 6:
+        gate(rec, 0, 6, "blocks_1", "s1", s.BLENDING, True, id="probe_gain_loss", measured=0.2, threshold=0.0)
+        move(rec, 0, 6, "blocks_1", "s1", s.TRAINING, s.BLENDING)
+        stages["blocks_1"] = "BLENDING"
+    if epoch == 8:
+        move(rec, 0, 8, "blocks_1", "s1", s.BLENDING, s.HOLDING)
+        stages["blocks_1"] = "HOLDING"
+    if epoch == 9:
+        gate(rec, 0, 9, "blocks_1", "s1", s.FOSSILIZED, False)
+
+
+def _keep(rec: Recorder, epoch: int, stages: dict[str, str]) -> None:
+    """Environment 0: G5 passes in epoch 11."""
+    s = SeedStage
+    if epoch == 11:
+        gate(rec, 0, 11, "blocks_1", "s1", s.FOSSILIZED, True, measured=1.6)
+        move(rec, 0, 11, "blocks_1", "s1", s.HOLDING, s.FOSSILIZED)
+        stages["blocks_1"] = "FOSSILIZED"
+        rec.say(
+            T.SEED_FOSSILIZED,
+            env_id=0,
+            episode=0,
+            epoch=11,
+            slot_id="blocks_1",
+            seed_id="s1",
+            blueprint="conv3",
+            parameters=2400,
+            age_epochs=9,
+            removal_cost=1.6,
+            removal_cost_epoch=10,
+            unit="points",
+            alpha=1.0,
+        )
 
 
 def _trouble(rec: Recorder, epoch: int) -> None:
