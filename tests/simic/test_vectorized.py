@@ -1,0 +1,254 @@
+"""PPO runs on hosts whose epochs take milliseconds; the events that a run causes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from tiny import tiny
+
+from esper.leyline import TelemetryEvent, UsageError
+from esper.leyline import TelemetryEventType as T
+from esper.nissa.wire import decode, encode
+from esper.simic import rewards
+from esper.simic.detectors import DetectorConfig
+from esper.simic.env import GrowConfig
+from esper.simic.ppo import PPOConfig
+from esper.simic.rewards import Change, RewardConfig
+from esper.simic.vectorized import PPOPlan, PPORun, fresh_network
+
+
+def test_throughput_metrics_include_fps():
+    from unittest.mock import Mock
+
+    from esper.simic import vectorized
+
+    hub = Mock()
+    vectorized._emit_throughput(
+        hub=hub,
+        env_id=0,
+        batch_idx=1,
+        episodes_completed=4,
+        step_time_ms=20.0,
+        dataloader_wait_ms=2.0,
+    )
+    data = hub.emit.call_args[0][0].data
+    assert data["fps"] == 50.0
+
+
+@pytest.mark.parametrize("step_time_ms", [0.0, -1.0, 1e-320])
+def test_no_rate_follows_from_no_time(step_time_ms: float) -> None:
+    from esper.simic import vectorized
+
+    hub = Journal()
+    vectorized._emit_throughput(hub, 3, 1, 4, step_time_ms, 0.0)
+    (event,) = hub.events
+    assert event.env_id == 3 and event.data["fps"] is None
+    assert b"fps" not in encode(event)
+
+
+class Journal:
+    """Keeps events, each of which must survive the wire."""
+
+    def __init__(self) -> None:
+        self.events: list[TelemetryEvent] = []
+
+    def emit(self, event: TelemetryEvent) -> None:
+        decode(encode(event))
+        self.events.append(event)
+
+    def of(self, kind: str | T) -> list[TelemetryEvent]:
+        return [event for event in self.events if kind in (event.event_type, event.data.get("kind"))]
+
+
+def make(plan: PPOPlan, epochs: int = 5, reward: RewardConfig | None = None) -> tuple[PPORun, Journal]:
+    world, space = GrowConfig(task=tiny(epochs), reward=reward or RewardConfig(), gamma=plan.ppo.gamma).world()
+    journal = Journal()
+    return PPORun(world, space, fresh_network(plan.seed, cells=16), plan, journal), journal
+
+
+@pytest.fixture(scope="module")
+def run_and_journal() -> Iterator[tuple[PPORun, Journal]]:
+    run, journal = make(PPOPlan(rounds=2, envs=3, seed=4))
+    run.run()
+    yield run, journal
+
+
+def test_a_run_says_everything_it_did(run_and_journal: tuple[PPORun, Journal]) -> None:
+    run, journal = run_and_journal
+    assert run.environments.actions == 2 * 3 * 5 and run.environments.illegal == 0
+    assert len(journal.of("last_action")) == len(journal.of(T.REWARD_COMPUTED)) == 30
+    assert {event.env_id for event in journal.of("throughput")} == {0, 1, 2}
+    assert [event.data["round"] for event in journal.of(T.PPO_UPDATE_COMPLETED)] == [1, 2]
+    assert len(journal.of("action_distribution")) == len(journal.of("mask_hit_rates")) == 2
+    assert len(journal.of("reward_summary")) == 6
+
+
+def test_updates_hold_the_vitals(run_and_journal: tuple[PPORun, Journal]) -> None:
+    _, journal = run_and_journal
+    for event in journal.of(T.PPO_UPDATE_COMPLETED):
+        assert {"lr", "grad_norm", "update_time_ms", "policy_loss", "value_loss", "kl"} <= event.data.keys()
+        assert event.data["stale_log_prob"] < 1e-5 and event.data["steps"] == 15
+        assert event.data["heads"]["op"]["entropy"] > 0
+    first, second = (event.data["lr"] for event in journal.of(T.PPO_UPDATE_COMPLETED))
+    assert second < first
+
+
+def test_throughput_is_each_environments_own(run_and_journal: tuple[PPORun, Journal]) -> None:
+    _, journal = run_and_journal
+    events = journal.of("throughput")
+    assert all(event.data["fps"] == 1000.0 / event.data["step_time_ms"] for event in events)
+    assert len({event.data["step_time_ms"] for event in events}) == len(events)
+    assert [event.data["episodes_completed"] for event in events] == [3] * 3 + [6] * 3
+
+
+def test_actions_rewards_and_masks_add_up(run_and_journal: tuple[PPORun, Journal]) -> None:
+    _, journal = run_and_journal
+    said = journal.of("last_action")
+    for number, distribution in enumerate(journal.of("action_distribution")):
+        ops = distribution.data["ops"]
+        mine = [event.data["op"] for event in said[15 * number : 15 * (number + 1)]]
+        assert ops == {op: mine.count(op) for op in set(mine)} and sum(ops.values()) == 15
+        rates = journal.of("mask_hit_rates")[number].data
+        assert rates["consumed"]["op"] == 15 and rates["restricted"]["op"] == 1.0
+        for head, share in rates["restricted"].items():
+            assert rates["forced"][head] <= share <= 1.0
+    for event in said:
+        assert event.data["masked"].keys() >= {"op"} and ("slot" in event.data) == ("slot" in event.data["masked"])
+    for event in journal.of("reward_summary"):
+        assert event.data["episode_return"] == pytest.approx(sum(event.data["components"].values()))
+        assert event.data["episode_return"] == pytest.approx(event.data["objective_gain"])
+
+
+def test_the_same_seed_gives_the_same_run(run_and_journal: tuple[PPORun, Journal]) -> None:
+    _, journal = run_and_journal
+    run, again = make(PPOPlan(rounds=2, envs=3, seed=4))
+    run.run()
+    clock = ("update_time_ms", "step_time_ms", "dataloader_wait_ms", "fps")
+
+    def essence(events: list[TelemetryEvent]) -> list[Any]:
+        return [(event.event_type, {k: v for k, v in event.data.items() if k not in clock}) for event in events]
+
+    assert essence(journal.events) == essence(again.events)
+
+
+def test_no_illegal_action_in_ten_thousand() -> None:
+    run, _ = make(PPOPlan(rounds=1, envs=2))
+    import torch
+
+    from esper.simic.growth import GrowthEnvironments
+    from esper.tamiyo.batch import mask_tables, observe
+    from esper.tamiyo.distribution import FactoredDistribution
+    from esper.tamiyo.masks import to_action
+    from esper.tolaria.legality import why_illegal
+
+    views = []
+    environments: GrowthEnvironments = run.environments
+
+    class Keeper:
+        def step(self, played: Any) -> None:
+            views.extend(outcome.view for outcome in played.outcomes if not outcome.ended)
+
+    environments._watcher = Keeper()
+    from esper.simic.collect import Collector
+
+    Collector(environments, run.network, 1.0, 0).collect(5)
+    space, generator = environments.space, torch.Generator().manual_seed(0)
+    checked = 0
+    while checked < 10_000:
+        batch = views * 100
+        output, _ = run.network.step(
+            observe(batch, space, run.network.config),
+            run.network.initial_state(len(batch)),
+            torch.ones(len(batch), dtype=torch.bool),
+        )
+        with torch.no_grad():
+            distribution = FactoredDistribution(environments.heads, output.logits, mask_tables(batch, space))
+            actions, _ = distribution.sample(torch.rand(len(batch), len(environments.heads), generator=generator))
+        for view, indices in zip(batch, actions.tolist(), strict=True):
+            assert why_illegal(view, to_action(space, indices)) is None
+        checked += len(batch)
+
+
+def detected(journal: Journal) -> set[T]:
+    return {event.event_type for event in journal.events if event.event_type.name.endswith(("DETECTED", "SUSPECTED"))}
+
+
+def test_too_large_steps_are_noticed() -> None:
+    wild = PPOConfig(learning_rate=1.0, epochs=8, target_kl=None, max_grad_norm=1e6)
+    run, journal = make(PPOPlan(rounds=1, envs=3, ppo=wild))
+    run.run()
+    assert T.RATIO_EXPLOSION_DETECTED in detected(journal) or T.RATIO_COLLAPSE_DETECTED in detected(journal)
+    every = DetectorConfig(ratio_high=0.5, ratio_low=2.0)
+    run, journal = make(PPOPlan(rounds=1, envs=3, detectors=every))
+    run.run()
+    assert {T.RATIO_EXPLOSION_DETECTED, T.RATIO_COLLAPSE_DETECTED} <= detected(journal)
+
+
+def test_a_decided_head_a_useless_value_and_trends_are_noticed() -> None:
+    keen = DetectorConfig(
+        explained_variance=2.0, value_rounds=2, head_share=2.0, head_rounds=2, trend_rounds=2, plateau_errors=1e9,
+        trend_errors=1e12, slow_factor=0.0, slow_rounds=2, memory_share=0.0,
+    )  # fmt: skip
+    run, journal = make(PPOPlan(rounds=4, envs=2, detectors=keen), epochs=3)
+    run.run()
+    names = {event.event_type for event in journal.events}
+    assert {
+        T.VALUE_COLLAPSE_DETECTED,
+        T.HEAD_COLLAPSE_DETECTED,
+        T.PLATEAU_DETECTED,
+        T.MEMORY_WARNING,
+        T.PERFORMANCE_DEGRADATION,
+    } <= names
+    assert len(journal.of(T.MEMORY_WARNING)) == 1, "a finding that lasts is said once"
+
+
+@pytest.mark.parametrize(("slope", "kind"), [(5.0, T.IMPROVEMENT_DETECTED), (-5.0, T.DEGRADATION_DETECTED)])
+def test_a_policy_that_moves_is_noticed(slope: float, kind: T, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hosts whose starting point moves from round to round: what the objective gains follows."""
+    run, journal = make(PPOPlan(rounds=4, envs=2, detectors=DetectorConfig(trend_rounds=2)), epochs=2)
+    measure = run.environments.world._measure
+
+    def shifted() -> list[float]:
+        return [metric - slope * 10.0 * run.rounds_done for metric in measure()]
+
+    monkeypatch.setattr(run.environments.world, "_measure", shifted)
+    run.run()
+    assert kind in detected(journal)
+
+
+def test_a_reward_that_can_be_farmed_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def bounty(change: Change) -> dict[str, float]:
+        return {"bounty": 10.0}
+
+    monkeypatch.setitem(rewards.MODES, "bounty", bounty)
+    run, journal = make(PPOPlan(rounds=1, envs=3), reward=RewardConfig(mode="bounty"))
+    run.run()
+    (event,) = journal.of(T.REWARD_HACKING_SUSPECTED)
+    assert event.data["measured"] > event.data["threshold"]
+    run, journal = make(PPOPlan(rounds=1, envs=3))
+    run.run()
+    assert not journal.of(T.REWARD_HACKING_SUSPECTED)
+
+
+def test_an_unstable_update_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    run, journal = make(PPOPlan(rounds=1, envs=2), epochs=3)
+    update = run.learner.update
+
+    def poisoned(rollout: Any, scale: float) -> Any:
+        return update(replace(rollout, rewards=rollout.rewards * 1e38 * 1e30), scale)
+
+    monkeypatch.setattr(run.learner, "update", poisoned)
+    try:
+        run.run()
+    except ValueError:
+        pytest.skip("the learner refuses such a rollout")
+    assert journal.of(T.NUMERICAL_INSTABILITY_DETECTED)
+
+
+def test_the_learners_discount_must_be_the_rewards() -> None:
+    world, space = GrowConfig(task=tiny(), gamma=0.9).world()
+    with pytest.raises(UsageError, match="gamma"):
+        PPORun(world, space, fresh_network(0), PPOPlan(1, 1), Journal())
