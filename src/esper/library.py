@@ -1,4 +1,4 @@
-"""``grow``: capacity where it helps, in your own model, and a plain model back.
+"""``grow``: capacity where it helps, in your own model, and a plain model back. ``Grower``: the same in your own loop.
 
 result = grow(model, train=train_loader, val=val_loader, loss=nn.CrossEntropyLoss(), metric="accuracy")
 torch.save(result.model.state_dict(), "grown.pt")
@@ -7,51 +7,28 @@ torch.save(result.model.state_dict(), "grown.pt")
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from types import TracebackType
+from typing import Any, Self
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from esper.karn.evidence import Evidence
 from esper.karn.report import read_evidence, write_report
-from esper.kasmina import blueprints
-from esper.kasmina.auto import auto_sites
-from esper.kasmina.gates import GateThresholds
-from esper.kasmina.layout import Layout
-from esper.leyline import Metric, Policy, TelemetryEventType, UsageError
-from esper.simic.assembly import pick_device
-from esper.simic.own import Loader, Scored, TrainingLoss, call_arguments, per_example, scored_by
-from esper.simic.session import Announcement, SessionConfig, open_session
+from esper.leyline import Policy, RowSpec, RowView, TelemetryEventType, UsageError
+from esper.simic.own import Budget, Loader, OwnChoices, OwnModel, Scored, TrainingLoss
+from esper.simic.session import Session, SessionConfig, open_session
 from esper.simic.training import Plan, run_episodes
 from esper.tamiyo.policies import make_policy
-from esper.tasks.base import PerExample
-from esper.tasks.loader import LoaderBatches, gather
-from esper.tolaria.engine import EngineConfig, ModuleEngine
-from esper.tolaria.executor import Executor, ExecutorConfig
-from esper.tolaria.governor import Governor
-from esper.tolaria.material import Forward, Material, TrainerConfig, adamw, call
-from esper.tolaria.schedules import ScheduleConfig
+from esper.tasks.loader import LoaderBatches
+from esper.tolaria.engine import ModuleEngine
+from esper.tolaria.executor import Executor, StepReport
+from esper.tolaria.material import Forward, call
 
-
-@dataclass(frozen=True, slots=True)
-class Budget:
-    """How long to train and how much may grow."""
-
-    epochs: int = 20
-    max_seeds: int | None = 2
-    """Most seeds alive at once."""
-    parameters: int | None = None
-    """Most parameters of all live seeds together; ``None`` is as many as the host has."""
-    blueprints: tuple[str, ...] | None = None
-    """What may grow; ``None`` is everything that fits."""
-    lr: float = 1e-3
-    """Learning rate of the AdamW that is made where no optimizer is given."""
-    seed_lr_multiplier: float = 2.0
-    """A new seed's peak rate over the host's."""
-    schedule: Literal["constant", "cosine"] = "constant"
-    """How the learning rates move over the epochs."""
+__all__ = ["Budget", "GrowResult", "Grower", "OwnChoices", "Scored", "grow"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,17 +38,6 @@ class GrowResult:
     model: nn.Module
     report: Evidence
     run_dir: Path
-
-
-@dataclass(frozen=True, slots=True)
-class _OwnModel:
-    """The user's model as a subject. See :class:`esper.tolaria.material.Subject`."""
-
-    metric: Metric
-    sites: dict[str, str]
-    blueprints: tuple[str, ...]
-    loss: PerExample
-    score: PerExample
 
 
 def grow(  # noqa: PLR0913
@@ -102,81 +68,121 @@ def grow(  # noqa: PLR0913
 
     Raises ``UsageError`` or ``DataError`` naming what is wrong and what is legal.
     """
-    budget = budget or Budget()
-    where = pick_device(device)
-    model.to(where)
-    loaders = {"validation": val} | ({} if test is None else {"test": test})
-    splits = {name: gather(loader).to(where) for name, loader in loaders.items()}
-    scored = scored_by(metric, loss, splits["validation"])
-    chosen = budget.blueprints or tuple(dict.fromkeys(name for layout in Layout for name in blueprints.names(layout)))
-    sample = call_arguments(model, forward, splits["validation"].inputs[:2])
-    subject = _OwnModel(scored.metric, _sites(model, at, sample), chosen, per_example(loss), scored.score)
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    if not trained:
-        raise UsageError("the model has no parameter that requires a gradient; unfreeze what may be trained")
-    material = Material(
-        host=model,
-        optimizer=optimizer or adamw(trained, budget.lr, 0.01),
-        batches=LoaderBatches(train, device=where),
-        splits=splits,
-        sample=sample,
-        criterion=loss,
-        forward=forward,
-    )
+    choices = OwnChoices(loss, metric, forward, at, budget or Budget(), device)
+    own = OwnModel.of(model, _splits(val, test), choices, optimizer)
+    own = replace(own, material=replace(own.material, batches=LoaderBatches(train, device=own.device)))
     decider = make_policy(policy) if isinstance(policy, str) else policy
     with open_session(SessionConfig("library", None if run_dir is None else str(run_dir))) as session:
-        engine = ModuleEngine(subject, lambda spec, streams: material, _config(material, scored, budget), session.emit)
-        executor = Executor(
-            engine,
-            scored.metric,
-            session.emit,
-            lambda sink: Governor(scored.metric, on_telemetry=sink, device=where),
-            ExecutorConfig(test=test is not None),
-        )
-        session.announce("library", _announcement(subject, decider, material, budget, where))
-        for _ in run_episodes(executor, {decider.name: decider}, Plan(1, budget.epochs, seed)):
-            grown = engine.materialise(0)
-            exported = engine.save(0, session.directory.model)
-            session.say(TelemetryEventType.MODEL_EXPORTED, **{**asdict(exported), "formats": list(exported.formats)})
+        executor = own.executor(session)
+        session.announce("library", own.announcement(decider))
+        for _ in run_episodes(executor, {decider.name: decider}, Plan(1, choices.budget.epochs, seed)):
+            grown = _write_model(session, executor)
+    return _result(grown, session)
+
+
+class Grower:
+    """The callbacks of :func:`grow`, for a training loop of your own.
+
+        with Grower(model, optimizer, val=val_loader, choices=OwnChoices(loss=criterion)) as grower:
+            for epoch in range(20):
+                for inputs, targets in train_loader:
+                    optimizer.zero_grad()
+                    grower.loss(inputs, targets).backward()
+                    grower.after_backward()
+                    optimizer.step()
+                grower.after_epoch()
+        plain = grower.result.model
+
+    Seeds get parameter groups of their own in your optimizer, at ``seed_lr_multiplier`` times its rate; the rate of the
+    host's groups is left to you. ``budget.epochs`` must be the number of epochs that you will train.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        *,
+        val: Loader,
+        test: Loader | None = None,
+        choices: OwnChoices,
+        policy: str | Policy = "heuristic",
+        run_dir: str | Path | None = None,
+    ) -> None:
+        self._own = OwnModel.of(model, _splits(val, test), choices, optimizer)
+        self._policy = make_policy(policy) if isinstance(policy, str) else policy
+        self._where = SessionConfig("library", None if run_dir is None else str(run_dir))
+        self._stack = ExitStack()
+        self._result: GrowResult | None = None
+
+    @property
+    def result(self) -> GrowResult:
+        """The plain model and the evidence. Raises ``UsageError`` before the ``with`` block has ended."""
+        if self._result is None:
+            raise UsageError("the grown model is there when the with block has ended")
+        return self._result
+
+    def __enter__(self) -> Self:
+        self._session = self._stack.enter_context(open_session(self._where))
+        self._executor = self._own.executor(self._session)
+        self._session.announce("library", self._own.announcement(self._policy))
+        spec = RowSpec(0, 0, 0, self._own.choices.budget.epochs, self._policy.name, self._policy.name)
+        self._views = self._executor.reset([spec])
+        self._policy.reset([spec])
+        self._under_way = False
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None:
+            self._stack.__exit__(kind, error, trace)
+            return
+        with self._stack:
+            self._executor.finish(self._policy.decide(self._views))
+            grown = _write_model(self._session, self._executor)
+        self._result = _result(grown, self._session)
+
+    @property
+    def view(self) -> RowView:
+        """What has grown so far, and what was measured of it."""
+        return self._views[0]
+
+    def loss(self, inputs: Any, targets: Tensor) -> Tensor:
+        """Training loss of one batch; call ``backward`` on it, then :meth:`after_backward`."""
+        if not self._under_way:
+            self._executor.begin(self._policy.decide(self._views))
+            self._engine.begin_epoch(0)
+            self._under_way = True
+        return self._engine.trainer(0).loss(inputs, targets)
+
+    def after_backward(self) -> None:
+        """Teach the seeds behind the host. Your optimizer steps next."""
+        self._engine.trainer(0).after_backward()
+
+    def after_epoch(self) -> StepReport:
+        """Validate and judge. What the policy makes of it is done before the next epoch's first batch."""
+        (report,) = self._executor.complete([self._engine.trainer(0).end_epoch()])
+        self._views = [report.view]
+        self._under_way = False
+        return report
+
+    @property
+    def _engine(self) -> ModuleEngine:
+        assert isinstance(self._executor.engine, ModuleEngine)
+        return self._executor.engine
+
+
+def _splits(val: Loader, test: Loader | None) -> dict[str, Loader]:
+    return {"validation": val} | ({} if test is None else {"test": test})
+
+
+def _write_model(session: Session, executor: Executor) -> nn.Module:
+    exported = executor.engine.save(0, session.directory.model)
+    session.say(TelemetryEventType.MODEL_EXPORTED, **{**asdict(exported), "formats": list(exported.formats)})
+    grown: nn.Module = executor.engine.materialise(0)
+    return grown
+
+
+def _result(grown: nn.Module, session: Session) -> GrowResult:
     write_report(session.path)
     return GrowResult(grown, read_evidence(session.path)[0], session.path)
-
-
-def _sites(model: nn.Module, at: str | Sequence[str] | Mapping[str, str], sample: Any) -> dict[str, str]:
-    """slot -> path; a slot that was not named is called after its path."""
-    if isinstance(at, Mapping):
-        return dict(at)
-    if isinstance(at, str) and at != "auto":
-        raise UsageError(f"at={at!r}; legal: 'auto', a list of submodule paths, or a mapping slot -> path")
-    paths = auto_sites(model, sample) if at == "auto" else at
-    return {path.replace(".", "_"): path for path in paths}
-
-
-def _config(material: Material, scored: Scored, budget: Budget) -> EngineConfig:
-    size = sum(parameter.numel() for parameter in material.host.parameters())
-    return EngineConfig(
-        TrainerConfig(
-            device=str(next(material.host.parameters()).device),
-            lr=float(material.optimizer.param_groups[0]["lr"]),
-            schedule=ScheduleConfig(shape=budget.schedule, seed_multiplier=budget.seed_lr_multiplier),
-            thresholds=GateThresholds(unit=scored.metric.unit),
-        ),
-        max_seeds=budget.max_seeds,
-        parameter_budget=size if budget.parameters is None else budget.parameters,
-    )
-
-
-def _announcement(subject: _OwnModel, policy: Policy, material: Material, budget: Budget, device: str) -> Announcement:
-    return Announcement(
-        task=type(material.host).__name__,
-        policy=policy.name,
-        metric=subject.metric,
-        slots=tuple(subject.sites),
-        blueprints=subject.blueprints,
-        episodes=1,
-        envs=1,
-        max_epochs=budget.epochs,
-        device=device,
-        examples={name: len(split) for name, split in material.splits.items()},
-        host_parameters=sum(parameter.numel() for parameter in material.host.parameters()),
-    )

@@ -5,17 +5,29 @@ from __future__ import annotations
 import copy
 import inspect
 from collections import Counter
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
-from esper.leyline import Metric, UsageError, unknown
-from esper.tasks.base import PerExample, Split
-from esper.tolaria.material import Forward
+from esper.kasmina import blueprints
+from esper.kasmina.auto import auto_sites
+from esper.kasmina.gates import GateThresholds
+from esper.kasmina.layout import Layout
+from esper.leyline import Metric, Policy, UsageError, unknown
+from esper.simic.assembly import pick_device
+from esper.simic.session import Announcement, Session
+from esper.tasks.base import Batch, PerExample, Split
+from esper.tasks.loader import gather
+from esper.tolaria.engine import EngineConfig, ModuleEngine
+from esper.tolaria.executor import Executor, ExecutorConfig
+from esper.tolaria.governor import Governor
+from esper.tolaria.material import Forward, Material, TrainerConfig, adamw, call
+from esper.tolaria.schedules import ScheduleConfig
 
 Loader = Iterable[Any]
 """Batches of ``(inputs, targets)`` that can be read again each epoch, such as a ``DataLoader``."""
@@ -114,3 +126,161 @@ def call_arguments(model: nn.Module, forward: Forward, inputs: Any) -> Any:
             return made.args_given
         return inspect.signature(model.forward).bind(*made.args_given, **made.kwargs_given).arguments
     raise UsageError("forward(model, inputs) returned without calling the model; it must return model(...)")
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """How long to train and how much may grow."""
+
+    epochs: int = 20
+    max_seeds: int | None = 2
+    """Most seeds alive at once."""
+    parameters: int | None = None
+    """Most parameters of all live seeds together; ``None`` is as many as the host has."""
+    blueprints: tuple[str, ...] | None = None
+    """What may grow; ``None`` is everything that fits."""
+    lr: float = 1e-3
+    """Learning rate of the AdamW that is made where no optimizer is given."""
+    seed_lr_multiplier: float = 2.0
+    """A new seed's peak rate over the host's."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """How the learning rates move over the epochs."""
+
+
+@dataclass(frozen=True, slots=True)
+class OwnChoices:
+    """How a user's model is trained, judged and grown."""
+
+    loss: TrainingLoss
+    metric: str | Scored = "accuracy"
+    forward: Forward = call
+    """``forward(model, inputs)``: how to call the model where ``model(inputs)`` does not."""
+    at: str | Sequence[str] | Mapping[str, str] = "auto"
+    """Submodule paths, or slot -> path."""
+    budget: Budget = field(default_factory=Budget)
+    device: str = "auto"
+
+
+@dataclass(frozen=True, slots=True)
+class _Subject:
+    metric: Metric
+    sites: dict[str, str]
+    blueprints: tuple[str, ...]
+    loss: PerExample
+    score: PerExample
+
+
+class _OwnLoop:
+    """Batches that are not drawn here: the user's loop has them."""
+
+    def __len__(self) -> int:
+        return 0
+
+    def epoch(self) -> Iterator[Batch]:
+        """None."""
+        return iter(())
+
+    def state(self) -> dict[str, Tensor]:
+        """Nothing to keep."""
+        return {}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Nothing to put back."""
+
+
+@dataclass(frozen=True, slots=True)
+class OwnModel:
+    """A user's model, ready to grow. ``material.batches`` is empty until a loader is put there."""
+
+    subject: _Subject
+    material: Material
+    choices: OwnChoices
+    device: str
+
+    @classmethod
+    def of(
+        cls, model: nn.Module, loaders: Mapping[str, Loader], choices: OwnChoices, optimizer: Optimizer | None
+    ) -> OwnModel:
+        """Move the model to its device and find out all that growing needs to know. ``loaders``: by split."""
+        device = pick_device(choices.device)
+        model.to(device)
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        if not trained:
+            raise UsageError("the model has no parameter that requires a gradient; unfreeze what may be trained")
+        splits = {name: gather(loader).to(device) for name, loader in loaders.items()}
+        scored = scored_by(choices.metric, choices.loss, splits["validation"])
+        sample = call_arguments(model, choices.forward, splits["validation"].inputs[:2])
+        everything = dict.fromkeys(name for layout in Layout for name in blueprints.names(layout))
+        return cls(
+            _Subject(
+                metric=scored.metric,
+                sites=_sites(model, choices.at, sample),
+                blueprints=choices.budget.blueprints or tuple(everything),
+                loss=per_example(choices.loss),
+                score=scored.score,
+            ),
+            Material(
+                host=model,
+                optimizer=optimizer or adamw(trained, choices.budget.lr, 0.01),
+                batches=_OwnLoop(),
+                splits=splits,
+                sample=sample,
+                criterion=choices.loss,
+                forward=choices.forward,
+            ),
+            choices,
+            device,
+        )
+
+    @property
+    def host_parameters(self) -> int:
+        """Parameters of the model before it grew."""
+        return sum(parameter.numel() for parameter in self.material.host.parameters())
+
+    def executor(self, session: Session) -> Executor:
+        """An executor of one row, the model itself."""
+        budget, metric = self.choices.budget, self.subject.metric
+        config = EngineConfig(
+            TrainerConfig(
+                device=self.device,
+                lr=float(self.material.optimizer.param_groups[0]["lr"]),
+                schedule=ScheduleConfig(shape=budget.schedule, seed_multiplier=budget.seed_lr_multiplier),
+                thresholds=GateThresholds(unit=metric.unit),
+            ),
+            max_seeds=budget.max_seeds,
+            parameter_budget=self.host_parameters if budget.parameters is None else budget.parameters,
+        )
+        engine = ModuleEngine(self.subject, lambda spec, streams: self.material, config, session.emit)
+        return Executor(
+            engine,
+            metric,
+            session.emit,
+            lambda sink: Governor(metric, on_telemetry=sink, device=self.device),
+            ExecutorConfig(test="test" in self.material.splits),
+        )
+
+    def announcement(self, policy: Policy) -> Announcement:
+        """What is about to run."""
+        return Announcement(
+            task=type(self.material.host).__name__,
+            policy=policy.name,
+            metric=self.subject.metric,
+            slots=tuple(self.subject.sites),
+            blueprints=self.subject.blueprints,
+            episodes=1,
+            envs=1,
+            max_epochs=self.choices.budget.epochs,
+            device=self.device,
+            examples={name: len(split) for name, split in self.material.splits.items()},
+            host_parameters=self.host_parameters,
+        )
+
+
+def _sites(model: nn.Module, at: str | Sequence[str] | Mapping[str, str], sample: Any) -> dict[str, str]:
+    """slot -> path; a slot that was not named is called after its path."""
+    if isinstance(at, Mapping):
+        return dict(at)
+    if isinstance(at, str) and at != "auto":
+        raise UsageError(f"at={at!r}; legal: 'auto', a list of submodule paths, or a mapping slot -> path")
+    paths = auto_sites(model, sample) if at == "auto" else at
+    return {path.replace(".", "_"): path for path in paths}

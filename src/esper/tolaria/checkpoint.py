@@ -71,9 +71,14 @@ class Loaded:
     tensors: dict[str, Tensor]
     plain: Any
     extra: dict[str, Any]
-    differences: list[str]
-    """What the bits depend on and is not here what it was there; empty when a resume can be exact."""
+    environment: dict[str, Any]
+    """See :func:`environment`; as it was at the save."""
     passed_over: list[str]
+
+    @property
+    def differences(self) -> list[str]:
+        """What the bits depend on and is not here what it was there; empty when a resume can be exact."""
+        return exactness({"environment": self.environment})
 
     def to_payload(self, after_seq: int | None = None) -> dict[str, Any]:
         """Payload of ``CHECKPOINT_LOADED``."""
@@ -143,7 +148,7 @@ def load(path: str | os.PathLike[str]) -> Loaded:
         tensors=tensors,
         plain=plain,
         extra=manifest["extra"],
-        differences=exactness(manifest),
+        environment=manifest["environment"],
         passed_over=[],
     )
 

@@ -87,7 +87,7 @@ def read(plan: Plan, result: EvalResult, row: int, metric: Metric) -> Readout:
     interaction = None
     if all_off is not None and len(plan.blended) >= 2:
         whole = sign * float(result.metric[row, 0] - result.metric[row, all_off])
-        interaction = whole - sum(cost.value for fact in facts.values() if (cost := fact.removal_cost) is not None)
+        interaction = whole - sum(fact.removal_cost.value for fact in facts.values() if fact.removal_cost is not None)
     return Readout(
         metric=float(result.metric[row, 0]),
         loss=float(result.loss[row, 0]),

@@ -109,15 +109,27 @@ class ModuleEngine:
         """Train each row for one epoch, one after the other."""
         results = []
         for i in rows:
-            row = self._rows[i]
-            self._stamp(row, row.epoch + 1)
-            for slot in row.slots.values():
-                if slot.stage is SeedStage.GERMINATED:
-                    slot.advance_stage(SeedStage.TRAINING)
-            result = row.trainer.train_epoch()
-            row.train_loss = result.loss
+            self._awaken(self._rows[i])
+            result = self._rows[i].trainer.train_epoch()
+            self._rows[i].train_loss = result.loss
             results.append(result)
         return results
+
+    def begin_epoch(self, row: int) -> None:
+        """Make row ``row`` ready for an epoch that is trained by somebody else's loop; see :meth:`trainer`."""
+        self._awaken(self._rows[row])
+        self._rows[row].trainer.begin_epoch(0)
+
+    def trainer(self, row: int) -> Trainer:
+        """The trainer of ``row``, for a loop of the user's own."""
+        return self._rows[row].trainer
+
+    def _awaken(self, row: _Row) -> None:
+        """The epoch begins: its number goes on every event, and what has germinated starts to learn."""
+        self._stamp(row, row.epoch + 1)
+        for slot in row.slots.values():
+            if slot.stage is SeedStage.GERMINATED:
+                slot.advance_stage(SeedStage.TRAINING)
 
     def evaluate(
         self, rows: Sequence[int], configs: Sequence[Sequence[AlphaConfig]], split: str = "validation"

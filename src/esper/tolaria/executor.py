@@ -8,8 +8,9 @@ a row's module.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from esper.leyline import (
     ActionOutcome,
@@ -29,6 +30,7 @@ from esper.tolaria import counterfactual
 from esper.tolaria.counterfactual import Readout
 from esper.tolaria.governor import Governor
 from esper.tolaria.narrator import Narrator
+from esper.tolaria.nested import State, join, plain_state, split
 
 MakeGovernor = Callable[[Sink], Governor]
 """A fresh governor for one row, which sends its events to the given sink."""
@@ -115,11 +117,7 @@ class Executor:
 
     def reset(self, specs: Sequence[RowSpec]) -> list[RowView]:
         """Begin an episode of ``len(specs)`` rows and return their views before the first epoch."""
-        self.engine.reset(specs)
-        self._rows = []
-        for spec in specs:
-            narrator = Narrator(spec, self.metric, self._emit)
-            self._rows.append(_Row(spec, narrator, self._make_governor(narrator.relay)))
+        self._open(specs)
         self._set_clock(0)
         views = self.engine.views(self.rows)
         for i, row in enumerate(self._rows):
@@ -187,6 +185,36 @@ class Executor:
             row.narrator.episode_ended(views[i], costs[i], result.scores(), status)
             results.append(result)
         return results
+
+    def state(self) -> State:
+        """Everything that the episode under way needs to go on bit for bit, as it is between two epochs."""
+        parts = {"clock": plain_state({"epoch": self.epoch, "rows": [asdict(row.spec) for row in self._rows]})}
+        for i, row in enumerate(self._rows):
+            own = plain_state({"seconds": row.seconds, "narrator": row.narrator.state()})
+            parts[f"row{i}"] = join({"own": own, "engine": self.engine.state(i), "governor": row.governor.state()})
+        return join(parts)
+
+    def load(self, state: Mapping[str, Any]) -> list[RowView]:
+        """Undo of :meth:`state`, without a word: the episode was announced before. Returns the rows' views."""
+        parts = split(state)
+        clock = parts.pop("clock")["plain"]
+        self._open([RowSpec(**spec) for spec in clock["rows"]])
+        for i, row in enumerate(self._rows):
+            saved = split(parts[f"row{i}"], "own", "engine", "governor")
+            self.engine.load(i, saved["engine"])
+            row.governor.load(saved["governor"])
+            row.seconds = saved["own"]["plain"]["seconds"]
+            row.narrator.load(saved["own"]["plain"]["narrator"])
+        self._set_clock(clock["epoch"])
+        return self.engine.views(self.rows)
+
+    def _open(self, specs: Sequence[RowSpec]) -> None:
+        """Fresh rows, not yet announced."""
+        self.engine.reset(specs)
+        self._rows = []
+        for spec in specs:
+            narrator = Narrator(spec, self.metric, self._emit)
+            self._rows.append(_Row(spec, narrator, self._make_governor(narrator.relay)))
 
     def _set_clock(self, epoch: int) -> None:
         self.epoch = epoch

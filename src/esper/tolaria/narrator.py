@@ -35,6 +35,14 @@ class Narrator:
         self._emit = emit
         self._germinated: dict[str, int] = {}
 
+    def state(self) -> dict[str, Any]:
+        """What it remembers of the episode, JSON-able; the clock is the executor's."""
+        return {"germinated": dict(self._germinated)}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Undo of :meth:`state`."""
+        self._germinated = dict(state["germinated"])
+
     def relay(self, event: TelemetryEvent) -> None:
         """Stamp and pass on an event of the row's governor."""
         event.env_id, event.episode, event.epoch = self.spec.env_id, self.spec.episode, self.epoch

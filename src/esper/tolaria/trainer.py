@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from esper.kasmina.gradients import tensor_norms, total_norm
 from esper.kasmina.growing import GrowingModel
 from esper.kasmina.incubation import probe_backward
-from esper.kasmina.replay import evaluate_configs
+from esper.kasmina.replay import Tape, evaluate_configs
 from esper.kasmina.state import Incubation
 from esper.leyline import AlphaConfig, RowSpec, SeedStage, Sink, TrainResult
 from esper.tolaria import ledger, schedules, surgery
@@ -39,6 +39,24 @@ class Evaluation:
     passes: float
     shared: bool
     seconds: float
+
+
+@dataclass(slots=True)
+class Epoch:
+    """One epoch of training as it goes on."""
+
+    steps: int
+    probing: list[str]
+    """Slots whose seed learns in a second pass."""
+    measured: frozenset[int]
+    """Steps at which gradients are measured."""
+    total: Tensor
+    """Sum of the loss over examples."""
+    step: int = 0
+    examples: int = 0
+    waited: float = 0.0
+    host_norm: float | None = None
+    started: float = field(default_factory=time.perf_counter)
 
 
 class Trainer:
@@ -69,6 +87,8 @@ class Trainer:
         """slot -> time of birth of its live seed, epochs."""
         self.past_births: list[float] = []
         self._macs: Macs | None = None
+        self._epoch = self.begin_epoch(0)
+        self._second_pass: tuple[Tape, Callable[[Any], Tensor]] | None = None
 
     # --- topology -------------------------------------------------------------------------------------------------
 
@@ -156,34 +176,69 @@ class Trainer:
 
     def train_epoch(self) -> TrainResult:
         """One pass over the training split."""
-        started = time.perf_counter()
-        probing = self._probing()
-        steps = len(self.batches)
-        measured = {steps - 1 - i * steps // self.config.gradient_samples for i in range(self.config.gradient_samples)}
-        total = torch.zeros((), device=self.config.device)
-        examples, waited, host_norm = 0, 0.0, None
-        self.model.train()
+        epoch = self.begin_epoch(len(self.batches))
         with self.streams.active("train"):
-            for step, (inputs, targets, wait) in enumerate(_timed(self.batches.epoch())):
-                waited += wait
-                self._set_rates(step, steps)
+            for inputs, targets, wait in _timed(self.batches.epoch()):
+                epoch.waited += wait
+                self._set_rates(epoch.step, epoch.steps)
                 self.optimizer.zero_grad(set_to_none=True)
-                loss = self._backward(inputs, targets, probing)
-                if step in measured:
-                    host_norm = self._measure_gradients()
+                loss = self.loss(inputs, targets)
+                torch.autograd.backward(loss)
+                self.after_backward()
                 self.optimizer.step()
-                total += loss * len(targets)
-                examples += len(targets)
+        return self.end_epoch()
+
+    def begin_epoch(self, steps: int) -> Epoch:
+        """Make ready for an epoch of ``steps`` steps (0: not known), each of them :meth:`loss`, backward and
+        :meth:`after_backward`."""
+        samples = self.config.gradient_samples
+        measured = frozenset(steps - 1 - i * steps // samples for i in range(samples)) if steps else frozenset({0})
+        self.model.train()
+        self._epoch = Epoch(steps, self._probing(), measured, torch.zeros((), device=self.config.device))
+        return self._epoch
+
+    def loss(self, inputs: Any, targets: Tensor) -> Tensor:
+        """Training loss of one batch. What seeds behind the host need to learn from it is kept for the second pass."""
+        epoch, forward = self._epoch, self.material.forward
+
+        def criterion(output: Any) -> Tensor:
+            return self.material.criterion(output, targets)
+
+        if epoch.probing:
+            with self.model.record(epoch.probing) as tape:
+                loss = criterion(forward(self.model, inputs))
+            self._second_pass = tape, criterion
+        else:
+            loss = criterion(forward(self.model, inputs))
+        epoch.total += loss.detach() * len(targets)
+        epoch.examples += len(targets)
+        return loss
+
+    def after_backward(self) -> None:
+        """Teach the seeds behind the host, and measure gradients where it is their turn. The optimizer steps next."""
+        epoch = self._epoch
+        if epoch.probing and self._second_pass is not None:
+            tape, criterion = self._second_pass
+            for slot in epoch.probing:
+                probe_backward(self.model, tape, criterion, slot)
+            self._second_pass = None
+        if epoch.step in epoch.measured:
+            epoch.host_norm = self._measure_gradients()
+        epoch.step += 1
+
+    def end_epoch(self) -> TrainResult:
+        """Sum up the epoch and book its work."""
+        epoch = self._epoch
         self.completed += 1
-        self._charge_training(examples, probing)
+        self._charge_training(epoch.examples, epoch.probing)
         return TrainResult(
-            loss=float(total) / examples,
-            examples=examples,
+            loss=float(epoch.total) / epoch.examples,
+            examples=epoch.examples,
             learning_rate=float(surgery.host_groups(self.optimizer)[0]["lr"]),
-            host_gradient_norm=host_norm,
+            host_gradient_norm=epoch.host_norm,
             weights_finite=self._weights_finite(),
-            seconds=time.perf_counter() - started,
-            input_wait_seconds=waited,
+            seconds=time.perf_counter() - epoch.started,
+            input_wait_seconds=epoch.waited,
         )
 
     def _probing(self) -> list[str]:
@@ -192,24 +247,6 @@ class Trainer:
             for slot_id, slot in self.model.slots.items()
             if slot.state is not None and slot.stage is SeedStage.TRAINING and slot.state.incubation is Incubation.PROBE
         ]
-
-    def _backward(self, inputs: Tensor, targets: Tensor, probing: Sequence[str]) -> Tensor:
-        """Gradients of everything in the forward path, then those of the seeds that learn behind it."""
-
-        def criterion(output: Any) -> Tensor:
-            return self.material.criterion(output, targets)
-
-        forward = self.material.forward
-        if not probing:
-            loss = criterion(forward(self.model, inputs))
-            torch.autograd.backward(loss)
-            return loss.detach()
-        with self.model.record(probing) as tape:
-            loss = criterion(forward(self.model, inputs))
-        torch.autograd.backward(loss)
-        for slot in probing:
-            probe_backward(self.model, tape, criterion, slot)
-        return loss.detach()
 
     def _set_rates(self, step: int, steps: int) -> None:
         now = schedules.moment(self.config.schedule, self.completed, step, steps)
