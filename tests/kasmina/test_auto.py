@@ -10,12 +10,14 @@ from torch import Tensor, nn
 from esper.kasmina.auto import auto_sites
 from esper.kasmina.growing import GrowingModel
 from esper.leyline import UsageError
+from esper.tasks.hosts import PointwiseHost2d
 
 
 def test_auto_sites_are_the_repeated_blocks_spread_evenly() -> None:
     sample = torch.randn(2, 1, 8, 8)
     torch.manual_seed(0)
     assert auto_sites(Pointwise(), sample) == ["blocks.0", "blocks.1", "blocks.2"]
+    assert auto_sites(PointwiseHost2d(8, 10), sample) == ["block0", "block1", "block2"]
     assert auto_sites(ResidualNet(), sample, 2) == ["blocks.0", "blocks.2"]
     assert auto_sites(mlp(), torch.randn(2, 6)) == ["1", "3"]
     assert auto_sites(encoder(), torch.randn(3, 4, 8), 1) == ["layers.2"]

@@ -133,7 +133,13 @@ def test_contexts_undo_themselves_when_the_body_raises() -> None:
     modes = [module.training for module in host.modules()]
     random = torch.get_rng_state()
     device = torch.device("cpu")
-    with pytest.raises(ArithmeticError), mode(host, True), random_kept(device), buffers_kept(host), livened(host):
+    with (
+        pytest.raises(ArithmeticError),
+        mode(host, True),
+        random_kept(device),
+        buffers_kept(host.modules()),
+        livened(host),
+    ):
         assert host.head.weight.any()
         host(torch.randn(3, 1, 8, 8))
         raise ArithmeticError

@@ -219,6 +219,17 @@ def test_a_tape_whose_tensors_were_written_is_not_used() -> None:
         assert same(tape.replay("1"), model(sample))
 
 
+def test_inference_mode_around_it_is_fine() -> None:
+    model, sample = wrapped("pointwise")
+    grow(model)
+    model.eval()
+    configs = powerset(list(model.slots))
+    with torch.inference_mode():
+        found = evaluate_configs(model, sample.clone(), configs)
+    for output, reference in zip(found.outputs, whole_passes(model, sample, configs), strict=True):
+        assert same(output, reference)
+
+
 def test_a_custom_call_is_shared_too() -> None:
     model, sample = wrapped("pointwise")
     grow(model)

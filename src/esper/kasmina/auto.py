@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import UnionType
+
 from torch import nn
 
 from esper.kasmina.probe import Place, Sample, Site, survey
@@ -14,12 +16,12 @@ def auto_sites(host: nn.Module, sample: Sample, n: int = DEFAULT_SITES) -> list[
     """Up to ``n`` submodules to grow at, in network order, spread evenly over the host's depth.
 
     Candidates are the blocks of the kind that prevails in the longest ``Sequential`` or ``ModuleList``, wherever they
-    are; else the layers of the longest chain that stand before another layer with parameters. The same host gives the
-    same sites. Raises ``UsageError`` where no candidate can carry a slot.
+    are; else in the module with the most blocks; else the layers of the longest chain that stand before another layer
+    with parameters. The same host gives the same sites. Raises ``UsageError`` where no candidate can carry a slot.
     """
     if n < 1:
         raise UsageError(f"{n} sites; legal: at least 1")
-    for candidates in (_blocks(host), _layers(host)):
+    for candidates in (_blocks(host, nn.Sequential | nn.ModuleList), _blocks(host, nn.Module), _layers(host)):
         if not candidates:
             continue
         found = survey(host, [Site(path) for path in candidates], sample)
@@ -31,11 +33,11 @@ def auto_sites(host: nn.Module, sample: Sample, n: int = DEFAULT_SITES) -> list[
     raise UsageError("no submodule of the host can carry a slot by itself; name the sites: at=['path', ...]")
 
 
-def _blocks(host: nn.Module) -> list[str]:
+def _blocks(host: nn.Module, chains_are: type[nn.Module] | UnionType) -> list[str]:
     """Paths of all composite blocks, in any chain, of the kind that prevails in the longest chain."""
     chains: list[dict[str, nn.Module]] = []
     for name, chain in host.named_modules():
-        if isinstance(chain, nn.Sequential | nn.ModuleList):
+        if isinstance(chain, chains_are):
             children = {f"{name}.{key}" if name else key: child for key, child in chain.named_children()}
             chains.append({path: child for path, child in children.items() if _is_block(child)})
     kinds = [type(child) for child in max(chains, key=len, default={}).values()]

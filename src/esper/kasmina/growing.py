@@ -48,6 +48,8 @@ class GrowingModel(nn.Module):
         self.macs = 0
         """Multiply-accumulates of one pass of the host over the sample."""
         self.macs_behind: dict[str, int] = {}
+        self.buffered = [module for module in host.modules() if module._buffers]
+        """Modules of the host that have buffers of their own."""
         self.seed_macs: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
         self._tape: Tape | None = None
 

@@ -21,9 +21,10 @@ def probe_backward(model: GrowingModel, tape: Tape, loss_fn: Callable[[Any], Ten
     the seed's own) and random number streams are afterwards as before. Call it before the optimizer steps, since the
     tape belongs to the weights it was recorded with. ``loss_fn`` maps the model's output to a scalar.
     """
-    seed = model.slots[slot_id].seed
+    others = [slot.seed for other, slot in model.slots.items() if other != slot_id and slot.seed is not None]
+    kept = [*model.buffered, *(module for seed in others for module in seed.modules())]
     parameters = [parameter for parameter in model.seed_parameters(slot_id) if parameter.requires_grad]
-    with random_kept(device_of(model)), buffers_kept(model, but=seed), torch.enable_grad():
+    with random_kept(device_of(model)), buffers_kept(kept), torch.enable_grad():
         loss = loss_fn(tape.replay(slot_id, {slot_id: 1.0}))
         gradients = torch.autograd.grad(loss, parameters, allow_unused=True) if loss.requires_grad else ()
     for parameter, gradient in zip(parameters, gradients, strict=False):

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from esper.kasmina.macs import counted
 from esper.kasmina.probe import Sample, arguments
-from esper.kasmina.structure import mapped, tensors
+from esper.kasmina.structure import mapped, tensors, version
 from esper.kasmina.tap import Forward, Tap, substituted, untapped_forward
 from esper.kasmina.trial import buffers_kept, device_of, livened, mode, random_kept, trial
 from esper.leyline import AlphaConfig, UsageError
@@ -46,7 +46,7 @@ class Tape:
         return (
             self.model.sharing[slot_id]
             and slot_id in self._versions
-            and all(tensor._version == version for tensor, version in self._versions[slot_id])
+            and all(version(tensor) == seen for tensor, seen in self._versions[slot_id])
         )
 
     def replay(self, slot_id: str, config: AlphaConfig | None = None) -> Any:
@@ -76,13 +76,13 @@ class Tape:
             taken.append(mapped(output, Tensor.detach))
             if slot_id is not None:
                 kept = [tensor for outputs in self._taken.values() for _, tensor in tensors(outputs)]
-                self._versions[slot_id] = [(tensor, tensor._version) for tensor in kept]
+                self._versions[slot_id] = [(tensor, version(tensor)) for tensor in kept]
             return output
 
         return forward
 
-    def listen(self, tap: Tap, module: nn.Module) -> Callable[[Any], None]:
-        """Keeps what a slot made of its module's output."""
+    def listener(self, module: nn.Module) -> Callable[[Any], None]:
+        """Keeps what a slot made of the module's output."""
 
         def hear(output: Any) -> None:
             self._grown[module] = mapped(output, Tensor.detach)
@@ -115,26 +115,21 @@ def _player(outputs: Sequence[Any], inner: Forward) -> Forward:
 @contextmanager
 def running(model: GrowingModel, start: tuple[str, Tape] | None, onto: Tape | None) -> Iterator[None]:
     """Within, a pass begins behind the slot of ``start`` with what its tape holds, and is recorded ``onto`` a tape."""
-    with ExitStack() as stack:
-        players = start[1].players(start[0]) if start else {}
+    players = start[1].players(start[0]) if start else {}
+    stand_ins = players if onto is None else players | onto.recorders(players)
+    before = [(tap, tap.muted, tap.listener) for tap in model.taps.values()]
+    try:
         if start:
-            for slot_id in takewhile(lambda each: each != start[0], model.slots):
-                stack.enter_context(_set(model.taps[slot_id], "muted", True))
+            for slot_id in takewhile(lambda each: each != start[0], model.taps):
+                model.taps[slot_id].muted = True
         if onto is not None:
             for slot_id, tap in model.taps.items():
-                stack.enter_context(_set(tap, "listener", onto.listen(tap, model.sites[slot_id])))
-        stack.enter_context(substituted(players | (onto.recorders(players) if onto else {})))
-        yield
-
-
-@contextmanager
-def _set(owner: Any, name: str, value: Any) -> Iterator[None]:
-    before = getattr(owner, name)
-    setattr(owner, name, value)
-    try:
-        yield
+                tap.listener = onto.listener(model.sites[slot_id])
+        with substituted(stand_ins):
+            yield
     finally:
-        setattr(owner, name, before)
+        for tap, muted, listener in before:
+            tap.muted, tap.listener = muted, listener
 
 
 @dataclass(frozen=True)
@@ -181,7 +176,7 @@ def evaluate_configs(
         if model.training:
             stack.enter_context(mode(model, False))
         if model.writes_buffers:
-            stack.enter_context(buffers_kept(model))
+            stack.enter_context(buffers_kept(model.modules()))
         walk = _Walk(model, call, live)
         if keys:
             walk.solve(list(dict.fromkeys(keys)), None, {})
@@ -293,6 +288,16 @@ class _Noise:
         return h + noise * (0.1 * h.abs().mean() + 0.01)
 
 
+@contextmanager
+def _noise(tap: Tap) -> Iterator[None]:
+    slot = tap.slot
+    tap.slot = _Noise()  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        tap.slot = slot
+
+
 @dataclass(frozen=True)
 class Proof:
     """What trial passes showed: per slot whether sharing is bit-equal, and the work behind it where it is."""
@@ -324,7 +329,7 @@ def prove(model: GrowingModel, sample: Sample) -> Proof:
         sharing: dict[str, bool] = {}
         behind: dict[str, int] = {}
         for slot_id, tap in model.taps.items():
-            with _set(tap, "slot", _Noise()):
+            with _noise(tap):
                 reference = whole()
                 if same(reference, plain):
                     raise UsageError(f"what stands behind site {tap.place.path!r} does not reach the model's output")

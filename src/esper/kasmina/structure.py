@@ -48,6 +48,11 @@ def mapped(value: Any, change: Callable[[Tensor], Any]) -> Any:
     return _rebuilt(value, items) if items else value
 
 
+def version(tensor: Tensor) -> int:
+    """Counts in-place writes; always 0 for inference tensors, which are not tracked."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
 def _items(value: Any) -> Iterable[tuple[Any, Any]]:
     if isinstance(value, dict):
         return value.items()

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from esper.kasmina.structure import tensors
+from esper.kasmina.structure import tensors, version
 
 
 @dataclass(eq=False, slots=True)
@@ -36,7 +36,7 @@ class Given:
 
     def written(self) -> bool:
         """Whether one of its tensors was written in place since."""
-        return [tensor._version for _, tensor in tensors(self.output)] != self.versions
+        return [version(tensor) for _, tensor in tensors(self.output)] != self.versions
 
 
 @dataclass
@@ -92,7 +92,7 @@ def observed(host: nn.Module, watched: Iterable[nn.Module]) -> Iterator[Trace]:
         call.returned = len(returned)
         returned.append(call)
         if module in watch and module not in trace.given:
-            versions = [tensor._version for _, tensor in tensors(output)]
+            versions = [version(tensor) for _, tensor in tensors(output)]
             trace.given[module] = Given(output, versions, [each.module for each in reversed(returned)])
 
     with ExitStack() as stack:

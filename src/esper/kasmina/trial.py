@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -36,13 +36,12 @@ def random_kept(device: torch.device) -> Iterator[None]:
 
 
 @contextmanager
-def buffers_kept(module: nn.Module, but: nn.Module | None = None) -> Iterator[None]:
-    """Within, the module works on copies of its buffers, except for those of its submodule ``but``."""
-    spared = set() if but is None else set(but.modules())
+def buffers_kept(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Within, the modules (but not their children) work on copies of their buffers."""
     kept = [
         (owner, name, buffer)
-        for owner in module.modules()
-        if owner._buffers and owner not in spared
+        for owner in modules
+        if owner._buffers
         for name, buffer in owner._buffers.items()
         if buffer is not None
     ]
@@ -98,5 +97,5 @@ def mode(module: nn.Module, training: bool) -> Iterator[None]:
 @contextmanager
 def trial(module: nn.Module, training: bool = False) -> Iterator[None]:
     """Run the module without gradients and without a trace."""
-    with mode(module, training), random_kept(device_of(module)), buffers_kept(module), torch.no_grad():
+    with mode(module, training), random_kept(device_of(module)), buffers_kept(module.modules()), torch.no_grad():
         yield
