@@ -34,6 +34,7 @@ class LoaderBatches:
                 "give the list or the DataLoader that it came from"
             )
         self.loader, self.device = loader, device
+        self._endless = batches
         self._batches = _length(loader) if batches is None else batches
         if self._batches < 1:
             raise DataError("the loader holds no batch")
@@ -45,11 +46,12 @@ class LoaderBatches:
     def epoch(self) -> Iterator[Batch]:
         """The batches of the next epoch. Raises ``DataError`` naming the batch that is not fit to train on."""
         seen = 0
-        for item in islice(self.loader, self._batches):
+        # a loader with an end is read to it: some draw from their generator once more there
+        for item in self.loader if self._endless is None else islice(self.loader, self._endless):
             batch = self._checked_pair(item, seen) if not self._checked else _pair(item, seen)
             yield batch if self.device is None else (batch[0].to(self.device), batch[1].to(self.device))
             seen += 1
-        if seen < self._batches:
+        if seen != self._batches:
             raise DataError(f"the loader gave {seen:,} batches; {self._batches:,} were announced")
         self._checked = True
 

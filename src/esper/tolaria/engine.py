@@ -13,6 +13,7 @@ from torch import nn
 
 from esper.kasmina import blueprints
 from esper.kasmina.export import export, largest_difference, save_export
+from esper.kasmina.layout import Layout
 from esper.kasmina.slot import SeedSlot, Stamp
 from esper.kasmina.state import GrowthPlan
 from esper.leyline import (
@@ -32,6 +33,8 @@ from esper.leyline import (
     Sink,
     SlotFacts,
     TrainResult,
+    UsageError,
+    unknown,
 )
 from esper.tolaria import surgery
 from esper.tolaria.legality import why_illegal
@@ -91,19 +94,25 @@ class ModuleEngine:
         self._sizes: dict[str, dict[str, int]] = {}
 
     def reset(self, rows: Sequence[RowSpec]) -> None:
-        """Build a fresh host for each spec."""
+        """Build a fresh host for each spec. Raises ``UsageError`` where no blueprint fits any slot."""
         trainer = self.config.trainer
         self._rows = [_Row(spec, Trainer(spec, self.subject, self._prepare, trainer, self._emit)) for spec in rows]
         for row in self._rows:
             self._stamp(row, 0)
-        self._sizes = {
-            slot_id: {
-                name: blueprints.get(name, slot.config.layout).parameters(slot.channels)
-                for name in self.subject.blueprints
-                if name in blueprints.names(slot.config.layout)
-            }
-            for slot_id, slot in self._rows[0].slots.items()
-        }
+        self._sizes = {slot_id: self._sizes_in(slot) for slot_id, slot in self._rows[0].slots.items()}
+        if not any(self._sizes.values()):
+            raise UsageError(f"none of the blueprints {', '.join(self.subject.blueprints)} fits any slot")
+
+    def _sizes_in(self, slot: SeedSlot) -> dict[str, int]:
+        """Parameters of each blueprint that fits the slot."""
+        everything = {name for layout in Layout for name in blueprints.names(layout)}
+        sizes = {}
+        for name in self.subject.blueprints:
+            if ":" not in name and name not in everything:
+                raise unknown("blueprint", name, everything)
+            if ":" in name or name in blueprints.names(slot.config.layout):
+                sizes[name] = blueprints.get(name, slot.config.layout).parameters(slot.channels)
+        return sizes
 
     def train_epoch(self, rows: Sequence[int]) -> list[TrainResult]:
         """Train each row for one epoch, one after the other."""
