@@ -88,9 +88,7 @@ class GrowthEnvironments:
         """Start episode number ``episode`` in every row."""
         self.episode = episode
         seeds = [episode_seed(self.seed, row, episode) for row in range(self.size)]
-        with torch.enable_grad():
-            views = self.world.begin(seeds, episode)
-        return self._seen(views)
+        return self._seen(self.world.begin(seeds, episode))
 
     def step(self, actions: Tensor) -> Outcome:
         """One epoch of every row. After the last one ``seen`` is what was seen last."""
@@ -102,8 +100,7 @@ class GrowthEnvironments:
         )
         decisions = [Decision(action, "the learner's draw") for action in chosen]
         choices = self._choices(actions)
-        with torch.enable_grad():  # hosts learn even while the policy only acts
-            outcomes = self.world.step(decisions, policy_seconds)
+        outcomes = self.world.step(decisions, policy_seconds)
         self._watcher.step(Played(tuple(chosen), choices, tuple(outcomes)))
         ended = torch.tensor([outcome.ended for outcome in outcomes])
         return Outcome(

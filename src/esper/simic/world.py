@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from esper.leyline import (
     ActionOutcome,
     ActionSpace,
@@ -89,6 +91,8 @@ class World:
         """What an action is here, once an episode has begun."""
         return action_space(self.views[0])
 
+    # whoever collects without gradients must not stop the hosts from learning
+    @torch.enable_grad()
     def begin(self, seeds: Sequence[int], episode: int = 0) -> list[RowView]:
         """Start an episode in ``len(seeds)`` rows; returns their views before the first epoch."""
         if self.config.reward.control:
@@ -110,6 +114,7 @@ class World:
         self._ended = False
         return self.views
 
+    @torch.enable_grad()
     def step(self, decisions: Sequence[Decision], policy_seconds: float | None = None) -> list[StepOutcome]:
         """One epoch in every row. Raises ``UsageError`` when no episode is under way."""
         if self._ended:
