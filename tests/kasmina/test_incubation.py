@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from small_hosts import CASES, put_seed, wrapped
 from torch import Tensor, nn
 
+from esper.kasmina import incubation
 from esper.kasmina.growing import GrowingModel
 from esper.kasmina.incubation import probe_backward
 from esper.kasmina.replay import same
@@ -72,6 +74,15 @@ def test_a_host_with_a_seed_in_training_is_bit_equal_to_one_without(name: str) -
     moved = [not same(list(slot.seed_parameters()), old) for slot, old in zip(model.slots.values(), born, strict=True)]
     assert all(moved)
     assert all(last < first for first, last in zip(beside["losses"][0], beside["losses"][-1], strict=True))
+
+
+@pytest.mark.parametrize(("guard", "part"), [("buffers_kept", "host"), ("random_kept", "random")])
+def test_without_its_guards_the_comparison_would_fail(monkeypatch: pytest.MonkeyPatch, guard: str, part: str) -> None:
+    monkeypatch.setattr(incubation, guard, lambda _: nullcontext())
+    alone, sample = wrapped("residual")
+    model, _ = wrapped("residual")
+    put_seed(model, "blocks_0", SeedStage.TRAINING)
+    assert not same(train(model, sample, ["blocks_0"])[part], train(alone, sample, [])[part])
 
 
 def test_the_gradient_is_that_of_the_seed_blended_in() -> None:

@@ -43,6 +43,7 @@ def test_fused_attention_is_counted_in_its_parts_and_fusing_is_kept() -> None:
     assert after == flags
 
 
+@pytest.mark.slow  # a process of its own
 def test_wrapping_loads_no_compiler() -> None:
     code = """
 import sys, torch

@@ -95,6 +95,33 @@ def test_a_host_that_counts_its_passes_is_not_shared() -> None:
     assert not GrowingModel.wrap(Sneaky(), ["middle"], torch.randn(2, 6)).sharing["middle"]
 
 
+class Bumping(nn.Module):
+    """Writes on what a module in front of the slot gave: a replay would do it a second time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(6, 8)
+        self.middle = nn.Linear(8, 8)
+        self.last = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x).add_(1.0)
+        return self.last(self.middle(h) + h)
+
+
+def test_what_the_proof_refuses_would_give_other_bits() -> None:
+    torch.manual_seed(0)
+    sample = torch.randn(4, 6)
+    model = GrowingModel.wrap(Bumping(), ["middle"], sample)
+    assert model.sharing == {"middle": False}
+    put_seed(model, "middle", SeedStage.HOLDING, 1.0)
+    model.eval()
+    expected = whole_passes(model, sample, [{}, {"middle": 0.0}])
+    assert same(evaluate_configs(model, sample, [{}, {"middle": 0.0}]).outputs, expected)
+    model.sharing, model.macs_behind = {"middle": True}, {"middle": model.macs}
+    assert not same(evaluate_configs(model, sample, [{}, {"middle": 0.0}]).outputs, expected)
+
+
 def test_work_is_what_was_measured() -> None:
     model, sample = wrapped("pointwise")
     grow(model)
