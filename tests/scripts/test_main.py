@@ -1,0 +1,105 @@
+"""The command line as a person meets it: in a process of its own for signals, in this one for mistakes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from esper.nissa.reader import read_journal
+from esper.scripts.main import main
+
+TINY = ["train", "heuristic", "--task", "toy:toy_task", "--episodes", "1", "--max-epochs", "4", "--quiet"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["trian"], "did you mean 'train'"),
+        (["train", "heuristc"], "heuristc"),
+        (["train", "heuristic", "--episodse", "3"], "--episodse"),
+        (["train", "heuristic", "--episodes", "0"], "episodes is 0; it must be 1 or more"),
+        (["train", "heuristic", "--max-seeds", "-2"], "max_seeds is -2"),
+        (["train", "heuristic", "--lr", "nan"], "lr is nan"),
+        (["train", "heuristic", "--task", "digist"], "did you mean 'digits'"),
+        (["train", "heuristic", "--policy", "heuristik"], "did you mean 'heuristic'"),
+        (["train", "heuristic", "--slots", "block9"], "did you mean 'block"),
+        (["train", "heuristic", "--blueprints", "conv9"], "did you mean 'conv"),
+        (["train", "heuristic", "--device", "cuda:77"], "cuda:77"),
+        (["train", "heuristic", "--config", "nothing.toml"], "nothing.toml"),
+        (["report", "no-such-run"], "no-such-run"),
+        (["runs", "no-such-folder"], "no-such-folder"),
+    ],
+)
+def test_a_mistake_is_one_line_and_a_status(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) in (1, 2)
+    out, err = capsys.readouterr()
+    assert said in err and err.count("\n") == 1 and "Traceback" not in out + err
+    assert not (tmp_path / "runs").exists(), "a mistake leaves no run behind"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("c.toml", "episods = 3\n", "did you mean 'episodes'"),
+        ("c.toml", 'episodes = "three"\n', "an int is needed"),
+        ("c.toml", "episodes = [", "c.toml"),
+        ("c.json", "[1]", "a table of keys"),
+        ("c.yaml", "a: 1", ".toml or .json"),
+    ],
+)
+def test_a_wrong_configuration_file_is_named(
+    name: str, text: str, said: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / name).write_text(text)
+    assert main(["train", "heuristic", "--config", str(tmp_path / name)]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_help_and_version_need_no_torch() -> None:
+    code = "import sys; from esper.scripts.main import main; main(['--help']); main(['--version']); "
+    code += "sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL, check=False).returncode == 0
+
+
+def test_a_run_leaves_journal_report_and_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    assert main([*TINY, "--run-dir", str(run)]) == 0
+    table = capsys.readouterr().out
+    assert "heuristic" in table and "static" in table and "random" in table and str(run) in table
+    assert {path.name for path in run.iterdir()} >= {"run.json", "report", "model", "events-00001.jsonl"}
+    kinds = [event.event_type.name for event in read_journal(run)]
+    assert kinds[1] == "TRAINING_STARTED" and kinds[-1] == "TRAINING_ENDED" and kinds.count("EPISODE_ENDED") == 3
+    assert main([*TINY, "--run-dir", str(run)]) == 2
+    assert "in use already" in capsys.readouterr().err
+    assert main(["report", str(run)]) == 0 and "static" in capsys.readouterr().out
+    assert main(["runs", str(tmp_path)]) == 0 and "completed" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "told"),
+    [(signal.SIGINT, 130, "interrupted"), pytest.param(signal.SIGTERM, 143, "preempted", marks=pytest.mark.slow)],
+)
+def test_a_signal_ends_a_run_readably(number: int, status: int, told: str, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", "esper.scripts.main", *TINY, "--max-epochs", "4000", "--run-dir", str(run)]
+    paths = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not any(run.glob("events-*.jsonl")) or "EPOCH_COMPLETED" not in next(run.glob("events-*.jsonl")).read_text():
+        assert time.monotonic() < deadline and process.poll() is None, process.stderr and process.stderr.read()
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == status and "Traceback" not in said and len(said.splitlines()) == 1
+    last = list(read_journal(run))[-1]
+    assert (last.event_type.name, last.data["status"]) == ("TRAINING_ENDED", told)

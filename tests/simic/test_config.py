@@ -1,0 +1,72 @@
+"""Flags beat the file, the file beats the preset, the preset beats the default; every value knows its source."""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from esper.leyline import UsageError
+from esper.scripts.train import build_parser, given_flags
+from esper.simic.config import RunConfig, read_config_file, resolve
+
+FIELDS = {each.name for each in dataclasses.fields(RunConfig)}
+
+
+@given(
+    default=st.just(RunConfig().episodes),
+    preset=st.none() | st.integers(1, 9),
+    file=st.none() | st.integers(1, 9),
+    flag=st.none() | st.integers(1, 9),
+)
+def test_the_strongest_source_wins(default: int, preset: int | None, file: int | None, flag: int | None) -> None:
+    layers = {"preset": preset, "file": file, "flag": flag}
+    given_values = {name: {} if value is None else {"episodes": value} for name, value in layers.items()}
+    found = resolve(RunConfig, given_values["flag"], given_values["file"], given_values["preset"])
+    strongest = [(name, value) for name, value in layers.items() if value is not None][-1:] or [("default", default)]
+    assert (found.settings["episodes"].source, found.config.episodes) == strongest[0]
+
+
+def test_every_flag_is_a_field_and_every_field_can_be_given() -> None:
+    flags = vars(build_parser().parse_args(["heuristic"])).keys() - {"kind", "config"}
+    assert flags <= FIELDS
+    assert FIELDS - flags <= {"checkpoint_every"}
+
+
+def test_defaults_are_not_given() -> None:
+    assert given_flags(["heuristic"]) == {"kind": "heuristic"}
+    assert given_flags(["heuristic", "--seed", "0"]) == {"kind": "heuristic", "seed": 0}
+
+
+def test_names_may_be_written_with_a_dash_and_lists_with_commas(tmp_path: Path) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text('max-seeds = 2\nslots = ["a", "b"]\nblueprints = "conv3, norm"\n')
+    config = resolve(RunConfig, {}, read_config_file(path)).config
+    assert (config.max_seeds, config.slots, config.blueprints) == (2, ("a", "b"), ("conv3", "norm"))
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(sorted(FIELDS)), st.integers() | st.floats() | st.booleans() | st.text(), max_size=3
+    )
+)
+def test_any_file_is_accepted_or_refused_in_words(layer: dict[str, object]) -> None:
+    try:
+        config = resolve(RunConfig, {}, layer).config
+    except UsageError as error:
+        assert "\n" not in str(error).strip()
+    else:
+        assert isinstance(config, RunConfig)
+
+
+def test_the_file_is_named_where_it_is_broken(tmp_path: Path) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text("a = ")
+    with pytest.raises(tomllib.TOMLDecodeError):
+        tomllib.loads(path.read_text())
+    with pytest.raises(UsageError, match=str(path)):
+        read_config_file(path)
