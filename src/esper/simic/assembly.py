@@ -12,6 +12,7 @@ from esper.kasmina.state import Incubation
 from esper.leyline import Sink, UsageError, unknown
 from esper.simic.config import RunConfig
 from esper.tasks.base import TaskSpec
+from esper.tolaria.diagnostics import DiagnosticsConfig
 from esper.tolaria.engine import EngineConfig, ModuleEngine
 from esper.tolaria.executor import Executor, ExecutorConfig
 from esper.tolaria.governor import Governor, GovernorConfig
@@ -98,6 +99,7 @@ def build_executor(
             trainer=trainer,
             max_seeds=config.max_seeds or budget.max_seeds,
             parameter_budget=config.param_budget or budget.parameters,
+            diagnostics=DiagnosticsConfig.of(config.diagnostics_profile, config.diagnostics_every),
         ),
         emit,
     )

@@ -37,6 +37,7 @@ from esper.leyline import (
     unknown,
 )
 from esper.tolaria import surgery
+from esper.tolaria.diagnostics import DiagnosticsConfig, RowDiagnostics
 from esper.tolaria.legality import why_illegal
 from esper.tolaria.material import Prepare, Subject, TrainerConfig
 from esper.tolaria.rng import derive, seeded
@@ -51,6 +52,7 @@ class EngineConfig:
     max_seeds: int | None = None
     parameter_budget: int | None = None
     """Most parameters of all live seeds of a row together."""
+    diagnostics: DiagnosticsConfig | None = None
 
 
 @dataclass
@@ -70,6 +72,7 @@ class _Row:
     fossilized: Counter[str] = field(default_factory=Counter)
     vetoed_until: dict[str, int] = field(default_factory=dict)
     last_outcome: ActionOutcome | None = None
+    diagnostics: RowDiagnostics | None = None
 
     @property
     def slots(self) -> Mapping[str, SeedSlot]:
@@ -99,6 +102,8 @@ class ModuleEngine:
         self._rows = [_Row(spec, Trainer(spec, self.subject, self._prepare, trainer, self._emit)) for spec in rows]
         for row in self._rows:
             self._stamp(row, 0)
+            if self.config.diagnostics is not None:
+                row.diagnostics = RowDiagnostics(row.spec, row.trainer, self.config.diagnostics, self._emit)
         self._sizes = {slot_id: self._sizes_in(slot) for slot_id, slot in self._rows[0].slots.items()}
         if not any(self._sizes.values()):
             raise UsageError(f"none of the blueprints {', '.join(self.subject.blueprints)} fits any slot")
@@ -136,6 +141,8 @@ class ModuleEngine:
     def _awaken(self, row: _Row) -> None:
         """The epoch begins: its number goes on every event, and what has germinated starts to learn."""
         self._stamp(row, row.epoch + 1)
+        if row.diagnostics is not None:
+            row.diagnostics.begin_epoch(row.epoch + 1)
         for slot in row.slots.values():
             if slot.stage is SeedStage.GERMINATED:
                 slot.advance_stage(SeedStage.TRAINING)
@@ -235,6 +242,8 @@ class ModuleEngine:
                 if slot.live:
                     self._record(row, slot, facts.slots.get(slot_id, SlotFacts()), facts.loss)
                 slot.tick()
+            if row.diagnostics is not None:
+                row.diagnostics.end_epoch(epoch, row.train_loss, facts)
 
     def _record(self, row: _Row, slot: SeedSlot, facts: SlotFacts, loss: float | None) -> None:
         measured = {name: getattr(facts, name) for name in SlotFacts.__slots__} | {"loss": loss}

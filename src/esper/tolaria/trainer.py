@@ -87,6 +87,8 @@ class Trainer:
         """slot -> time of birth of its live seed, epochs."""
         self.past_births: list[float] = []
         self._macs: Macs | None = None
+        self.on_backward: Callable[[], None] | None = None
+        """Called after every backward pass, when all gradients are there."""
         self._epoch = self.begin_epoch(0)
         self._second_pass: tuple[Tape, Callable[[Any], Tensor]] | None = None
 
@@ -224,6 +226,8 @@ class Trainer:
             self._second_pass = None
         if epoch.step in epoch.measured:
             epoch.host_norm = self._measure_gradients()
+        if self.on_backward is not None:
+            self.on_backward()
         epoch.step += 1
 
     def end_epoch(self) -> TrainResult:
@@ -318,6 +322,17 @@ class Trainer:
         self._charge_evaluation(examples, passes, split, configs[0])
         seconds = time.perf_counter() - started
         return Evaluation(metric, loss, metric_se, loss_se, examples, passes, shared, seconds)
+
+    @torch.no_grad()
+    def outputs(self, split: str) -> tuple[Any, Tensor]:
+        """What the model as it is says of a split, in eval mode, with the targets."""
+        data = self.material.splits[split]
+        self.model.eval()
+        chunks = range(0, len(data), self.config.evaluation_batch)
+        parts = [data.inputs[i : i + self.config.evaluation_batch].to(self.config.device) for i in chunks]
+        outputs = [self.material.forward(self.model, inputs) for inputs in parts]
+        self._charge("validation", len(data), self.macs.forward)
+        return torch.cat(outputs), data.targets.to(self.config.device)
 
     def _charge_evaluation(self, examples: int, passes: float, split: str, first: AlphaConfig) -> None:
         """``passes`` counts passes of the first configuration, in which a seed at alpha 0 does no work."""
