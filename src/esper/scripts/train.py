@@ -11,11 +11,13 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from esper.leyline import UsageError
 from esper.scripts.cli import Parser
 
 LEVELS = ("off", "minimal", "normal", "debug")
 PROFILES = ("minimal", "standard", "diagnostic", "research")
 REWARDS = ("objective", "simplified", "sparse", "shaped")
+CHECKPOINT_EVERY = 10
 INCUBATION = ("probe", "graft", "straight_through")
 
 
@@ -31,6 +33,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_workload(heuristic)
     _add_arms(heuristic)
     _add_host(heuristic)
+    _add_checkpoints(heuristic, "epochs")
     _add_telemetry(heuristic)
     ppo = kinds.add_parser(
         "ppo",
@@ -71,7 +74,8 @@ def _add_learning(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--reward", default="objective", choices=REWARDS, help="what the policy is paid for")
     group.add_argument("--rent", type=float, default=0.5, metavar="POINTS", help="for every doubling of the network")
     group.add_argument("--rent-on", default="parameters", choices=("parameters", "macs"))
-    group.add_argument("--control", action="store_true", help="subtract the static host's progress from the reward")
+    group.add_argument("--no-control", dest="control", action="store_false", help="do not pay relative to static hosts")
+    group.add_argument("--hosts", type=int, default=32, metavar="N", help="distinct hosts to learn on; 0 for ever new")
     group.add_argument("--policy-checkpoint", metavar="FILE", help="go on from a saved policy")
     group.add_argument("--learning-rate", type=float, default=1e-3, metavar="RATE", help="of the policy")
     group.add_argument("--entropy", type=float, default=0.01, metavar="X", help="reward per nat of entropy")
@@ -91,6 +95,16 @@ def _add_host(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--device", default="auto", help="auto, cpu or cuda:N")
     group.add_argument("--threads", type=int, default=1, metavar="N", help="torch threads; small models want 1")
     group.add_argument("--config", metavar="FILE", help="TOML or JSON with any of these keys; flags win")
+
+
+def _add_checkpoints(parser: argparse.ArgumentParser, unit: str) -> None:
+    group = parser.add_argument_group("how to go on after an interruption")
+    group.add_argument(
+        "--checkpoint-every", type=int, default=CHECKPOINT_EVERY, metavar="N", help=f"{unit} between checkpoints; 0 "
+        "writes one only on SIGTERM or Ctrl-C"
+    )  # fmt: skip
+    group.add_argument("--resume", metavar="RUN", help="go on with this run, from its newest checkpoint")
+    group.add_argument("--override", action="store_true", help="change settings of a resumed run, where that is safe")
 
 
 def _add_telemetry(parser: argparse.ArgumentParser) -> None:
@@ -122,6 +136,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags = given_flags(arguments)
     kind = flags.pop("kind")
     path = flags.pop("config", None)
+    run, override = flags.pop("resume", None), flags.pop("override", False)
+    if override and run is None:
+        raise UsageError("--override changes settings of a resumed run; it needs --resume RUN")
+    from esper.karn.runs import resolve_run
     from esper.simic.config import read_config_file
 
     file = {} if path is None else read_config_file(path)
@@ -130,8 +148,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         return run_ppo(flags, file)
     from esper.scripts.heuristic import run_heuristic
+    from esper.simic.resume import Asked
 
-    return run_heuristic(flags, file)
+    return run_heuristic(flags, file, None if run is None else Asked(resolve_run(run), override))
 
 
 if __name__ == "__main__":

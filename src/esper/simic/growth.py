@@ -55,6 +55,20 @@ class Watcher(Protocol):
         """After a step of all rows."""
 
 
+@dataclass(frozen=True, slots=True)
+class Hosts:
+    """Which hosts start an episode: ``rows`` of them, out of ``pool`` that come round again (0: never the same)."""
+
+    rows: int
+    seed: int
+    pool: int = 0
+
+    def seeds(self, episode: int) -> list[int]:
+        """Seeds of episode number ``episode``, one per row; they follow from the run's seed alone."""
+        turns = (episode * self.rows + row for row in range(self.rows))
+        return [episode_seed(self.seed, turn % self.pool if self.pool else turn) for turn in turns]
+
+
 class GrowthEnvironments:
     """Episodes of one length in ``size`` rows, in step. When they have ended, :meth:`begin` starts the next ones.
 
@@ -66,11 +80,10 @@ class GrowthEnvironments:
         world: World,
         space: ActionSpace,
         network: GrowthNetworkConfig,
-        size: int,
-        seed: int,
+        plan: Hosts,
         watcher: Watcher,
     ) -> None:
-        self.world, self.space, self.size, self.seed = world, space, size, seed
+        self.world, self.space, self.size, self.hosts = world, space, plan.rows, plan
         self.heads = growth_heads(space)
         self.episode = 0
         self.actions = 0
@@ -87,8 +100,7 @@ class GrowthEnvironments:
     def begin(self, episode: int) -> Seen:
         """Start episode number ``episode`` in every row."""
         self.episode = episode
-        seeds = [episode_seed(self.seed, row, episode) for row in range(self.size)]
-        return self._seen(self.world.begin(seeds, episode))
+        return self._seen(self.world.begin(self.hosts.seeds(episode), episode))
 
     def step(self, actions: Tensor) -> Outcome:
         """One epoch of every row. After the last one ``seen`` is what was seen last."""

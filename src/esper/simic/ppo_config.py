@@ -40,8 +40,11 @@ class PPORunConfig:
     rent: float = 0.5
     """Points for every doubling of the network."""
     rent_on: str = "parameters"
-    control: bool = False
-    """Whether the static host's progress with the same seed is subtracted from the reward."""
+    control: bool = True
+    """Whether the static host's progress with the same seed is subtracted from the reward: as long as a seed learns
+    behind the host, what it is paid is then exactly 0, and hosts that learn well by themselves are no luck."""
+    hosts: int = 32
+    """Distinct hosts to learn on; 0 never uses one twice. Each costs one static episode where there is a control."""
     policy_checkpoint: str | None = None
     """A saved policy to go on from."""
     slots: tuple[str, ...] | None = None
@@ -106,4 +109,4 @@ class PPORunConfig:
             epochs=self.ppo_epochs,
             minibatches=min(self.minibatches, self.envs),
         )
-        return PPOPlan(self.rounds, self.envs, self.seed, ppo)
+        return PPOPlan(self.rounds, self.envs, self.seed, self.hosts, ppo)

@@ -20,7 +20,7 @@ from esper.leyline import ActionSpace, Op, TelemetryEvent, UsageError
 from esper.leyline import TelemetryEventType as T
 from esper.simic.collect import Collector
 from esper.simic.detectors import DetectorConfig, RoundFigures, Watch
-from esper.simic.growth import GrowthEnvironments
+from esper.simic.growth import GrowthEnvironments, Hosts
 from esper.simic.ppo import PPOConfig, PPOLearner, UpdateReport
 from esper.simic.scribe import Hub, Scribe
 from esper.simic.world import World
@@ -62,6 +62,8 @@ class PPOPlan:
     rounds: int
     envs: int
     seed: int = 0
+    hosts: int = 0
+    """Distinct hosts that episodes start from in turn; 0 never uses one twice."""
     ppo: PPOConfig = field(default_factory=PPOConfig)
     anneal: float = 0.1
     """Share of the learning rate that is left in the last round; it falls linearly."""
@@ -71,6 +73,8 @@ class PPOPlan:
         for name in ("rounds", "envs"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} is {getattr(self, name)}; it must be 1 or more")
+        if self.hosts < 0:
+            raise UsageError(f"hosts is {self.hosts}; it must be 0 or more")
         if not 0.0 <= self.anneal <= 1.0:
             raise UsageError(f"anneal is {self.anneal}; it must be in [0, 1]")
 
@@ -119,7 +123,8 @@ class PPORun:
         self.plan, self.hub = plan, hub
         self.scribe = Scribe(hub)
         self.watch = Watch(plan.detectors)
-        self.environments = GrowthEnvironments(world, space, network.config, plan.envs, plan.seed, self.scribe)
+        hosts = Hosts(plan.envs, plan.seed, plan.hosts)
+        self.environments = GrowthEnvironments(world, space, network.config, hosts, self.scribe)
         self.learner = PPOLearner(network, plan.ppo, derive(plan.seed, "minibatches"))
         self.network = network
         self.rounds_done = 0

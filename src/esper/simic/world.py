@@ -65,9 +65,9 @@ class StepOutcome:
         return self.result is not None
 
 
-def episode_seed(run_seed: int, environment: int, episode: int) -> int:
-    """Seed of an episode in training; no two are alike, and it does not depend on who plays it."""
-    return derive(run_seed, "episode", environment, episode)
+def episode_seed(run_seed: int, number: int) -> int:
+    """Seed of a host that training sees; it does not depend on who plays it where."""
+    return derive(run_seed, "episode", number)
 
 
 def held_out_seed(run_seed: int, number: int) -> int:
