@@ -2,8 +2,7 @@
 
 A MAC is one multiplication with its addition. Counted are matrix products, convolutions, recurrent layers and
 attention; elementwise work, normalisation and pooling are not (the field's convention), nor are custom kernels. Causal
-attention counts in full. Counts come from one forward pass under ``torch.utils.flop_counter``, taught the kernels that
-it leaves out and kept from the fused ones that it cannot see.
+attention counts in full.
 
 A backward pass of a part whose weights are trained counts twice its forward: once for the gradient of the weights, once
 for that of the inputs. That is one input gradient too many for the first layer of a network. A frozen part that
@@ -12,7 +11,6 @@ gradient only passes through counts once; a part in front of everything that is 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, fields
@@ -20,11 +18,9 @@ from typing import Any, Final
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
+from esper.kasmina.macs import MacCounter, counting
 from esper.leyline import DataError, UsageError
-
-Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +52,11 @@ def count(
     left: dict[str, int] = {}
     with ExitStack() as stack:
         stack.enter_context(_undisturbed(model))
-        counter = stack.enter_context(FlopCounterMode(display=False, custom_mapping=_ALSO))
+        counter = stack.enter_context(counting())
         for slot, seed in (seeds or {}).items():
             _watch(stack, seed, slot, counter, entered, left)
         call()
-        total = counter.get_total_flops()
+        total = counter.total
     return Macs(
         forward=_share(total, examples),
         inside={slot: _share(left[slot] - entered[slot], examples) for slot in left},
@@ -133,15 +129,15 @@ _PURPOSES: Final = tuple(
 )
 
 
-def _share(flops: int, examples: int) -> int:
-    return -(-flops // (2 * examples))
+def _share(macs: int, examples: int) -> int:
+    return -(-macs // examples)
 
 
 def _watch(
     stack: ExitStack,
     seed: nn.Module,
     slot: str,
-    counter: FlopCounterMode,
+    counter: MacCounter,
     entered: dict[str, int],
     left: dict[str, int],
 ) -> None:
@@ -150,10 +146,10 @@ def _watch(
     def begins(module: nn.Module, args: Any) -> None:
         if slot in entered:
             raise UsageError(f"the seed in slot {slot!r} runs more than once in a forward pass; it cannot be counted")
-        entered[slot] = counter.get_total_flops()
+        entered[slot] = counter.total
 
     def ends(module: nn.Module, args: Any, output: Any) -> None:
-        left[slot] = counter.get_total_flops()
+        left[slot] = counter.total
 
     for handle in (seed.register_forward_pre_hook(begins), seed.register_forward_hook(ends)):
         stack.callback(handle.remove)
@@ -161,15 +157,9 @@ def _watch(
 
 @contextmanager
 def _undisturbed(model: nn.Module) -> Iterator[None]:
-    """Eval mode, no gradients, forked RNG, and none of the fused kernels that a dispatch mode cannot count."""
+    """Eval mode, no gradients, forked RNG."""
     training = [module for module in model.modules() if module.training]
-    fastpath = torch.backends.mha.get_fastpath_enabled()
-    with (
-        torch.no_grad(),
-        torch.random.fork_rng(),
-        torch.backends.cudnn.flags(enabled=False),
-    ):
-        torch.backends.mha.set_fastpath_enabled(False)
+    with torch.no_grad(), torch.random.fork_rng():
         for module in training:
             module.training = False
         try:
@@ -177,39 +167,3 @@ def _undisturbed(model: nn.Module) -> Iterator[None]:
         finally:
             for module in training:
                 module.training = True
-            torch.backends.mha.set_fastpath_enabled(fastpath)
-
-
-def _attention(query: Shape, key: Shape, value: Shape, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
-    """FLOPs of ``softmax(q k^T) v``; shapes are (batch, heads, length, width)."""
-    batch, heads, queries, width = query
-    return 2 * batch * heads * queries * key[2] * (width + value[3])
-
-
-def _matrix_vector(matrix: Shape, vector: Shape, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
-    return 2 * matrix[0] * matrix[1]
-
-
-def _added_matrix_vector(
-    bias: Shape, matrix: Shape, vector: Shape, *args: Any, out_shape: Any = None, **kwargs: Any
-) -> int:
-    return 2 * matrix[0] * matrix[1]
-
-
-def _dot(left: Shape, right: Shape, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
-    return 2 * left[0]
-
-
-def _recurrent(steps: Shape, from_input: Shape, from_hidden: Shape, *args: Any, **kwargs: Any) -> int:
-    """FLOPs of a recurrent layer over ``steps`` (time, batch, width), from its two weight matrices."""
-    return 2 * steps[0] * steps[1] * (math.prod(from_input) + math.prod(from_hidden))
-
-
-_ALSO: Final[dict[Any, Any]] = {
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
-    torch.ops.aten.mv: _matrix_vector,
-    torch.ops.aten.addmv: _added_matrix_vector,
-    torch.ops.aten.dot: _dot,
-    torch.ops.aten.mkldnn_rnn_layer: _recurrent,
-}
-"""Kernels that torch 2.13's counter leaves out."""
