@@ -10,7 +10,8 @@ from esper._version import __version__
 from esper.leyline import EsperError, unknown
 
 COMMANDS = {
-    "train": "train a host that grows: heuristic",
+    "train": "train a host that grows: heuristic, ppo",
+    "eval": "play a saved policy on held-out seeds beside its controls",
     "report": "rewrite a run's report and figures from its journal",
     "runs": "list runs with their state",
     "doctor": "say what is installed and which devices and extras work",

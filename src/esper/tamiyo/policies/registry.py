@@ -9,17 +9,21 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import entry_points
 from types import MappingProxyType
 from typing import Any, Final
 
 from esper.leyline import Policy, UsageError, unknown
 from esper.tamiyo.policies.heuristic import HeuristicPolicy
+from esper.tamiyo.policies.learned import LearnedPolicy
 from esper.tamiyo.policies.random import RandomPolicy
 from esper.tamiyo.policies.schedule import SchedulePolicy
 from esper.tamiyo.policies.static import StaticPolicy
 
 ENTRY_POINTS: Final = "esper.policies"
+LEARNED: Final = ".safetensors"
+"""How the name of a learned policy's file ends."""
 
 Maker = Callable[..., Policy]
 
@@ -34,7 +38,7 @@ def policy_names() -> tuple[str, ...]:
 
 
 def make_policy(name: str, **options: Any) -> Policy:
-    """The policy ``name``, or ``"module:ATTRIBUTE"``, made with ``options``.
+    """The policy ``name``, a learned one's file (``*.safetensors``), or ``"module:ATTRIBUTE"``, made with ``options``.
 
     Raises ``UsageError`` for an unknown name or option, or where what was found makes no policy.
     """
@@ -54,6 +58,8 @@ def make_policy(name: str, **options: Any) -> Policy:
 
 
 def _find(name: str) -> Maker:
+    if name.endswith(LEARNED):
+        return partial(LearnedPolicy.load, name)
     if ":" in name:
         return _resolve(name)
     if name in BUILT_IN:

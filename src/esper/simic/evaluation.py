@@ -1,0 +1,105 @@
+"""Policies side by side on the same seeds, and the search for the best fixed schedule among them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from esper.leyline import ActionSpace, Blend, FactoredAction, Op, Policy, RowSpec, UsageError
+from esper.tamiyo.policies import Entry, SchedulePolicy
+from esper.tolaria.executor import EpisodeResult, Executor
+
+
+def play(
+    executor: Executor, policies: Mapping[str, Policy], seeds: Sequence[int], max_epochs: int
+) -> Iterator[list[EpisodeResult]]:
+    """One episode per seed, every policy a row of it; yields one result per policy, in their order.
+
+    After the last epoch each policy is asked for a last word, as in every run of fixed policies.
+    """
+    for episode, seed in enumerate(seeds):
+        specs = [
+            RowSpec(env_id, episode, seed, max_epochs, arm=arm, policy=policy.name)
+            for env_id, (arm, policy) in enumerate(policies.items())
+        ]
+        views = executor.reset(specs)
+        for spec, policy in zip(specs, policies.values(), strict=True):
+            policy.reset([spec])
+        for _ in range(max_epochs):
+            before = time.perf_counter()
+            decisions = [policy.decide([view])[0] for policy, view in zip(policies.values(), views, strict=True)]
+            seconds = (time.perf_counter() - before) / len(policies)
+            views = [report.view for report in executor.step(decisions, seconds)]
+        yield executor.finish([policy.decide([view])[0] for policy, view in zip(policies.values(), views, strict=True)])
+
+
+@dataclass(frozen=True, slots=True)
+class SearchPlan:
+    """How hard to look for a schedule. The seeds must not be those it is then judged on."""
+
+    seeds: tuple[int, ...]
+    max_epochs: int
+    epochs: tuple[int, ...] = (1,)
+    """When a seed may germinate, in epochs done."""
+    max_seeds: int = 2
+    """Germinations in a schedule, found one after the other."""
+
+    def __post_init__(self) -> None:
+        if not self.seeds or not self.epochs or self.max_seeds < 1:
+            raise UsageError("the search for a schedule needs at least one seed, one epoch and one germination")
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The best schedule: its entries, its mean validation metric on the search's seeds, and what finding it took."""
+
+    entries: tuple[Entry, ...]
+    metric: float
+    schedules: int
+    macs: int
+
+
+def search_schedule(
+    make_executor: Callable[[], Executor], space: ActionSpace, plan: SearchPlan, higher_is_better: bool
+) -> Found:
+    """Greedy search: every single germination, then everything that may follow the best, while it gets better.
+
+    Validation decides; ``make_executor`` should not look at the test split.
+    """
+    sign = 1.0 if higher_is_better else -1.0
+    best: tuple[tuple[Entry, ...], float] | None = None
+    tried, macs = 0, 0
+    for _ in range(plan.max_seeds):
+        known = () if best is None else best[0]
+        candidates = [(*known, entry) for entry in _entries(space, plan) if _free(entry, known)]
+        if not candidates:
+            break
+        scores: list[list[float]] = [[] for _ in candidates]
+        policies: dict[str, Policy] = {str(i): SchedulePolicy(entries) for i, entries in enumerate(candidates)}
+        for results in play(make_executor(), policies, plan.seeds, plan.max_epochs):
+            for score, result in zip(scores, results, strict=True):
+                score.append(sign * result.validation_metric)
+                macs += result.total_macs
+        tried += len(candidates)
+        means = [fmean(score) for score in scores]
+        top = max(range(len(candidates)), key=means.__getitem__)
+        if best is not None and means[top] <= best[1]:
+            break
+        best = (candidates[top], means[top])
+    assert best is not None, "there is at least one slot and one blueprint"
+    return Found(best[0], sign * best[1], tried, macs)
+
+
+def _entries(space: ActionSpace, plan: SearchPlan) -> list[Entry]:
+    return [
+        Entry(epoch, FactoredAction(Op.GERMINATE, slot, blueprint, Blend.LINEAR, 1.0, 1))
+        for epoch in plan.epochs
+        for slot in space.slots
+        for blueprint in space.blueprints
+    ]
+
+
+def _free(entry: Entry, known: Sequence[Entry]) -> bool:
+    return all(other.action.slot != entry.action.slot for other in known)

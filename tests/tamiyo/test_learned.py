@@ -1,0 +1,103 @@
+"""A learned policy's file, and how it plays."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from safetensors.torch import save_file
+
+from esper.leyline import WAIT, DataError, Op, RowSpec, RowView, SeedStage, SlotView, UsageError
+from esper.tamiyo.features import LAYOUT
+from esper.tamiyo.network import GrowthNetwork, GrowthNetworkConfig
+from esper.tamiyo.policies import make_policy
+from esper.tamiyo.policies.learned import LearnedPolicy, load_policy, save_policy
+from esper.tolaria.legality import why_illegal
+from row_views import live_slot, row_view, row_views
+
+SPECS = [RowSpec(i, 0, 100 + i, 30) for i in range(3)]
+
+
+def network(cells: int = 8) -> GrowthNetwork:
+    torch.manual_seed(0)
+    made = GrowthNetwork(GrowthNetworkConfig.for_layout(LAYOUT, ("small", "large"), cells=cells))
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.mul_(2.0)
+    return made
+
+
+def test_a_saved_policy_comes_back(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "policy.safetensors"
+    written = save_policy(path, network(), {"task": "digits", "score": 0.5})
+    assert written.bytes == path.stat().st_size < 1_000_000
+    saved = load_policy(path)
+    assert saved.card == {"task": "digits", "score": 0.5} and saved.network.config == network().config
+    for name, tensor in network().state_dict().items():
+        assert torch.equal(tensor, saved.network.state_dict()[name])
+    assert isinstance(make_policy(str(path), greedy=True), LearnedPolicy)
+
+
+def test_files_that_are_no_policies_are_named(tmp_path: Path) -> None:
+    whole = tmp_path / "policy.safetensors"
+    save_policy(whole, network(), {})
+    content = whole.read_bytes()
+    for name, damaged in {"torn": content[:-10], "empty": b"", "junk": b"x" * 100}.items():
+        path = tmp_path / f"{name}.safetensors"
+        path.write_bytes(damaged)
+        with pytest.raises(DataError, match=name):
+            load_policy(path)
+    save_file({"a": torch.ones(1)}, tmp_path / "other.safetensors")
+    with pytest.raises(DataError, match="format"):
+        load_policy(tmp_path / "other.safetensors")
+    broken = network()
+    torch.nn.init.constant_(broken.op_out.bias, float("nan"))
+    save_policy(tmp_path / "nan.safetensors", broken, {})
+    with pytest.raises(DataError, match="not finite"):
+        load_policy(tmp_path / "nan.safetensors")
+
+
+@settings(max_examples=20)
+@given(row_views())
+def test_it_never_acts_illegally(view: RowView) -> None:
+    policy = LearnedPolicy(network())
+    policy.reset(SPECS[:1])
+    for _ in range(4):
+        (decision,) = policy.decide([view])
+        assert why_illegal(view, decision.action) is None
+
+
+@pytest.mark.parametrize("cells", [0, 8])
+@pytest.mark.parametrize("greedy", [False, True])
+def test_a_row_decides_the_same_whoever_plays_beside_it(cells: int, greedy: bool) -> None:
+    rest = (SlotView("slot1"), SlotView("slot2"))
+    views = [row_view(), row_view(live_slot("slot0", SeedStage.HOLDING, alpha=1.0), *rest), row_view(epoch=9)]
+    together, alone = LearnedPolicy(network(cells), greedy=greedy), LearnedPolicy(network(cells), greedy=greedy)
+    together.reset(SPECS)
+    rounds = [together.decide(views) for _ in range(5)]
+    for i, view in enumerate(views):
+        alone.reset([SPECS[i]])
+        assert [alone.decide([view])[0] for _ in range(5)] == [decisions[i] for decisions in rounds]
+
+
+def test_many_rows_take_several_batches() -> None:
+    policy = LearnedPolicy(network())
+    specs = [RowSpec(i, 0, i, 30) for i in range(11)]
+    policy.reset(specs)
+    assert len(policy.decide([row_view()] * 11)) == 11
+
+
+def test_after_the_last_epoch_it_waits() -> None:
+    policy = LearnedPolicy(network())
+    policy.reset(SPECS[:1])
+    (decision,) = policy.decide([row_view(live_slot("slot0", SeedStage.HOLDING, alpha=1.0), epoch=30)])
+    assert decision.action == WAIT and decision.action.op is Op.WAIT
+
+
+def test_it_must_be_reset_for_its_rows() -> None:
+    policy = LearnedPolicy(network())
+    policy.reset(SPECS[:1])
+    with pytest.raises(UsageError, match="reset"):
+        policy.decide([row_view()] * 2)
