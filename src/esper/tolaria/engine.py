@@ -277,7 +277,7 @@ class ModuleEngine:
             slots=tuple(slot.view() for slot in row.slots.values()),
             blueprints=tuple(self.subject.blueprints),
             blueprint_parameters=self._sizes,
-            host_parameters=sum(p.numel() for p in row.trainer.model.host_parameters()),
+            host_parameters=row.trainer.host_size,
             metric=row.metric,
             loss=row.loss,
             train_loss=row.train_loss,
@@ -371,7 +371,8 @@ class ModuleEngine:
 
 def _plain_outcome(outcome: ActionOutcome) -> dict[str, Any]:
     action = asdict(outcome.action)
-    return {**asdict(outcome), "action": {**action, "op": outcome.action.op.name}}
+    blend = None if outcome.action.blend is None else outcome.action.blend.value
+    return {**asdict(outcome), "action": {**action, "op": outcome.action.op.name, "blend": blend}}
 
 
 def _read_outcome(plain: Mapping[str, Any]) -> ActionOutcome:

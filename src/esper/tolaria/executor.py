@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from esper.leyline import (
+    WAIT,
     ActionOutcome,
     AlphaConfig,
     Decision,
@@ -141,13 +142,14 @@ class Executor:
 
     def complete(self, trained: Sequence[TrainResult], policy_seconds: float | None = None) -> list[StepReport]:
         """The second half of :meth:`step`: measure what was trained, and settle."""
-        plans = [self._plan(view) for view in self.engine.views(self.rows)]
+        views = self.engine.views(self.rows)
+        plans = [self._plan(view) for view in views]
         result = self.engine.evaluate(self.rows, [plan.configs for plan in plans])
         reports = []
         for i, (row, outcome) in enumerate(zip(self._rows, self._outcomes, strict=True)):
             readout = counterfactual.read(plans[i], result, i, self.metric)
             rolled_back = self._rolled_back(i, readout, trained[i], outcome)
-            view = self._settle(i, readout, result, rolled_back)
+            view = self._settle(i, views[i], readout, result, rolled_back)
             seconds = {
                 "train": trained[i].seconds,
                 "input_wait": trained[i].input_wait_seconds,
@@ -233,7 +235,9 @@ class Executor:
         for i, (decision, veto) in enumerate(zip(decisions, vetoes, strict=True)):
             if veto is not None:
                 outcomes[i] = ActionOutcome(decision.action, success=False, illegal=True, why_not=veto)
-        for row, view, outcome in zip(self._rows, self.engine.views(self.rows), outcomes, strict=True):
+        if any(outcome.success and outcome.action != WAIT for outcome in outcomes):
+            views = self.engine.views(self.rows)
+        for row, view, outcome in zip(self._rows, views, outcomes, strict=True):
             row.narrator.command_answered(outcome)
             row.narrator.note_births(view)
         return outcomes
@@ -266,13 +270,13 @@ class Executor:
             self.engine.quarantine(i, rollback.suspect, rollback.veto_epochs, rollback.reason)
         return True
 
-    def _settle(self, i: int, readout: Readout, result: EvalResult, rolled_back: bool) -> RowView:
+    def _settle(self, i: int, trained: RowView, readout: Readout, result: EvalResult, rolled_back: bool) -> RowView:
         """Record the epoch's facts and let the slots tick; of a state that is gone nothing is recorded."""
         row = self._rows[i]
         if rolled_back:
             self.engine.settle([i], self.epoch, [EpochMeasurement(None, None, {})])
             return self.engine.views([i])[0]
-        row.narrator.counterfactuals(self.engine.views([i])[0], readout, result, i)
+        row.narrator.counterfactuals(trained, readout, result, i)
         self.engine.settle([i], self.epoch, [EpochMeasurement(readout.metric, readout.loss, readout.facts)])
         view = self.engine.views([i])[0]
         if row.governor.snapshot_due(self.epoch):

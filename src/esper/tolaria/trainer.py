@@ -78,6 +78,8 @@ class Trainer:
             on_telemetry=on_telemetry,
         )
         self.host_parameters = [p for p in self.model.host_parameters() if p.requires_grad]
+        self.host_size = sum(p.numel() for p in self.model.host_parameters())
+        """Parameters of the host, frozen ones too."""
         self.optimizer = self.material.optimizer
         self.batches = self.material.batches
         self.ledger = Ledger()
