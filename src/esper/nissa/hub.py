@@ -95,6 +95,8 @@ class NissaHub:
         """``last_seq``: where a resumed run's checkpoint was; the next event gets the one after it."""
         self.producer = producer
         self.last_seq = last_seq
+        self._others: dict[str, int] = {}
+        """Last seq of events that name another producer."""
         self.level = Level.parse(level)
         self.lifecycle_only = lifecycle_only
         self._config = config or HubConfig()
@@ -143,8 +145,26 @@ class NissaHub:
             self._set_rules()
             self._announce()
 
+    def state(self) -> dict[str, Any]:
+        """Where numbering and sampling are, and what is told, JSON-able."""
+        return {
+            "last_seq": self.last_seq,
+            "others": dict(self._others),
+            "sampled": {kind.name: turn for kind, turn in self._sampled.items()},
+            "level": self.level.value,
+            "lifecycle_only": self.lifecycle_only,
+        }
+
+    def resume(self, state: Mapping[str, Any]) -> None:
+        """Go on, before the first event, from where :meth:`state` was taken. A level that has not changed since was
+        said before."""
+        with self._lock:
+            self.last_seq, self._others = state["last_seq"], dict(state["others"])
+            self._sampled = {TelemetryEventType[name]: turn for name, turn in state["sampled"].items()}
+            self._ready = (self.level.value, self.lifecycle_only) == (state["level"], state["lifecycle_only"])
+
     def emit(self, event: TelemetryEvent) -> None:
-        """Stamp ``event`` where it has no stamp yet and hand it to every sink.
+        """Stamp ``event`` where it has no stamp yet and hand it to every sink. Each producer has its own numbers.
 
         Raises :class:`TelemetryError` when a required sink fails on it.
         """
@@ -224,9 +244,12 @@ class NissaHub:
 
     def _send(self, event: TelemetryEvent) -> None:
         if event.seq is None:
-            self.last_seq += 1
-            event.seq = self.last_seq
-            event.producer = self.producer
+            if event.producer is None or event.producer == self.producer:
+                self.last_seq += 1
+                event.seq = self.last_seq
+                event.producer = self.producer
+            else:
+                event.seq = self._others[event.producer] = self._others.get(event.producer, 0) + 1
         if event.timestamp is None:
             event.timestamp = time.time()
         if event.t_mono is None:

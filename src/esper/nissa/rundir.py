@@ -6,10 +6,12 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
+
+import msgspec
 
 from esper.leyline import DataError, UsageError
 from esper.nissa.files import write_atomically
@@ -69,6 +71,13 @@ class RunDirectory:
         except OSError as error:
             raise DataError(f"{directory / MANIFEST}: cannot be read: {error.strerror or error}") from None
         return cls(directory, decode_manifest(data, directory / MANIFEST))
+
+    def note_resume(self, after_seq: int, overrides: Sequence[str]) -> None:
+        """Write into the manifest who goes on with the run, from where, and with which settings changed."""
+        resume = {"time": time.time(), "pid": os.getpid(), "after_seq": after_seq, "overrides": list(overrides)}
+        before = self.manifest.details
+        details = {**before, "pid": os.getpid(), "resumes": [*before.get("resumes", []), resume]}
+        write_atomically(self.path / MANIFEST, encode_manifest(msgspec.structs.replace(self.manifest, details=details)))
 
     @property
     def run_id(self) -> str:

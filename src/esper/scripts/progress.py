@@ -83,6 +83,12 @@ class Progress:
         description = f"ep {episode}"
         self._bar.update(self._task, description=description, completed=episode * self._plan.max_epochs + epoch)
 
+    def say(self, lines: Sequence[str]) -> None:
+        """Lines that stay."""
+        if not self._quiet:
+            for line in lines:
+                self._console.print(Text(line), soft_wrap=True)
+
     def episode(self, results: Sequence[EpisodeResult]) -> None:
         """Take in an episode's end: one line that stays."""
         if self._quiet:

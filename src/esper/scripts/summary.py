@@ -31,7 +31,7 @@ def print_summary(directory: Path, console: Console) -> None:
         if len(grown) > SEEDS_SHOWN:
             console.print(Text(f"{len(grown) - SEEDS_SHOWN} more stand in the report.", style="dim"))
     for problem in damage:
-        console.print(Text(f"journal: {problem}", style="yellow"), soft_wrap=True)
+        console.print(Text(f"journal: {problem.text}", style="yellow"), soft_wrap=True)
     report = write_report(directory)
     console.print()
     places = [("run", directory), ("report", report)]

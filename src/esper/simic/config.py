@@ -48,7 +48,7 @@ class RunConfig:
     """Epochs."""
     counterfactual_every: int = 1
     """Epochs."""
-    checkpoint_every: int = 0
+    checkpoint_every: int = 10
     """Epochs between checkpoints; 0 writes one only when the run is interrupted."""
     export: bool = True
     quiet: bool = False

@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 import os
-import signal
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from types import FrameType
-from typing import Any
+from typing import Any, Final
 
 import torch
 
-from esper.leyline import EsperError, Metric, TelemetryEvent
+from esper.leyline import Metric, TelemetryEvent
 from esper.leyline import TelemetryEventType as T
 from esper.nissa.hub import NissaHub
-from esper.nissa.journal import JournalWriter
+from esper.nissa.journal import JournalWriter, Supersede
 from esper.nissa.rundir import RunDirectory
+from esper.simic.stopping import Stopped, StopRequests
 
-
-class Terminated(EsperError):
-    """SIGTERM arrived."""
-
-    exit_code = 143
+RUN: Final = "run"
+"""Producer of what is said about the run as such, checkpoints and resumes: the events of training keep their numbers
+however often a run was cut."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +34,20 @@ class SessionConfig:
     level: str = "normal"
     lifecycle_only: bool = False
     manifest: Mapping[str, Any] = field(default_factory=dict)
+    resume: ResumePoint | None = None
+    """Go on in the run directory that this says, in a new segment of its journal; ``run_dir`` is not looked at."""
+
+
+@dataclass(frozen=True, slots=True)
+class ResumePoint:
+    """Where in a run's history to go on: behind event ``hub["last_seq"]`` of training."""
+
+    directory: RunDirectory
+    hub: Mapping[str, Any]
+    """See :meth:`NissaHub.state`."""
+    seconds: float
+    cpu_seconds: float
+    """What the run had taken up to there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,65 +70,96 @@ class Announcement:
 class Session:
     """An open run. ``emit`` takes events; ``directory`` is where everything goes."""
 
-    def __init__(self, directory: RunDirectory, hub: NissaHub) -> None:
+    def __init__(self, directory: RunDirectory, hub: NissaHub, stop: StopRequests, point: ResumePoint | None) -> None:
         self.directory = directory
         self.hub = hub
-        self.started = time.perf_counter()
+        self.stop = stop
+        self.point = point
+        before = (0.0, 0.0) if point is None else (point.seconds, point.cpu_seconds)
+        self._started = time.perf_counter() - before[0]
+        self._cpu_started = (0.0 if point is None else time.process_time()) - before[1]
 
     @property
     def path(self) -> Path:
         """The run directory."""
         return self.directory.path
 
+    @property
+    def seconds(self) -> float:
+        """What the run has taken, without work that a resume repeated."""
+        return time.perf_counter() - self._started
+
+    @property
+    def cpu_seconds(self) -> float:
+        """The same in CPU time."""
+        return time.process_time() - self._cpu_started
+
     def emit(self, event: TelemetryEvent) -> None:
         """Send an event to every sink."""
         self.hub.emit(event)
 
     def announce(self, kind: str, what: Announcement) -> None:
-        """Say what is about to run."""
+        """Say what is about to run, or to go on."""
         metric = {name: value for name, value in asdict(what.metric).items() if value is not None}
         plain = {**asdict(what), "slots": list(what.slots), "blueprints": list(what.blueprints), "metric": metric}
-        threads = torch.get_num_threads()
-        self.say(T.TRAINING_STARTED, run_id=self.directory.run_id, kind=kind, threads=threads, **plain)
+        about = {"run_id": self.directory.run_id, "kind": kind, "threads": torch.get_num_threads(), **plain}
+        if self.point is None:
+            self.say(T.TRAINING_STARTED, **about)
+        else:
+            self.note(T.TRAINING_STARTED, **about, resumed_after_seq=self.point.hub["last_seq"])
 
     def say(self, event_type: T, **data: Any) -> None:
         """Send an event of the run itself."""
         self.hub.emit(TelemetryEvent(event_type=event_type, data=data))
 
+    def note(self, event_type: T, **data: Any) -> None:
+        """Send an event about checkpoints and resumes, which an uninterrupted run would not have."""
+        self.hub.emit(TelemetryEvent(event_type=event_type, producer=RUN, data=data))
+
 
 @contextmanager
 def open_session(config: SessionConfig) -> Iterator[Session]:
-    """Create the run directory and its journal; on the way out say how the run ended and close everything.
+    """Create the run directory and its journal, or go on with them; on the way out say how the run ended and close all.
 
-    SIGTERM raises :class:`Terminated` inside the block, Ctrl-C ``KeyboardInterrupt``; both are written down.
+    SIGTERM and Ctrl-C raise :class:`Stopped` inside the block, at once or where the run next stands between two epochs
+    (see :class:`StopRequests`); both are written down.
     """
+    directory, journal = _resumed(config.resume) if config.resume is not None else _created(config)
+    hub = NissaHub(level=config.level, lifecycle_only=config.lifecycle_only)
+    if config.resume is not None:
+        hub.resume(config.resume.hub)
+    hub.add_sink(journal, name="journal")
+    status, reason = "completed", None
+    with StopRequests() as stop:
+        session = Session(directory, hub, stop, config.resume)
+        try:
+            yield session
+        except Stopped as error:
+            status, reason = error.status, str(error)
+            raise
+        except KeyboardInterrupt:
+            status, reason = "interrupted", "Ctrl-C"
+            raise
+        except BaseException as error:
+            status, reason = "failed", f"{type(error).__name__}: {error}"
+            raise
+        finally:
+            why = {} if reason is None else {"reason": reason}
+            session.say(
+                T.TRAINING_ENDED, status=status, **why, seconds=session.seconds, cpu_seconds=session.cpu_seconds
+            )
+            hub.close()
+
+
+def _created(config: SessionConfig) -> tuple[RunDirectory, JournalWriter]:
     where = Path("runs") if config.run_dir is None else Path(config.run_dir).absolute()
     base, run_id = (where, None) if config.run_dir is None else (where.parent, where.name)
     manifest = {"kind": config.kind, "pid": os.getpid(), **config.manifest}
     directory = RunDirectory.create(base, run_id, manifest)
-    hub = NissaHub(level=config.level, lifecycle_only=config.lifecycle_only)
-    hub.add_sink(JournalWriter(directory.path, run_id=directory.run_id), name="journal")
-    session = Session(directory, hub)
-    before = signal.signal(signal.SIGTERM, _terminate)
-    status, reason = "completed", None
-    try:
-        yield session
-    except KeyboardInterrupt:
-        status, reason = "interrupted", "Ctrl-C"
-        raise
-    except Terminated as error:
-        status, reason = "preempted", str(error)
-        raise
-    except BaseException as error:
-        status, reason = "failed", f"{type(error).__name__}: {error}"
-        raise
-    finally:
-        signal.signal(signal.SIGTERM, before)
-        why = {} if reason is None else {"reason": reason}
-        seconds = time.perf_counter() - session.started
-        session.say(T.TRAINING_ENDED, status=status, **why, seconds=seconds, cpu_seconds=time.process_time())
-        hub.close()
+    return directory, JournalWriter(directory.path, run_id=directory.run_id)
 
 
-def _terminate(number: int, frame: FrameType | None) -> None:
-    raise Terminated(f"terminated by {signal.Signals(number).name}")
+def _resumed(point: ResumePoint) -> tuple[RunDirectory, JournalWriter]:
+    directory = point.directory
+    supersede = Supersede("train", point.hub["last_seq"])
+    return directory, JournalWriter(directory.path, run_id=directory.run_id, supersede=supersede)

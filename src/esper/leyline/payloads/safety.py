@@ -60,6 +60,12 @@ class CheckpointLoaded(TypedDict):
     exact: bool
     after_seq: NotRequired[int]
     differences: NotRequired[list[str]]
+    overrides: NotRequired[list[str]]
+    passed_over: NotRequired[list[str]]
+
+
+"""``overrides`` are settings that the resume changed (``name: before -> after``), ``passed_over`` newer checkpoints that
+were not whole."""
 
 
 class TelemetryDropped(TypedDict):

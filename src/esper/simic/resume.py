@@ -1,0 +1,282 @@
+"""Exact resume: a run saves itself where it stands between two epochs, and goes on from there bit for bit.
+
+A checkpoint is written behind the journal: first everything said so far goes to the disk, then the checkpoint that
+names the last event it belongs to. A resume opens a new segment of the journal, which takes back what was said after
+that event; nothing that was committed is removed. Whatever can be wrong is found before anything is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Final, Generic, TypeVar
+
+from esper._version import __version__
+from esper.leyline import DataError, TelemetryEvent, UsageError
+from esper.leyline import TelemetryEventType as T
+from esper.nissa.reader import read_journal
+from esper.nissa.rundir import RunDirectory
+from esper.simic.assembly import Workload
+from esper.simic.config import Resolved, resolve
+from esper.simic.session import ResumePoint, Session
+from esper.simic.stopping import Stopped
+from esper.tolaria import checkpoint, rng
+from esper.tolaria.checkpoint import Loaded
+from esper.tolaria.nested import State, join, split
+
+KEPT: Final = 2
+"""Checkpoints that stay: the newest, and one to fall back to should it be damaged."""
+
+SAFE: Final = frozenset(
+    {
+        "quiet",
+        "telemetry_level",
+        "telemetry_lifecycle_only",
+        "checkpoint_every",
+        "export",
+        "threads",
+    }
+)
+"""Settings that a resume may change: they change what is told and kept, not what is computed. The number of threads
+changes the order of sums; the resume then says that it is not exact."""
+
+C = TypeVar("C")
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What the command line says about resuming."""
+
+    run: Path
+    override: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Past(Generic[C]):
+    """A run that can be resumed, found whole. ``resolved`` is its configuration with what was overridden."""
+
+    directory: RunDirectory
+    loaded: Loaded
+    resolved: Resolved[C]
+    overrides: list[str]
+    remarks: list[str]
+    """What keeps the resume from being exact besides the machine."""
+
+    @property
+    def point(self) -> ResumePoint:
+        """For :class:`~esper.simic.session.SessionConfig`."""
+        extra = self.loaded.extra
+        return ResumePoint(self.directory, extra["hub"], extra["seconds"], extra["cpu_seconds"])
+
+    @property
+    def differences(self) -> list[str]:
+        """What keeps the resumed run from equalling the uninterrupted one bit for bit; empty when nothing does."""
+        return [*self.loaded.differences, *self.remarks]
+
+    def require(self, subject: Mapping[str, Any]) -> None:
+        """Raises ``DataError`` where the run was about something else than ``subject`` (see :func:`subject_of`)."""
+        saved = self.loaded.extra["subject"]
+        for name in sorted({*saved, *subject}):
+            if saved.get(name) != subject.get(name):
+                raise DataError(
+                    f"{self.directory.path} cannot be resumed here: its {name} is {saved.get(name)}, "
+                    f"here it is {subject.get(name)}"
+                )
+
+    def restore(self, load: Callable[[State], None]) -> None:
+        """Hand the saved state to ``load``."""
+        with self._whole():
+            load(self._parts()["run"])
+
+    def restore_chance(self) -> None:
+        """Put the process's random generators where they were; last of all, for setting up draws from them."""
+        with self._whole():
+            rng.load_process(self._parts()["chance"])
+
+    def _parts(self) -> dict[str, State]:
+        return split(State(tensors=self.loaded.tensors, plain=self.loaded.plain), "run", "chance")
+
+    @contextmanager
+    def _whole(self) -> Iterator[None]:
+        try:
+            yield
+        except (KeyError, TypeError, ValueError, RuntimeError, IndexError) as error:
+            what = f"{type(error).__name__}: {error}"
+            raise DataError(
+                f"{self.loaded.path}: not a state that this Esper {__version__} can load: {what}"
+            ) from error
+
+    def say(self, session: Session) -> None:
+        """Write down what is resumed, and from where."""
+        optional = {"overrides": self.overrides, "passed_over": self.loaded.passed_over}
+        payload = self.loaded.to_payload(self.loaded.extra["hub"]["last_seq"])
+        payload |= {"exact": not self.differences} | {name: value for name, value in optional.items() if value}
+        payload |= {"differences": self.differences} if self.differences else {}
+        session.note(T.CHECKPOINT_LOADED, **payload)
+        self.directory.note_resume(self.loaded.extra["hub"]["last_seq"], self.overrides)
+
+    def lines(self) -> list[str]:
+        """The same for a person."""
+        where = f"resumed after step {self.loaded.step} ({self.loaded.path})"
+        told = [f"changed: {change}" for change in self.overrides]
+        told += [f"passed over: {damage}" for damage in self.loaded.passed_over]
+        if self.differences:
+            return [f"{where}; not bit for bit, since here something differs", *self.differences, *told]
+        return [f"{where}; from here on it equals the uninterrupted run bit for bit", *told]
+
+
+def subject_of(load: Workload, **more: Any) -> dict[str, Any]:
+    """What a run is about: a checkpoint can be resumed with this and nothing else. JSON-able."""
+    task = load.task
+    return {
+        "task": task.name,
+        "data digest": task.data.digest,
+        "slots": {slot: str(path) for slot, path in task.sites.items()},
+        "blueprints": list(task.blueprints),
+        "epochs of an episode": load.max_epochs,
+        "device": load.device,
+        **more,
+    }
+
+
+def find(asked: Asked, kind: str, of: type[C], given: Mapping[str, Any]) -> Past[C]:
+    """The run to resume, checked. ``given`` are settings that were given anew.
+
+    Raises ``DataError`` for what is damaged or missing, ``UsageError`` for a run of another kind, one that is over, or
+    settings that differ and must not. Writes nothing.
+    """
+    directory = RunDirectory.open(asked.run)
+    was = directory.manifest.details.get("kind")
+    if was != kind:
+        raise UsageError(f"{directory.path} is a run of esper train {was}; this is esper train {kind}")
+    loaded = checkpoint.load_newest(directory.checkpoints)
+    extra = loaded.extra
+    if extra.get("run_id") != directory.run_id:
+        raise DataError(f"{loaded.path} belongs to run {extra.get('run_id')!r}, not to {directory.run_id!r}")
+    ended = _journal_end(directory.path, loaded)
+    saved = resolve(of, {}, extra["config"])
+    resolved = resolve(of, given, extra["config"])
+    changes = {
+        each.name: (before, after)
+        for each in fields(of)  # type: ignore[arg-type]
+        if (before := getattr(saved.config, each.name)) != (after := getattr(resolved.config, each.name))
+    }
+    overrides = [f"{name}: {before} -> {after}" for name, (before, after) in changes.items()]
+    if changes:
+        _check_changes(asked, changes, overrides, extra["least"])
+    if ended == "completed" and not set(changes) & set(extra["least"]):
+        raise UsageError(f"{directory.path}: the run is completed; there is nothing to resume")
+    remarks = list(extra["remarks"])
+    if extra["esper"] != __version__:
+        remarks.append(f"esper: saved with {extra['esper']}, here {__version__}")
+    return Past(directory, loaded, resolved, overrides, remarks)
+
+
+def _check_changes(
+    asked: Asked, changes: Mapping[str, tuple[Any, Any]], overrides: list[str], least: Mapping[str, int]
+) -> None:
+    listed = "; ".join(overrides)
+    legal = ", ".join(sorted({*SAFE, *least}))
+    if not asked.override:
+        raise UsageError(
+            f"the run to resume had other settings: {listed}. --override changes them, where that is safe: {legal}"
+        )
+    for name, (_, after) in changes.items():
+        if name in least and after < least[name]:
+            raise UsageError(f"{name} cannot become {after}: the run has come further; {least[name]} or more is legal")
+        if name not in SAFE and name not in least:
+            raise UsageError(
+                f"{name} cannot change in a resumed run (asked for: {listed}); legal: {legal}. Start a new run instead"
+            )
+
+
+def _journal_end(path: Path, loaded: Loaded) -> str | None:
+    """How the run ended so far, if it did. Raises ``DataError`` where the journal lacks what the checkpoint follows."""
+    belongs = loaded.extra["hub"]["last_seq"]
+    last, status = 0, None
+    for event in read_journal(path):
+        if event.producer == "train" and event.seq is not None:
+            last = event.seq
+        status = event.data.get("status") if event.event_type is T.TRAINING_ENDED else status
+    if last < belongs:
+        raise DataError(f"{path}: checkpoint {loaded.path.name} follows event {belongs}, the journal ends at {last}")
+    return status
+
+
+class Outbox:
+    """Where a run's events go: nowhere before the run is open, for a state is loaded without a word."""
+
+    def __init__(self) -> None:
+        self._session: Session | None = None
+
+    def open(self, session: Session) -> None:
+        """From now on events go to ``session``."""
+        self._session = session
+
+    def emit(self, event: TelemetryEvent) -> None:
+        """Send an event on."""
+        if self._session is None:
+            raise RuntimeError(f"{event.event_type.name} was emitted before the run was open")
+        self._session.hub.emit(event)
+
+
+@dataclass(frozen=True, slots=True)
+class About:
+    """What each checkpoint says about its run."""
+
+    kind: str
+    config: Mapping[str, Any]
+    """name -> resolved value."""
+    subject: Mapping[str, Any]
+    remarks: tuple[str, ...] = ()
+    """What keeps a resume from being exact, known beforehand."""
+
+
+class Keeper:
+    """Saves a run every ``every`` steps, and when it was asked to stop. ``every`` 0 saves only then."""
+
+    def __init__(
+        self,
+        session: Session,
+        about: About,
+        state: Callable[[], State],
+        *,
+        every: int,
+        least: Callable[[], dict[str, int]],
+    ) -> None:
+        """``least`` says how small those settings may become by which the run can be made longer or shorter."""
+        self.session, self.about, self.every = session, about, every
+        self._state, self._least = state, least
+
+    def boundary(self, step: int) -> None:
+        """Call it wherever the run can be resumed from. Raises :class:`Stopped` when a signal asked for it."""
+        asked = self.session.stop.requested
+        if asked is not None:
+            self.save(step, "signal")
+            message = str(Stopped(asked))
+            raise Stopped(asked, f"{message}; esper train {self.about.kind} --resume {self.session.path} goes on")
+        if self.every and step % self.every == 0:
+            self.save(step, "scheduled")
+
+    def save(self, step: int, reason: str) -> None:
+        """Write a checkpoint of what is now, behind the journal. Raises ``DataError`` where that cannot be."""
+        session, about = self.session, self.about
+        session.hub.flush(barrier=True)
+        hub = session.hub.state()
+        state = join({"run": self._state(), "chance": rng.process_state()})
+        extra = {
+            "run_id": session.directory.run_id,
+            "config": dict(about.config),
+            "subject": dict(about.subject),
+            "least": self._least(),
+            "remarks": list(about.remarks),
+            "hub": hub,
+            "seconds": session.seconds,
+            "cpu_seconds": session.cpu_seconds,
+            "esper": __version__,
+        }
+        where = session.directory.checkpoints
+        saved = checkpoint.save(where, step, state["tensors"], state["plain"], extra, keep=KEPT)
+        session.note(T.CHECKPOINT_SAVED, **saved.to_payload(reason, hub["last_seq"]))
