@@ -29,7 +29,9 @@ def reward_computed(state: RunState, event: TelemetryEvent) -> None:
     if environment is None:
         state.unplaced += 1
         return
-    measure(environment.facts, {"reward": event.data.get("total")}, ("reward",), event)
+    parts = {f"reward.{name}": value for name, value in event.data.get("components", {}).items()}
+    facts = {"reward": event.data.get("total"), "objective": event.data.get("objective"), **parts}
+    measure(environment.facts, facts, facts, event)
 
 
 def detected(state: RunState, event: TelemetryEvent) -> None:

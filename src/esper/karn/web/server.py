@@ -17,6 +17,7 @@ from typing import Any, Final
 import msgspec
 
 from esper.karn import runs as run_list
+from esper.karn.compare import compare
 from esper.karn.detail import build_detail
 from esper.karn.filter import parse
 from esper.karn.replay import Timeline
@@ -50,6 +51,7 @@ NOT_BUILT: Final = (
 MAX_MESSAGE: Final = 64 * 1024
 MAX_CLIENTS: Final = 256
 MAX_EVENTS: Final = 1000
+MAX_COMPARED: Final = 16
 SEND_TIMEOUT: Final = 30.0
 """Seconds after which a client that takes nothing is let go."""
 DEFAULT_PORT: Final = 8471
@@ -90,6 +92,7 @@ def make_app(target: str | Path, access: Access, *, static: Path | None = None, 
         Route("/api/environment/{env:int}", _answer(hangar, _environment)),
         Route("/api/timeline", _answer(hangar, _timeline)),
         Route("/api/events", _answer(hangar, _events)),
+        Route("/api/compare", _answer(hangar, _compare)),
         Route("/api/schema", _answer(hangar, _schema)),
         Route("/metrics", _answer(hangar, _metrics)),
         WebSocketRoute("/ws", _socket(hangar)),
@@ -192,6 +195,15 @@ async def _events(deck: Deck, request: HttpRequest) -> Response:
     return _json({"events": await anyio.to_thread.run_sync(search), "of": timeline.events, "before": before})
 
 
+async def _compare(deck: Deck, request: HttpRequest) -> Response:
+    """The newest runs, or those named in ``runs`` with commas."""
+    paths = {path.name: path for path in deck.paths()}
+    names = [name for name in request.query_params.get("runs", "").split(",") if name] or list(paths)[-MAX_COMPARED:]
+    if strange := [name for name in names if name not in paths]:
+        raise unknown("run", strange[0], paths)
+    return _json(await anyio.to_thread.run_sync(lambda: compare([paths[name] for name in names])))
+
+
 async def _open_timeline(deck: Deck, request: HttpRequest) -> Timeline:
     feed = deck.feed(request.query_params.get("run"))
     return await anyio.to_thread.run_sync(lambda: Timeline(feed.directory, cache=deck.cache))
@@ -240,7 +252,7 @@ async def _converse(websocket: WebSocket, client: Client) -> None:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        with contextlib.suppress(RuntimeError, OSError):
+        with contextlib.suppress(WebSocketDisconnect, RuntimeError, OSError):
             await websocket.close()
 
 

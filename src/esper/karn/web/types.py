@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from esper.karn.compare import Comparison
 from esper.karn.schema import json_schema
 from esper.karn.web.columns import CELL_COLUMNS, ENV_COLUMNS, NO_STAGE, Gate, Kind
 from esper.karn.web.feed import Request
@@ -24,9 +25,10 @@ from esper.leyline import SeedStage, TelemetryEventType
 def page_schema() -> dict[str, Any]:
     """Schema of snapshot, drawer, frame content (``View``) and request, and under ``x-esper`` the constants."""
     schema = json_schema()
-    _, components = msgspec.json.schema_components((View, Request), ref_template="#/$defs/{name}")
+    _, components = msgspec.json.schema_components((View, Request, Comparison), ref_template="#/$defs/{name}")
     schema["$defs"] = dict(sorted({**schema["$defs"], **components}.items()))
     schema["properties"] |= {"view": {"$ref": "#/$defs/View"}, "request": {"$ref": "#/$defs/Request"}}
+    schema["properties"]["comparison"] = {"$ref": "#/$defs/Comparison"}
     schema["required"] = sorted(schema["properties"])
     schema["x-esper"] = {
         "magic": MAGIC.decode(),

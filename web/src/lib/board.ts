@@ -1,0 +1,343 @@
+/** The flight board on a canvas: only lines in sight are drawn, from rows where there are some, else from columns. */
+import { ABSENT, LEVEL_GLYPH, marked, number } from "./format";
+import { WIRE, type Chip, type EnvironmentRow, type Figure } from "./schema";
+import type { Line } from "./store.svelte";
+import type { Columns } from "./wire";
+
+type Level = EnvironmentRow["level"];
+
+export interface Layout {
+  width: number;
+  height: number;
+  narrow: boolean;
+  line: number;
+  head: number;
+  ratio: number;
+  map: number;
+}
+
+export interface Scene {
+  lines: Line[];
+  rows: Record<string, EnvironmentRow>;
+  columns: Columns | null;
+  slots: string[];
+  unit: string;
+  scroll: number;
+  cursor: number | null;
+  opened: number | undefined;
+  now: number | undefined;
+}
+
+export type Paint = (name: string) => string;
+
+const STAGES = Object.entries(WIRE.stages).reduce<string[]>((names, [name, code]) => ((names[code] = name), names), []);
+const GLYPHS: Record<string, string> = WIRE.glyphs;
+export const RANKS: Array<[number, Level]> = [[1, "critical"], [0.6, "bad"], [0.25, "watch"]];
+
+export function layoutOf(width: number, height: number, lines: number): Layout {
+  const narrow = width < 560;
+  const line = narrow ? 52 : 30;
+  const head = narrow ? 0 : 26;
+  const overflow = lines * line > height - head;
+  return { width, height, narrow, line, head, ratio: Math.min(2, devicePixelRatio || 1), map: overflow && !narrow ? 36 : 0 };
+}
+
+export const stageName = (code: number | undefined): string | undefined => STAGES[code ?? WIRE.noStage];
+export const glyphOf = (stage: string | undefined): string => GLYPHS[stage ?? ""] ?? "?";
+
+/** A row as far as columns tell it, for environments whose whole rows have not come yet. */
+export function rowFromColumns(columns: Columns, index: number, slots: string[]): EnvironmentRow {
+  const fact = (name: (typeof WIRE.envColumns)[number]): Figure | undefined => {
+    const at = WIRE.envColumns.indexOf(name) * columns.count + index;
+    return figureOf(columns.env[at], columns.envKind[at]);
+  };
+  const plain = (name: (typeof WIRE.envColumns)[number]) => fact(name)?.value as number | undefined;
+  const rank = plain("rank") ?? 0;
+  const level = RANKS.find(([least]) => rank >= least)?.[1] ?? "ok";
+  const chips: Record<string, Chip> = {};
+  slots.slice(0, columns.slots).forEach((slot, cell) => {
+    const at = index * columns.slots + cell;
+    const stage = stageName(columns.stage[at]);
+    const gate = columns.gate[at];
+    chips[slot] = {
+      slot,
+      stage,
+      glyph: glyphOf(stage),
+      alpha: figureOf(columns.cell[at], columns.cellKind[at]),
+      gate_passed: gate ? gate === WIRE.gates.PASSED : undefined,
+    };
+  });
+  return {
+    ...{ env: columns.ids[index] ?? 0, device: "", level, score: rank, rank, status: "", slots: chips },
+    ...{ epoch: plain("epoch"), max_epochs: plain("max_epochs"), metric: fact("metric"), loss: fact("loss") },
+  };
+}
+
+function figureOf(value: number | undefined, kind: number | undefined): Figure | undefined {
+  const { kinds } = WIRE;
+  switch (kind) {
+    case kinds.VALUE:
+      return { value: value ?? 0, time: 0 };
+    case kinds.STALE:
+      return { value: value ?? 0, stale: true };
+    case kinds.NAN:
+      return { value: "NaN" };
+    case kinds.POSITIVE_INFINITY:
+      return { value: "Infinity" };
+    case kinds.NEGATIVE_INFINITY:
+      return { value: "-Infinity" };
+  }
+  return undefined;
+}
+
+/** Draw the part of the board that is in sight. */
+export function paint(context: CanvasRenderingContext2D, layout: Layout, scene: Scene, colour: Paint): void {
+  const { width, height, head, line, ratio, map } = layout;
+  context.setTransform(ratio, 0, 0, ratio, 0, 0);
+  context.fillStyle = colour("ground");
+  context.fillRect(0, 0, width, height);
+  context.textBaseline = "middle";
+  const columns = columnsOf(layout, scene.slots.length);
+  const indexOf = scene.columns ? indexer(scene.columns) : null;
+  const first = Math.max(0, Math.floor(scene.scroll / line));
+  const last = Math.min(scene.lines.length, Math.ceil((scene.scroll + height - head) / line) + 1);
+  for (let at = first; at < last; at += 1) {
+    const y = head + at * line - scene.scroll;
+    const entry = scene.lines[at];
+    if (entry === undefined) continue;
+    if ("device" in entry) {
+      drawDevice(context, layout, entry, y, colour);
+      continue;
+    }
+    const index = indexOf?.(entry.env);
+    const row = scene.rows[entry.env] ?? (scene.columns && index !== undefined ? rowFromColumns(scene.columns, index, scene.slots) : null);
+    drawRow(context, layout, columns, scene, { env: entry.env, row, y }, colour);
+  }
+  if (head) drawHead(context, layout, columns, scene, colour);
+  if (map && scene.columns) drawMap(context, layout, scene, colour);
+}
+
+interface Places {
+  env: number;
+  metric: number;
+  spark: number;
+  epoch: number;
+  slots: number;
+  chip: number;
+  reason: number;
+  end: number;
+}
+
+function columnsOf(layout: Layout, slots: number): Places {
+  const end = layout.width - layout.map - 12;
+  if (layout.narrow) return { env: 30, metric: 128, spark: 0, epoch: 188, slots: 200, chip: Math.min(26, (end - 200) / Math.max(1, slots)), reason: 30, end };
+  const wide = layout.width > 820;
+  const start = wide ? 330 : 250;
+  const reason = Math.max(150, Math.min(380, (end - start) * 0.42));
+  const chip = Math.min(170, (end - start - reason - 16) / Math.max(1, slots));
+  return { env: 34, metric: 150, spark: wide ? 166 : 0, epoch: wide ? 312 : 232, slots: start, chip, reason: start + chip * slots + 16, end };
+}
+
+const MONO = 'ui-monospace, "SF Mono", "Cascadia Mono", "Roboto Mono", "DejaVu Sans Mono", monospace';
+const SANS = 'system-ui, "Segoe UI", "Helvetica Neue", "Noto Sans", "DejaVu Sans", sans-serif';
+const mono = (size = 12.5, weight = 400) => `${weight} ${size}px ${MONO}`;
+const sans = (size = 12.5, weight = 400) => `${weight} ${size}px ${SANS}`;
+
+function write(context: CanvasRenderingContext2D, text: string, x: number, y: number, style: string, font: string, align: CanvasTextAlign = "left"): void {
+  context.font = font;
+  context.fillStyle = style;
+  context.textAlign = align;
+  context.fillText(text, x, y);
+}
+
+/** `text` cut with an ellipsis so that it fits. */
+export function fit(context: CanvasRenderingContext2D, text: string, width: number): string {
+  if (width <= 0) return "";
+  if (context.measureText(text).width <= width) return text;
+  let low = 0;
+  let high = text.length;
+  while (low < high) {
+    const middle = (low + high + 1) >> 1;
+    if (context.measureText(`${text.slice(0, middle)}…`).width <= width) low = middle;
+    else high = middle - 1;
+  }
+  return low ? `${text.slice(0, low)}…` : "";
+}
+
+function drawHead(context: CanvasRenderingContext2D, layout: Layout, at: Places, scene: Scene, colour: Paint): void {
+  context.fillStyle = colour("ground");
+  context.fillRect(0, 0, layout.width, layout.head);
+  const y = layout.head / 2;
+  const font = sans(11, 500);
+  const label = (text: string, x: number, align: CanvasTextAlign = "left") => write(context, text, x, y, colour("faint"), font, align);
+  label("env", at.env);
+  label(scene.unit || "metric", at.metric, "right");
+  if (at.spark) label("course", at.spark);
+  label("epoch", at.epoch, "right");
+  scene.slots.forEach((slot, index) => {
+    context.font = font;
+    if (at.chip >= 40) label(fit(context, slot, at.chip - 8), at.slots + index * at.chip + 2);
+  });
+  if (at.chip < 40) label(`${scene.slots.length} slots`, at.slots);
+  label("why it stands here", at.reason);
+  rule(context, 0, layout.head - 0.5, layout.width - layout.map, colour("line-strong"));
+}
+
+function drawDevice(context: CanvasRenderingContext2D, layout: Layout, entry: Extract<Line, { device: string }>, y: number, colour: Paint): void {
+  const text = `${entry.device} · ${entry.count} environment${entry.count === 1 ? "" : "s"}`;
+  write(context, text, 14, y + layout.line / 2 + 3, colour("soft"), sans(11.5, 600));
+  rule(context, 0, y + layout.line - 0.5, layout.width - layout.map, colour("line"));
+}
+
+function drawRow(context: CanvasRenderingContext2D, layout: Layout, at: Places, scene: Scene, line: { env: number; row: EnvironmentRow | null; y: number }, colour: Paint): void {
+  const { env, row, y } = line;
+  const level: Level = row?.level ?? "ok";
+  const width = layout.width - layout.map;
+  if (env === scene.opened || env === scene.cursor) {
+    context.fillStyle = colour(env === scene.opened ? "select" : "raise");
+    context.fillRect(0, y, width, layout.line - 1);
+  }
+  if (env === scene.cursor) {
+    context.fillStyle = colour("accent");
+    context.fillRect(0, y, 3, layout.line - 1);
+  }
+  const middle = y + (layout.narrow ? 16 : layout.line / 2);
+  write(context, LEVEL_GLYPH[level], 20, middle, colour(level), sans(13), "center");
+  write(context, String(env), at.env, middle, colour(level === "ok" ? "ink" : level), mono(12.5, level === "ok" ? 400 : 600));
+  rule(context, 0, y + layout.line - 0.5, width, colour("line"));
+  if (!row) {
+    write(context, "…", at.metric, middle, colour("faint"), mono(), "right");
+    return;
+  }
+  const odd = typeof row.metric?.value === "string";
+  write(context, row.metric ? marked(row.metric) : ABSENT, at.metric, middle, colour(odd ? "critical" : row.metric?.stale ? "faint" : "ink"), mono(12.5, odd ? 600 : 400), "right");
+  if (at.spark) drawSpark(context, row.spark ?? [], at.spark, y + 7, 88, layout.line - 14, colour);
+  write(context, row.epoch === undefined ? ABSENT : row.max_epochs === undefined ? `${row.epoch}` : `${row.epoch}/${row.max_epochs}`, at.epoch, middle, colour("soft"), mono(11.5), "right");
+  scene.slots.forEach((slot, index) => {
+    const chip = row.slots?.[slot];
+    drawChip(context, chip, at.slots + index * at.chip, y + (layout.narrow ? 4 : 4), at.chip - 4, layout.narrow ? 23 : layout.line - 9, colour);
+  });
+  drawReason(context, layout, at, row, y, colour);
+}
+
+function drawReason(context: CanvasRenderingContext2D, layout: Layout, at: Places, row: EnvironmentRow, y: number, colour: Paint): void {
+  const middle = layout.narrow ? y + 38 : y + layout.line / 2;
+  const factors = row.factors ?? [];
+  const first = factors[0];
+  const more = factors.length > 1 ? `  +${factors.length - 1}` : "";
+  const quiet = row.status === "running" || row.status === "" ? (row.last_action ?? "") : row.status;
+  context.font = sans(12.5);
+  const text = fit(context, first ? `${first.text}${more}` : quiet, at.end - at.reason);
+  write(context, text, at.reason, middle, colour(first ? "ink" : "faint"), sans(12.5));
+}
+
+function drawChip(context: CanvasRenderingContext2D, chip: Chip | undefined, x: number, y: number, width: number, height: number, colour: Paint): void {
+  const stage = chip?.stage;
+  const tone = colour(stage ? `stage-${stage.toLowerCase()}` : "faint");
+  const empty = stage === undefined || stage === "DORMANT";
+  if (!empty) {
+    context.globalAlpha = 0.16;
+    context.fillStyle = tone;
+    context.fillRect(x, y, width, height);
+    context.globalAlpha = 1;
+  }
+  const alpha = chip?.alpha?.value;
+  if (!empty && typeof alpha === "number") {
+    context.fillStyle = tone;
+    context.fillRect(x, y + height - 2, Math.max(0, Math.min(1, alpha)) * width, 2);
+  }
+  const middle = y + height / 2;
+  write(context, chip?.glyph ?? "?", x + Math.min(10, width / 2), middle, tone, sans(12.5, 600), "center");
+  const failed = chip?.gate_passed === false;
+  if (width >= 90 && chip && !empty) {
+    const gate = chip.gate ? `${chip.gate}${chip.gate_passed ? "✓" : "✕"}` : "";
+    context.font = mono(11);
+    const gateWidth = gate ? context.measureText(gate).width + 6 : 0;
+    if (gate) write(context, gate, x + width - 4, middle, colour(failed ? "bad" : "soft"), mono(11, failed ? 600 : 400), "right");
+    context.font = sans(12);
+    const label = [chip.blueprint, alpha === undefined ? "" : number(alpha)].filter(Boolean).join(" ");
+    write(context, fit(context, label, width - 24 - gateWidth), x + 20, middle, colour("ink"), sans(12));
+  } else if (width >= 40 && !empty) {
+    write(context, alpha === undefined ? "" : number(alpha), x + 20, middle, colour("soft"), mono(10.5));
+    if (failed) write(context, "✕", x + width - 3, middle, colour("bad"), sans(11, 700), "right");
+  } else if (failed) write(context, "✕", x + width - 1, y + 5, colour("bad"), sans(9, 700), "right");
+}
+
+function drawSpark(context: CanvasRenderingContext2D, values: NonNullable<EnvironmentRow["spark"]>, x: number, y: number, width: number, height: number, colour: Paint): void {
+  const finite = values.filter((value): value is number => typeof value === "number");
+  if (!values.length) return;
+  const low = Math.min(...finite);
+  const span = Math.max(...finite) - low || 1;
+  const step = width / Math.max(1, values.length - 1);
+  context.strokeStyle = colour("soft");
+  context.lineWidth = 1.25;
+  context.beginPath();
+  let drawing = false;
+  values.forEach((value, index) => {
+    if (typeof value !== "number") {
+      drawing = false;
+      return;
+    }
+    const px = x + index * step;
+    const py = y + height - ((value - low) / span) * height;
+    if (drawing) context.lineTo(px, py);
+    else context.moveTo(px, py);
+    drawing = true;
+  });
+  context.stroke();
+  values.forEach((value, index) => {
+    if (typeof value !== "number") write(context, "×", x + index * step, y + height / 2, colour("critical"), sans(12, 700), "center");
+  });
+}
+
+/** All environments at once, one line of pixels each, in the order of the board; the frame is what is in sight. */
+function drawMap(context: CanvasRenderingContext2D, layout: Layout, scene: Scene, colour: Paint): void {
+  const columns = scene.columns;
+  if (!columns) return;
+  const { width, height, map, line, head } = layout;
+  const left = width - map + 6;
+  const inner = map - 10;
+  const step = height / scene.lines.length;
+  const indexOf = indexer(columns);
+  const cell = inner / Math.max(1, columns.slots);
+  scene.lines.forEach((entry, at) => {
+    if (!("env" in entry)) return;
+    const index = indexOf(entry.env);
+    if (index === undefined) return;
+    const y = at * step;
+    for (let slot = 0; slot < columns.slots; slot += 1) {
+      const stage = stageName(columns.stage[index * columns.slots + slot]);
+      context.fillStyle = colour(stage ? `stage-${stage.toLowerCase()}` : "line");
+      context.fillRect(left + slot * cell, y, Math.max(0.5, cell - 0.4), Math.max(0.7, step - 0.2));
+    }
+    const rank = columns.env[index] ?? 0;
+    const level = RANKS.find(([least]) => rank >= least)?.[1];
+    if (level) {
+      context.fillStyle = colour(level);
+      context.fillRect(left - 5, y, 3, Math.max(1, step));
+    }
+  });
+  context.strokeStyle = colour("ink");
+  context.lineWidth = 1;
+  context.strokeRect(left - 1.5, (scene.scroll / line) * step + 0.5, inner + 2, Math.max(6, ((height - head) / line) * step) - 1);
+}
+
+let indexed: { ids: Int32Array; map: Map<number, number> } | null = null;
+
+function indexer(columns: Columns): (env: number) => number | undefined {
+  if (indexed?.ids !== columns.ids) {
+    const same = indexed?.ids.length === columns.count && columns.ids.every((id, at) => id === indexed?.ids[at]);
+    indexed = { ids: columns.ids, map: same && indexed ? indexed.map : new Map(Array.from(columns.ids, (id, at) => [id, at])) };
+  }
+  const { map } = indexed;
+  return (env) => map.get(env);
+}
+
+function rule(context: CanvasRenderingContext2D, x: number, y: number, width: number, style: string): void {
+  context.strokeStyle = style;
+  context.lineWidth = 1;
+  context.beginPath();
+  context.moveTo(x, y);
+  context.lineTo(x + width, y);
+  context.stroke();
+}

@@ -1,0 +1,80 @@
+/** One WebSocket to Overwatch, and `GET` for history. Reconnects for ever, and says nothing it does not know. */
+import { WIRE, type Request } from "./schema";
+
+const KEY = "esper.token";
+
+/** The token from the link's fragment, removed from the address bar and kept for this tab only. */
+export function takeToken(): string | null {
+  const fields = new URLSearchParams(location.hash.replace(/^#/, "").replace(/^[^?=&]*\?/, ""));
+  const given = fields.get("token");
+  if (given) {
+    sessionStorage.setItem(KEY, given);
+    const rest = location.hash.replace(/([#?&])token=[^&]*&?/, "$1").replace(/[?&]$/, "");
+    history.replaceState(null, "", location.pathname + (rest === "#" ? "" : rest));
+  }
+  return sessionStorage.getItem(KEY);
+}
+
+export async function get<T>(path: string, query: Record<string, string | number | undefined> = {}): Promise<T> {
+  const known = Object.entries(query).filter(([, value]) => value !== undefined && value !== "");
+  const search = new URLSearchParams(known.map(([name, value]) => [name, String(value)])).toString();
+  const response = await fetch(`${path}${search ? `?${search}` : ""}`, {
+    headers: { Authorization: `Bearer ${sessionStorage.getItem(KEY) ?? ""}` },
+  });
+  if (!response.ok) throw new Error((await response.text()).trim() || `${response.status} ${response.statusText}`);
+  return (await response.json()) as T;
+}
+
+export interface Listener {
+  frame(data: ArrayBuffer): void;
+  opened(): void;
+  closed(reason: string): void;
+}
+
+export class Connection {
+  private socket: WebSocket | null = null;
+  private timer = 0;
+  private wait = 250;
+  private over = false;
+
+  constructor(
+    private readonly run: string | undefined,
+    private readonly token: string,
+    private readonly listener: Listener,
+  ) {
+    this.open();
+  }
+
+  /** Ask for something; lost while there is no contact, since the view is asked for anew on every opening. */
+  ask(request: Request): void {
+    if (this.socket?.readyState === WebSocket.OPEN) this.socket.send(JSON.stringify(request));
+  }
+
+  close(): void {
+    this.over = true;
+    clearTimeout(this.timer);
+    this.socket?.close();
+  }
+
+  private open(): void {
+    const scheme = location.protocol === "https:" ? "wss" : "ws";
+    const query = this.run === undefined ? "" : `?run=${encodeURIComponent(this.run)}`;
+    const socket = new WebSocket(`${scheme}://${location.host}/ws${query}`, [
+      WIRE.protocol,
+      WIRE.tokenPrefix + this.token,
+    ]);
+    socket.binaryType = "arraybuffer";
+    socket.onopen = () => {
+      this.wait = 250;
+      this.listener.opened();
+    };
+    socket.onmessage = (event) => this.listener.frame(event.data as ArrayBuffer);
+    socket.onclose = (event) => {
+      if (this.over) return;
+      this.listener.closed(event.reason);
+      this.timer = window.setTimeout(() => this.open(), this.wait);
+      this.wait = Math.min(this.wait * 2, 4000);
+    };
+    this.socket = socket;
+  }
+}

@@ -1,0 +1,87 @@
+/** Figures as a person reads them. Absent, non-finite, zero and stale never look alike. */
+import type { Figure, Num } from "./schema";
+
+export const ABSENT = "–";
+
+export type Known = Figure["value"] | undefined;
+
+/** A value: numbers to four digits, non-finite ones by name, `–` when it was not measured. */
+export function number(value: Known | string): string {
+  if (value === undefined || value === null) return ABSENT;
+  if (typeof value === "boolean") return value ? "yes" : "no";
+  if (typeof value === "string") return value === "Infinity" ? "∞" : value === "-Infinity" ? "−∞" : value;
+  if (Number.isInteger(value) && Math.abs(value) < 1e7) return value.toLocaleString("en").replace("-", "−");
+  const size = Math.abs(value);
+  if (size >= 1e5) return scaled(value);
+  const digits = size >= 1000 ? 0 : size >= 100 ? 1 : size >= 1 ? 2 : size >= 0.01 ? 3 : 0;
+  return (digits || size >= 1000 ? value.toFixed(digits) : value.toPrecision(2)).replace("-", "−");
+}
+
+/** Large counts: 12.3 M. */
+export function scaled(value: number): string {
+  for (const [limit, letter] of [[1e15, "P"], [1e12, "T"], [1e9, "G"], [1e6, "M"], [1e3, "k"]] as const)
+    if (Math.abs(value) >= limit) return `${(value / limit).toPrecision(3)} ${letter}`.replace("-", "−");
+  return number(value);
+}
+
+export function bytes(value: number | undefined): string {
+  return value === undefined ? ABSENT : `${scaled(value)}B`.replace(/(\d)B$/, "$1 B");
+}
+
+export function percent(value: Num | undefined, digits = 0): string {
+  return typeof value === "number" ? `${(value * 100).toFixed(digits)} %` : number(value);
+}
+
+/** `41 s`, `3 min 5 s`, `2 h 10 min`. */
+export function duration(seconds: number): string {
+  const whole = Math.max(0, Math.floor(seconds));
+  if (whole < 100) return `${whole} s`;
+  if (whole < 6000) return `${Math.floor(whole / 60)} min ${whole % 60} s`;
+  return `${Math.floor(whole / 3600)} h ${Math.floor((whole % 3600) / 60)} min`;
+}
+
+export function clock(time: number | undefined): string {
+  return time === undefined ? ABSENT : new Date(time * 1000).toLocaleTimeString("en-GB");
+}
+
+export function stamp(time: number | undefined): string {
+  if (time === undefined) return ABSENT;
+  const date = new Date(time * 1000);
+  return `${date.getFullYear()}-${two(date.getMonth() + 1)}-${two(date.getDate())} ${date.toLocaleTimeString("en-GB")}`;
+}
+
+const two = (value: number) => String(value).padStart(2, "0");
+
+/** What kind of value a figure is: decides how it is painted. */
+export type Sort = "absent" | "non-finite" | "stale" | "unknown-age" | "value";
+
+export function sortOf(figure: Figure | undefined): Sort {
+  if (figure === undefined) return "absent";
+  if (typeof figure.value === "string") return "non-finite";
+  if (figure.stale) return "stale";
+  return figure.epoch === undefined && figure.time === undefined ? "unknown-age" : "value";
+}
+
+const MARKS: Record<Sort, string> = { absent: "", "non-finite": "⚠ ", stale: "~ ", "unknown-age": "? ", value: "" };
+
+/** A figure with the mark of its kind: `~` stale, `?` of unknown age, `⚠` not finite. */
+export function marked(figure: Figure | undefined, unit = ""): string {
+  const text = number(figure?.value);
+  return `${MARKS[sortOf(figure)]}${text}${unit && figure && typeof figure.value !== "string" ? ` ${unit}` : ""}`;
+}
+
+/** Where and when a figure was measured, in words. */
+export function ageOf(figure: Figure | undefined, now: number | undefined): string {
+  if (figure === undefined) return "not measured";
+  const parts: string[] = [];
+  if (figure.epoch !== undefined) parts.push(`epoch ${figure.epoch}`);
+  if (figure.time !== undefined && now !== undefined) parts.push(`${duration(now - figure.time)} ago`);
+  return parts.length ? `as of ${parts.join(", ")}` : "of unknown age";
+}
+
+export function words(name: string): string {
+  return name.replaceAll("_", " ");
+}
+
+export const LEVEL_GLYPH = { ok: "·", watch: "△", bad: "▲", critical: "◆" } as const;
+export const SEVERITY_GLYPH: Record<string, string> = { debug: "·", info: "·", warning: "△", error: "▲", critical: "◆" };

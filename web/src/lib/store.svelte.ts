@@ -1,0 +1,300 @@
+/** What the page knows: the newest view, the contact it has, and where the operator looks. */
+import { Connection, get, takeToken } from "./connection";
+import { parse, rowSubject, type Filter } from "./filter";
+import { formatPlace, parsePlace, type Place } from "./route";
+import type { EnvironmentRow, Request, Snapshot, View } from "./schema";
+import { advance, decodeFrame, type Columns } from "./wire";
+
+/** Milliseconds without a frame after which the page says that it has no contact. */
+export const NO_CONTACT = 2000;
+
+export interface Mark {
+  events: number;
+  type: string;
+  time?: number;
+  env?: number;
+}
+
+export interface Timeline {
+  events: number;
+  start_time?: number;
+  end_time?: number;
+  marks: Mark[];
+  marks_seen: number;
+}
+
+export interface RunInfo {
+  name: string;
+  run_id: string;
+  state: string;
+  ended: boolean;
+  task?: string;
+  policy?: string;
+  kind?: string;
+  created?: number;
+}
+
+export type Line = { device: string; count: number; level: string } | { env: number };
+
+class Overwatch {
+  view = $state.raw<View | null>(null);
+  place = $state.raw<Place>({ view: "flight" });
+  token = $state<string | null>(null);
+  runs = $state.raw<RunInfo[]>([]);
+  timeline = $state.raw<Timeline | null>(null);
+  cursor = $state<number | null>(null);
+  byNumber = $state(false);
+  filterText = $state("");
+  /** Rows of all environments, fetched only while a filter needs more than the listed ones. */
+  everyRow = $state.raw<Record<string, EnvironmentRow> | null>(null);
+  problem = $state("");
+  missed = $state(0);
+  /** Milliseconds since the last frame, to the half second. */
+  silence = $state(0);
+  reason = $state("");
+  boardVersion = $state(0);
+  columns: Columns | null = null;
+
+  private connection: Connection | null = null;
+  private latest: View | null = null;
+  private lastFrame = performance.now();
+  private painting = false;
+  private wantedRows = "";
+
+  snapshot = $derived<Snapshot | null>(this.view?.snapshot ?? null);
+  detail = $derived(this.view?.detail ?? null);
+  replay = $derived(this.view?.mode.kind === "replay");
+  noContact = $derived(this.silence >= NO_CONTACT);
+  now = $derived(this.view?.snapshot.clock.now);
+  private devices = $derived(this.view?.snapshot.devices);
+  private listed = $derived(this.view?.snapshot.environments);
+
+  filter = $derived.by<{ filter: Filter | null; error: string }>(() => {
+    try {
+      return { filter: this.filterText.trim() ? parse(this.filterText) : null, error: "" };
+    } catch (error) {
+      return { filter: null, error: (error as Error).message };
+    }
+  });
+
+  /** The lines of the flight board in the order shown. */
+  lines = $derived.by<Line[]>(() => {
+    const wanted = this.filter.filter;
+    const rows = { ...(wanted ? this.everyRow : null), ...this.listed };
+    const lines: Line[] = [];
+    for (const group of this.devices ?? []) {
+      let envs = group.environments;
+      if (wanted)
+        envs = envs.filter((env) => {
+          const row = rows[env];
+          return row !== undefined && wanted.matches(rowSubject(row));
+        });
+      if (this.byNumber) envs = [...envs].sort((a, b) => a - b);
+      if (!envs.length) continue;
+      lines.push({ device: group.device, count: envs.length, level: group.level });
+      for (const env of envs) lines.push({ env });
+    }
+    return lines;
+  });
+
+  envs = $derived(this.lines.flatMap((line) => ("env" in line ? [line.env] : [])));
+
+  start(): void {
+    this.token = takeToken();
+    this.place = parsePlace(location.hash);
+    this.filterText = this.place.filter ?? "";
+    addEventListener("hashchange", () => {
+      if (/[#?&]token=/.test(location.hash)) this.token = takeToken();
+      this.arrive(parsePlace(location.hash));
+    });
+    setInterval(() => this.tick(), 500);
+    if (this.token) this.connect();
+  }
+
+  useToken(token: string): void {
+    location.hash = `#token=${token}`;
+    this.token = takeToken();
+    this.connect();
+  }
+
+  connect(): void {
+    this.connection?.close();
+    this.latest = this.view = null;
+    this.columns = null;
+    this.timeline = null;
+    this.lastFrame = performance.now();
+    this.connection = new Connection(this.place.run, this.token ?? "", {
+      frame: (data) => this.frame(data),
+      opened: () => this.resume(),
+      closed: (reason) => (this.reason = reason),
+    });
+    void this.loadRuns();
+    void this.loadTimeline();
+  }
+
+  ask(request: Request): void {
+    this.connection?.ask(request);
+  }
+
+  /** Change where the operator looks; the address follows, so that every place can be linked to. */
+  go(change: Partial<Place>, keep = false): void {
+    const next = { ...this.place, ...change };
+    const hash = formatPlace(next);
+    if (keep || hash === formatPlace(this.place)) history.replaceState(null, "", hash);
+    else history.pushState(null, "", hash);
+    this.arrive(next);
+  }
+
+  open(env: number): void {
+    this.cursor = env;
+    this.go({ view: "flight", env, slot: undefined, seed: undefined });
+  }
+
+  close(): void {
+    if (this.place.seed !== undefined || this.place.slot !== undefined) this.go({ seed: undefined, slot: undefined });
+    else if (this.place.env !== undefined) this.go({ env: undefined });
+  }
+
+  move(by: number): void {
+    const { envs } = this;
+    if (!envs.length) return;
+    const here = this.cursor === null ? -1 : envs.indexOf(this.cursor);
+    const next = here < 0 ? (by > 0 ? 0 : envs.length - 1) : Math.min(envs.length - 1, Math.max(0, here + by));
+    this.cursor = envs[next] ?? null;
+    if (this.place.env !== undefined && this.cursor !== null) this.go({ env: this.cursor, seed: undefined, slot: undefined }, true);
+  }
+
+  /** Ask for whole rows of environments that came into sight. */
+  want(envs: number[]): void {
+    const key = envs.join();
+    if (key === this.wantedRows) return;
+    this.wantedRows = key;
+    this.ask({ envs });
+  }
+
+  seek(events: number): void {
+    this.ask({ seek: Math.max(0, Math.round(events)) });
+  }
+
+  step(by: number): void {
+    this.ask({ step: by });
+  }
+
+  toggle(): void {
+    const mode = this.view?.mode;
+    if (mode?.playing) this.ask({ pause: true });
+    else this.ask({ play: this.speed });
+  }
+
+  speed = $state(1);
+
+  faster(by: number): void {
+    const place = SPEEDS.indexOf(this.speed) + by;
+    this.speed = SPEEDS[Math.min(SPEEDS.length - 1, Math.max(0, place))] ?? 1;
+    if (this.view?.mode.playing) this.ask({ play: this.speed });
+  }
+
+  live(): void {
+    this.ask({ live: true });
+    this.go({ at: undefined }, true);
+  }
+
+  async loadTimeline(): Promise<void> {
+    const began = performance.now();
+    try {
+      this.timeline = await get<Timeline>("api/timeline", { run: this.place.run });
+      this.timelineDue = performance.now() + Math.max(4000, 20 * (performance.now() - began));
+    } catch {
+      this.timelineDue = performance.now() + 10_000;
+    }
+  }
+
+  private timelineDue = Number.POSITIVE_INFINITY;
+
+  private async loadRuns(): Promise<void> {
+    try {
+      this.runs = await get<RunInfo[]>("api/runs");
+    } catch (error) {
+      this.problem = (error as Error).message;
+    }
+  }
+
+  private arrive(next: Place): void {
+    const before = this.place;
+    this.place = next;
+    if (next.filter !== undefined) this.filterText = next.filter;
+    if (next.run !== before.run) {
+      this.cursor = null;
+      this.connect();
+      return;
+    }
+    if (next.env !== before.env) this.ask({ focus: next.env ?? -1 });
+    if (next.at !== before.at && next.at !== undefined && next.at !== this.snapshot?.clock.events) this.seek(next.at);
+  }
+
+  private resume(): void {
+    this.latest = null;
+    this.reason = "";
+    this.wantedRows = "";
+    const { env, at } = this.place;
+    if (env !== undefined) this.ask({ focus: env });
+    if (at !== undefined) this.seek(at);
+  }
+
+  private frame(data: ArrayBuffer): void {
+    this.lastFrame = performance.now();
+    const frame = decodeFrame(data);
+    if (!frame.whole && this.latest === null) return;
+    this.latest = advance(this.latest, frame);
+    this.missed = frame.missed;
+    if (frame.columns) {
+      this.columns = frame.columns;
+      this.boardVersion += 1;
+    }
+    if (this.painting) return;
+    this.painting = true;
+    requestAnimationFrame(() => this.publish());
+  }
+
+  private publish(): void {
+    this.painting = false;
+    this.view = this.latest;
+    this.silence = 0;
+    this.problem = "";
+    const events = this.view?.snapshot.clock.events;
+    if (this.replay && !this.view?.mode.playing && events !== undefined && events !== this.place.at)
+      this.go({ at: events }, true);
+    dispatchEvent(new CustomEvent("overwatch:frame", { detail: this.view?.snapshot.clock.now }));
+  }
+
+  private tick(): void {
+    const silence = performance.now() - this.lastFrame;
+    this.silence = this.token && silence >= NO_CONTACT ? Math.floor(silence / 500) * 500 : 0;
+    const count = this.devices?.reduce((sum, group) => sum + group.environments.length, 0) ?? 0;
+    if (this.filter.filter && count > Object.keys(this.listed ?? {}).length) void this.fetchRows();
+    else if (this.everyRow) this.everyRow = null;
+    if (performance.now() > this.timelineDue && this.snapshot && this.timeline?.events !== this.snapshot.clock.events) {
+      this.timelineDue = Number.POSITIVE_INFINITY;
+      void this.loadTimeline();
+    }
+  }
+
+  private fetching = false;
+
+  private async fetchRows(): Promise<void> {
+    if (this.fetching) return;
+    this.fetching = true;
+    try {
+      const events = this.replay ? this.snapshot?.clock.events : undefined;
+      this.everyRow = (await get<Snapshot>("api/snapshot", { run: this.place.run, events })).environments;
+    } catch (error) {
+      this.problem = (error as Error).message;
+    } finally {
+      this.fetching = false;
+    }
+  }
+}
+
+export const SPEEDS = [0.1, 0.25, 0.5, 1, 2, 5, 10, 30, 100, 1000];
+
+export const overwatch = new Overwatch();
