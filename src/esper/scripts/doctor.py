@@ -61,7 +61,7 @@ def _computes(device: str) -> tuple[bool, str, str]:
         kernel = torch.ones(1, 1, 3, 3, device=device)
         total = torch.nn.functional.conv2d(image, kernel).sum()
         (gradient,) = torch.autograd.grad(total, image)
-        right = float(total) == 36.0 and float(gradient.sum()) == 36.0
+        right = total.item() == 36.0 and float(gradient.sum()) == 36.0
     except RuntimeError as error:
         return False, device, str(error).splitlines()[0]
     name = torch.cuda.get_device_name(device) if device.startswith("cuda") else f"{os.cpu_count()} cores"

@@ -24,7 +24,7 @@ from esper.simic.config import RunConfig
 from esper.simic.evaluation import Found, SearchPlan, play, search_schedule
 from esper.simic.session import Announcement, Session, SessionConfig, open_session
 from esper.simic.world import held_out_seed
-from esper.tamiyo.policies import SchedulePolicy, make_policy
+from esper.tamiyo.policies import SchedulePolicy, make_seeded
 from esper.tamiyo.policies.learned import LearnedPolicy, load_policy
 from esper.tasks import get_task
 from esper.tolaria.executor import EpisodeResult
@@ -103,7 +103,7 @@ def comparisons(config: RunConfig, load: Workload, search_seeds: int, console: C
             if console is not None:
                 console.print(Text(describe(found, load.task.metric), style="dim"), soft_wrap=True)
         else:
-            arms[name] = make_policy(name, **({"seed": config.seed} if name == "random" else {}))
+            arms[name] = make_seeded(name, config.seed)
     return arms
 
 

@@ -2,8 +2,8 @@
 
 from esper.tamiyo.policies.base import RowPolicy
 from esper.tamiyo.policies.heuristic import HeuristicConfig, HeuristicPolicy
-from esper.tamiyo.policies.random import RandomPolicy
-from esper.tamiyo.policies.registry import ENTRY_POINTS, make_policy, policy_names
+from esper.tamiyo.policies.random import NurturedPolicy, RandomPolicy
+from esper.tamiyo.policies.registry import ENTRY_POINTS, make_policy, make_seeded, policy_names
 from esper.tamiyo.policies.schedule import Entry, SchedulePolicy
 from esper.tamiyo.policies.static import StaticPolicy
 
@@ -12,10 +12,12 @@ __all__ = [
     "Entry",
     "HeuristicConfig",
     "HeuristicPolicy",
+    "NurturedPolicy",
     "RandomPolicy",
     "RowPolicy",
     "SchedulePolicy",
     "StaticPolicy",
     "make_policy",
+    "make_seeded",
     "policy_names",
 ]

@@ -93,3 +93,12 @@ def _fill(generator: np.random.Generator, view: RowView, op: Op, slot: str) -> F
 
 def _pick(generator: np.random.Generator, choices: Sequence[Any]) -> Any:
     return choices[int(generator.integers(len(choices)))]
+
+
+class NurturedPolicy(RandomPolicy):
+    """Random growth, brought through its gates on evidence."""
+
+    name = "nurtured"
+
+    def __init__(self, rate: float = 0.3, seed: int = 0) -> None:
+        super().__init__(rate, seed, nurture=True)

@@ -17,7 +17,7 @@ from typing import Any, Final
 from esper.leyline import Policy, UsageError, unknown
 from esper.tamiyo.policies.heuristic import HeuristicPolicy
 from esper.tamiyo.policies.learned import LearnedPolicy
-from esper.tamiyo.policies.random import RandomPolicy
+from esper.tamiyo.policies.random import NurturedPolicy, RandomPolicy
 from esper.tamiyo.policies.schedule import SchedulePolicy
 from esper.tamiyo.policies.static import StaticPolicy
 
@@ -28,13 +28,19 @@ LEARNED: Final = ".safetensors"
 Maker = Callable[..., Policy]
 
 BUILT_IN: Final = MappingProxyType[str, Maker](
-    {maker.name: maker for maker in (StaticPolicy, RandomPolicy, SchedulePolicy, HeuristicPolicy)}
+    {maker.name: maker for maker in (StaticPolicy, RandomPolicy, NurturedPolicy, SchedulePolicy, HeuristicPolicy)}
 )
 
 
 def policy_names() -> tuple[str, ...]:
     """Every name that :func:`make_policy` knows: the built-in ones, then third parties'."""
     return (*BUILT_IN, *(point.name for point in entry_points(group=ENTRY_POINTS) if point.name not in BUILT_IN))
+
+
+def make_seeded(name: str, seed: int) -> Policy:
+    """The policy ``name``; one that draws at random is given ``seed``."""
+    draws = "seed" in inspect.signature(_find(name)).parameters
+    return make_policy(name, seed=seed) if draws else make_policy(name)
 
 
 def make_policy(name: str, **options: Any) -> Policy:
