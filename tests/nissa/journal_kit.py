@@ -48,11 +48,10 @@ def write(
 
 
 def leave(journal: JournalWriter) -> None:
-    """Let go of the lock and the thread without a closing commit, as a crash would."""
-    journal._stop.set()
-    journal._thread.join()
-    os.close(journal._fd)
-    os.close(journal._lock_fd)
+    """Let go without a closing commit, as a crash would: what was not committed is lost."""
+    kept = journal.segment.read_bytes()
+    journal.close()
+    os.truncate(journal.segment, len(kept))
 
 
 def committed_lines(path: Path) -> list[bytes]:

@@ -6,8 +6,10 @@ import fcntl
 import os
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import Final, NoReturn, Self
 
@@ -25,6 +27,7 @@ from esper.nissa.segments import (
     encode_header,
     list_segments,
     read_header,
+    read_stamps,
     segment_path,
 )
 from esper.nissa.wire import encode
@@ -43,6 +46,8 @@ SYNC_ON: Final = frozenset(
 
 
 MAX_EVENT_BYTES: Final = MAX_BATCH_BYTES // 2
+_MOST_BATCHES: Final = 8
+"""So many batches may be waiting for the thread before the producer waits for it."""
 
 
 class JournalWriteError(EsperError):
@@ -61,7 +66,7 @@ class Supersede:
 class JournalConfig:
     """When a batch is written, synced and when a segment is full."""
 
-    batch_events: int = 128
+    batch_events: int = 512
     batch_bytes: int = 1 << 20
     """An event longer than ``batch_bytes / batch_events`` ends its batch, so that none is much longer than this."""
     batch_seconds: float = 0.1
@@ -71,14 +76,34 @@ class JournalConfig:
     segment_bytes: int = 64 << 20
 
 
+class _Request:
+    """Asks the thread for a round."""
+
+    def __init__(self, *, sync: bool = False, close: bool = False) -> None:
+        self.sync = sync
+        self.close = close
+        self._done: SimpleQueue[None] = SimpleQueue()
+
+    def done(self) -> None:
+        """The round is over, well or not."""
+        self._done.put(None)
+
+    def wait(self, seconds: float) -> bool:
+        """Whether the round was over within so many seconds."""
+        try:
+            self._done.get(timeout=seconds)
+        except Empty:
+            return False
+        return True
+
+
 class JournalWriter:
     """The sink that writes the journal of one run; one writer per directory, kept apart by a lock.
 
-    It is called by one thread at a time (the hub sees to that). Events are encoded as they arrive and committed a batch
-    at a time, by the calling thread when a batch is full and by a thread of its own when its time is up. ``flush``
-    returns once everything so far is committed (it survives ``kill -9``), ``sync`` once it is on the disk (it survives
-    a power cut). A failed write raises :class:`JournalWriteError` from the next call, whichever thread met it, and from
-    then on from every one.
+    Events are encoded as they arrive; a thread of the writer's own commits them, a batch at a time. Signals interrupt
+    only the main thread, so that Ctrl-C cannot strike between a batch and its commit line. ``flush`` returns once
+    everything so far is committed (it survives ``kill -9``), ``sync`` once it is on the disk (it survives a power cut).
+    After a failed write every call raises :class:`JournalWriteError`.
     """
 
     required = True
@@ -100,15 +125,13 @@ class JournalWriter:
         self._config = config or JournalConfig()
         self._batch_events = self._config.batch_events
         self._large = self._config.batch_bytes // self._config.batch_events
-        self._lines: list[bytes] = []
-        self._seqs: list[int | None] = []
+        self._pending: list[bytes] = []
         self._last_seq: int | None = None
         self._sync_soon = False
-        self._urgent = False
         self._unsynced = False
         self._synced_at = time.monotonic()
-        self._failure: JournalWriteError | None = None
-        self._file_lock = threading.RLock()
+        self._failure: str | None = None
+        self._told = False
         self._lock_fd = self._lock_directory()
         try:
             previous = self._find_end(resuming=supersede is not None)
@@ -119,52 +142,45 @@ class JournalWriter:
         except BaseException:
             os.close(self._lock_fd)
             raise
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._in_time, name="esper-journal", daemon=True)
+        self._closing = False
+        # C primitives only: an exception raised by a signal handler leaves no Python-level lock held
+        self._requests: SimpleQueue[_Request] = SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name="esper-journal", daemon=True)
         self._thread.start()
 
     def __call__(self, event: TelemetryEvent) -> None:
         line = encode(event)
         if self._failure is not None:
-            raise self._failure
+            self._raise()
         if len(line) > MAX_EVENT_BYTES:
             raise JournalWriteError(f"{event.event_type.name} of {len(line)} bytes is too long for a journal")
-        # no lock: these two are atomic, and ``_commit`` counts the one that is filled last
-        self._lines.append(line)
-        self._seqs.append(event.seq)
+        pending = self._pending
+        pending.append(line)
         if event.event_type in SYNC_ON:
             self._sync_soon = True
-        if len(self._seqs) >= self._batch_events or len(line) > self._large:
+        if len(pending) == self._batch_events:
+            self._requests.put(_Request())
+        elif len(pending) >= self._batch_events * _MOST_BATCHES or len(line) > self._large:
             self.flush()
 
     def flush(self) -> None:
-        """Commit every event taken so far."""
-        with self._file_lock:
-            self._commit()
+        """Return when every event taken so far is committed."""
+        self._ask(_Request())
 
     def sync(self) -> None:
-        """Commit every event taken so far and wait until the disk has them."""
-        with self._file_lock:
-            self._commit()
-            self._sync()
+        """Return when every event taken so far is on the disk."""
+        self._ask(_Request(sync=True))
 
     def close(self) -> None:
-        """Commit, mark the journal as closed, sync. Raises what an earlier write met, if it was not raised yet."""
-        self._stop.set()
-        if self._thread is not threading.current_thread():
-            self._thread.join()
-        with self._file_lock:
-            if self._fd < 0:
-                return
-            try:
-                if self._failure is None:
-                    self._commit("journal")
-                    self._sync()
-            finally:
-                os.close(self._fd)
-                os.close(self._lock_fd)
-                self._fd = -1
-                self._failure = JournalWriteError(f"{self._path}: the journal is closed")
+        """Commit what is left, mark the journal as closed, sync, let go. Raises a failure that no call raised yet."""
+        if self._closing:
+            return
+        try:
+            if not self._told:
+                self._ask(_Request(sync=True, close=True))
+        finally:
+            self._closing = True
+            self._failure = self._failure or f"{self._path}: the journal is closed"
 
     def __enter__(self) -> Self:
         return self
@@ -237,28 +253,71 @@ class JournalWriter:
             raise
         return descriptor, path, start
 
-    def _commit(self, closes: Closes | None = None) -> None:
-        """Write the buffer as one batch with its commit line. The caller holds the file lock."""
+    def _ask(self, request: _Request) -> None:
+        """Have the thread do a round now and wait for its end."""
+        if self._failure is None:
+            self._requests.put(request)
+            while not request.wait(seconds=1.0) and self._failure is None:
+                if not self._thread.is_alive():
+                    self._failure = f"{self._path}: the journal belongs to another process"
         if self._failure is not None:
-            raise self._failure
-        # an event is appended before it asks for a sync, so one that has asked by now is in the batch
-        self._urgent |= self._sync_soon
-        self._sync_soon = False
-        count = len(self._seqs)
+            self._raise()
+
+    def _raise(self) -> NoReturn:
+        self._told = True
+        raise JournalWriteError(self._failure)
+
+    def _work(self) -> None:
+        """The thread: a round whenever it is asked and when time is up."""
+        asked: list[_Request] = []
+        try:
+            close = False
+            while not close:
+                for request in asked:
+                    request.done()
+                asked = self._next_requests()
+                sync, close = any(request.sync for request in asked), any(request.close for request in asked)
+                # an event is appended before it asks for a sync, so one that has asked by now is in the batch
+                soon, self._sync_soon = self._sync_soon, False
+                self._commit("journal" if close else None)
+                overdue = time.monotonic() - self._synced_at >= self._config.sync_seconds
+                if self._unsynced and (sync or soon or overdue):
+                    self._sync()
+        except Exception as error:
+            what = (error.strerror if isinstance(error, OSError) else None) or f"{type(error).__name__}: {error}"
+            self._failure = (
+                f"{self._path}: the journal cannot be written: {what}; "
+                f"the {self.events} events committed before stay readable"
+            )
+        finally:
+            os.close(self._fd)
+            os.close(self._lock_fd)
+            for request in asked:
+                request.done()
+
+    def _next_requests(self) -> list[_Request]:
+        """Wait for a request or until time is up; all that were made."""
+        requests = []
+        with suppress(Empty):
+            requests.append(self._requests.get(timeout=self._config.batch_seconds))
+            while True:
+                requests.append(self._requests.get_nowait())
+        return requests
+
+    def _commit(self, closes: Closes | None = None) -> None:
+        """Write everything pending as one batch with its commit line."""
+        count = len(self._pending)
         if not count and not closes:
             return
-        lines, seqs = self._lines[:count], self._seqs[:count]
-        del self._lines[:count], self._seqs[:count]
-        if seqs:
-            self._last_seq = seqs[-1]
+        lines = self._pending[:count]
+        del self._pending[:count]
         body = b"".join(lines)
+        if lines:
+            self._last_seq = read_stamps(lines[-1])[0].seq
         commit, crc = commit_line(body, self._position.crc32, count, self._last_seq, closes)
-        batch = body + commit
-        try:
-            write_all(self._fd, batch)
-        except OSError as error:
-            self._fail(error)
-        self._position = Position(self._position.segment, self._position.offset + len(batch), crc)
+        written = body + commit
+        write_all(self._fd, written)
+        self._position = Position(self._position.segment, self._position.offset + len(written), crc)
         self._unsynced = True
         self.events += count
         if not closes and self._position.offset >= self._config.segment_bytes:
@@ -268,35 +327,10 @@ class JournalWriter:
         self._commit("segment")
         self._sync()
         finished = self._fd
-        try:
-            self._fd, self._path, self._position = self._open_segment(self._position, None)
-        except OSError as error:
-            self._fail(error)
+        self._fd, self._path, self._position = self._open_segment(self._position, None)
         os.close(finished)
 
     def _sync(self) -> None:
-        self._urgent = self._unsynced = False
+        self._unsynced = False
         self._synced_at = time.monotonic()
-        try:
-            sync_data(self._fd)
-        except OSError as error:
-            self._fail(error)
-
-    def _fail(self, error: OSError) -> NoReturn:
-        self._failure = JournalWriteError(
-            f"{self._path}: the journal cannot be written: {error.strerror or error}; "
-            f"the {self.events} events committed before stay readable"
-        )
-        raise self._failure from error
-
-    def _in_time(self) -> None:
-        """Commit and sync what has waited long enough, without the training thread's help."""
-        while not self._stop.wait(self._config.batch_seconds):
-            try:
-                with self._file_lock:
-                    self._commit()
-                    overdue = time.monotonic() - self._synced_at >= self._config.sync_seconds
-                    if self._unsynced and (overdue or self._urgent):
-                        self._sync()
-            except EsperError:
-                return
+        sync_data(self._fd)

@@ -7,8 +7,6 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import msgspec
-
 from esper.leyline import DataError, TelemetryEvent
 from esper.nissa.segments import (
     Batch,
@@ -19,6 +17,7 @@ from esper.nissa.segments import (
     SegmentScan,
     list_segments,
     read_header,
+    read_stamps,
     segment_path,
 )
 
@@ -71,14 +70,6 @@ class ReadReport:
     gaps: list[Gap] = field(default_factory=list)
     closed: bool = False
     """The run was over and closed its journal. Otherwise it is still running or it was cut off."""
-
-
-class _Stamp(msgspec.Struct):
-    producer: str | None = None
-    seq: int | None = None
-
-
-_stamps = msgspec.json.Decoder(_Stamp)
 
 
 class _Cursor:
@@ -188,12 +179,14 @@ class _Cursor:
             return batch
         if self._passed.intersection(ahead):
             return replace(batch, kept=0)
-        for index, stamp in enumerate(_stamps.decode_lines(batch.body)):
-            for rewind in ahead:
-                if stamp.producer != rewind.producer or stamp.seq is None or stamp.seq < rewind.after_seq:
-                    continue
-                self._passed.add(rewind)
-                return replace(batch, kept=index + (stamp.seq == rewind.after_seq))
+        for index, stamp in enumerate(read_stamps(batch.body)):
+            seq = stamp.seq
+            if seq is None:
+                continue
+            reached = [each for each in ahead if each.producer == stamp.producer and each.after_seq <= seq]
+            if reached:
+                self._passed.update(reached)
+                return replace(batch, kept=index + all(each.after_seq == seq for each in reached))
         return batch
 
     def _note_tail(self, path: Path, offset: int, tail: bytes) -> None:

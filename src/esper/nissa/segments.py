@@ -115,6 +115,21 @@ class Batch:
         return events
 
 
+class Stamp(msgspec.Struct, gc=False):
+    """Whose event it is, and which."""
+
+    producer: str | None = None
+    seq: int | None = None
+
+
+_stamps: Final = msgspec.json.Decoder(Stamp)
+
+
+def read_stamps(lines: bytes) -> list[Stamp]:
+    """The stamps of events, one a line, without the rest of them."""
+    return _stamps.decode_lines(lines)
+
+
 def segment_path(directory: Path, number: int) -> Path:
     """Path of segment ``number``, counted from 1."""
     return directory / f"events-{number:05d}.jsonl"
@@ -269,5 +284,6 @@ __all__ = [
     "encode_header",
     "list_segments",
     "read_header",
+    "read_stamps",
     "segment_path",
 ]
