@@ -1,0 +1,201 @@
+"""What cannot be resumed is refused in one line, and nothing is written over."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from cutting import Cut, run
+
+import toy
+from esper.leyline import TelemetryEventType as T
+from esper.nissa.journal import JournalWriter, Supersede
+from esper.nissa.reader import read_journal
+from esper.nissa.rundir import RunDirectory
+from esper.scripts.main import main
+from esper.simic.config import RunConfig
+from esper.simic.resume import Asked, find
+from esper.tasks.base import TaskSpec
+
+TRAIN = ["train", "heuristic", "--task", "toy:toy_task", "--episodes", "2", "--max-epochs", "4", "--quiet"]
+TRAIN += ["--compare", "static", "--checkpoint-every", "2", "--no-export"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_reports() -> Iterator[None]:
+    import torch._dynamo  # noqa: F401
+
+    import esper.scripts.heuristic
+
+    patch = pytest.MonkeyPatch()
+    patch.setattr(esper.scripts.heuristic, "print_summary", lambda path, console: None)
+    yield
+    patch.undo()
+
+
+@pytest.fixture(scope="module")
+def cut_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run killed in its second episode: two checkpoints, after epochs 4 and 6."""
+    folder = tmp_path_factory.mktemp("cut")
+    ended = run([*TRAIN, "--run-dir", str(folder / "run")], folder / "log", Cut(4, function="checkpoint.save"))
+    assert ended.status == -9, ended.said
+    return folder / "run"
+
+
+@pytest.fixture
+def cut_run(cut_once: Path, tmp_path: Path) -> Path:
+    path = tmp_path / "run"
+    shutil.copytree(cut_once, path)
+    return path
+
+
+def fingerprint(folder: Path) -> dict[str, str]:
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def refused(path: Path, capsys: pytest.CaptureFixture[str], *flags: str) -> str:
+    before = fingerprint(path)
+    assert main(["train", "heuristic", "--resume", str(path), *flags]) in (1, 2)
+    said = capsys.readouterr().err
+    assert fingerprint(path) == before and len(said.splitlines()) == 1, said
+    return said
+
+
+def checkpoints(path: Path) -> list[Path]:
+    """Oldest first."""
+    return sorted((path / "checkpoints").iterdir())
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-40])
+
+
+def newer(path: Path) -> None:
+    manifest = json.loads(path.read_text())
+    path.write_text(json.dumps({**manifest, "version": 99}))
+
+
+def remove(path: Path) -> None:
+    path.unlink()
+
+
+@pytest.mark.parametrize(
+    ("damage", "file", "says"),
+    [
+        (flip, "tensors.safetensors", "sha256 differs"),
+        (truncate, "state.json", "the manifest says"),
+        (newer, "manifest.json", "version 99; this Esper reads"),
+        (remove, "manifest.json", "No such file"),
+    ],
+)
+def test_a_damaged_checkpoint_is_named(
+    damage: Callable[[Path], None], file: str, says: str, cut_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for checkpoint in checkpoints(cut_run):
+        damage(checkpoint / file)
+    assert says in refused(cut_run, capsys)
+
+
+def test_behind_a_damaged_checkpoint_an_older_one_is_used_and_that_is_said(cut_run: Path, tmp_path: Path) -> None:
+    older, newest = checkpoints(cut_run)
+    flip(newest / "state.json")
+    ended = run(["train", "heuristic", "--resume", str(cut_run)], tmp_path / "log")
+    assert ended.status == 0, ended.said
+    (loaded,) = [event for event in read_journal(cut_run, validate=True) if event.event_type is T.CHECKPOINT_LOADED]
+    assert loaded.data["path"] == str(older) and "sha256" in loaded.data["passed_over"][0]
+
+
+def changed_data(task: TaskSpec) -> TaskSpec:
+    train = replace(task.data.train, inputs=task.data.train.inputs + 1.0)
+    return replace(task, data=type(task.data).of(train, task.data.validation, task.data.test, source="other"))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (changed_data, "its data digest is"),
+        (lambda task: replace(task, sites={"block0": "block0"}), "its slots is"),
+        (lambda task: replace(task, blueprints=("norm",)), "its blueprints is"),
+    ],
+)
+def test_another_subject_is_refused(
+    change: Callable[[TaskSpec], TaskSpec],
+    says: str,
+    cut_run: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    other = change(toy.toy_task())
+    monkeypatch.setattr(toy, "toy_task", lambda: other)
+    assert says in refused(cut_run, capsys)
+
+
+def test_settings_change_only_with_override_and_only_where_it_is_safe(
+    cut_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "lr: None -> 0.5; seed: 0 -> 3. --override" in refused(cut_run, capsys, "--lr", "0.5", "--seed", "3")
+    assert "lr cannot change in a resumed run" in refused(cut_run, capsys, "--lr", "0.5", "--override")
+    assert "2 or more is legal" in refused(cut_run, capsys, "--episodes", "1", "--override")
+    assert "max_epochs cannot change" in refused(cut_run, capsys, "--max-epochs", "9", "--override")
+
+
+def test_a_run_can_be_made_longer_and_say_more(cut_run: Path, tmp_path: Path) -> None:
+    more = ["--override", "--episodes", "3", "--telemetry-level", "debug"]
+    ended = run(["train", "heuristic", "--resume", str(cut_run), *more], tmp_path / "log")
+    assert ended.status == 0, ended.said
+    events = list(read_journal(cut_run, validate=True))
+    (loaded,) = [event for event in events if event.event_type is T.CHECKPOINT_LOADED]
+    assert loaded.data["overrides"] == ["episodes: 2 -> 3", "telemetry_level: normal -> debug"]
+    assert [e.data["level"] for e in events if e.event_type is T.TELEMETRY_LEVEL_SET] == ["normal", "debug"]
+    assert sum(event.event_type is T.EPISODE_ENDED for event in events) == 6
+    (resume,) = RunDirectory.open(cut_run).manifest.details["resumes"]
+    assert resume["overrides"] == loaded.data["overrides"]
+    started = [event for event in events if event.event_type is T.TRAINING_STARTED]
+    assert started[1].data["resumed_after_seq"] == loaded.data["after_seq"]
+
+
+def test_what_keeps_a_resume_from_being_exact_is_said(cut_run: Path) -> None:
+    past = find(Asked(cut_run), "heuristic", RunConfig, {})
+    assert past.differences == [] and "bit for bit" in past.lines()[0]
+    torch.set_num_threads(2)
+    try:
+        assert past.differences == ["threads: saved with 1, here 2"] and past.differences[0] in past.lines()
+    finally:
+        torch.set_num_threads(1)
+
+
+def test_what_is_over_or_was_never_saved(cut_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["train", "heuristic", "--resume", str(cut_run)], tmp_path / "log").status == 0
+    assert "there is nothing to resume" in refused(cut_run, capsys)
+    shutil.rmtree(cut_run / "checkpoints")
+    assert "checkpoints: No such file" in refused(cut_run, capsys)
+    assert main(["train", "heuristic", "--resume", str(tmp_path / "nowhere")]) in (1, 2)
+    assert main(["train", "heuristic", "--override"]) == 2
+
+
+def test_a_journal_that_lacks_what_the_checkpoint_follows(cut_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    journal = cut_run / "events-00001.jsonl"
+    lines = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(b"".join(lines[: len(lines) // 2]))
+    assert "the journal ends at" in refused(cut_run, capsys)
+    journal.write_bytes(b"".join(lines))
+    flip(journal)
+    assert "journal damaged at byte" in refused(cut_run, capsys)
+
+
+def test_a_run_that_is_still_going(cut_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_id = RunDirectory.open(cut_run).run_id
+    with JournalWriter(cut_run, run_id, supersede=Supersede("train", 10_000)):
+        assert "another process is writing" in refused(cut_run, capsys)
