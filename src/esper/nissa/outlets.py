@@ -7,9 +7,13 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Protocol
+from queue import SimpleQueue
+from typing import Any, Final, Protocol
 
 from esper.leyline import Delivery, Sink, TelemetryEvent, TelemetryEventType
+
+_POLL_SECONDS: Final = 0.001
+"""How often a producer that must wait looks again."""
 
 OnDrop = Callable[[str, TelemetryEvent, str], None]
 
@@ -71,8 +75,8 @@ class Background:
     """Calls the sink in a thread of its own, from a bounded queue.
 
     While the sink is behind, a gauge replaces the queued one of the same key (type, kind, environment, slot). In a full
-    queue a must-keep event waits ``patience`` seconds for room; any other takes the place of the oldest gauge, or is
-    itself dropped where there is none.
+    queue a must-keep event waits for room as long as ``limits`` allow; any other takes the place of the oldest gauge,
+    or is itself dropped where there is none.
     """
 
     def __init__(
@@ -87,8 +91,7 @@ class Background:
         self.name = name
         self.required = required
         self._sink = sink
-        self._capacity = limits.events
-        self._patience = limits.patience_seconds
+        self._limits = limits
         self._delivery = delivery
         self._on_drop = on_drop
         self._queue: dict[tuple[Any, ...], TelemetryEvent] = {}
@@ -96,95 +99,97 @@ class Background:
         self._handling: TelemetryEvent | None = None
         self._stopping = False
         self._error: Exception | None = None
-        self._changed = threading.Condition()
+        # C primitives only: an exception raised by a signal handler leaves no Python-level lock held
+        self._lock = threading.Lock()
+        self._wake: SimpleQueue[None] = SimpleQueue()
         self._thread = threading.Thread(target=self._work, name=f"esper-sink-{name}", daemon=True)
         self._thread.start()
 
     def deliver(self, event: TelemetryEvent) -> None:
         """Queue the event. Raises :class:`SinkStalled`, or what the sink raised on an earlier one."""
         how = self._delivery[event.event_type]
-        with self._changed:
-            self._raise_if_failed()
-            self._number += 1
+        if how is Delivery.MUST_KEEP and not self._wait(lambda: len(self._queue) < self._limits.events):
+            raise SinkStalled(
+                f"took nothing for {self._limits.patience_seconds:g} s with {len(self._queue)} events queued; "
+                f"{event.event_type.name} must not be dropped"
+            )
+        if self._error is not None:
+            raise self._error
+        self._number += 1
+        dropped: tuple[TelemetryEvent, str] | None = None
+        with self._lock:
             key: tuple[Any, ...] = (self._number,)
             if how is Delivery.LATEST_WINS:
                 key = (event.event_type, event.data.get("kind"), event.env_id, event.slot_id)
-                replaced = self._queue.pop(key, None)
-                if replaced is not None:
-                    self._on_drop(self.name, replaced, "replaced_by_newer")
-            if len(self._queue) >= self._capacity and not self._make_room(event, how):
-                return
-            self._queue[key] = event
-            self._changed.notify_all()
+            if key in self._queue:
+                dropped = self._queue.pop(key), "replaced_by_newer"
+            elif len(self._queue) >= self._limits.events:
+                oldest = next((queued for queued in self._queue if len(queued) > 1), None)
+                dropped = (event if oldest is None else self._queue.pop(oldest)), "queue_full"
+            if dropped is None or dropped[0] is not event:
+                self._queue[key] = event
+        self._wake.put(None)
+        if dropped is not None:
+            self._on_drop(self.name, *dropped)
 
     def flush(self, barrier: bool) -> None:
-        with self._changed:
-            done = self._changed.wait_for(lambda: self._error or not (self._queue or self._handling), self._patience)
-            self._raise_if_failed()
-            if not done:
-                raise SinkStalled(f"{len(self._queue)} events still queued after {self._patience:g} s")
+        if not self._wait(self._idle):
+            raise SinkStalled(f"{len(self._queue)} events still queued after {self._limits.patience_seconds:g} s")
+        if self._error is not None:
+            raise self._error
         _call(self._sink, "sync" if barrier and hasattr(self._sink, "sync") else "flush")
 
     def close(self) -> None:
         try:
             self.flush(False)
         finally:
-            with self._changed:
-                self._stopping = True
-                self._changed.notify_all()
-        self._thread.join(self._patience)
+            self._stop()
+        self._thread.join(self._limits.patience_seconds)
         _call(self._sink, "close")
 
     def abandon(self) -> list[TelemetryEvent]:
         with suppress(Exception):
             _call(self._sink, "close")
-        with self._changed:
+        self._stop()
+        with self._lock:
             left = [*([] if self._handling is None else [self._handling]), *self._queue.values()]
             self._queue.clear()
-            self._stopping = True
-            self._changed.notify_all()
         return left
 
-    def _make_room(self, event: TelemetryEvent, how: Delivery) -> bool:
-        """Whether ``event`` may be queued; the caller holds the lock and the queue is full."""
-        if how is Delivery.MUST_KEEP:
-            deadline = time.monotonic() + self._patience
-            while len(self._queue) >= self._capacity and self._error is None:
-                left = deadline - time.monotonic()
-                if left <= 0 or not self._changed.wait(left):
-                    raise SinkStalled(
-                        f"took nothing for {self._patience:g} s with {len(self._queue)} events queued; "
-                        f"{event.event_type.name} must not be dropped"
-                    )
-            self._raise_if_failed()
-            return True
-        oldest = next((key for key in self._queue if len(key) > 1), None)
-        dropped = event if oldest is None else self._queue.pop(oldest)
-        self._on_drop(self.name, dropped, "queue_full")
-        return oldest is not None
+    def _stop(self) -> None:
+        self._stopping = True
+        self._wake.put(None)
 
-    def _raise_if_failed(self) -> None:
-        if self._error is not None:
-            raise self._error
+    def _wait(self, until: Callable[[], bool]) -> bool:
+        """Whether ``until`` came true in time; true as well once the sink has failed."""
+        deadline = time.monotonic() + self._limits.patience_seconds
+        while not until() and self._error is None:
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(_POLL_SECONDS)
+        return True
+
+    def _idle(self) -> bool:
+        with self._lock:
+            return not self._queue and self._handling is None
 
     def _work(self) -> None:
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._queue or self._stopping)
-                if not self._queue:
-                    return
-                self._handling = self._queue.pop(next(iter(self._queue)))
-                self._changed.notify_all()
-            try:
-                self._sink(self._handling)
-            except Exception as error:
-                with self._changed:
+        while not self._stopping:
+            self._wake.get()
+            while (event := self._next()) is not None:
+                try:
+                    self._sink(event)
+                except Exception as error:
                     self._error = error
-                    self._changed.notify_all()
-                return
-            with self._changed:
+                    return
                 self._handling = None
-                self._changed.notify_all()
+
+    def _next(self) -> TelemetryEvent | None:
+        with self._lock:
+            if not self._queue:
+                return None
+            self._handling = self._queue.pop(next(iter(self._queue)))
+            return self._handling
 
 
 def _call(sink: Sink, method: str) -> None:
