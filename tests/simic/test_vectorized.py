@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 from tiny import tiny
 
-from esper.leyline import TelemetryEvent, UsageError
+from esper.leyline import ActionSpace, TelemetryEvent, UsageError
 from esper.leyline import TelemetryEventType as T
 from esper.nissa.wire import decode, encode
 from esper.simic import rewards
+from esper.simic.assembly import FORGIVING, build_executor, workload
+from esper.simic.config import RunConfig
 from esper.simic.detectors import DetectorConfig
 from esper.simic.env import GrowConfig
 from esper.simic.ppo import PPOConfig
 from esper.simic.rewards import Change, RewardConfig
 from esper.simic.vectorized import PPOPlan, PPORun, fresh_network
+from esper.simic.world import World, WorldConfig
 
 
 def test_throughput_metrics_include_fps():
@@ -63,8 +68,12 @@ class Journal:
         return [event for event in self.events if kind in (event.event_type, event.data.get("kind"))]
 
 
-def make(plan: PPOPlan, epochs: int = 5, reward: RewardConfig | None = None) -> tuple[PPORun, Journal]:
-    world, space = GrowConfig(task=tiny(epochs), reward=reward or RewardConfig(), gamma=plan.ppo.gamma).world()
+def make(
+    plan: PPOPlan, epochs: int = 5, reward: RewardConfig | None = None, examples: int = 64
+) -> tuple[PPORun, Journal]:
+    world, space = GrowConfig(
+        task=tiny(epochs, examples), reward=reward or RewardConfig(), gamma=plan.ppo.gamma
+    ).world()
     journal = Journal()
     return PPORun(world, space, fresh_network(plan.seed, cells=16), plan, journal), journal
 
@@ -136,8 +145,6 @@ def test_the_same_seed_gives_the_same_run(run_and_journal: tuple[PPORun, Journal
 
 def test_no_illegal_action_in_ten_thousand() -> None:
     run, _ = make(PPOPlan(rounds=1, envs=2))
-    import torch
-
     from esper.simic.growth import GrowthEnvironments
     from esper.tamiyo.batch import mask_tables, observe
     from esper.tamiyo.distribution import FactoredDistribution
@@ -248,7 +255,54 @@ def test_an_unstable_update_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert journal.of(T.NUMERICAL_INSTABILITY_DETECTED)
 
 
+def test_a_host_that_breaks_is_rolled_back_and_the_run_goes_on() -> None:
+    journal = Journal()
+    config = RunConfig(max_epochs=4, device="cpu")
+    load = workload(tiny(4), config)
+    executor = build_executor(load, config, journal.emit, governor=FORGIVING, test=False)
+    world = World(executor, load.task.metric, WorldConfig(4))
+    space = ActionSpace(tuple(load.task.sites), load.task.blueprints)
+    run = PPORun(world, space, fresh_network(0, cells=8), PPOPlan(rounds=1, envs=2), journal)
+    step = world.step
+
+    def sabotaged(*given: Any) -> Any:
+        if executor.epoch == 2:
+            with torch.no_grad():
+                executor.engine._rows[1].trainer.host_parameters[0].fill_(float("nan"))  # type: ignore[attr-defined]
+        return step(*given)
+
+    world.step = sabotaged  # type: ignore[method-assign]
+    (report,) = run.run()
+    (panic,), (rollback,) = journal.of(T.GOVERNOR_PANIC), journal.of(T.GOVERNOR_ROLLBACK)
+    assert panic.env_id == rollback.env_id == 1 and panic.epoch == 3
+    assert panic.data["device"] == rollback.data["device"] == "cpu"
+    assert panic.data["consecutive_panics"] == rollback.data["consecutive_panics"] == 1
+    assert [event.data["rolled_back"] for event in journal.of(T.REWARD_COMPUTED) if event.env_id == 1][2]
+    assert math.isfinite(report.mean_return) and report.mean_return == pytest.approx(report.mean_gain)
+    assert journal.of(T.COUNTERFACTUAL_COMPUTED) or journal.of(T.COMMAND_ISSUED)
+
+
 def test_the_learners_discount_must_be_the_rewards() -> None:
     world, space = GrowConfig(task=tiny(), gamma=0.9).world()
     with pytest.raises(UsageError, match="gamma"):
         PPORun(world, space, fresh_network(0), PPOPlan(1, 1), Journal())
+
+
+def test_hosts_come_round_again() -> None:
+    from esper.simic.growth import Hosts
+
+    pool = Hosts(rows=4, seed=0, pool=6)
+    assert len({seed for episode in range(9) for seed in pool.seeds(episode)}) == 6
+    fresh = Hosts(rows=4, seed=0)
+    assert len({seed for episode in range(9) for seed in fresh.seeds(episode)}) == 36
+
+
+@pytest.mark.slow
+def test_a_policy_learns_to_grow() -> None:
+    """Hosts that can only guess, and a blueprint that cannot: paid relative to the static host of the same seed."""
+    plan = PPOPlan(rounds=20, envs=8, hosts=8, ppo=PPOConfig(learning_rate=1e-3, epochs=6, minibatches=2))
+    run, _ = make(plan, epochs=10, reward=RewardConfig(control=True), examples=400)
+    reports = run.run()
+    first, last = (sum(r.mean_return for r in part) / 4 for part in (reports[:4], reports[-4:]))
+    assert last > first + 8.0, (first, last)
+    assert run.environments.illegal == 0

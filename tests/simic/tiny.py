@@ -27,10 +27,10 @@ class _Host(nn.Sequential):
         super().__init__(nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 2))
 
 
-def tiny(max_epochs: int = 6) -> TaskSpec:
-    """Whether two numbers have one sign: chance for the host alone, easy for an MLP."""
+def tiny(max_epochs: int = 6, examples: int = 64) -> TaskSpec:
+    """Whether two numbers have one sign: chance for the host alone, easy for an MLP. ``examples`` per split."""
     generator = torch.Generator().manual_seed(0)
-    train, validation, test = (_split(generator, size) for size in (64, 64, 64))
+    train, validation, test = (_split(generator, size) for size in (examples,) * 3)
     return TaskSpec(
         name="tiny",
         description="sign of a product",

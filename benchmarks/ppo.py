@@ -1,0 +1,164 @@
+"""What a trained policy is worth: its learning curve, and held-out hosts beside its controls, as tables in a page.
+
+    uv run esper train ppo --rounds 80 --episode-length 14 --hosts 16 --ppo-epochs 8 --run-dir runs/ppo
+    uv run python benchmarks/ppo.py runs/ppo --episodes 10 --output docs/ppo.md
+
+Replaces what stands between the two marks in the page. The untrained policy has the same weights as the trained one
+began with; the schedule is found on seeds that neither training nor evaluation uses. All arms share seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+
+from esper.leyline import Policy
+from esper.leyline import TelemetryEventType as T
+from esper.nissa.reader import read_journal
+from esper.nissa.rundir import RunDirectory
+from esper.scripts import eval as evaluation
+from esper.simic.assembly import build_executor, workload
+from esper.simic.config import RunConfig
+from esper.simic.evaluation import play
+from esper.simic.vectorized import fresh_network
+from esper.simic.world import held_out_seed
+from esper.tamiyo.policies import SchedulePolicy
+from esper.tamiyo.policies.learned import LearnedPolicy, load_policy
+from esper.tasks import get_task
+from esper.tolaria.executor import EpisodeResult
+
+BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One training run: updates in order, finished episodes, seconds, multiply-accumulates."""
+
+    updates: list[dict[str, Any]]
+    episodes: int
+    seconds: float
+    macs: int
+    detected: list[str]
+
+
+def read_curve(directory: Path) -> Curve:
+    """From the run's journal alone."""
+    updates, macs, episodes, times, detected = [], 0, 0, [], []
+    for event in read_journal(directory):
+        if event.timestamp is not None:
+            times.append(event.timestamp)
+        if event.event_type is T.PPO_UPDATE_COMPLETED:
+            updates.append(event.data)
+        elif event.event_type is T.EPISODE_ENDED:
+            macs += event.data["total_macs"]
+            episodes += 1
+        elif event.event_type.name.endswith(("_DETECTED", "_SUSPECTED")):
+            detected.append(f"round {event.data['round']}: {event.message}")
+    return Curve(updates, episodes, times[-1] - times[0], macs, detected)
+
+
+def curve_table(curve: Curve, parts: int = 8) -> Iterable[str]:
+    """Means over equal stretches of rounds."""
+    yield "| rounds | return | objective gain | entropy, nats | KL, nats | explained variance |"
+    yield "| --- | ---: | ---: | ---: | ---: | ---: |"
+    size = max(1, len(curve.updates) // parts)
+    for begin in range(0, len(curve.updates), size):
+        rows = curve.updates[begin : begin + size]
+
+        def mean(name: str, rows: Sequence[dict[str, Any]] = rows) -> float:
+            return fmean(row[name] for row in rows if name in row)
+
+        yield (
+            f"| {rows[0]['round']}-{rows[-1]['round']} | {mean('mean_episode_return'):+.2f} | "
+            f"{mean('mean_objective_gain'):+.2f} | {mean('entropy'):.2f} | {mean('kl'):.3f} | "
+            f"{mean('explained_variance'):.2f} |"
+        )
+
+
+def evaluate(directory: Path, episodes: int, seed: int) -> Iterable[str]:
+    """Held-out hosts: the policy, likeliest choices, untrained, and the controls."""
+    saved = load_policy(directory / "policy.safetensors")
+    card = saved.card
+    config = RunConfig(
+        task=card["task"],
+        policy="ppo",
+        compare=("static", "random", "heuristic"),
+        episodes=episodes,
+        max_epochs=card["episode_length"],
+        seed=seed,
+        device="cpu",
+    )
+    load = workload(get_task(config.task), config)
+    untrained = fresh_network(card["seed"], cells=saved.network.config.cells)
+    arms: dict[str, Policy] = {
+        "policy": LearnedPolicy(saved.network),
+        "policy, likeliest choices": LearnedPolicy(saved.network, greedy=True),
+        "policy, untrained": LearnedPolicy(untrained),
+    }
+    arms |= evaluation.comparisons(config, load, 0, None)
+    found = evaluation.find_schedule(config, load, 3)
+    arms["best schedule"] = SchedulePolicy(found.entries)
+    executor = build_executor(load, config, lambda event: None)
+    played: dict[str, list[EpisodeResult]] = {arm: [] for arm in arms}
+    seeds = [held_out_seed(seed, number) for number in range(episodes)]
+    for results in play(executor, arms, seeds, load.max_epochs):
+        for arm, result in zip(arms, results, strict=True):
+            played[arm].append(result)
+    metric = load.task.metric
+    yield f"The schedule: {evaluation.describe(found, metric)}."
+    yield ""
+    yield f"| arm | test {metric.name}, {metric.unit} | policy better by | kept | parameters | MACs an episode |"
+    yield "| --- | ---: | ---: | ---: | ---: | ---: |"
+    for line in evaluation.summarise(played, metric):
+        yield f"| {' | '.join(evaluation.cells(line))} |"
+
+
+def page(directory: Path, episodes: int, seed: int) -> str:
+    """The measured part of the page."""
+    curve = read_curve(directory)
+    settings = RunDirectory.open(directory).manifest.config
+    asked = ", ".join(f"{name} {each.value}" for name, each in settings.items() if each.source == "flag")
+    lines = [
+        f"Flags: {asked}. {len(curve.updates)} rounds, {curve.episodes} episodes (static controls included), "
+        f"{curve.macs:.3g} MACs and {curve.seconds / 60:.0f} minutes of wall time on {os.cpu_count()} shared cores "
+        f"({platform.machine()}, torch {torch.__version__}, one thread).",
+        "",
+        *curve_table(curve),
+        "",
+        *(f"- {text}" for text in curve.detected),
+        "",
+        f"{episodes} held-out hosts; means with 95 % t intervals, differences paired by host.",
+        "",
+        *evaluate(directory, episodes, seed),
+    ]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measure and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="directory of an `esper train ppo` run")
+    parser.add_argument("--episodes", type=int, default=10)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--output", type=Path)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    text = page(arguments.run, arguments.episodes, arguments.seed)
+    print(text)
+    if arguments.output is not None:
+        whole = arguments.output.read_text(encoding="utf-8")
+        before, _, rest = whole.partition(BEGIN)
+        _, _, after = rest.partition(END)
+        arguments.output.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{after}", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
