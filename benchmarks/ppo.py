@@ -83,7 +83,7 @@ def curve_table(curve: Curve, parts: int = 8) -> Iterable[str]:
         )
 
 
-def evaluate(directory: Path, episodes: int, seed: int) -> Iterable[str]:
+def evaluate(directory: Path, episodes: int, seed: int, search_seeds: int) -> Iterable[str]:
     """Held-out hosts: the policy, likeliest choices, untrained, and the controls."""
     saved = load_policy(directory / "policy.safetensors")
     card = saved.card
@@ -104,7 +104,7 @@ def evaluate(directory: Path, episodes: int, seed: int) -> Iterable[str]:
         "policy, untrained": LearnedPolicy(untrained),
     }
     arms |= evaluation.comparisons(config, load, 0, None)
-    found = evaluation.find_schedule(config, load, 3)
+    found = evaluation.find_schedule(config, load, search_seeds)
     arms["best schedule"] = SchedulePolicy(found.entries)
     executor = build_executor(load, config, lambda event: None)
     played: dict[str, list[EpisodeResult]] = {arm: [] for arm in arms}
@@ -121,7 +121,7 @@ def evaluate(directory: Path, episodes: int, seed: int) -> Iterable[str]:
         yield f"| {' | '.join(evaluation.cells(line))} |"
 
 
-def page(directory: Path, episodes: int, seed: int) -> str:
+def page(directory: Path, episodes: int, seed: int, search_seeds: int) -> str:
     """The measured part of the page."""
     curve = read_curve(directory)
     settings = RunDirectory.open(directory).manifest.config
@@ -137,7 +137,7 @@ def page(directory: Path, episodes: int, seed: int) -> str:
         "",
         f"{episodes} held-out hosts; means with 95 % t intervals, differences paired by host.",
         "",
-        *evaluate(directory, episodes, seed),
+        *evaluate(directory, episodes, seed, search_seeds),
     ]
     return "\n".join(lines)
 
@@ -148,10 +148,11 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="directory of an `esper train ppo` run")
     parser.add_argument("--episodes", type=int, default=10)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--search-seeds", type=int, default=3, help="hosts that the schedule is found on")
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    text = page(arguments.run, arguments.episodes, arguments.seed)
+    text = page(arguments.run, arguments.episodes, arguments.seed, arguments.search_seeds)
     print(text)
     if arguments.output is not None:
         whole = arguments.output.read_text(encoding="utf-8")
