@@ -15,7 +15,6 @@ from typing import Any, Final
 
 import msgspec
 
-from esper.karn.runs import describe_run
 from esper.karn.schema import Number, number
 from esper.leyline import DataError, EsperError
 from esper.leyline import TelemetryEventType as T

@@ -13,6 +13,7 @@ COMMANDS = {
     "train": "train a host that grows: heuristic, ppo",
     "eval": "play a saved policy on held-out seeds beside its controls",
     "report": "rewrite a run's report and figures from its journal",
+    "overwatch": "watch a run, live or in replay, in the browser or the terminal",
     "runs": "list runs with their state",
     "doctor": "say what is installed and which devices and extras work",
 }

@@ -118,6 +118,7 @@ def _add_telemetry(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--diagnostics-every", type=int, default=10, metavar="K")
     group.add_argument("--counterfactual-every", type=int, default=1, metavar="K", help="epochs between them")
     group.add_argument("--quiet", action="store_true", help="only the table at the end")
+    group.add_argument("--overwatch", action="store_true", help="watch the run in the browser; prints the link")
 
 
 def given_flags(argv: Sequence[str]) -> dict[str, Any]:
@@ -145,6 +146,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     from esper.simic.config import read_config_file
 
     file = {} if path is None else read_config_file(path)
+    if flags.pop("overwatch", False):
+        from esper.scripts.overwatch import start_beside
+
+        start_beside(resolve_run(run) if run is not None else flags.get("run_dir") or file.get("run_dir") or "runs")
     if kind == "ppo":
         from esper.scripts.ppo import run_ppo
 

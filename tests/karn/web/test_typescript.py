@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("starlette")
 
-from esper.karn.web.typescript import typescript  # noqa: E402
+from esper.karn.web.typescript import typescript
 
 COMMITTED = Path(__file__).parents[3] / "web" / "src" / "lib" / "schema.ts"
 

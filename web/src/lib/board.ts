@@ -9,7 +9,10 @@ type Level = EnvironmentRow["level"];
 export interface Layout {
   width: number;
   height: number;
+  /** Narrow screens: short columns. */
   narrow: boolean;
+  /** Two lines for each environment, the reason on the second: where there is room, and on narrow boards. */
+  double: boolean;
   line: number;
   head: number;
   ratio: number;
@@ -36,10 +39,11 @@ export const RANKS: Array<[number, Level]> = [[1, "critical"], [0.6, "bad"], [0.
 
 export function layoutOf(width: number, height: number, lines: number): Layout {
   const narrow = width < 560;
-  const line = narrow ? 52 : 30;
+  const double = narrow || width < 720 || lines * 46 < height - 26;
+  const line = double ? 46 : 30;
   const head = narrow ? 0 : 26;
   const overflow = lines * line > height - head;
-  return { width, height, narrow, line, head, ratio: Math.min(2, devicePixelRatio || 1), map: overflow && !narrow ? 36 : 0 };
+  return { width, height, narrow, double, line, head, ratio: Math.min(2, devicePixelRatio || 1), map: overflow && !narrow ? 36 : 0 };
 }
 
 export const stageName = (code: number | undefined): string | undefined => STAGES[code ?? WIRE.noStage];
@@ -132,10 +136,14 @@ function columnsOf(layout: Layout, slots: number): Places {
   const end = layout.width - layout.map - 12;
   if (layout.narrow) return { env: 30, metric: 128, spark: 0, epoch: 188, slots: 200, chip: Math.min(26, (end - 200) / Math.max(1, slots)), reason: 30, end };
   const wide = layout.width > 820;
-  const start = wide ? 330 : 250;
-  const reason = Math.max(150, Math.min(380, (end - start) * 0.42));
-  const chip = Math.min(170, (end - start - reason - 16) / Math.max(1, slots));
-  return { env: 34, metric: 150, spark: wide ? 166 : 0, epoch: wide ? 312 : 232, slots: start, chip, reason: start + chip * slots + 16, end };
+  const start = wide ? 320 : 250;
+  if (layout.double) {
+    const chip = Math.min(190, (end - start) / Math.max(1, slots));
+    return { env: 34, metric: 150, spark: wide ? 166 : 0, epoch: wide ? 300 : 232, slots: start, chip, reason: 70, end };
+  }
+  const reason = Math.max(190, (end - start) * 0.48);
+  const chip = Math.min(150, (end - start - reason - 16) / Math.max(1, slots));
+  return { env: 34, metric: 150, spark: wide ? 166 : 0, epoch: wide ? 302 : 232, slots: start, chip, reason: start + chip * slots + 16, end };
 }
 
 const MONO = 'ui-monospace, "SF Mono", "Cascadia Mono", "Roboto Mono", "DejaVu Sans Mono", monospace';
@@ -179,13 +187,13 @@ function drawHead(context: CanvasRenderingContext2D, layout: Layout, at: Places,
     if (at.chip >= 40) label(fit(context, slot, at.chip - 8), at.slots + index * at.chip + 2);
   });
   if (at.chip < 40) label(`${scene.slots.length} slots`, at.slots);
-  label("why it stands here", at.reason);
+  if (!layout.double) label("why it stands here", at.reason);
   rule(context, 0, layout.head - 0.5, layout.width - layout.map, colour("line-strong"));
 }
 
 function drawDevice(context: CanvasRenderingContext2D, layout: Layout, entry: Extract<Line, { device: string }>, y: number, colour: Paint): void {
   const text = `${entry.device} · ${entry.count} environment${entry.count === 1 ? "" : "s"}`;
-  write(context, text, 14, y + layout.line / 2 + 3, colour("soft"), sans(11.5, 600));
+  write(context, text, 14, y + layout.line - 14, colour("soft"), sans(11.5, 600));
   rule(context, 0, y + layout.line - 0.5, layout.width - layout.map, colour("line"));
 }
 
@@ -201,7 +209,7 @@ function drawRow(context: CanvasRenderingContext2D, layout: Layout, at: Places, 
     context.fillStyle = colour("accent");
     context.fillRect(0, y, 3, layout.line - 1);
   }
-  const middle = y + (layout.narrow ? 16 : layout.line / 2);
+  const middle = y + (layout.double ? 14 : layout.line / 2);
   write(context, LEVEL_GLYPH[level], 20, middle, colour(level), sans(13), "center");
   write(context, String(env), at.env, middle, colour(level === "ok" ? "ink" : level), mono(12.5, level === "ok" ? 400 : 600));
   rule(context, 0, y + layout.line - 0.5, width, colour("line"));
@@ -211,24 +219,26 @@ function drawRow(context: CanvasRenderingContext2D, layout: Layout, at: Places, 
   }
   const odd = typeof row.metric?.value === "string";
   write(context, row.metric ? marked(row.metric) : ABSENT, at.metric, middle, colour(odd ? "critical" : row.metric?.stale ? "faint" : "ink"), mono(12.5, odd ? 600 : 400), "right");
-  if (at.spark) drawSpark(context, row.spark ?? [], at.spark, y + 7, 88, layout.line - 14, colour);
+  if (at.spark) drawSpark(context, row.spark ?? [], at.spark, y + (layout.double ? 5 : 7), 80, layout.double ? 18 : layout.line - 14, colour);
   write(context, row.epoch === undefined ? ABSENT : row.max_epochs === undefined ? `${row.epoch}` : `${row.epoch}/${row.max_epochs}`, at.epoch, middle, colour("soft"), mono(11.5), "right");
   scene.slots.forEach((slot, index) => {
     const chip = row.slots?.[slot];
-    drawChip(context, chip, at.slots + index * at.chip, y + (layout.narrow ? 4 : 4), at.chip - 4, layout.narrow ? 23 : layout.line - 9, colour);
+    drawChip(context, chip, at.slots + index * at.chip, y + 4, at.chip - 4, layout.double ? 20 : layout.line - 9, colour);
   });
   drawReason(context, layout, at, row, y, colour);
 }
 
 function drawReason(context: CanvasRenderingContext2D, layout: Layout, at: Places, row: EnvironmentRow, y: number, colour: Paint): void {
-  const middle = layout.narrow ? y + 38 : y + layout.line / 2;
+  const middle = layout.double ? y + 34 : y + layout.line / 2;
   const factors = row.factors ?? [];
   const first = factors[0];
-  const more = factors.length > 1 ? `  +${factors.length - 1}` : "";
-  const quiet = row.status === "running" || row.status === "" ? (row.last_action ?? "") : row.status;
+  const all = factors.map((factor) => factor.text).join(" · ");
+  const held = Object.values(row.slots ?? {}).filter((chip) => chip.gate_passed === false && chip.gate);
+  const calm = row.status === "running" || row.status === "" ? (row.last_action ?? "").toLowerCase() : row.status;
+  const quiet = held.length ? held.map((chip) => `${chip.gate} holds back ${chip.blueprint ?? "a seed"} in ${chip.slot}`).join(" · ") : calm;
   context.font = sans(12.5);
-  const text = fit(context, first ? `${first.text}${more}` : quiet, at.end - at.reason);
-  write(context, text, at.reason, middle, colour(first ? "ink" : "faint"), sans(12.5));
+  const text = fit(context, first ? all : quiet, at.end - at.reason);
+  write(context, text, at.reason, middle, colour(first ? "ink" : held.length ? "soft" : "faint"), sans(12.5));
 }
 
 function drawChip(context: CanvasRenderingContext2D, chip: Chip | undefined, x: number, y: number, width: number, height: number, colour: Paint): void {
@@ -267,7 +277,8 @@ function drawSpark(context: CanvasRenderingContext2D, values: NonNullable<Enviro
   const finite = values.filter((value): value is number => typeof value === "number");
   if (!values.length) return;
   const low = Math.min(...finite);
-  const span = Math.max(...finite) - low || 1;
+  // a wobble of a hundredth must not look like a collapse
+  const span = Math.max(Math.max(...finite) - low, 0.04 * Math.abs(low)) || 1;
   const step = width / Math.max(1, values.length - 1);
   context.strokeStyle = colour("soft");
   context.lineWidth = 1.25;

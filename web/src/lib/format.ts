@@ -17,6 +17,11 @@ export function number(value: Known | string): string {
   return (digits || size >= 1000 ? value.toFixed(digits) : value.toPrecision(2)).replace("-", "−");
 }
 
+/** A threshold as it was set, without digits that mean nothing. */
+export function limit(value: Known | string): string {
+  return typeof value === "number" && Math.abs(value) < 1e5 ? String(Number(value.toPrecision(4))).replace("-", "−") : number(value);
+}
+
 /** Large counts: 12.3 M. */
 export function scaled(value: number): string {
   for (const [limit, letter] of [[1e15, "P"], [1e12, "T"], [1e9, "G"], [1e6, "M"], [1e3, "k"]] as const)

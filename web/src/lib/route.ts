@@ -14,7 +14,8 @@ export interface Place {
 }
 
 export function parsePlace(hash: string): Place {
-  const [path = "", query = ""] = hash.replace(/^#\/?/, "").split("?", 2);
+  const body = hash.replace(/^#\/?/, "");
+  const [path = "", query = ""] = body.includes("?") ? body.split("?", 2) : body.includes("=") ? ["", body] : [body];
   const fields = new URLSearchParams(query);
   const text = (name: string) => fields.get(name) ?? undefined;
   const whole = (name: string) => (/^\d+$/.test(fields.get(name) ?? "") ? Number(fields.get(name)) : undefined);

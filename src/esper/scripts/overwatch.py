@@ -1,0 +1,161 @@
+"""``esper overwatch [RUN_OR_FOLDER]``: watch a run, live or in replay, in the browser or in the terminal."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from esper.karn.runs import describe_run, resolve_run
+from esper.leyline import DataError, UsageError
+from esper.nissa.rundir import list_runs
+from esper.scripts.cli import Parser
+
+LINGER = 20.0
+"""Seconds that an Overwatch started beside a run stays after the run's process is gone and nobody looks."""
+BEHIND = 5
+"""Niceness of an Overwatch beside a run: the run goes first."""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line of ``esper overwatch``."""
+    parser = Parser(prog="esper overwatch", description=__doc__)
+    parser.add_argument("run", nargs="?", default="runs", help="a run, its id, or a folder of runs (default: runs)")
+    face = parser.add_mutually_exclusive_group()
+    face.add_argument("--tui", action="store_true", help="in this terminal")
+    face.add_argument("--once", action="store_true", help="print a report in plain text and leave")
+    parser.add_argument("--replay", action="store_true", help="begin at the first event instead of now")
+    parser.add_argument(
+        "--filter", default="", metavar="TERMS", help="what --once shows, as in env=3 severity>=warning"
+    )
+    web = parser.add_argument_group("in the browser")
+    web.add_argument("--port", type=int, help="default: 8471, or any free one where that is taken")
+    web.add_argument("--bind", default="127.0.0.1", metavar="ADDRESS", help="default: only this machine")
+    web.add_argument("--allowed-host", action="append", default=[], metavar="NAME", help="host name that may be used")
+    web.add_argument("--build", action="store_true", help="build the page anew, in a checkout")
+    web.add_argument("--beside", type=int, metavar="PID", help=argparse.SUPPRESS)
+    return parser
+
+
+def main(argv: Sequence[str]) -> int:
+    """Open what was asked for; returns the exit status."""
+    given = build_parser().parse_args(argv)
+    if given.port is not None and not 0 <= given.port < 65536:
+        raise UsageError(f"--port {given.port}: a port is a number from 0 to 65535")
+    if given.once:
+        return once(resolve(given.run), given.filter)
+    if given.filter:
+        raise UsageError("--filter goes with --once; the other faces have a field for it")
+    if given.tui:
+        from esper.karn.tui import run_tui
+
+        run_tui(resolve(given.run), replay=given.replay)
+        return 0
+    return browse(given)
+
+
+def resolve(name: str) -> Path:
+    """The run to show: the one that is meant, or the newest in a folder of runs."""
+    path = Path(name)
+    inside = list_runs(path) if path.is_dir() else []
+    return inside[-1] if inside else resolve_run(name)
+
+
+def once(run: Path, terms: str) -> int:
+    """Print the report."""
+    from esper.karn.filter import parse
+    from esper.karn.plain import render
+    from esper.karn.watch import Watch
+
+    wanted = parse(terms)
+    print(render(Watch(run).tick(), wanted))
+    return 0
+
+
+def browse(given: argparse.Namespace) -> int:
+    """Serve the page until interrupted, or beside a run until it is gone and nobody looks."""
+    from esper.karn.web.server import listen, make_server
+
+    ready_page(given.build)
+    if given.beside is not None:
+        os.nice(BEHIND)
+        target = await_run(Path(given.run), given.beside)
+        if target is None:
+            return 0
+    else:
+        target = Path(given.run) if list_runs(given.run) else resolve_run(given.run)
+    listening = listen(given.bind, given.port, given.allowed_host)
+    server = make_server(target, listening)
+    link = listening.link
+    if given.replay:
+        link += "&at=0"
+    print(f"Overwatch: {link}", flush=True)
+
+    def leave_when_alone() -> None:
+        last = time.monotonic()
+        while time.monotonic() - last < LINGER:
+            if alive(given.beside) or server.server_state.connections:
+                last = time.monotonic()
+            time.sleep(1.0)
+        server.should_exit = True
+
+    if given.beside is not None:
+        threading.Thread(target=leave_when_alone, daemon=True).start()
+    server.run(sockets=[listening.socket])
+    return 0
+
+
+def ready_page(anew: bool) -> None:
+    """Build the page where it is missing or stale. One that is only stale is shown where it cannot be built."""
+    from esper.karn.web import assets
+
+    state = assets.state()
+    if state == "ready" and not anew:
+        return
+    try:
+        assets.build(lambda text: print(f"overwatch: {text}", file=sys.stderr, flush=True))
+    except DataError as problem:
+        if state != "stale" or anew:
+            raise
+        print(f"overwatch: showing a page built from older sources: {problem}", file=sys.stderr, flush=True)
+
+
+def start_beside(where: str | Path) -> None:
+    """Start Overwatch as a process of its own for the run that this process is about to write.
+
+    ``where`` is its directory, or the folder that it will be made in. The other process prints the link, and leaves
+    when this one is gone and nobody looks any more.
+    """
+    command = [sys.executable, "-m", "esper.scripts.main", "overwatch", str(where), "--beside", str(os.getpid())]
+    subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
+
+
+def await_run(where: Path, pid: int, patience: float = 120.0) -> Path | None:
+    """The run that process ``pid`` writes, in ``where`` or below it; ``None`` if it leaves before there is one."""
+    end = time.monotonic() + patience
+    while time.monotonic() < end:
+        for path in [where, *reversed(list_runs(where) if where.is_dir() else [])]:
+            if (path / "run.json").is_file() and describe_run(path).pid == pid:
+                return path
+        if not alive(pid):
+            return None
+        time.sleep(0.2)
+    raise DataError(f"no run of process {pid} in {where} after {patience:.0f} s")
+
+
+def alive(pid: int | None) -> bool:
+    """Whether the process exists."""
+    if pid is None:
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
