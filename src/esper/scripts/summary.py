@@ -46,9 +46,9 @@ def arms_table(table: EndTable) -> Table:
     unit = f" ({table.unit})" if table.unit else ""
     episodes = max((arm.episodes for arm in table.arms), default=0)
     title = f"test {table.metric}{unit}, means over {episodes} episode{'s' * (episodes != 1)} with 95 % intervals"
-    view = Table(box=box.SIMPLE_HEAD, title=title, title_style="dim", title_justify="left")
+    view = Table(box=box.SIMPLE_HEAD, title=title, title_style="dim", title_justify="left", pad_edge=False)
     view.add_column("arm", style="bold", no_wrap=True)
-    for heading in ("test", "parameters", "MACs a pass", "MACs spent", "kept", "time"):
+    for heading in ("test", "params", "MACs/pass", "spent", "kept", "time"):
         view.add_column(heading, justify="right", no_wrap=True)
     for arm in table.arms:
         view.add_row(
