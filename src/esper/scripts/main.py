@@ -14,6 +14,7 @@ COMMANDS = {
     "eval": "play a saved policy on held-out seeds beside its controls",
     "report": "rewrite a run's report and figures from its journal",
     "overwatch": "watch a run, live or in replay, in the browser or the terminal",
+    "query": "questions in SQL over what a run has committed",
     "runs": "list runs with their state",
     "doctor": "say what is installed and which devices and extras work",
 }
