@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, NotRequired, get_origin, get_type_hints
 
 from esper.leyline import REGISTRY
 
@@ -16,7 +16,9 @@ def keys(payload: Any) -> str:
     members = [payload] if hasattr(payload, "__required_keys__") else list(payload.__args__)
     told = []
     for member in members:
-        names = [n if n in member.__required_keys__ else f"{n}?" for n in get_type_hints(member)]
+        hints = get_type_hints(member, include_extras=True)
+        # __required_keys__ does not see through annotations that are kept as text
+        names = [f"{name}?" if get_origin(kind) is NotRequired else name for name, kind in hints.items()]
         told.append(", ".join(sorted(names, key=lambda name: (name.endswith("?"), name))))
     return "; ".join(told)
 
