@@ -125,9 +125,10 @@ def page(directory: Path, episodes: int, seed: int, search_seeds: int) -> str:
     """The measured part of the page."""
     curve = read_curve(directory)
     settings = RunDirectory.open(directory).manifest.config
-    asked = ", ".join(f"{name} {each.value}" for name, each in settings.items() if each.source == "flag")
+    given = {name: each.value for name, each in settings.items() if each.source == "flag" and name != "run_dir"}
+    asked = ", ".join(f"{name} {value}" for name, value in given.items())
     lines = [
-        f"Flags: {asked}. {len(curve.updates)} rounds, {curve.episodes} episodes (static controls included), "
+        f"Flags: {asked}. {len(curve.updates)} rounds played, {curve.episodes} episodes (static controls included), "
         f"{curve.macs:.3g} MACs and {curve.seconds / 60:.0f} minutes of wall time on {os.cpu_count()} shared cores "
         f"({platform.machine()}, torch {torch.__version__}, one thread).",
         "",
