@@ -96,8 +96,8 @@ def test_every_parameter_learns() -> None:
     logits, value = _step(network, observation)
     (sum((table.softmax(-1)[..., 0]).square().sum() for table in logits) + value.square().sum()).backward()
     still = [name for name, p in network.named_parameters() if p.grad is None or not p.grad.any()]
-    # the memory starts from zeros, so that its recurrent weights see nothing in the first step
-    assert still == ["memory.lstm.weight_hh_l0"]
+    # memories start from zeros, so that recurrent weights see nothing in the first step
+    assert still == ["memory.lstm.weight_hh_l0", "value_memory.lstm.weight_hh_l0"]
 
 
 def test_statistics_ignore_padding_and_invalid_steps() -> None:

@@ -19,7 +19,7 @@ Observation = Mapping[str, Tensor]
 """Named parts of an observation, each ``[B, ...]`` (or ``[T, N, ...]`` in a rollout)."""
 
 State = tuple[Tensor, ...]
-"""Hidden and cell state ``[N, H]`` each; empty for a network without memory."""
+"""Hidden and cell state ``[N, H]`` of the policy, then of the value; empty for a network without memory."""
 
 RETURN_HORIZON = 10_000
 """Steps after which returns of an older policy are forgotten."""
@@ -126,60 +126,73 @@ class ValueHead(nn.Module):
 
 
 class PolicyNetwork(nn.Module, ABC):
-    """Encoder, memory, heads and value. Subclasses say how to encode an observation and how to score choices.
+    """Encoder, then a memory and heads for the policy and a memory of its own for the value.
 
-    Observations arrive raw; ``normalisers`` (name of the part -> statistics) are frozen until :meth:`observe`.
+    The value learns other things at another pace: with one memory for both, CartPole without velocities was not learnt.
+    Subclasses say how to encode an observation and how to score choices. Observations arrive raw; ``normalisers`` (name
+    of the part -> statistics) are frozen until :meth:`observe`.
     """
 
     def __init__(self, features: int, cells: int) -> None:
         super().__init__()
-        self.memory = Memory(features, cells) if cells else None
         self.core_width = cells or features
+        self.memory = Memory(features, cells) if cells else None
+        self.value_memory = Memory(features, cells) if cells else None
+        self.value_hidden = linear(self.core_width, self.core_width)
         self.value_head = ValueHead(self.core_width)
         self.normalisers = nn.ModuleDict()
 
     @abstractmethod
     def encode(self, observation: Observation) -> tuple[Tensor, ...]:
-        """Features ``[B, F]`` that go into the memory, then whatever else :meth:`score` needs."""
+        """Features ``[B, F]`` that go into the memories, then whatever else :meth:`score` needs."""
 
     @abstractmethod
     def score(self, core: Tensor, encoded: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Logits of every head from the memory's output ``[B, core_width]``."""
+        """Logits of every head from the policy memory's output ``[B, core_width]``."""
 
     def initial_state(self, rows: int) -> State:
         """State of ``rows`` environments before their first step."""
-        return self.memory.initial_state(rows) if self.memory is not None else ()
+        if self.memory is None or self.value_memory is None:
+            return ()
+        return *self.memory.initial_state(rows), *self.value_memory.initial_state(rows)
 
     def step(self, observation: Observation, state: State, starts: Tensor) -> tuple[PolicyOutput, State]:
         """One step of N environments, and the state after it. ``starts`` ``[N]`` marks first steps of episodes."""
         encoded = self.encode(observation)
-        state = self.memory.step(encoded[0], state, starts) if self.memory is not None else ()
-        core = state[0] if state else encoded[0]
-        return PolicyOutput(self.score(core, encoded), self.value_head(core)), state
+        core = value_core = encoded[0]
+        if self.memory is not None and self.value_memory is not None:
+            ours = self.memory.step(core, state[:2], starts)
+            theirs = self.value_memory.step(core, state[2:], starts)
+            core, value_core, state = ours[0], theirs[0], (*ours, *theirs)
+        return PolicyOutput(self.score(core, encoded), self._value(value_core)), state
 
     def values(self, observation: Observation, state: State) -> Tensor:
         """V ``[N]`` of observations that continue from ``state``. The state itself does not advance."""
-        features = self.encode(observation)[0]
-        if self.memory is not None:
-            continuing = torch.zeros(len(features), dtype=torch.bool, device=features.device)
-            features = self.memory.step(features, state, continuing)[0]
-        value: Tensor = self.value_head(features)
-        return value
+        core = self.encode(observation)[0]
+        if self.value_memory is not None:
+            continuing = torch.zeros(len(core), dtype=torch.bool, device=core.device)
+            core = self.value_memory.step(core, state[2:], continuing)[0]
+        return self._value(core)
 
     def unroll(self, observation: Observation, state: State, starts: Tensor) -> PolicyOutput:
         """A whole rollout ``[T, N, ...]`` from the state before its first step; rows come back flat, ``[T * N]``."""
-        steps, rows = starts.shape
         encoded = self.encode({name: part.flatten(0, 1) for name, part in observation.items()})
-        core = encoded[0]
-        if self.memory is not None:
-            core = self.memory.unroll(core.view(steps, rows, -1), state, starts).flatten(0, 1)
-        return PolicyOutput(self.score(core, encoded), self.value_head(core))
+        core = value_core = encoded[0]
+        if self.memory is not None and self.value_memory is not None:
+            features = core.view(*starts.shape, -1)
+            core = self.memory.unroll(features, state[:2], starts).flatten(0, 1)
+            value_core = self.value_memory.unroll(features, state[2:], starts).flatten(0, 1)
+        return PolicyOutput(self.score(core, encoded), self._value(value_core))
 
     def observe(self, observation: Observation, valid: Tensor) -> None:
         """Let the normalisers see the parts of a rollout ``[T, N, ...]`` where ``valid`` ``[T, N]``."""
         for name, norm in self.normalisers.items():
             assert isinstance(norm, RunningNorm)
             norm.observe(observation[name][valid])
+
+    def _value(self, core: Tensor) -> Tensor:
+        value: Tensor = self.value_head(self.value_hidden(core).tanh())
+        return value
 
 
 def linear(inputs: int, outputs: int, gain: float = 2.0**0.5) -> nn.Linear:

@@ -35,8 +35,7 @@ class FakeGrowth:
         self.assert_legal(actions)
         self.actions_taken += len(actions)
         op, slot, blueprint = actions[:, 0], actions[:, 1], actions[:, 2]
-        named = torch.tensor([BLUEPRINTS.index(name) for name in self.space.blueprints])[blueprint]
-        germinated = 0.5 * (slot == self.slot) + 0.5 * (named == self.wanted)
+        germinated = 0.5 * (slot == self.slot) + 0.5 * (blueprint == self._index_of_wanted())
         rewards = torch.where(self.grow, torch.where(op == Op.GERMINATE, germinated, 0.0), (op == Op.WAIT).float())
         yes = torch.ones(self.size, dtype=torch.bool)
         return Outcome(self._draw(), rewards, yes, yes, yes, yes, final=None)
@@ -52,13 +51,15 @@ class FakeGrowth:
             assert (legal | ~consumed[:, k]).all(), f"illegal choice of {self.heads.names[k]}"
             assert (consumed[:, k] | (actions[:, k] == 0)).all()
 
+    def _index_of_wanted(self) -> Tensor:
+        return torch.tensor([self.space.blueprints.index(name) for name in BLUEPRINTS])[self.wanted]
+
     def _draw(self) -> Seen:
         rows, slots, blueprints = self.size, len(self.space.slots), len(self.space.blueprints)
         draw = self.generator
         self.grow = torch.rand(rows, generator=draw) < 0.5
         self.slot = torch.randint(slots, (rows,), generator=draw)
         self.wanted = torch.randint(len(BLUEPRINTS), (rows,), generator=draw)
-        wanted_index = torch.tensor([self.space.blueprints.index(name) for name in BLUEPRINTS])[self.wanted]
         marked = torch.nn.functional.one_hot(self.slot, slots).bool()
         asked = torch.nn.functional.one_hot(self.wanted, len(BLUEPRINTS)).float()
         noise = torch.randn(rows, slots, generator=draw)
@@ -75,7 +76,7 @@ class FakeGrowth:
         slot = torch.rand(rows, len(Op), slots, generator=draw) < 0.5
         slot |= marked[:, None]
         blueprint = torch.rand(rows, 1, slots, blueprints, generator=draw) < 0.5
-        blueprint[torch.arange(rows), 0, :, wanted_index] = True
+        blueprint[torch.arange(rows), 0, :, self._index_of_wanted()] = True
         alpha = torch.ones(rows, 1, slots, 3, dtype=torch.bool)
         alpha[..., 0] = torch.rand(rows, 1, slots, generator=draw) < 0.5
         anything = [torch.ones(rows, 1, 1, n, dtype=torch.bool) for n in (3, 4)]

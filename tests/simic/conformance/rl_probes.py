@@ -219,12 +219,11 @@ class MaskedRecall(Recall):
 
 
 class RememberedValue(Probe):
-    """A sign shown only at the first step is paid at every step; cut after four. V = sign / (1 - gamma) throughout.
+    """A sign shown only at the first step is paid at every step; each step cuts with probability 1/4.
 
-    The bootstrap must come from the continuing memory: the last observation alone says nothing.
+    V = sign / (1 - gamma) throughout. The bootstrap must come from the continuing memory: the last observation alone
+    says nothing. A fixed limit would never train the memory where it is bootstrapped from.
     """
-
-    limit = 4
 
     def begin(self, rows: Array) -> None:
         if not hasattr(self, "sign"):
@@ -235,4 +234,4 @@ class RememberedValue(Probe):
         return np.where(self.clock == 0, self.sign, 0.0)[:, None].astype(np.float32)
 
     def advance(self, actions: Array) -> tuple[Array, Array, Array]:
-        return self.sign.copy(), np.zeros(self.num_envs, dtype=bool), self.clock + 1 >= self.limit
+        return self.sign.copy(), np.zeros(self.num_envs, dtype=bool), self.rng.random(self.num_envs) < 0.25
