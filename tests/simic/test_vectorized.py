@@ -248,10 +248,7 @@ def test_an_unstable_update_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
         return update(replace(rollout, rewards=rollout.rewards * 1e38 * 1e30), scale)
 
     monkeypatch.setattr(run.learner, "update", poisoned)
-    try:
-        run.run()
-    except ValueError:
-        pytest.skip("the learner refuses such a rollout")
+    run.run()
     assert journal.of(T.NUMERICAL_INSTABILITY_DETECTED)
 
 
