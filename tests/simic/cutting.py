@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import random
 import signal
 import sys
 import traceback
@@ -94,10 +96,48 @@ def run(arguments: Sequence[str], log: Path, cut: Cut | None = None) -> Ended:
     return in_child(work, log)
 
 
+@dataclass(frozen=True)
+class Whole:
+    """An uninterrupted run, its command, and the calls that it took."""
+
+    command: list[str]
+    path: Path
+    calls: CallCounter
+
+    @classmethod
+    def of(cls, command: list[str], folder: Path) -> Whole:
+        """Run ``command`` in ``folder``."""
+        path = folder / "run"
+        return cls(command, path, count_calls([*command, "--run-dir", str(path)], folder / "log"))
+
+    @property
+    def first_checkpoint(self) -> int:
+        """The call after which there is a checkpoint."""
+        return self.calls.by_function["checkpoint._delete_old"][0]
+
+    @property
+    def end(self) -> int:
+        """The call with which training was over."""
+        return self.calls.by_function["hub.close"][-1]
+
+    def anywhere(self, number: int) -> int:
+        """A call between the two, drawn by lot."""
+        return random.Random(number).randrange(self.first_checkpoint, self.end)
+
+    def cut_and_resume(self, cuts: Sequence[Cut], folder: Path) -> Path:
+        """The same run, cut at each of ``cuts`` and resumed each time."""
+        path, log = folder / "run", folder / "log"
+        ended = run([*self.command, "--run-dir", str(path)], log, cuts[0])
+        stopped = {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}[signal.Signals(cuts[0].signal)]
+        assert ended.status == stopped, (str(cuts[0]), ended)
+        for cut in (*cuts[1:], None):
+            ended = run([*self.command[:2], "--resume", str(path)], log, cut)
+            assert ended.status == (0 if cut is None else -9), (str(cut), ended)
+        return path
+
+
 def count_calls(arguments: Sequence[str], log: Path) -> CallCounter:
     """An uncut run's calls, in this process's memory."""
-    import json
-
     out = log.with_suffix(".json")
 
     def work() -> int:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from esper.leyline import TelemetryEvent
@@ -77,3 +78,8 @@ def assert_same(run: Path, whole: Path) -> None:
     assert mine_plain == their_plain
     if (whole / "model").is_dir():
         assert model_files(run) == model_files(whole)
+    if (whole / "policy.safetensors").is_file():
+        mine_weights, their_weights = (load_file(path / "policy.safetensors") for path in (run, whole))
+        assert {name: bits(part) for name, part in mine_weights.items()} == {
+            name: bits(part) for name, part in their_weights.items()
+        }

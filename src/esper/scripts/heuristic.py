@@ -40,7 +40,7 @@ def run_heuristic(flags: Mapping[str, Any], file: Mapping[str, Any], asked: Aske
     about = about_run(load, resolved, episodes)
     if past is not None:
         past.require(about.subject)
-        past.restore(episodes.load)
+        past.restored(episodes.load)
     with open_session(session_config(resolved, load, past)) as session, progress:
         outbox.open(session)
         session.hub.add_sink(ConsoleSink(quiet=config.quiet or console.is_terminal), name="console")

@@ -15,33 +15,52 @@ from esper.nissa.console import ConsoleSink
 from esper.simic.assembly import FORGIVING, Workload, build_executor, workload
 from esper.simic.config import Resolved, resolve
 from esper.simic.ppo_config import PRESETS, PPORunConfig
+from esper.simic.resume import About, Asked, Keeper, Outbox, Past, find, subject_of
+from esper.simic.scribe import Hub
 from esper.simic.session import Announcement, Session, SessionConfig, open_session
-from esper.simic.vectorized import PPORun, RoundReport, fresh_network
+from esper.simic.vectorized import PPORun, RoundReport, fresh_network, saved_network
 from esper.simic.world import World, WorldConfig
 from esper.tamiyo.network import GrowthNetwork
 from esper.tamiyo.policies.learned import load_policy, save_policy
 from esper.tasks import get_task
+from esper.tolaria.rng import seed_process
 
 POLICY_FILE = "policy.safetensors"
 
 
-def run_ppo(flags: Mapping[str, Any], file: Mapping[str, Any]) -> int:
-    """Resolve the configuration, learn, save; returns the exit status."""
+def run_ppo(flags: Mapping[str, Any], file: Mapping[str, Any], asked: Asked | None = None) -> int:
+    """Resolve the configuration, learn, save; or go on with the run that was ``asked`` for. Returns the exit status."""
+    past = None if asked is None else find(asked, "ppo", PPORunConfig, {**file, **flags})
     task = str(flags.get("task", file.get("task", PPORunConfig().task)))
-    resolved = resolve(PPORunConfig, flags, file, PRESETS.get(task))
+    resolved = resolve(PPORunConfig, flags, file, PRESETS.get(task)) if past is None else past.resolved
     config = resolved.config
     torch.set_num_threads(config.threads)
+    seed_process(config.seed)
     load = workload(get_task(config.task), config.base())
-    network = _network(config)
     console = Console(highlight=False)
-    with open_session(_session_config(resolved, load)) as session:
+    outbox = Outbox()
+    about = About("ppo", {name: setting.value for name, setting in resolved.settings.items()}, subject_of(load))
+    if past is None:
+        run = make_run(outbox, load, config, _network(config))
+    else:
+        past.require(about.subject)
+        run = make_run(outbox, load, config, past.restored(saved_network))
+        past.restored(run.load)
+    with open_session(_session_config(resolved, load, past)) as session:
+        outbox.open(session)
         session.hub.add_sink(ConsoleSink(quiet=True), name="console")
         session.announce("ppo", _announcement(load, config))
-        if config.policy_checkpoint is not None:
+        if past is not None:
+            past.say(session)
+            if not config.quiet:
+                console.print(*past.lines(), sep="\n", soft_wrap=True)
+            past.restore_chance()
+        elif config.policy_checkpoint is not None:
             _say_loaded(session, config.policy_checkpoint)
-        run = make_run(session, load, config, network)
+        run.on_boundary = Keeper(session, about, run.state, every=config.checkpoint_every).boundary
         try:
-            run.run(None if config.quiet else lambda report: console.print(line(report, config, load.task.metric)))
+            with session.stop.held():
+                run.run(None if config.quiet else lambda report: console.print(line(report, config, load.task.metric)))
         finally:
             if run.rounds_done:
                 path = _save(session, run, config)
@@ -50,12 +69,12 @@ def run_ppo(flags: Mapping[str, Any], file: Mapping[str, Any]) -> int:
     return 0
 
 
-def make_run(session: Session, load: Workload, config: PPORunConfig, network: GrowthNetwork) -> PPORun:
+def make_run(hub: Hub, load: Workload, config: PPORunConfig, network: GrowthNetwork) -> PPORun:
     """Put world, policy and learner together. No episode of a learner looks at the test split."""
-    executor = build_executor(load, config.base(), session.emit, governor=FORGIVING, test=False)
+    executor = build_executor(load, config.base(), hub.emit, governor=FORGIVING, test=False)
     world = World(executor, load.task.metric, WorldConfig(load.max_epochs, config.rewards(), config.gamma))
     plan = config.plan()
-    return PPORun(world, ActionSpace(tuple(load.task.sites), load.task.blueprints), network, plan, session)
+    return PPORun(world, ActionSpace(tuple(load.task.sites), load.task.blueprints), network, plan, hub)
 
 
 def line(report: RoundReport, config: PPORunConfig, metric: Metric) -> Text:
@@ -104,7 +123,7 @@ def _say_loaded(session: Session, path: str) -> None:
     session.say(TelemetryEventType.CHECKPOINT_LOADED, path=path, step=int(card.get("rounds", 0)), exact=True)
 
 
-def _session_config(resolved: Resolved[PPORunConfig], load: Workload) -> SessionConfig:
+def _session_config(resolved: Resolved[PPORunConfig], load: Workload, past: Past[PPORunConfig] | None) -> SessionConfig:
     config = resolved.config
     return SessionConfig(
         kind="ppo",
@@ -116,6 +135,7 @@ def _session_config(resolved: Resolved[PPORunConfig], load: Workload) -> Session
             "seeds": {"run": config.seed},
             "data": {"digest": load.task.data.digest, "source": load.task.data.source},
         },
+        resume=None if past is None else past.point,
     )
 
 

@@ -17,7 +17,6 @@ from esper.scripts.cli import Parser
 LEVELS = ("off", "minimal", "normal", "debug")
 PROFILES = ("minimal", "standard", "diagnostic", "research")
 REWARDS = ("objective", "simplified", "sparse", "shaped")
-CHECKPOINT_EVERY = 10
 INCUBATION = ("probe", "graft", "straight_through")
 
 
@@ -33,7 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_workload(heuristic)
     _add_arms(heuristic)
     _add_host(heuristic)
-    _add_checkpoints(heuristic, "epochs")
+    _add_checkpoints(heuristic, 10, "epochs")
     _add_telemetry(heuristic)
     ppo = kinds.add_parser(
         "ppo",
@@ -43,6 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_workload(ppo)
     _add_learning(ppo)
     _add_host(ppo)
+    _add_checkpoints(ppo, 20, "steps of the environments")
     _add_telemetry(ppo)
     return parser
 
@@ -99,10 +99,10 @@ def _add_host(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--config", metavar="FILE", help="TOML or JSON with any of these keys; flags win")
 
 
-def _add_checkpoints(parser: argparse.ArgumentParser, unit: str) -> None:
+def _add_checkpoints(parser: argparse.ArgumentParser, every: int, unit: str) -> None:
     group = parser.add_argument_group("how to go on after an interruption")
     group.add_argument(
-        "--checkpoint-every", type=int, default=CHECKPOINT_EVERY, metavar="N", help=f"{unit} between checkpoints; 0 "
+        "--checkpoint-every", type=int, default=every, metavar="N", help=f"{unit} between checkpoints; 0 "
         "writes one only on SIGTERM or Ctrl-C"
     )  # fmt: skip
     group.add_argument("--resume", metavar="RUN", help="go on with this run, from its newest checkpoint")
@@ -144,20 +144,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UsageError("--override changes settings of a resumed run; it needs --resume RUN")
     from esper.karn.runs import resolve_run
     from esper.simic.config import read_config_file
+    from esper.simic.resume import Asked
 
+    asked = None if run is None else Asked(resolve_run(run), override)
     file = {} if path is None else read_config_file(path)
     if flags.pop("overwatch", False):
         from esper.scripts.overwatch import start_beside
 
-        start_beside(resolve_run(run) if run is not None else flags.get("run_dir") or file.get("run_dir") or "runs")
+        start_beside(asked.run if asked is not None else flags.get("run_dir") or file.get("run_dir") or "runs")
     if kind == "ppo":
         from esper.scripts.ppo import run_ppo
 
-        return run_ppo(flags, file)
+        return run_ppo(flags, file, asked)
     from esper.scripts.heuristic import run_heuristic
-    from esper.simic.resume import Asked
 
-    return run_heuristic(flags, file, None if run is None else Asked(resolve_run(run), override))
+    return run_heuristic(flags, file, asked)
 
 
 if __name__ == "__main__":

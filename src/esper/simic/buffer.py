@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -27,6 +27,33 @@ class Step:
     starts: Tensor
     cuts: Tensor
     valid: Tensor
+
+
+_COLUMNS = ("actions", "log_probs", "values", "rewards", "discounts", "starts", "cuts", "valid")
+
+
+def stack_steps(steps: Sequence[Step]) -> dict[str, Tensor]:
+    """Steps in order as named tensors ``[T, N, ...]``, bit for bit; see :func:`unstack_steps`."""
+    stacked = {name: torch.stack([getattr(step, name) for step in steps]) for name in _COLUMNS}
+    for name in steps[0].observation:
+        stacked[f"observation.{name}"] = torch.stack([step.observation[name] for step in steps])
+    for k in range(len(steps[0].masks)):
+        stacked[f"mask.{k}"] = torch.stack([step.masks[k] for step in steps])
+    return stacked
+
+
+def unstack_steps(stacked: Mapping[str, Tensor]) -> list[Step]:
+    """Undo of :func:`stack_steps`."""
+    seen = {name.removeprefix("observation."): part for name, part in stacked.items() if name.startswith("obs")}
+    masks = [stacked[f"mask.{k}"] for k in range(sum(name.startswith("mask.") for name in stacked))]
+    return [
+        Step(
+            observation={name: part[t].clone() for name, part in seen.items()},
+            masks=tuple(mask[t].clone() for mask in masks),
+            **{name: stacked[name][t].clone() for name in _COLUMNS},
+        )
+        for t in range(len(stacked["valid"]))
+    ]
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from esper.leyline import DataError, UsageError
-from esper.simic.buffer import Rollout, Step
+from esper.simic.buffer import Rollout, Step, stack_steps, unstack_steps
 from esper.tamiyo.distribution import FactoredDistribution
 from esper.tamiyo.heads import Heads
 from esper.tamiyo.recurrent import PolicyNetwork, State
@@ -74,40 +74,61 @@ class Collector:
     The network runs once per step, always on all N rows. ``gamma`` is the discount of a step that is not terminal.
     """
 
-    def __init__(self, environments: RolloutEnvironments, network: PolicyNetwork, gamma: float, seed: int) -> None:
+    def __init__(
+        self,
+        environments: RolloutEnvironments,
+        network: PolicyNetwork,
+        gamma: float,
+        seed: int,
+        *,
+        seen: Seen | None = None,
+    ) -> None:
+        """``seen`` is what environments that are under way show; without it they are reset."""
         self.environments = environments
         self.network = network
         self.gamma = gamma
         self.generator = torch.Generator().manual_seed(seed)
-        self.seen = self._checked(environments.reset(seed))
+        self.on_step: Callable[[], None] | None = None
+        """Called between two steps of a rollout, where the collector can be saved."""
+        self.seen = self._checked(environments.reset(seed) if seen is None else seen)
         self.state: State = network.initial_state(environments.size)
         self.starts = torch.ones(environments.size, dtype=torch.bool)
         self._returns = torch.zeros(environments.size, dtype=torch.float64)
         self._lengths = torch.zeros(environments.size, dtype=torch.long)
+        self._before = self.state
+        """Memory before the rollout under way..."""
+        self._taken: list[Step] = []
+        self._values_of_finals: list[Tensor] = []
+        self._episodes: list[Episode] = []
+        """...and what it has so far."""
 
     @torch.no_grad()
     def collect(self, steps: int) -> tuple[Rollout, list[Episode]]:
-        """Act for ``steps`` steps. Raises ``DataError`` for what cannot be learnt from, naming the environment."""
+        """Act until the rollout has ``steps`` steps. Raises ``DataError`` for what cannot be learnt from, naming the
+        environment.
+        """
         if steps < 1:
             raise UsageError(f"a rollout of {steps} steps; at least 1 is needed")
-        before = self.state
-        taken: list[Step] = []
-        values_of_finals: list[Tensor] = []
-        episodes: list[Episode] = []
-        for _ in range(steps):
+        if not self._taken:
+            self._before = self.state
+        while len(self._taken) < steps:
             step, outcome = self._act()
-            taken.append(step)
-            values_of_finals.append(self._value_of_final(outcome))
-            episodes += self._finished(outcome)
+            self._taken.append(step)
+            self._values_of_finals.append(self._value_of_final(outcome))
+            self._episodes += self._finished(outcome)
             self.seen, self.starts = self._checked(outcome.seen), outcome.starts
+            if self.on_step is not None and len(self._taken) < steps:
+                self.on_step()
+        taken, values_of_finals, episodes = self._taken, self._values_of_finals, self._episodes
+        self._taken, self._values_of_finals, self._episodes = [], [], []
         last = self.network.values(self.seen.observation, self.state)
         following = torch.stack([*(step.values for step in taken[1:]), last])
         led_to_start = torch.stack([*(step.starts for step in taken[1:]), self.starts])
         next_values = torch.where(led_to_start, torch.stack(values_of_finals), following)
-        return Rollout.stack(self.environments.heads, taken, next_values, before), episodes
+        return Rollout.stack(self.environments.heads, taken, next_values, self._before), episodes
 
     def checkpoint(self) -> dict[str, Tensor]:
-        """What lives between rollouts, but for the environments' own state."""
+        """What lives between steps, the rollout under way included, but for the environments' own state."""
         seen = {f"observation.{name}": part for name, part in self.seen.observation.items()}
         masks = {f"mask.{k}": mask for k, mask in enumerate(self.seen.masks)}
         memory = {f"state.{k}": part for k, part in enumerate(self.state)}
@@ -117,7 +138,20 @@ class Collector:
             "returns": self._returns,
             "lengths": self._lengths,
         }
-        return {name: part.clone() for name, part in (seen | masks | memory | own).items()}
+        kept = seen | masks | memory | own | self._under_way()
+        return {name: part.clone() for name, part in kept.items()}
+
+    def _under_way(self) -> dict[str, Tensor]:
+        if not self._taken:
+            return {}
+        before = {f"rollout.before.{k}": part for k, part in enumerate(self._before)}
+        finished = [[each.environment, each.steps] for each in self._episodes]
+        return before | {
+            **{f"rollout.step.{name}": part for name, part in stack_steps(self._taken).items()},
+            "rollout.finals": torch.stack(self._values_of_finals),
+            "rollout.returns": torch.tensor([each.episode_return for each in self._episodes], dtype=torch.float64),
+            "rollout.episodes": torch.tensor(finished, dtype=torch.long).reshape(-1, 2),
+        }
 
     def restore(self, saved: Mapping[str, Tensor]) -> None:
         """Undo of :meth:`checkpoint`."""
@@ -128,6 +162,15 @@ class Collector:
         self.generator.set_state(saved["generator"])
         self.starts = saved["starts"].clone()
         self._returns, self._lengths = saved["returns"].clone(), saved["lengths"].clone()
+        self._taken, self._values_of_finals, self._episodes = [], [], []
+        if "rollout.finals" in saved:
+            prefix = "rollout.step."
+            steps = {name.removeprefix(prefix): part for name, part in saved.items() if name.startswith(prefix)}
+            self._before = tuple(saved[f"rollout.before.{k}"].clone() for k in range(len(self.state)))
+            self._taken = unstack_steps(steps)
+            self._values_of_finals = list(saved["rollout.finals"].clone())
+            pairs = zip(saved["rollout.episodes"].tolist(), saved["rollout.returns"].tolist(), strict=True)
+            self._episodes = [Episode(row, paid, steps) for (row, steps), paid in pairs]
 
     def _act(self) -> tuple[Step, Outcome]:
         seen, starts = self.seen, self.starts

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from esper.tamiyo.heads import growth_heads
 from esper.tamiyo.masks import to_action
 from esper.tamiyo.network import GrowthNetworkConfig
 from esper.tolaria.legality import why_illegal
+from esper.tolaria.nested import State, join, plain_state, split
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +102,19 @@ class GrowthEnvironments:
         """Start episode number ``episode`` in every row."""
         self.episode = episode
         return self._seen(self.world.begin(self.hosts.seeds(episode), episode))
+
+    def state(self) -> State:
+        """The world and what was counted, between two steps."""
+        own = {"episode": self.episode, "actions": self.actions, "illegal": self.illegal}
+        return join({"own": plain_state(own), "world": self.world.state()})
+
+    def load(self, state: Mapping[str, Any]) -> Seen:
+        """Undo of :meth:`state`; what the rows show."""
+        parts = split(state, "own", "world")
+        own = parts["own"]["plain"]
+        self.episode, self.actions, self.illegal = own["episode"], own["actions"], own["illegal"]
+        self.world.load(parts["world"])
+        return self._seen(self.world.views)
 
     def step(self, actions: Tensor) -> Outcome:
         """One epoch of every row. After the last one ``seen`` is what was seen last."""

@@ -15,7 +15,7 @@ from esper.simic.vectorized import PPOPlan
 
 PRESETS: Final = MappingProxyType[str, Mapping[str, Any]](
     {
-        "digits": {"episode_length": 16, "envs": 8},
+        "digits": {"episode_length": 14, "envs": 8, "hosts": 16, "ppo_epochs": 8},
         "digits-colour": {"episode_length": 16, "envs": 8},
         "mnist1d": {"episode_length": 16, "envs": 8},
         "text": {"episode_length": 12, "envs": 4},
@@ -74,6 +74,8 @@ class PPORunConfig:
     telemetry_lifecycle_only: bool = False
     diagnostics_profile: str | None = None
     diagnostics_every: int = 10
+    checkpoint_every: int = 20
+    """Steps of the environments between checkpoints; 0 writes one only when the run is interrupted."""
     quiet: bool = False
 
     def __post_init__(self) -> None:
@@ -90,7 +92,7 @@ class PPORunConfig:
         shared = (
             "task", "slots", "blueprints", "max_seeds", "param_budget", "incubation", "batch_size", "lr",
             "seed_lr_multiplier", "counterfactual_every", "seed", "device", "threads", "run_dir", "telemetry_level",
-            "telemetry_lifecycle_only", "diagnostics_profile", "diagnostics_every", "quiet",
+            "telemetry_lifecycle_only", "diagnostics_profile", "diagnostics_every", "checkpoint_every", "quiet",
         )  # fmt: skip
         values = {name: getattr(self, name) for name in shared}
         return RunConfig(policy="ppo", compare=(), max_epochs=self.episode_length, export=False, **values)

@@ -43,6 +43,7 @@ SAFE: Final = frozenset(
 changes the order of sums; the resume then says that it is not exact."""
 
 C = TypeVar("C")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,10 +86,10 @@ class Past(Generic[C]):
                     f"here it is {subject.get(name)}"
                 )
 
-    def restore(self, load: Callable[[State], None]) -> None:
-        """Hand the saved state to ``load``."""
+    def restored(self, load: Callable[[State], R]) -> R:
+        """What ``load`` makes of the saved state."""
         with self._whole():
-            load(self._parts()["run"])
+            return load(self._parts()["run"])
 
     def restore_chance(self) -> None:
         """Put the process's random generators where they were; last of all, for setting up draws from them."""
@@ -244,7 +245,7 @@ class Keeper:
         state: Callable[[], State],
         *,
         every: int,
-        least: Callable[[], dict[str, int]],
+        least: Callable[[], dict[str, int]] = dict,
     ) -> None:
         """``least`` says how small those settings may become by which the run can be made longer or shorter."""
         self.session, self.about, self.every = session, about, every

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any, Protocol
@@ -15,6 +16,7 @@ from esper.leyline import TelemetryEventType as T
 from esper.simic.detectors import RoundFigures
 from esper.simic.growth import Choices, Played
 from esper.simic.world import StepOutcome
+from esper.tolaria.nested import State
 
 
 class Hub(Protocol):
@@ -141,6 +143,32 @@ class Scribe:
         }
         self.times.clear()
         return means
+
+    def state(self) -> State:
+        """What the round has so far, while its episodes are under way or before they begin."""
+        if self.finished:
+            raise RuntimeError("episodes that are over belong to a round that can no longer be saved")
+        plain = {
+            "round": self.round,
+            "ops": dict(self.ops),
+            "succeeded": dict(self.succeeded),
+            "of": [list(table.of) for table in self.tables],
+            "times": [[row, each.steps, each.milliseconds, each.input_wait] for row, each in self.times.items()],
+        }
+        tensors: dict[str, Tensor] = {}
+        for t, table in enumerate(self.tables):
+            tensors |= {f"consumed.{t}": table.consumed, f"legal.{t}": table.legal}
+        return {"tensors": tensors, "plain": plain}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Undo of :meth:`state`."""
+        tensors, plain = state["tensors"], state["plain"]
+        self.round, self.ops, self.succeeded = plain["round"], Counter(plain["ops"]), Counter(plain["succeeded"])
+        self.tables = [
+            Choices(tensors[f"consumed.{t}"], tensors[f"legal.{t}"], tuple(of)) for t, of in enumerate(plain["of"])
+        ]
+        self.times = {row: _Times(steps, took, waited) for row, steps, took, waited in plain["times"]}
+        self.finished.clear()
 
     def _time(self, outcome: StepOutcome) -> None:
         trained = outcome.report.train

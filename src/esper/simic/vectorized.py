@@ -6,7 +6,7 @@ A run is one object, :class:`PPORun`, that holds everything which lives from rou
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from statistics import fmean
 from types import MappingProxyType
@@ -18,7 +18,7 @@ from esper.kasmina import blueprints
 from esper.kasmina.layout import Layout
 from esper.leyline import ActionSpace, Op, TelemetryEvent, UsageError
 from esper.leyline import TelemetryEventType as T
-from esper.simic.collect import Collector
+from esper.simic.collect import Collector, Seen
 from esper.simic.detectors import DetectorConfig, RoundFigures, Watch
 from esper.simic.growth import GrowthEnvironments, Hosts
 from esper.simic.ppo import PPOConfig, PPOLearner, UpdateReport
@@ -26,6 +26,7 @@ from esper.simic.scribe import Hub, Scribe
 from esper.simic.world import World
 from esper.tamiyo.features import LAYOUT
 from esper.tamiyo.network import GrowthNetwork, GrowthNetworkConfig
+from esper.tolaria.nested import State, join, plain_state, split
 from esper.tolaria.rng import derive, seeded
 
 
@@ -114,6 +115,11 @@ def fresh_network(seed: int, **sizes: Any) -> GrowthNetwork:
     return network
 
 
+def saved_network(state: Mapping[str, Any]) -> GrowthNetwork:
+    """A network of the sizes of that in a saved :class:`PPORun`, with weights still to be loaded."""
+    return GrowthNetwork(GrowthNetworkConfig.from_dict(state["plain"]["network"]))
+
+
 class PPORun:
     """A world, a policy that acts in it and learns, and what watches both."""
 
@@ -129,7 +135,17 @@ class PPORun:
         self.network = network
         self.rounds_done = 0
         self.episodes_completed = 0
+        self.on_boundary: Callable[[int], None] | None = None
+        """Called with :attr:`step` wherever the run can be saved: between two steps, and after an update."""
         self._collector: Collector | None = None
+        self._playing = False
+        """Whether the round's episodes are under way."""
+
+    @property
+    def step(self) -> int:
+        """Steps of all rows done so far."""
+        world = self.environments.world
+        return self.rounds_done * world.config.max_epochs + (world.executor.epoch if self._playing else 0)
 
     def run(self, on_round: Callable[[RoundReport], None] | None = None) -> list[RoundReport]:
         """Play and learn from the present round to the last."""
@@ -143,11 +159,12 @@ class PPORun:
 
     def play_round(self) -> RoundReport:
         """One episode in every environment, one update, and what there is to say about them."""
-        collector = self._begin()
+        collector = self._collector if self._playing and self._collector is not None else self._begin()
         rollout, _ = collector.collect(self.environments.world.config.max_epochs)
         finished = list(self.scribe.finished)
         progress = self.rounds_done / self.plan.rounds
         update = self.learner.update(rollout, 1.0 - (1.0 - self.plan.anneal) * progress)
+        self._playing = False
         self.rounds_done += 1
         self.episodes_completed += len(finished)
         figures = self.scribe.end_round()
@@ -164,18 +181,58 @@ class PPORun:
             figures=figures,
         )
         self._tell(report)
+        self._boundary()
         return report
+
+    def state(self) -> State:
+        """All it takes to go on bit for bit, where ``on_boundary`` is called."""
+        if self._collector is None:
+            raise RuntimeError("a run that has not begun has no state yet")
+        own = {"rounds_done": self.rounds_done, "episodes": self.episodes_completed, "playing": self._playing}
+        return join(
+            {
+                "own": plain_state(own),
+                "network": plain_state(self.network.config.to_dict()),
+                "learner": self.learner.state(),
+                "environments": self.environments.state(),
+                "collector": {"tensors": self._collector.checkpoint(), "plain": None},
+                "scribe": self.scribe.state(),
+                "watch": plain_state(self.watch.state()),
+            }
+        )
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Undo of :meth:`state`, into a fresh run with a network of the same sizes (see :func:`saved_network`)."""
+        parts = split(state)
+        own = parts["own"]["plain"]
+        self.rounds_done, self.episodes_completed = own["rounds_done"], own["episodes"]
+        self._playing = own["playing"]
+        self.learner.load(parts["learner"])
+        self.scribe.load(parts["scribe"])
+        self.watch.load(parts["watch"]["plain"])
+        self._collector = self._collector_of(self.environments.load(parts["environments"]))
+        self._collector.restore(parts["collector"]["tensors"])
 
     def _begin(self) -> Collector:
         """Start the round's episodes. The collector's memory and random stream live on."""
-        environments, plan = self.environments, self.plan
+        environments = self.environments
         if self._collector is None:
             environments.episode = self.rounds_done
-            gamma = plan.ppo.gamma
-            self._collector = Collector(environments, self.network, gamma, derive(plan.seed, "policy draws"))
+            self._collector = self._collector_of(None)
         else:
             self._collector.seen = environments.begin(self.rounds_done)
+        self._playing = True
         return self._collector
+
+    def _collector_of(self, seen: Seen | None) -> Collector:
+        seed = derive(self.plan.seed, "policy draws")
+        collector = Collector(self.environments, self.network, self.plan.ppo.gamma, seed, seen=seen)
+        collector.on_step = self._boundary
+        return collector
+
+    def _boundary(self) -> None:
+        if self.on_boundary is not None:
+            self.on_boundary(self.step)
 
     def _tell(self, report: RoundReport) -> None:
         data = report.update.payload() | {

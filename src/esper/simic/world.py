@@ -10,7 +10,7 @@ step also pays for the end, when every seed that was not fossilized is taken out
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -29,6 +29,7 @@ from esper.leyline import (
 from esper.simic.rewards import Account, Paid, RewardConfig, Standing
 from esper.tamiyo.batch import action_space
 from esper.tolaria.executor import EpisodeResult, Executor, StepReport
+from esper.tolaria.nested import State, join, plain_state, split
 from esper.tolaria.rng import derive
 
 
@@ -101,14 +102,7 @@ class World:
         metrics = self._measure()
         self._costs = self.executor.engine.costs(self.executor.rows) if self.config.reward.rent_on == "macs" else None
         self.accounts = [
-            Account(
-                config=self.config.reward,
-                metric=self.metric,
-                gamma=self.config.gamma,
-                max_epochs=self.config.max_epochs,
-                start=self._standing(i, view, metrics[i], None),
-                curve=self._curves.get(seed),
-            )
+            self._account(self._standing(i, view, metrics[i], None), self._curves.get(seed))
             for i, (view, seed) in enumerate(zip(self.views, seeds, strict=True))
         ]
         self._ended = False
@@ -129,20 +123,37 @@ class World:
         ]
         return [self._paid(i, report, result) for i, (report, result) in enumerate(zip(reports, results, strict=True))]
 
-    def state(self) -> dict[str, Any]:
-        """Accounts and static curves, JSON-able; the rows' own state is the executor's and its engine's."""
-        return {
+    def state(self) -> State:
+        """The rows, their accounts and the static curves, as they are between two steps."""
+        own = {
             "accounts": [account.to_dict() for account in self.accounts],
+            "costs": None if self._costs is None else [asdict(replace(c, spent=dict(c.spent))) for c in self._costs],
             "curves": [[seed, list(curve)] for seed, curve in self._curves.items()],
             "ended": self._ended,
         }
+        return join({"own": plain_state(own), "executor": self.executor.state()})
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Undo of :meth:`state`, after :meth:`begin` with the same seeds."""
-        for account, saved in zip(self.accounts, state["accounts"], strict=True):
+        """Undo of :meth:`state`."""
+        parts = split(state, "own", "executor")
+        own = parts["own"]["plain"]
+        self.views = self.executor.load(parts["executor"])
+        self.accounts = [self._account(Standing.from_dict(saved["start"])) for saved in own["accounts"]]
+        for account, saved in zip(self.accounts, own["accounts"], strict=True):
             account.load(saved)
-        self._curves = {seed: tuple(curve) for seed, curve in state["curves"]}
-        self._ended = state["ended"]
+        self._costs = None if own["costs"] is None else [RowCost(**cost) for cost in own["costs"]]
+        self._curves = {seed: tuple(curve) for seed, curve in own["curves"]}
+        self._ended = own["ended"]
+
+    def _account(self, start: Standing, curve: tuple[float, ...] | None = None) -> Account:
+        return Account(
+            config=self.config.reward,
+            metric=self.metric,
+            gamma=self.config.gamma,
+            max_epochs=self.config.max_epochs,
+            start=start,
+            curve=curve,
+        )
 
     def _reset(self, seeds: Sequence[int], episode: int, arm: str, policy: str) -> list[RowView]:
         length = self.config.max_epochs
