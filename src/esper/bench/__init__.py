@@ -1,1 +1,0 @@
-"""Evidence. Baselines, GrowTable, comparisons at equal compute."""
