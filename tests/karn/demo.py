@@ -23,7 +23,7 @@ from esper.leyline import GATE_FOR, SeedStage, TelemetryEvent
 from esper.leyline import TelemetryEventType as T
 from esper.nissa.journal import JournalWriter
 from esper.nissa.rundir import RunDirectory
-from karn.streams import SLOTS, Recorder, begin, begin_episode, move
+from karn.streams import SLOTS, Recorder, begin, begin_episode, end_episode, move
 
 STALLED, BLOCKED, BROKEN, FALLING = 7, 3, 5, 9
 BLUEPRINTS = ("conv3", "norm", "attention", "bottleneck")
@@ -34,15 +34,18 @@ def epochs(envs: int = 12, count: int = 60, start: float = 1_760_000_000.0, step
     """Events of the beginning, then of each epoch of all environments, then of the end."""
     rec, dice = Recorder(start), random.Random(4)
     begin(rec, envs=envs, max_epochs=count)
-    for env in range(envs):
-        begin_episode(rec, env, arm="static" if env % 6 == 5 and env != BROKEN else "grown", max_epochs=count)
     hosts = [Host(env, dice) for env in range(envs)]
+    for env in range(envs):
+        begin_episode(rec, env, arm="static" if hosts[env].static else "grown", max_epochs=count)
     yield _taken(rec)
     for epoch in range(1, count + 1):
         rec.now = max(rec.now, start + epoch * step)
         for host in hosts:
             host.epoch(rec, epoch)
         yield _taken(rec)
+    for host in hosts:
+        static = host.static
+        end_episode(rec, host.env, round(host.top, 2), grown=not static, arm="static" if static else "grown")
     rec.say(T.TRAINING_ENDED, status="completed", seconds=rec.now - start)
     yield _taken(rec)
 
@@ -58,6 +61,7 @@ class Host:
 
     def __init__(self, env: int, dice: random.Random) -> None:
         self.env, self.dice = env, dice
+        self.static = env % 6 == 5 and env != BROKEN
         self.top = dice.uniform(86, 94)
         self.pace = dice.uniform(5, 10)
         self.born = {SLOTS[env % 3]: 4 + env % 4, SLOTS[(env + 1) % 3]: 16 + env % 5}
@@ -66,8 +70,7 @@ class Host:
 
     def epoch(self, rec: Recorder, epoch: int) -> None:
         """All that the environment says in one epoch."""
-        static = self.env % 6 == 5 and self.env != BROKEN
-        for slot, born in self.born.items() if not static else ():
+        for slot, born in self.born.items() if not self.static else ():
             self._grow(rec, epoch, slot, epoch - born)
         metric = self._metric(epoch)
         broken = self.env == BROKEN and epoch in (30, 31)
@@ -94,7 +97,7 @@ class Host:
             episode=0,
             epoch=epoch,
             step=0.003,
-            arm="static" if static else "grown",
+            arm="static" if self.static else "grown",
             validation_metric=math.nan if broken else metric,
             validation_loss=math.nan if broken else 2.3 - metric / 50,
             train_loss=math.nan if broken else 2.1 - metric / 50,

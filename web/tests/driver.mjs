@@ -10,6 +10,8 @@ const FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-backgro
 const browser = await chromium.launch({ executablePath: process.argv[2] ?? "/usr/bin/chromium", args: FLAGS });
 let page = null;
 let said = [];
+let watched = null;
+let session = null;
 
 async function open({ url, width = 1280, height = 800, scheme = "dark" }) {
   await page?.context().close();
@@ -31,7 +33,6 @@ const actions = {
   click: ({ selector }) => page.locator(selector).first().click(),
   fill: ({ selector, text }) => page.locator(selector).first().fill(text),
   wait: ({ selector, state = "visible" }) => page.locator(selector).first().waitFor({ state }).then(() => null),
-  until: ({ code }) => page.waitForFunction(code).then(() => null),
   text: ({ selector }) => page.locator(selector).first().innerText(),
   texts: ({ selector }) => page.locator(selector).allTextContents(),
   eval: ({ code }) => page.evaluate(code),
@@ -46,13 +47,15 @@ const actions = {
     return download.suggestedFilename();
   },
   metrics: async () => {
-    const session = await page.context().newCDPSession(page);
-    await session.send("Performance.enable");
+    if (watched !== page) {
+      watched = page;
+      session = await page.context().newCDPSession(page);
+      await session.send("Performance.enable");
+      await session.send("HeapProfiler.enable");
+    }
     const { metrics } = await session.send("Performance.getMetrics");
-    await session.send("HeapProfiler.enable");
     await session.send("HeapProfiler.collectGarbage");
     const heap = await session.send("Runtime.getHeapUsage");
-    await session.detach();
     return { ...Object.fromEntries(metrics.map(({ name, value }) => [name, value])), heap: heap.usedSize };
   },
   said: () => said,

@@ -24,7 +24,7 @@ from esper.nissa.segments import list_segments
 
 LARGEST: Final = 64 << 20
 """Bytes of a journal up to which it is read whole for a comparison."""
-NOT_CONFIG: Final = frozenset({"seed", "run_dir", "quiet", "overwatch", "threads", "export"})
+NOT_CONFIG: Final = frozenset({"seed", "episodes", "run_dir", "quiet", "overwatch", "threads", "export"})
 """Settings that do not make another configuration."""
 
 
@@ -47,7 +47,7 @@ class Comparison(msgspec.Struct, omit_defaults=True, frozen=True):
     runs: list[Course]
     groups: list[Course]
     labels: dict[str, str]
-    """Group -> task, policy and how many runs it has."""
+    """Group -> task, policy and how many runs it has; with the start of its digest where others say the same."""
     metric: str = ""
     unit: str = ""
     left_out: dict[str, str] = {}
@@ -88,6 +88,8 @@ def compare(paths: Iterable[Path]) -> Comparison:
             runs.append(_course(path.name, arm, group, tracks))
             pooled.setdefault((group, arm), []).extend(tracks)
     labels = {group: f"{titles[group]} ({_count(len(names), 'run')})" for group, names in members.items()}
+    plain = list(labels.values())
+    labels = {name: f"{it} [{name[:6]}]" if plain.count(it) > 1 else it for name, it in labels.items()}
     groups = [_course(labels[group], arm, group, tracks) for (group, arm), tracks in sorted(pooled.items())]
     return Comparison(runs=runs, groups=groups, labels=labels, left_out=left_out, **metrics)
 
@@ -135,7 +137,7 @@ def _group(path: Path, started: Mapping[str, Any]) -> str:
         settings: dict[str, Any] = {name: it.value for name, it in RunDirectory.open(path).manifest.config.items()}
     except DataError:
         settings = {}
-    settings = settings or {name: value for name, value in started.items() if name != "run_id"}
+    settings = settings or {name: value for name, value in started.items() if name not in ("run_id", "envs")}
     kept = {name: value for name, value in settings.items() if name not in NOT_CONFIG}
     return hashlib.sha256(msgspec.json.encode(kept, order="deterministic")).hexdigest()[:12]
 

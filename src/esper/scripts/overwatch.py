@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import subprocess
 import sys
@@ -106,7 +107,8 @@ def browse(given: argparse.Namespace) -> int:
 
     if given.beside is not None:
         threading.Thread(target=leave_when_alone, daemon=True).start()
-    server.run(sockets=[listening.socket])
+    with contextlib.suppress(KeyboardInterrupt):
+        server.run(sockets=[listening.socket])
     return 0
 
 

@@ -310,27 +310,45 @@ function drawMap(context: CanvasRenderingContext2D, layout: Layout, scene: Scene
   const inner = map - 10;
   const step = height / scene.lines.length;
   const indexOf = indexer(columns);
-  const cell = inner / Math.max(1, columns.slots);
+  const image = new ImageData(Math.max(1, columns.slots), Math.max(1, scene.lines.length));
+  const pixels = new Uint32Array(image.data.buffer);
+  const tones = tonesOf(colour);
   scene.lines.forEach((entry, at) => {
-    if (!("env" in entry)) return;
-    const index = indexOf(entry.env);
+    const index = "env" in entry ? indexOf(entry.env) : undefined;
     if (index === undefined) return;
-    const y = at * step;
-    for (let slot = 0; slot < columns.slots; slot += 1) {
-      const stage = stageName(columns.stage[index * columns.slots + slot]);
-      context.fillStyle = colour(stage ? `stage-${stage.toLowerCase()}` : "line");
-      context.fillRect(left + slot * cell, y, Math.max(0.5, cell - 0.4), Math.max(0.7, step - 0.2));
-    }
+    for (let slot = 0; slot < columns.slots; slot += 1)
+      pixels[at * columns.slots + slot] = tones[columns.stage[index * columns.slots + slot] ?? WIRE.noStage] ?? 0;
     const rank = columns.env[index] ?? 0;
-    const level = RANKS.find(([least]) => rank >= least)?.[1];
+    const level = rank < 0.25 ? undefined : RANKS.find(([least]) => rank >= least)?.[1];
     if (level) {
       context.fillStyle = colour(level);
-      context.fillRect(left - 5, y, 3, Math.max(1, step));
+      context.fillRect(left - 5, at * step, 3, Math.max(1, step));
     }
   });
+  sheet ??= document.createElement("canvas");
+  sheet.width = image.width;
+  sheet.height = image.height;
+  sheet.getContext("2d")?.putImageData(image, 0, 0);
+  context.imageSmoothingEnabled = image.height > height;
+  context.drawImage(sheet, left, 0, inner, height);
   context.strokeStyle = colour("ink");
   context.lineWidth = 1;
   context.strokeRect(left - 1.5, (scene.scroll / line) * step + 0.5, inner + 2, Math.max(6, ((height - head) / line) * step) - 1);
+}
+
+let sheet: HTMLCanvasElement | null = null;
+
+/** Stage code -> pixel, for the map. */
+function tonesOf(colour: Paint): Uint32Array {
+  const tones = new Uint32Array(256);
+  STAGES.forEach((stage, code) => (tones[code] = pixelOf(colour(`stage-${stage.toLowerCase()}`))));
+  tones[WIRE.noStage] = pixelOf(colour("line"));
+  return tones;
+}
+
+function pixelOf(hex: string): number {
+  const value = Number.parseInt(hex.slice(1), 16);
+  return ((255 << 24) | ((value & 255) << 16) | (value & 0xff00) | (value >> 16)) >>> 0;
 }
 
 let indexed: { ids: Int32Array; map: Map<number, number> } | null = null;

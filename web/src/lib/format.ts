@@ -3,6 +3,9 @@ import type { Figure, Num } from "./schema";
 
 export const ABSENT = "–";
 
+/** Kept, since making one takes longer than drawing a row. */
+const WHOLE = new Intl.NumberFormat("en");
+
 export type Known = Figure["value"] | undefined;
 
 /** A value: numbers to four digits, non-finite ones by name, `–` when it was not measured. */
@@ -10,7 +13,7 @@ export function number(value: Known | string): string {
   if (value === undefined || value === null) return ABSENT;
   if (typeof value === "boolean") return value ? "yes" : "no";
   if (typeof value === "string") return value === "Infinity" ? "∞" : value === "-Infinity" ? "−∞" : value;
-  if (Number.isInteger(value) && Math.abs(value) < 1e7) return value.toLocaleString("en").replace("-", "−");
+  if (Number.isInteger(value) && Math.abs(value) < 1e7) return WHOLE.format(value).replace("-", "−");
   const size = Math.abs(value);
   if (size >= 1e5) return scaled(value);
   const digits = size >= 1000 ? 0 : size >= 100 ? 1 : size >= 1 ? 2 : size >= 0.01 ? 3 : 0;

@@ -59,6 +59,7 @@ class Overwatch {
   private latest: View | null = null;
   private lastFrame = performance.now();
   private painting = false;
+  private boardChanged = false;
   private wantedRows = "";
 
   snapshot = $derived<Snapshot | null>(this.view?.snapshot ?? null);
@@ -249,7 +250,7 @@ class Overwatch {
     this.missed = frame.missed;
     if (frame.columns) {
       this.columns = frame.columns;
-      this.boardVersion += 1;
+      this.boardChanged = true;
     }
     if (this.painting) return;
     this.painting = true;
@@ -258,13 +259,16 @@ class Overwatch {
 
   private publish(): void {
     this.painting = false;
+    if (this.boardChanged) this.boardVersion += 1;
+    this.boardChanged = false;
     this.view = this.latest;
     this.silence = 0;
     this.problem = "";
     const events = this.view?.snapshot.clock.events;
     if (this.replay && !this.view?.mode.playing && events !== undefined && events !== this.place.at)
       this.go({ at: events }, true);
-    dispatchEvent(new CustomEvent("overwatch:frame", { detail: this.view?.snapshot.clock.now }));
+    const detail = { taken: this.view?.snapshot.clock.now, received: this.lastFrame };
+    dispatchEvent(new CustomEvent("overwatch:frame", { detail }));
   }
 
   private tick(): void {

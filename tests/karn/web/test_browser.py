@@ -1,0 +1,302 @@
+"""The page in a headless Chromium, live and in replay. Pictures go to ``artifacts/overwatch``."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("starlette")
+
+from esper.karn.web import assets
+from esper.nissa.journal import JournalWriter
+from esper.nissa.rundir import RunDirectory
+from karn import demo
+from karn.streams import story
+from karn.web.browser import ARTIFACTS, ROOT, Browser, launched, missing
+
+LACKING = missing()
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(LACKING is not None and os.environ.get("CI") != "true", reason=str(LACKING)),
+]
+
+VIEWS = {
+    "flight": "#/flight",
+    "environment": f"#/flight?env={demo.BLOCKED}&slot=stem",
+    "events": "#/events",
+    "governor": "#/governor",
+    "compare": "#/compare",
+    "leaders": "#/leaders",
+}
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    if LACKING is not None:
+        pytest.fail(LACKING)
+    if assets.state() != "ready":
+        assets.build(print)
+    ARTIFACTS.mkdir(parents=True, exist_ok=True)
+    with launched() as found:
+        yield found
+
+
+@contextlib.contextmanager
+def overwatch(target: Path, cache: Path, *more: str) -> Iterator[str]:
+    """``esper overwatch`` as a person starts it; gives its link."""
+    command = [sys.executable, "-m", "esper.scripts.main", "overwatch", str(target), "--port", "0", *more]
+    environment = {**os.environ, "XDG_CACHE_HOME": str(cache), "PYTHONUNBUFFERED": "1"}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, cwd=ROOT)
+    try:
+        assert process.stdout is not None
+        yield process.stdout.readline().split(" ", 1)[1].strip()
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(15)
+        assert process.stdout is not None
+        process.stdout.close()
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The demo, whole and ended, beside a short older run."""
+    base = tmp_path_factory.mktemp("finished")
+    parts = list(demo.epochs(count=46, start=time.time() - 92))
+    for name, events in (("20250101-short", story()), ("20260101-demo", [event for part in parts for event in part])):
+        run = RunDirectory.create(base / "runs", name, {})
+        with JournalWriter(run.path, name) as writer:
+            for event in events:
+                writer(event)
+    with overwatch(base / "runs", base / "cache") as link:
+        yield link
+
+
+def go(browser: Browser, link: str, place: str = "#/flight", **size: Any) -> None:
+    """Open the page at a place and wait for its first frame."""
+    browser.open(url=link, **size)
+    browser.wait(selector=".state")
+    browser.eval(code=f"location.hash = {place!r}")
+
+
+def until(condition: Callable[[], Any], seconds: float = 15.0) -> Any:
+    """What ``condition`` gives once it is true."""
+    end = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < end, "it did not become so"
+        time.sleep(0.1)
+    return found
+
+
+def rows(browser: Browser) -> list[str]:
+    return list(browser.texts(selector="[role=option]"))
+
+
+def test_the_stalled_environment_rises_to_the_top_with_its_reason(browser: Browser, tmp_path: Path) -> None:
+    """Live: at first it is somewhere in the list, then first, because of the one thing that is wrong with it."""
+    run = RunDirectory.create(tmp_path, "live", {})
+    parts = demo.epochs(count=40, start=time.time())
+    with JournalWriter(run.path, "live") as writer:
+
+        def write(some: int) -> None:
+            for _ in range(some):
+                for event in next(parts):
+                    if event.env_id != demo.FALLING:
+                        writer(event)
+            writer.flush()
+
+        write(3)
+        with overwatch(run.path, tmp_path / "cache") as link:
+            go(browser, link)
+            until(lambda: len(rows(browser)) == 11)
+            assert f"environment {demo.STALLED}," not in rows(browser)[0]
+            write(36)
+            first = until(lambda: (top := rows(browser)[0]).startswith(f"environment {demo.STALLED},") and top)
+            assert "no better metric for" in first and "score 0." in first
+            browser.shot(path=str(ARTIFACTS / "stalled.png"))
+
+
+def test_a_killed_writer_is_no_contact_and_not_an_end(browser: Browser, tmp_path: Path) -> None:
+    run = tmp_path / "killed"
+    writer = subprocess.Popen(
+        [sys.executable, str(ROOT / "tests" / "karn" / "demo.py"), str(run), "--pace", "0.2", "--epochs", "500"]
+    )
+    try:
+        until(lambda: (run / "run.json").is_file() and any(run.glob("events-*.jsonl")))
+        with overwatch(run, tmp_path / "cache") as link:
+            go(browser, link)
+            until(lambda: "running" in browser.text(selector=".state"))
+            os.kill(writer.pid, signal.SIGKILL)
+            until(lambda: "no event for" in browser.text(selector=".state"), 25)
+            notices = browser.text(selector="[aria-label=Notices]")
+            assert "No contact with the run" in notices and "has not said that it ended" in notices
+            assert "ended" not in browser.text(selector=".state")
+            browser.shot(path=str(ARTIFACTS / "no-contact-with-the-run.png"))
+    finally:
+        writer.kill()
+        writer.wait()
+
+
+def test_a_gone_server_is_said_within_seconds(browser: Browser, tmp_path: Path) -> None:
+    run = RunDirectory.create(tmp_path, "gone", {})
+    with JournalWriter(run.path, "gone") as writer:
+        for event in story():
+            writer(event)
+    with overwatch(run.path, tmp_path / "cache") as link:
+        go(browser, link)
+        until(lambda: rows(browser))
+    until(lambda: "No contact with Overwatch" in browser.text(selector="[aria-label=Notices]"), 8)
+    assert "as of" in browser.text(selector="[aria-label=Notices]")
+
+
+def test_the_inspector_names_the_failing_check_with_value_and_threshold(browser: Browser, finished: str) -> None:
+    go(browser, finished, f"#/flight?env={demo.BLOCKED}")
+    browser.wait(selector="aside .chip")
+    browser.press(key="Enter")
+    browser.wait(selector="[data-blocked=yes]")
+    why = browser.text(selector="[data-blocked=yes]")
+    assert "G5 keeps it from FOSSILIZED" in why and "removal_cost 0.31 points, needs >= 0.5" in why
+    failed = browser.text(selector="[data-gate=G5] tr.failed")
+    assert failed.split("\t") == ["removal cost", "0.310 points", ">= 0.5", "✕ fails"]
+    assert "not measured" in browser.text(selector="[data-gate=G2]") or "G2 passed" in browser.text(
+        selector="[data-gate=G2]"
+    )
+    browser.press(key="Escape")
+    browser.wait(selector="[data-blocked=yes]", state="detached")
+    browser.press(key="Escape")
+    browser.wait(selector="aside", state="detached")
+
+
+def test_replay_by_keys_and_a_link_to_a_moment(browser: Browser, finished: str) -> None:
+    go(browser, finished, "#/flight?env=0")
+    browser.wait(selector="footer .live")
+    browser.press(key="0")
+    browser.wait(selector="footer.replay")
+    until(lambda: "event 0 of" in browser.text(selector="footer .where"))
+    browser.press(key="l")
+    until(lambda: "event 1 of" in browser.text(selector="footer .where"))
+    browser.press(key="Shift+L")
+    until(lambda: "event 101 of" in browser.text(selector="footer .where"))
+    until(lambda: "at=101" in browser.eval(code="location.hash"))
+    place = browser.eval(code="location.hash")
+    before = browser.text(selector="aside")
+    for _ in range(5):
+        browser.press(key="]")
+    browser.press(key=" ")
+    until(lambda: "event 101 of" not in browser.text(selector="footer .where"))
+    browser.press(key=" ")
+    browser.press(key="n")
+    browser.wait(selector="footer .live")
+    go(browser, finished, place)
+    until(lambda: "event 101 of" in browser.text(selector="footer .where"))
+    assert until(lambda: browser.text(selector="aside") == before)
+
+
+def test_the_board_by_keys_and_filter(browser: Browser, finished: str) -> None:
+    go(browser, finished)
+    until(lambda: len(rows(browser)) == 12)
+    order = [int(text.split(",")[0].split()[1]) for text in rows(browser)]
+    for key in ("j", "j", "k", "j", "Enter"):
+        browser.press(key=key)
+    assert browser.text(selector="aside h2") == f"Environment {order[1]}"
+    browser.press(key="Escape")
+    browser.press(key="s")
+    until(lambda: rows(browser)[0].startswith("environment 0,"))
+    browser.press(key="/")
+    browser.type(text=f"env={demo.STALLED}")
+    until(lambda: len(rows(browser)) == 1)
+    browser.type(text=" stage>x")
+    until(lambda: "no order" in browser.text(selector=".box .note"))
+    browser.press(key="Escape")
+    browser.press(key="?")
+    browser.wait(selector="dialog[open]")
+    browser.press(key="Escape")
+    browser.wait(selector="dialog[open]", state="detached")
+
+
+def test_events_of_the_whole_journal(browser: Browser, finished: str) -> None:
+    go(browser, finished, "#/events?filter=type%3DSEED_GERMINATED+env%3D0")
+    browser.click(selector=".more .link")
+    texts = until(lambda: browser.texts(selector=".view li .text"))
+    assert len(texts) == 2 and all("germinated" in text for text in texts)
+
+
+def test_text_from_a_run_is_never_markup(browser: Browser, tmp_path: Path) -> None:
+    evil = '<img src=x onerror="document.title=1">'
+    events = story()
+    for event in events:
+        if "blueprint" in event.data:
+            event.data["blueprint"] = evil
+        if event.event_type.value == "TRAINING_STARTED":
+            event.data |= {"task": evil, "policy": evil}
+    run = RunDirectory.create(tmp_path, "evil", {})
+    with JournalWriter(run.path, "evil") as writer:
+        for event in events:
+            writer(event)
+    with overwatch(run.path, tmp_path / "cache") as link:
+        for place in ("#/flight?env=0&slot=blocks_1", "#/events", "#/compare", "#/leaders"):
+            go(browser, link, place)
+            until(lambda: rows(browser) or browser.texts(selector="main td, main .text"))
+            assert browser.eval(code="document.querySelectorAll('main img').length") == 0
+        assert not [line for line in browser.said() if "Content Security Policy" in line]
+
+
+def test_exports(browser: Browser, finished: str, tmp_path: Path) -> None:
+    go(browser, finished)
+    until(lambda: rows(browser))
+    for kind in ("CSV", "JSON", "PNG"):
+        browser.press(key="x")
+        browser.wait(selector="dialog[open]")
+        path = tmp_path / f"view.{kind}"
+        name = browser.download(selector=f"dialog button:text-is('{kind}')", path=str(path))
+        assert name.endswith(f".{kind.lower()}")
+        if kind != "PNG":
+            browser.press(key="Escape")
+    assert len(list(csv.DictReader((tmp_path / "view.CSV").read_text(encoding="utf-8").splitlines()))) == 12
+    assert {row["env"] for row in json.loads((tmp_path / "view.JSON").read_text())} == set(range(12))
+    picture = (tmp_path / "view.PNG").read_bytes()
+    assert picture.startswith(b"\x89PNG") and len(picture) > 10_000
+    (ARTIFACTS / "exported.png").write_bytes(picture)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "width"),
+    [
+        ("dark", 1280),
+        ("light", 390),
+        pytest.param("light", 1280, marks=pytest.mark.slow),
+        pytest.param("dark", 390, marks=pytest.mark.slow),
+    ],
+)
+def test_no_accessibility_violation_on_any_view(browser: Browser, finished: str, scheme: str, width: int) -> None:
+    found = {}
+    for view, place in VIEWS.items():
+        go(browser, finished, place, width=width, height=800, scheme=scheme)
+        browser.wait(selector="main h2, main .bar >> visible=true")
+        browser.wait(selector="main [role=option], main td, main .text", state="attached")
+        time.sleep(0.2)
+        browser.shot(path=str(ARTIFACTS / f"{view}-{scheme}-{width}.png"))
+        found[view] = browser.axe()
+        assert browser.eval(code="document.documentElement.scrollWidth <= innerWidth"), f"{view} is wider than the page"
+        assert browser.said() == []
+    assert not {view: problems for view, problems in found.items() if problems}
+
+
+def test_without_a_token_the_page_asks_for_it(browser: Browser, finished: str) -> None:
+    browser.open(url=finished.split("#")[0])
+    browser.wait(selector="form input")
+    assert browser.axe() == []
+    browser.fill(selector="form input", text=finished)
+    browser.press(key="Enter")
+    browser.wait(selector=".state")
+    assert "token" not in browser.eval(code="location.href")
