@@ -84,6 +84,33 @@ def test_events_are_stamped_in_order_and_a_stamp_is_kept() -> None:
     assert hub.last_seq == 44
 
 
+def test_each_producer_has_its_own_numbers_and_a_resume_goes_on_with_all_of_them() -> None:
+    events: list[TelemetryEvent] = []
+    hub = NissaHub(level="debug")
+    hub.add_sink(events.append, name="list")
+    sampled = TelemetryEventType[of_class(Delivery.SAMPLED)[0]]
+    for _ in range(3):
+        hub.emit(gauge(1.0))
+        hub.emit(TelemetryEvent(event_type=TelemetryEventType.CHECKPOINT_SAVED, producer="run"))
+        hub.emit(TelemetryEvent(event_type=sampled))
+    assert [event.seq for event in events if event.producer == "run"] == [1, 2, 3]
+    state, whole = hub.state(), len(events)
+    again = NissaHub(level="debug")
+    again.resume(state)
+    again.add_sink(events.append, name="list")
+    for _ in range(10):
+        again.emit(TelemetryEvent(event_type=sampled))
+    again.emit(TelemetryEvent(event_type=TelemetryEventType.CHECKPOINT_LOADED, producer="run"))
+    told = [(event.event_type.name, event.producer, event.seq) for event in events[whole:]]
+    last = state["last_seq"]
+    assert told == [(sampled.name, "train", last + 1), ("CHECKPOINT_LOADED", "run", 4)]
+    quieter = NissaHub(level="normal")
+    quieter.resume(state)
+    quieter.add_sink(events.append, name="list")
+    quieter.emit(gauge(2.0))
+    assert [event.event_type.name for event in events[-2:]] == ["TELEMETRY_LEVEL_SET", "ANALYTICS_SNAPSHOT"]
+
+
 def test_the_level_is_said_first_and_whenever_it_changes() -> None:
     hub, sink = NissaHub(level="minimal"), Listening()
     hub.add_sink(sink)

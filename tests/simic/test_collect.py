@@ -129,6 +129,30 @@ def test_a_checkpoint_continues_bit_for_bit() -> None:
         assert torch.equal(getattr(resumed, name), getattr(expected, name)), name
 
 
+def test_a_checkpoint_within_a_rollout_continues_it_bit_for_bit() -> None:
+    whole = _collector(Counter([3, 2, 4]))
+    whole.collect(2)
+    wanted = [whole.collect(5) for _ in range(2)]
+    cut = _collector(Counter([3, 2, 4]))
+    cut.collect(2)
+    saved: list[tuple[dict[str, Tensor], Tensor, Tensor]] = []
+    environments = cut.environments
+    assert isinstance(environments, Counter)
+    cut.on_step = lambda: saved.append((cut.checkpoint(), environments.clock.clone(), environments.late.clone()))
+    cut.collect(5)
+    assert len(saved) == 4, "between steps, not behind the last"
+    for state, clock, late in saved:
+        again = _collector(Counter([3, 2, 4]), seed=9)
+        again.restore(state)
+        again.environments.clock, again.environments.late = clock.clone(), late.clone()  # type: ignore[attr-defined]
+        for rollout, episodes in wanted:
+            mine, finished = again.collect(5)
+            assert finished == episodes
+            assert all(torch.equal(a, b) for a, b in zip(mine.state, rollout.state, strict=True))
+            for name in ("actions", "log_probs", "values", "next_values", "rewards", "discounts", "starts", "cuts"):
+                assert torch.equal(getattr(mine, name), getattr(rollout, name)), name
+
+
 def test_what_cannot_be_learnt_from_is_refused_by_name() -> None:
     environments = Counter([3, 5])
     collector = _collector(environments)

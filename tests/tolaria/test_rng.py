@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 
 import numpy as np
@@ -12,7 +13,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from esper.leyline import DataError, UsageError
-from esper.tolaria.rng import STREAMS, Streams, derive, seeded
+from esper.tolaria.checkpoint import decode, encode
+from esper.tolaria.rng import STREAMS, Streams, derive, load_process, process_state, seed_process, seeded
 
 
 def draw(streams: Streams, name: str) -> torch.Tensor:
@@ -102,3 +104,22 @@ def test_seeded_builds_the_same_module_and_restores_all_three_generators() -> No
     assert build() == build()
     after = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
     assert torch.equal(before[0], after[0]) and before[1:] == after[1:]
+
+
+def test_the_process_draws_on_from_where_it_was() -> None:
+    def draw() -> list[float]:
+        return [random.random(), random.gauss(0, 1), np.random.normal(), float(torch.rand(1))]
+
+    before = process_state()
+    try:
+        seed_process(3)
+        first = draw()
+        state = process_state()
+        after = draw()
+        seed_process(3)
+        assert draw() == first
+        written = json.dumps(encode(state["plain"]))
+        load_process({**state, "plain": decode(json.loads(written))})
+        assert draw() == after
+    finally:
+        load_process(before)
