@@ -188,7 +188,7 @@ class PPOLearner:
     def __init__(self, network: PolicyNetwork, config: PPOConfig, seed: int) -> None:
         self.network = network
         self.config = config
-        self.optimizer = torch.optim.Adam(network.parameters(), lr=config.learning_rate, eps=1e-5)
+        self.optimizer = torch.optim.Adam(network.parameters(), lr=config.learning_rate, eps=1e-5, fused=True)
         self.generator = torch.Generator().manual_seed(seed)
 
     def update(self, rollout: Rollout, lr_scale: float = 1.0) -> UpdateReport:
@@ -205,8 +205,9 @@ class PPOLearner:
         lambdas = torch.where(rollout.cuts, 0.0, config.gae_lambda)
         advantages = gae(rollout.rewards, rollout.values, rollout.next_values, rollout.discounts, lambdas)
         returns = advantages + rollout.values
-        if config.normalise_returns:
-            self.network.value_head.observe(returns[rollout.valid])
+        counted = returns[rollout.valid]
+        if config.normalise_returns and counted.isfinite().all():
+            self.network.value_head.observe(counted)
         target = _Target(self._normalised(advantages, rollout.valid), returns)
         tally = _Tally()
         epochs, stopped = self._epochs(rollout, target, tally)

@@ -41,7 +41,7 @@ MEMORY = PPOConfig(gamma=0.99, learning_rate=1e-2, entropy_coefficient=0.0, epoc
 PLAIN = PPOConfig(gamma=0.4, learning_rate=5e-3, entropy_coefficient=0.0, epochs=8, minibatches=4, target_kl=None)
 
 
-def _values(probe: Probe, seen: list[Any], config: PPOConfig, seed: int, steps: int = 12_000) -> np.ndarray:
+def _values(probe: Probe, seen: list[Any], config: PPOConfig, seed: int, steps: int = 9_000) -> np.ndarray:
     """V of observations after learning a probe."""
     adapter = GymPolicyAdapter(probe, config, 16, hidden=(8,), seed=seed)
     adapter.learn(steps)
@@ -190,7 +190,7 @@ def test_conditional_heads_learn_and_serve_other_slots_and_blueprints(seed: int)
 def _trained(seed: int) -> str:
     config = replace(MEMORY, normalise_observations=True, entropy_coefficient=0.01)
     adapter = GymPolicyAdapter(MaskedRecall(8, (2, 3), blanks=1), config, 9, hidden=(8,), cells=8, seed=seed)
-    adapter.learn(600)
+    adapter.learn(300)
     return weights_digest(adapter.network)
 
 
