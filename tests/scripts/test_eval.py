@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,9 +16,7 @@ from esper.tamiyo.policies.learned import save_policy
 
 
 @pytest.fixture
-def policy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "simic"))
-    sys.modules.pop("tiny", None)
+def policy(tmp_path: Path) -> Path:
     path = tmp_path / "run" / "policy.safetensors"
     save_policy(path, fresh_network(0, cells=8), {"task": "tiny:tiny", "episode_length": 4, "rounds": 0})
     return path

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -53,9 +52,7 @@ def test_mistakes_are_usage_errors(argv: list[str]) -> None:
 
 
 @pytest.fixture
-def tiny_task(monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.syspath_prepend(TINY)
-    sys.modules.pop("tiny", None)
+def tiny_task() -> str:
     return "tiny:tiny"
 
 
