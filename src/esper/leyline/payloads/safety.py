@@ -64,8 +64,8 @@ class CheckpointLoaded(TypedDict):
     passed_over: NotRequired[list[str]]
 
 
-"""``overrides`` are settings that the resume changed (``name: before -> after``), ``passed_over`` newer checkpoints that
-were not whole."""
+"""``overrides`` are settings that the resume changed (``name: before -> after``), ``passed_over`` newer checkpoints
+that were not whole."""
 
 
 class TelemetryDropped(TypedDict):
