@@ -93,7 +93,8 @@ async def test_run_names_travel_as_data(tmp_path: Path) -> None:
     name = "<img src=x onerror=alert(1)>"
     events = story()
     events[0].data["task"] = name
-    app = make_app(write_run(tmp_path, events), access_for("127.0.0.1", 9000, token=TOKEN), cache=tmp_path / "cache")
+    access, unbuilt = access_for("127.0.0.1", 9000, token=TOKEN), tmp_path / "static"
+    app = make_app(write_run(tmp_path, events), access, static=unbuilt, cache=tmp_path / "cache")
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url=f"http://{HOST}") as client:
         response = await client.get("/api/snapshot", headers=AUTH)
         assert response.headers["content-type"] == "application/json"
