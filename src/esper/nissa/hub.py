@@ -17,6 +17,8 @@ from esper.nissa.outlets import Background, Direct, Outlet, QueueLimits, SinkSta
 
 _LOG = logging.getLogger("esper.nissa")
 _FAILED: Final = "sink_failed"
+HUB: Final = "hub"
+"""Producer of reports of drops: they come by the clock, and must not change the numbers of what they report on."""
 DELIVERY: Final = MappingProxyType({kind: spec.delivery for kind, spec in REGISTRY.items()})
 
 
@@ -322,6 +324,7 @@ class NissaHub:
             self._send(
                 TelemetryEvent(
                     event_type=TelemetryEventType.TELEMETRY_DROPPED,
+                    producer=HUB,
                     severity="error" if failed else "warning",
                     message=message if failed else "",
                     data=drop.take(),
