@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from esper.tamiyo.features import LAYOUT
 from esper.tamiyo.network import GrowthNetwork, GrowthNetworkConfig
 from esper.tamiyo.policies import make_policy
 from esper.tamiyo.policies.learned import LearnedPolicy, load_policy, save_policy
+from esper.tolaria.checkpoint import decode, encode
 from esper.tolaria.legality import why_illegal
 from row_views import live_slot, row_view, row_views
 
@@ -101,3 +103,19 @@ def test_it_must_be_reset_for_its_rows() -> None:
     policy.reset(SPECS[:1])
     with pytest.raises(UsageError, match="reset"):
         policy.decide([row_view()] * 2)
+
+
+@pytest.mark.parametrize("cells", [0, 8])
+def test_it_goes_on_from_its_state_bit_for_bit_and_with_its_own_weights_only(cells: int) -> None:
+    weights = network(cells)
+    policy, again = LearnedPolicy(weights), LearnedPolicy(weights)
+    policy.reset(SPECS)
+    views = [row_view()] * len(SPECS)
+    policy.decide(views)
+    again.load(decode(json.loads(json.dumps(encode(policy.state())))))
+    for _ in range(3):
+        assert policy.decide(views) == again.decide(views)
+    other = LearnedPolicy(network(cells))
+    torch.nn.init.ones_(other.network.op_out.bias)
+    with pytest.raises(DataError, match="weights"):
+        other.load(policy.state())

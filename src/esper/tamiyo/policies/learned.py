@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -94,7 +95,7 @@ class LearnedPolicy:
         self._fresh: list[bool] = []
 
     @classmethod
-    def load(cls, path: str | Path, *, greedy: bool = False) -> LearnedPolicy:
+    def from_file(cls, path: str | Path, *, greedy: bool = False) -> LearnedPolicy:
         """From a file that :func:`save_policy` wrote."""
         return cls(load_policy(Path(path)).network, greedy=greedy)
 
@@ -103,6 +104,29 @@ class LearnedPolicy:
         self._states = [self.network.initial_state(1) for _ in specs]
         self._generators = [torch.Generator().manual_seed(derive(spec.seed, "policy")) for spec in specs]
         self._fresh = [True for _ in specs]
+
+    def state(self) -> dict[str, Any]:
+        """Memory and place in its draws of every row, and a digest of the weights that they belong to."""
+        return {
+            "weights": self._digest(),
+            "memory": [[part.flatten().tolist() for part in state] for state in self._states],
+            "draws": [generator.get_state().numpy().tobytes() for generator in self._generators],
+            "fresh": list(self._fresh),
+        }
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Undo of :meth:`state`. Raises ``DataError`` where the weights are others."""
+        if state["weights"] != self._digest():
+            raise DataError("the learned policy's weights are not those that the saved state belongs to")
+        self._states = [tuple(torch.tensor([part]) for part in row) for row in state["memory"]]
+        self._fresh = list(state["fresh"])
+        self._generators = [torch.Generator() for _ in state["draws"]]
+        for generator, place in zip(self._generators, state["draws"], strict=True):
+            generator.set_state(torch.frombuffer(bytearray(place), dtype=torch.uint8))
+
+    def _digest(self) -> str:
+        weights = {name: part.contiguous() for name, part in self.network.state_dict().items()}
+        return hashlib.sha256(pack(weights)).hexdigest()
 
     @torch.no_grad()
     def decide(self, views: Sequence[RowView]) -> list[Decision]:

@@ -65,7 +65,7 @@ def make_policy(name: str, **options: Any) -> Policy:
 
 def _find(name: str) -> Maker:
     if name.endswith(LEARNED):
-        return partial(LearnedPolicy.load, name)
+        return partial(LearnedPolicy.from_file, name)
     if ":" in name:
         return _resolve(name)
     if name in BUILT_IN:
