@@ -141,27 +141,22 @@ def run_theirs(contest: Contest, seed: int) -> Outcome:
     return Outcome(judge.reached, judge.best, time.perf_counter() - started)
 
 
+ZOO = PPOConfig(gamma=0.98, gae_lambda=0.8, learning_rate=1e-3, entropy_coefficient=0.0, epochs=20, target_kl=None)
+RECURRENT = PPOConfig(
+    gamma=0.99,
+    gae_lambda=0.98,
+    learning_rate=7e-4,
+    entropy_coefficient=0.0,
+    epochs=10,
+    minibatches=4,
+    max_grad_norm=1.0,
+    target_kl=None,
+    normalise_observations=True,
+)
+
+
 def contests() -> list[Contest]:
     """C15 and C14."""
-    zoo = PPOConfig(
-        gamma=0.98,
-        gae_lambda=0.8,
-        learning_rate=1e-3,
-        entropy_coefficient=0.0,
-        epochs=20,
-        target_kl=None,
-    )
-    recurrent = PPOConfig(
-        gamma=0.99,
-        gae_lambda=0.98,
-        learning_rate=7e-4,
-        entropy_coefficient=0.0,
-        epochs=10,
-        minibatches=4,
-        max_grad_norm=1.0,
-        target_kl=None,
-        normalise_observations=True,
-    )
 
     def theirs(seed: int) -> PPO:
         return PPO(
@@ -205,7 +200,7 @@ def contests() -> list[Contest]:
             475,
             100_000,
             cartpole,
-            lambda seed: GymPolicyAdapter(vector(cartpole, 8), zoo, 32, seed=seed),
+            lambda seed: GymPolicyAdapter(vector(cartpole, 8), ZOO, 32, seed=seed),
             lambda progress: 1 - progress,
             theirs,
         ),
@@ -215,11 +210,11 @@ def contests() -> list[Contest]:
             100_000,
             without_velocities,
             lambda seed: GymPolicyAdapter(
-                vector(without_velocities, 8), recurrent, 128, hidden=(64,), cells=64, seed=seed
+                vector(without_velocities, 8), RECURRENT, 128, hidden=(64,), cells=64, seed=seed
             ),
             lambda progress: 1.0,
             their_memory,
-            lambda seed: GymPolicyAdapter(vector(without_velocities, 8), recurrent, 128, seed=seed),
+            lambda seed: GymPolicyAdapter(vector(without_velocities, 8), RECURRENT, 128, seed=seed),
         ),
     ]
 
