@@ -128,7 +128,7 @@ class _Judge(BaseCallback):
         self.due += EVERY
         score, _ = evaluate_policy(self.model, self.env, GAMES, warn=False)
         assert isinstance(score, float)
-        self.best = max(self.best, score)
+        self.best = max(self.best, float(score))
         if score >= self.contest.threshold:
             self.reached = self.num_timesteps
 

@@ -165,8 +165,8 @@ def test_c13_without_memory_recall_is_guessing() -> None:
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_c16_recall_with_masks_and_three_heads(seed: int) -> None:
-    adapter = GymPolicyAdapter(MaskedRecall(32, (2, 3, 2), blanks=2), MEMORY, 8, hidden=(), cells=16, seed=seed)
-    adapter.learn(12_000)
+    adapter = GymPolicyAdapter(MaskedRecall(32, (2, 3, 2), blanks=1), MEMORY, 6, hidden=(), cells=16, seed=seed)
+    adapter.learn(7_000)
     assert greedy_score(adapter, 80) >= 0.95
 
 
@@ -180,11 +180,11 @@ def test_conditional_heads_learn_and_serve_other_slots_and_blueprints(seed: int)
     for _ in range(30):
         learner.update(collector.collect(8)[0])
     familiar = mean_return(collector.collect(16)[1])
-    other = FakeGrowth(64, slots=6, blueprints=("norm", "conv3", "lora", "unheard"))
+    other = FakeGrowth(64, slots=4, blueprints=("norm", "conv3", "lora", "unheard"))
     strange = mean_return(Collector(other, network, 1.0, seed + 9).collect(16)[1])
     assert familiar is not None and strange is not None
     assert familiar >= 0.9
-    assert strange >= 0.7
+    assert strange >= 0.8
 
 
 def _trained(seed: int) -> str:
