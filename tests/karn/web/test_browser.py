@@ -251,6 +251,20 @@ def test_text_from_a_run_is_never_markup(browser: Browser, tmp_path: Path) -> No
         assert not [line for line in browser.said() if "Content Security Policy" in line]
 
 
+def test_a_dialog_opens_again_however_soon_after_it_closed(browser: Browser, finished: str) -> None:
+    go(browser, finished)
+    until(lambda: rows(browser))
+    browser.press(key="x")
+    for key in ("?", "x") * 10:
+        browser.wait(selector="dialog[open]")
+        again = f"document.body.dispatchEvent(new KeyboardEvent('keydown', {{key: '{key}', bubbles: true}}))"
+        browser.eval(code=f"(document.querySelector('dialog[open]').close(), {again})")
+        time.sleep(0.02)
+    browser.wait(selector="dialog[open]")
+    browser.press(key="Escape")
+    browser.wait(selector="dialog", state="detached")
+
+
 def test_exports(browser: Browser, finished: str, tmp_path: Path) -> None:
     go(browser, finished)
     until(lambda: rows(browser))
@@ -273,7 +287,7 @@ def test_exports(browser: Browser, finished: str, tmp_path: Path) -> None:
     ("scheme", "width"),
     [
         ("dark", 1280),
-        ("light", 390),
+        pytest.param("light", 390, marks=pytest.mark.slow),
         pytest.param("light", 1280, marks=pytest.mark.slow),
         pytest.param("dark", 390, marks=pytest.mark.slow),
     ],
