@@ -214,7 +214,7 @@ class Trainer:
             self._second_pass = tape, criterion
         else:
             loss = criterion(forward(self.model, inputs))
-        epoch.total += loss.detach() * len(targets)
+        epoch.total.add_(loss.detach(), alpha=len(targets))
         epoch.examples += len(targets)
         return loss
 
@@ -360,6 +360,8 @@ def _timed(batches: Iterator[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, T
 def _summary(per_config: Sequence[Tensor]) -> tuple[Floats, Floats]:
     """Means, and paired standard errors of the difference to the first configuration."""
     values = torch.stack([v.double() for v in per_config])
-    means = values.mean(dim=1)
+    means = values.mean(dim=1).cpu().numpy()
+    if len(values) == 1:
+        return means, np.zeros(1)
     errors = (values - values[0]).std(dim=1) / math.sqrt(values.shape[1])
-    return means.cpu().numpy(), errors.cpu().numpy()
+    return means, errors.cpu().numpy()
