@@ -27,7 +27,7 @@ from esper.nissa.rundir import RunDirectory
 from esper.scripts import eval as evaluation
 from esper.simic.assembly import build_executor, workload
 from esper.simic.config import RunConfig
-from esper.simic.evaluation import play
+from esper.simic.evaluation import find_schedule, play
 from esper.simic.vectorized import fresh_network
 from esper.simic.world import held_out_seed
 from esper.tamiyo.policies import SchedulePolicy
@@ -104,7 +104,7 @@ def evaluate(directory: Path, episodes: int, seed: int, search_seeds: int) -> It
         "policy, untrained": LearnedPolicy(untrained),
     }
     arms |= evaluation.comparisons(config, load, 0, None)
-    found = evaluation.find_schedule(config, load, search_seeds)
+    found = find_schedule(config, load, search_seeds)
     arms["best schedule"] = SchedulePolicy(found.entries)
     executor = build_executor(load, config, lambda event: None)
     played: dict[str, list[EpisodeResult]] = {arm: [] for arm in arms}

@@ -6,7 +6,7 @@ The same evidence gives the same SVG bytes: fixed identifiers, no date, text as 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,7 +29,7 @@ QUIET: Final = "#7a7a7a"
 INK: Final = "#222222"
 GRID: Final = "#e6e6e6"
 
-_STYLE: Final[dict[Any, Any]] = {
+STYLE: Final[dict[Any, Any]] = {
     "svg.hashsalt": "esper",
     "svg.fonttype": "none",
     "font.family": "sans-serif",
@@ -64,7 +64,7 @@ def draw(evidence: Evidence, folder: Path) -> list[str]:
     }
     folder.mkdir(parents=True, exist_ok=True)
     names = []
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         for name, painter in (("course", _course), ("contribution", _contribution), ("alpha", _alpha)):
             figure = Figure(figsize=(8.0, 4.6), dpi=144, facecolor="white", layout="constrained")
             if painter(figure, evidence, shown, lives):
@@ -107,9 +107,9 @@ def _course(figure: Any, evidence: Evidence, shown: Track, lives: Mapping[str, S
         finite = [(epoch, value) for epoch, value in zip(epochs, values, strict=True) if math.isfinite(value)]
         if finite:
             labels.append((*finite[-1], track.arm or "unnamed", colour))
-    _label_ends(above, labels)
+    label_ends(above, labels)
     unit = f" ({evidence.table.unit})" if evidence.table.unit else ""
-    _dress(above, f"validation {evidence.table.metric}{unit}", f"Course of episode {shown.episode}, arm {shown.arm}")
+    dress(above, f"validation {evidence.table.metric}{unit}", f"Course of episode {shown.episode}, arm {shown.arm}")
     if below is not None:
         _swimlanes(below, shown, slots)
         below.set_xlabel("epoch")
@@ -140,7 +140,7 @@ def _swimlanes(axes: Any, track: Track, slots: list[str]) -> None:
                 axes.text(since + length / 2, row, stage.lower(), ha="center", va="center", fontsize=7.5, bbox=box)
     axes.set_yticks(range(len(slots)), slots)
     axes.set_ylim(len(slots) - 0.4, -0.6)
-    _dress(axes, "", "", grid=False)
+    dress(axes, "", "", grid=False)
 
 
 def _contribution(figure: Any, evidence: Evidence, shown: Track, lives: Mapping[str, SeedLife]) -> bool:
@@ -171,9 +171,9 @@ def _contribution(figure: Any, evidence: Evidence, shown: Track, lives: Mapping[
         points = sorted((shown.costs.get(seed) or shown.gains.get(seed) or {}).items())
         if points and math.isfinite(points[-1][1][0]):
             labels.append((points[-1][0], points[-1][1][0], _name(seed, lives), colour))
-    _label_ends(axes, labels)
+    label_ends(axes, labels)
     unit = f" ({evidence.table.unit})" if evidence.table.unit else ""
-    _dress(
+    dress(
         axes, f"{evidence.table.metric} lost without the seed{unit}", "Contribution with 95 % band (dotted: probe gain)"
     )
     axes.set_xlabel("epoch")
@@ -190,9 +190,9 @@ def _alpha(figure: Any, evidence: Evidence, shown: Track, lives: Mapping[str, Se
         epochs = sorted(points)
         axes.plot(epochs, [points[epoch] for epoch in epochs], color=colour, linewidth=2)
         labels.append((epochs[-1], points[epochs[-1]], _name(seed, lives), colour))
-    _label_ends(axes, labels)
+    label_ends(axes, labels)
     axes.set_ylim(-0.05, 1.08)
-    _dress(axes, "alpha", "Alpha that the forward pass used")
+    dress(axes, "alpha", "Alpha that the forward pass used")
     axes.set_xlabel("epoch")
     return True
 
@@ -202,7 +202,7 @@ def _name(seed: str, lives: Mapping[str, SeedLife]) -> str:
     return seed if life is None else f"{life.blueprint or seed} in {life.slot}, {life.outcome}"
 
 
-def _label_ends(axes: Any, labels: list[tuple[int, float, str, str]]) -> None:
+def label_ends(axes: Any, labels: Sequence[tuple[float, float, str, str]]) -> None:
     """Write each line's name at its end, pushed apart where they would touch."""
     low, high = axes.get_ylim()
     room = (high - low) * 0.06
@@ -231,7 +231,8 @@ def _mark_non_finite(axes: Any, epochs: list[int], values: list[float], colour: 
         axes.annotate("not finite", (odd[0], 0.02), xycoords=axes.get_xaxis_transform(), fontsize=8, color=colour)
 
 
-def _dress(axes: Any, ylabel: str, title: str, grid: bool = True) -> None:
+def dress(axes: Any, ylabel: str, title: str, grid: bool = True) -> None:
+    """Quiet axes: two spines, a light grid, the title on the left."""
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     if grid:

@@ -36,6 +36,8 @@ class GateThresholds:
     """G5: what the metric must lose without the seed, in the metric's unit."""
     confidence_z: float = 1.645
     """G2 and G5: standard errors below the estimate at which a gain must still be above 0 (95 %, one-sided)."""
+    ask_for_gain: bool = True
+    """G2 and G5: whether a gain must be measured. Without, seeds are kept unseen: a control arm."""
     unit: str | None = None
     """Unit of the metric."""
 
@@ -127,7 +129,7 @@ def _blend(state: SeedState, thresholds: GateThresholds) -> list[GateCheck]:
     evidence = "removal_cost_loss" if state.incubation is Incubation.GRAFT else "probe_gain_loss"
     return [
         check("training_epochs", state.epochs_in_stage, ">=", thresholds.min_training_epochs, "epochs"),
-        *_certain_gain(state, evidence, thresholds),
+        *(_certain_gain(state, evidence, thresholds) if thresholds.ask_for_gain else ()),
         check("gradient_ratio", metrics.seed_gradient_norm_ratio, ">=", thresholds.min_gradient_ratio),
         check("gradient_health", state.telemetry.gradient_health, ">=", thresholds.min_gradient_health),
         check("isolation_violations", metrics.isolation_violations, "<=", thresholds.max_isolation_violations),
@@ -146,13 +148,19 @@ def _hold(state: SeedState, thresholds: GateThresholds) -> list[GateCheck]:
 
 def _fossilize(state: SeedState, thresholds: GateThresholds) -> list[GateCheck]:
     """G5: without the seed the host would be worse, by enough and with confidence."""
-    cost = state.metrics.removal_cost
     return [
         check("holding_epochs", state.epochs_in_stage, ">=", thresholds.min_holding_epochs, "epochs"),
+        *(_removal_costs(state, thresholds) if thresholds.ask_for_gain else ()),
+        check("gradient_health", state.telemetry.gradient_health, ">=", thresholds.min_gradient_health),
+    ]
+
+
+def _removal_costs(state: SeedState, thresholds: GateThresholds) -> list[GateCheck]:
+    cost = state.metrics.removal_cost
+    return [
         check("removal_cost", None if cost is None else cost.value, ">=", thresholds.min_removal_cost, thresholds.unit),
         *_certain_gain(state, "removal_cost", thresholds, thresholds.unit),
         *_positive(state, "removal_cost_loss"),
-        check("gradient_health", state.telemetry.gradient_health, ">=", thresholds.min_gradient_health),
     ]
 
 

@@ -16,19 +16,18 @@ from rich.table import Table
 from rich.text import Text
 
 from esper.karn.stats import Interval, interval
-from esper.leyline import ActionSpace, Metric, Policy
+from esper.leyline import Metric, Policy
 from esper.nissa.manifest import Setting
 from esper.scripts.cli import Parser
 from esper.simic.assembly import Workload, build_executor, workload
 from esper.simic.config import RunConfig
-from esper.simic.evaluation import Found, SearchPlan, play, search_schedule
+from esper.simic.evaluation import Found, find_schedule, play
 from esper.simic.session import Announcement, Session, SessionConfig, open_session
 from esper.simic.world import held_out_seed
 from esper.tamiyo.policies import SchedulePolicy, make_seeded
 from esper.tamiyo.policies.learned import LearnedPolicy, load_policy
 from esper.tasks import get_task
 from esper.tolaria.executor import EpisodeResult
-from esper.tolaria.rng import derive
 
 POLICY = "policy"
 
@@ -105,16 +104,6 @@ def comparisons(config: RunConfig, load: Workload, search_seeds: int, console: C
         else:
             arms[name] = make_seeded(name, config.seed)
     return arms
-
-
-def find_schedule(config: RunConfig, load: Workload, count: int) -> Found:
-    """Search on ``count`` seeds that neither training nor evaluation uses."""
-    seeds = tuple(derive(config.seed, "search", number) for number in range(count))
-    budget = config.max_seeds or load.task.budget.max_seeds or len(load.task.sites)
-    plan = SearchPlan(seeds, load.max_epochs, max_seeds=min(budget, len(load.task.sites)))
-    space = ActionSpace(tuple(load.task.sites), load.task.blueprints)
-    higher = load.task.metric.higher_is_better
-    return search_schedule(lambda: build_executor(load, config, lambda event: None, test=False), space, plan, higher)
 
 
 def describe(found: Found, metric: Metric) -> str:

@@ -12,6 +12,7 @@ from esper.leyline import EsperError, unknown
 COMMANDS = {
     "train": "train a host that grows: heuristic, ppo",
     "eval": "play a saved policy on held-out seeds beside its controls",
+    "bench": "does growing pay? arms on paired seeds at equal compute",
     "report": "rewrite a run's report and figures from its journal",
     "overwatch": "watch a run, live or in replay, in the browser or the terminal",
     "query": "questions in SQL over what a run has committed",

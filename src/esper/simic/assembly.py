@@ -88,10 +88,14 @@ def build_executor(
     *,
     governor: GovernorConfig | None = None,
     test: bool = True,
+    trainer: TrainerConfig | None = None,
 ) -> Executor:
-    """An executor over a fresh engine for ``load``. Without ``test`` no episode looks at the test split."""
+    """An executor over a fresh engine for ``load``. Without ``test`` no episode looks at the test split.
+
+    ``trainer`` replaces what :func:`trainer_config` makes of the configuration.
+    """
     budget = load.task.budget
-    trainer = trainer_config(load, config)
+    trainer = trainer or trainer_config(load, config)
     engine = ModuleEngine(
         load.task,
         from_task(load.task, trainer),

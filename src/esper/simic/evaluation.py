@@ -8,8 +8,11 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from esper.leyline import ActionSpace, Blend, FactoredAction, Op, Policy, RowSpec, UsageError
+from esper.simic.assembly import Workload, build_executor
+from esper.simic.config import RunConfig
 from esper.tamiyo.policies import Entry, SchedulePolicy
 from esper.tolaria.executor import EpisodeResult, Executor
+from esper.tolaria.rng import derive
 
 
 def play(
@@ -90,6 +93,16 @@ def search_schedule(
         best = (candidates[top], means[top])
     assert best is not None, "there is at least one slot and one blueprint"
     return Found(best[0], sign * best[1], tried, macs)
+
+
+def find_schedule(config: RunConfig, load: Workload, count: int) -> Found:
+    """Search on ``count`` seeds that neither training nor evaluation uses."""
+    seeds = tuple(derive(config.seed, "search", number) for number in range(count))
+    budget = config.max_seeds or load.task.budget.max_seeds or len(load.task.sites)
+    plan = SearchPlan(seeds, load.max_epochs, max_seeds=min(budget, len(load.task.sites)))
+    space = ActionSpace(tuple(load.task.sites), load.task.blueprints)
+    higher = load.task.metric.higher_is_better
+    return search_schedule(lambda: build_executor(load, config, lambda event: None, test=False), space, plan, higher)
 
 
 def _entries(space: ActionSpace, plan: SearchPlan) -> list[Entry]:

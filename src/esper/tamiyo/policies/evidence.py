@@ -26,7 +26,7 @@ def before_blending(view: RowView, slot: SlotView, thresholds: GateThresholds) -
     ratio, health = slot.gradient_ratio, slot.gradient_health
     checks = (
         ("epochs in training", _enough(slot.epochs_in_stage, thresholds.min_training_epochs)),
-        (name, _certain(view, slot, fact, thresholds)),
+        (name, not thresholds.ask_for_gain or _certain(view, slot, fact, thresholds)),
         ("gradient ratio", ratio is not None and ratio.value >= thresholds.min_gradient_ratio),
         ("gradient health", health is not None and health.value >= thresholds.min_gradient_health),
         (
@@ -40,11 +40,14 @@ def before_blending(view: RowView, slot: SlotView, thresholds: GateThresholds) -
 def before_fossilizing(view: RowView, slot: SlotView, thresholds: GateThresholds) -> Verdict:
     """Foresee G5 for a seed in HOLDING."""
     cost, cost_loss, health = slot.removal_cost, slot.removal_cost_loss, slot.gradient_health
-    checks = (
-        ("epochs in holding", _enough(slot.epochs_in_stage, thresholds.min_holding_epochs)),
+    gains = (
         ("removal cost", cost is not None and cost.value.value >= thresholds.min_removal_cost),
         ("lower bound of the removal cost", _certain(view, slot, cost, thresholds)),
         ("lower bound of the removal cost in loss", _certain(view, slot, cost_loss, thresholds)),
+    )
+    checks = (
+        ("epochs in holding", _enough(slot.epochs_in_stage, thresholds.min_holding_epochs)),
+        *(gains if thresholds.ask_for_gain else ()),
         ("gradient health", health is not None and health.value >= thresholds.min_gradient_health),
     )
     figures = {"removal_cost": cost, "removal_cost_loss": cost_loss, "gradient_health": health}

@@ -1,0 +1,78 @@
+"""The arms: what grows, for how long, and what is tuned."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from esper.bench.settings import Family
+from esper.leyline import UsageError, unknown
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """One competitor."""
+
+    name: str
+    what: str
+    """For people."""
+    family: Family
+    topology: Literal["host", "full", "grown"] | None = None
+    """What is there from the start, for arms that do not grow."""
+    equal: bool = False
+    """Whether it trains for as many multiply-accumulates as the grown run of the same seed."""
+    policy: str = "static"
+    """Who decides, for arms that grow."""
+
+    @property
+    def dependent(self) -> bool:
+        """Whether it cannot be run before the grown run of the same seed."""
+        return self.equal or self.topology == "grown"
+
+    @property
+    def grows(self) -> bool:
+        """Whether its network changes while it trains."""
+        return self.topology is None
+
+
+_GRADMAX = "seeds with the largest gradient norm at birth, where and from what draw, all at a fixed time"
+
+ARMS: Final[Mapping[str, Arm]] = {
+    arm.name: arm
+    for arm in (
+        Arm("small", "the host alone", Family.HOST, "host"),
+        Arm("small-equal", "the host alone, as many MACs as the grown run", Family.HOST, "host", equal=True),
+        Arm("large", "every slot filled with the largest seed, from scratch", Family.SCRATCH, "full"),
+        Arm("large-equal", "the same, as many MACs as the grown run", Family.SCRATCH, "full", equal=True),
+        Arm("retrained", "the end topology of the grown run, from scratch", Family.SCRATCH, "grown"),
+        Arm("retrained-equal", "the same, as many MACs as the grown run", Family.SCRATCH, "grown", equal=True),
+        Arm("random", "random growth, kept on evidence", Family.POLICY, policy="nurtured"),
+        Arm("schedule", "the best fixed schedule, found on other seeds", Family.POLICY, policy="schedule"),
+        Arm("heuristic", "growth by rules on counterfactual evidence", Family.POLICY, policy="heuristic"),
+        Arm("blind", "the heuristic without counterfactuals: whatever grew is kept", Family.POLICY, policy="blind"),
+        Arm("net2net", "largest seeds as identities, all at a fixed time", Family.INSERTION, policy="net2net"),
+        Arm("gradmax", _GRADMAX, Family.INSERTION, policy="gradmax"),
+        Arm("policy", "a saved policy", Family.POLICY, policy="policy"),
+    )
+}
+
+FULL: Final = tuple(name for name in ARMS if name not in ("small-equal", "policy"))
+QUICK: Final = ("small", "large-equal", "retrained-equal", "heuristic")
+LARGE_EQUAL: Final = "large-equal"
+RETRAINED_EQUAL: Final = "retrained-equal"
+
+
+def chosen(names: Iterable[str], grown: str) -> tuple[Arm, ...]:
+    """The arms of these names in the order of :data:`ARMS`, and ``grown`` among them.
+
+    Raises ``UsageError`` for an unknown name, or where ``grown`` does not grow.
+    """
+    wanted = {*names, grown}
+    for name in sorted(wanted):
+        if name not in ARMS:
+            raise unknown("arm", name, ARMS)
+    if not ARMS[grown].grows:
+        legal = ", ".join(arm.name for arm in ARMS.values() if arm.grows)
+        raise UsageError(f"arm {grown!r} does not grow, nothing can be held to its compute; legal: {legal}")
+    return tuple(arm for name, arm in ARMS.items() if name in wanted)

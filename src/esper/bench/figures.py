@@ -1,0 +1,135 @@
+"""Figures of a bench: metric against MACs, the Pareto front, paired differences. In the style of a run's report."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from esper.bench.analysis import Findings, Line
+from esper.bench.campaign import Evidence
+from esper.bench.trial import Outcome
+from esper.karn.figures import GRID, INK, LINES, QUIET, STYLE, dress, label_ends
+from esper.leyline import MissingExtraError
+
+GROWING, FIXED = LINES[0], LINES[1]
+"""Colours of arms that grow and of arms that do not."""
+GRID_POINTS = 60
+
+
+def draw(evidence: Evidence, findings: Findings, folder: Path) -> list[str]:
+    """Draw as SVG and PNG; returns the figures' names. Raises ``MissingExtraError`` without matplotlib."""
+    try:
+        import matplotlib
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise MissingExtraError("drawing figures", "report") from None
+    folder.mkdir(parents=True, exist_ok=True)
+    names = []
+    with matplotlib.rc_context(STYLE):
+        for name, painter in (("course", _course), ("pareto", _pareto), ("differences", _differences)):
+            figure = Figure(figsize=(8.0, 4.6), dpi=144, facecolor="white", layout="constrained")
+            if painter(figure, evidence, findings):
+                figure.savefig(folder / f"{name}.svg", metadata={"Date": None, "Creator": None})
+                figure.savefig(folder / f"{name}.png", metadata={"Software": None})
+                names.append(name)
+    return names
+
+
+def _course(figure: Any, evidence: Evidence, findings: Findings) -> bool:
+    axes = figure.subplots()
+    labels: list[tuple[float, float, str, str]] = []
+    for line in findings.lines:
+        points = mean_course([outcome for outcome in evidence.finals[line.arm] if outcome.curve])
+        if not points:
+            continue
+        colour, style = _look(line, findings)
+        axes.plot([macs for macs, _ in points], [value for _, value in points], style, color=colour, linewidth=1.6)
+        labels.append((*points[-1], line.arm, colour))
+    if not labels:
+        return False
+    axes.set_xscale("log")
+    label_ends(axes, labels)
+    dress(axes, f"validation {_unit(findings)}", "Metric against compute, mean over seeds")
+    axes.set_xlabel("multiply-accumulates spent, everything counted")
+    return True
+
+
+def mean_course(outcomes: Sequence[Outcome]) -> list[tuple[float, float]]:
+    """Mean metric at points that are evenly spaced in log MACs, where all runs have one; empty without runs."""
+    if not outcomes:
+        return []
+    first = max(outcome.curve[0][0] for outcome in outcomes)
+    last = min(outcome.curve[-1][0] for outcome in outcomes)
+    if first >= last:
+        return [(float(last), _mean_at(outcomes, last))]
+    step = (math.log(last) - math.log(first)) / (GRID_POINTS - 1)
+    places = [math.exp(math.log(first) + i * step) for i in range(GRID_POINTS - 1)] + [float(last)]
+    return [(macs, _mean_at(outcomes, macs)) for macs in places]
+
+
+def _mean_at(outcomes: Sequence[Outcome], macs: float) -> float:
+    """Mean of each run's last measurement at or before ``macs``."""
+    values = [[value for spent, value in outcome.curve if spent <= macs * (1 + 1e-9)] for outcome in outcomes]
+    return math.fsum(each[-1] for each in values if each) / sum(1 for each in values if each)
+
+
+def _pareto(figure: Any, evidence: Evidence, findings: Findings) -> bool:
+    if findings.pareto is None:
+        return False
+    axes = figure.subplots()
+    shown = [line for line in findings.lines if line.macs is not None and line.test is not None]
+    points = {
+        line.arm: (line.macs, line.test.mean) for line in shown if line.macs is not None and line.test is not None
+    }
+    front = sorted(points[arm] for arm in findings.pareto.front)
+    steps = [*front, (findings.pareto.reference_macs, front[-1][1])]
+    axes.step([macs for macs, _ in steps], [value for _, value in steps], where="post", color=QUIET, linewidth=1.2)
+    for line in findings.lines:
+        if line.arm not in points:
+            continue
+        macs, value = points[line.arm]
+        colour = GROWING if line.grows else FIXED
+        half = None if line.test is None else line.test.half
+        axes.errorbar(
+            [macs], [value], yerr=None if half is None else [half], fmt="o", color=colour, markersize=5, capsize=2
+        )
+        axes.annotate(line.arm, (macs, value), xytext=(5, 5), textcoords="offset points", fontsize=8, color=colour)
+    axes.set_xscale("log")
+    title = f"Pareto front, hypervolume {findings.pareto.hypervolume:.1f} (blue grows, red does not)"
+    dress(axes, f"test {_unit(findings)}", title)
+    axes.set_xlabel("multiply-accumulates of one run, everything counted")
+    return True
+
+
+def _differences(figure: Any, evidence: Evidence, findings: Findings) -> bool:
+    measured = [each for each in findings.differences if each.test is not None]
+    if not measured:
+        return False
+    axes = figure.subplots()
+    axes.axvline(0, color=INK, linewidth=0.8)
+    headline = {each.control for each in findings.headline}
+    for row, each in enumerate(measured):
+        assert each.test is not None
+        colour = GROWING if each.control in headline else QUIET
+        half = each.test.half
+        axes.errorbar([each.test.mean], [row], xerr=None if half is None else [half], fmt="o", color=colour, capsize=3)
+    axes.set_yticks(range(len(measured)), [f"minus {each.control}" for each in measured])
+    axes.set_ylim(len(measured) - 0.5, -0.5)
+    axes.grid(True, axis="x", color=GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    dress(axes, "", f"{findings.grown}: paired differences, 95 % t intervals (blue: equal compute)", grid=False)
+    axes.set_xlabel(f"test {_unit(findings)}, positive is better")
+    return True
+
+
+def _look(line: Line, findings: Findings) -> tuple[str, str]:
+    if line.arm == findings.grown:
+        return GROWING, "-"
+    return (LINES[5], "-") if line.grows else (FIXED if line.arm.endswith("equal") else QUIET, "--")
+
+
+def _unit(findings: Findings) -> str:
+    metric = findings.metric
+    return f"{metric.name} ({metric.unit})" if metric.unit else metric.name

@@ -1,0 +1,123 @@
+"""Seeds put into a network at once and for good: for networks trained from scratch, and for growth at a fixed time.
+
+    plant(trainer, [Planted("block0", "conv5", seed=7)])
+
+There is no incubation, no gate and no counterfactual: the seed is part of the network, at alpha 1, from the next step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from esper.bench.settings import Initial
+from esper.kasmina.slot import SeedSlot
+from esper.leyline import EsperError, SeedStage
+from esper.tolaria import ledger
+from esper.tolaria.rng import derive, seeded
+from esper.tolaria.trainer import Trainer
+
+
+@dataclass(frozen=True, slots=True)
+class Planted:
+    """A seed to be: its slot, its blueprint, and the seed of the draw of its weights."""
+
+    slot: str
+    blueprint: str
+    seed: int
+
+
+def plant(trainer: Trainer, seeds: Iterable[Planted], initial: Initial = Initial.IDENTITY) -> None:
+    """Put ``seeds`` into their slots, which must be empty, at alpha 1 and for good, each with its parameter group."""
+    for each in seeds:
+        slot = trainer.model.slots[each.slot]
+        _germinate(slot, each, initial)
+        assert slot.state is not None
+        slot.state.alpha = 1.0
+        slot.state.enter(SeedStage.FOSSILIZED, trainer.completed)
+        trainer.adopt(each.slot)
+
+
+def _germinate(slot: SeedSlot, each: Planted, initial: Initial) -> None:
+    with seeded(each.seed):
+        born = slot.germinate(each.blueprint)
+        if not born.passed:
+            raise EsperError(f"{each.blueprint} cannot be planted in slot {each.slot}: {born.message}")
+        if initial is Initial.DEFAULT:
+            assert slot.seed is not None
+            initialise(slot.seed)
+
+
+def initialise(seed: nn.Module) -> None:
+    """Draw the weights of every layer that was zeroed at birth as torch draws them; gains of norms become 1."""
+    for module in seed.modules():
+        own = list(module.parameters(recurse=False))
+        reset = getattr(module, "reset_parameters", None)
+        if callable(reset) and own and not any(bool(parameter.any()) for parameter in own):
+            reset()
+
+
+def largest(sizes: Mapping[str, Mapping[str, int]]) -> dict[str, str]:
+    """slot -> its blueprint with most parameters. ``sizes``: slot -> blueprint -> parameters."""
+    return {slot: max(fitting, key=fitting.__getitem__) for slot, fitting in sizes.items() if fitting}
+
+
+def by_gradient(
+    trainer: Trainer, sizes: Mapping[str, Mapping[str, int]], count: int, seed: int, *, draws: int = 2
+) -> list[Planted]:
+    """GradMax (Evci et al., ICLR 2022) over the blueprints at hand: the ``count`` slots, each with the blueprint and
+    the draw, whose gradient norm at birth is largest.
+
+    A seed is the identity at birth, so the norm is what the first step can gain. It is measured on one batch of the
+    training split in evaluation mode, without a trace but in the ledger.
+    """
+    inputs, targets = _one_batch(trainer)
+    best: dict[str, tuple[float, Planted]] = {}
+    for slot_id, fitting in sizes.items():
+        for blueprint in fitting:
+            for draw in range(draws):
+                each = Planted(slot_id, blueprint, derive(seed, "gradmax", slot_id, blueprint, draw))
+                norm = _norm_at_birth(trainer, each, inputs, targets)
+                if slot_id not in best or norm > best[slot_id][0]:
+                    best[slot_id] = norm, each
+    ranked = sorted(best.values(), key=lambda found: found[0], reverse=True)[:count]
+    order = list(sizes)
+    return sorted((each for _, each in ranked), key=lambda each: order.index(each.slot))
+
+
+def _one_batch(trainer: Trainer) -> tuple[torch.Tensor, torch.Tensor]:
+    split = trainer.material.splits["train"]
+    size = min(trainer.config.batch_size, len(split))
+    return split.inputs[:size].to(trainer.config.device), split.targets[:size].to(trainer.config.device)
+
+
+def _norm_at_birth(trainer: Trainer, each: Planted, inputs: torch.Tensor, targets: torch.Tensor) -> float:
+    model, forward = trainer.model, trainer.material.forward
+    with _passing(trainer, each) as slot, model.alphas({each.slot: 1.0}):
+        assert slot.seed is not None
+        loss = trainer.material.criterion(forward(model, inputs), targets)
+        gradients = torch.autograd.grad(loss, list(slot.seed.parameters()), allow_unused=True)
+        work = ledger.count(lambda: forward(model, inputs[:2]), 2, model=model).forward
+    trainer.ledger.charge("probe", len(inputs) * (work + ledger.backward(work)))
+    present = [gradient for gradient in gradients if gradient is not None]
+    return float(torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in present])))
+
+
+@contextmanager
+def _passing(trainer: Trainer, each: Planted) -> Iterator[SeedSlot]:
+    """Within, the seed is there; afterwards it never was."""
+    slot, model = trainer.model.slots[each.slot], trainer.model
+    before, training, tell = slot.lifecycle(), model.training, slot.on_telemetry
+    slot.on_telemetry = None
+    try:
+        _germinate(slot, each, Initial.IDENTITY)
+        model.eval()
+        yield slot
+    finally:
+        slot.load_lifecycle(before)
+        slot.on_telemetry = tell
+        model.train(training)

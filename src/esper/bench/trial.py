@@ -1,0 +1,222 @@
+"""One trial: one arm on one seed under one setting, from start to end, through the executor that every run uses."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache
+from typing import Any, Final
+
+from esper.bench.plant import Planted, by_gradient, largest, plant
+from esper.bench.settings import Setting
+from esper.kasmina.gates import GateThresholds
+from esper.leyline import EsperError, Policy, RowSpec, SeedStage
+from esper.simic.assembly import Workload, build_executor, trainer_config, workload
+from esper.simic.config import RunConfig
+from esper.simic.evaluation import find_schedule
+from esper.tamiyo.policies import SchedulePolicy, make_policy, make_seeded
+from esper.tamiyo.policies.heuristic import HeuristicConfig, HeuristicPolicy
+from esper.tasks import get_task
+from esper.tasks.base import TaskSpec
+from esper.tolaria.engine import ModuleEngine
+from esper.tolaria.executor import EpisodeResult, Executor
+from esper.tolaria.rng import derive
+
+CURVE_POINTS: Final = 100
+"""Most points of a course that are kept."""
+NEVER: Final = 10**9
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What all trials of a bench share."""
+
+    task: str
+    options: tuple[tuple[str, Any], ...] = ()
+    epochs: int = 30
+    device: str = "cpu"
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """Everything that a trial's outcome depends on."""
+
+    work: Work
+    arm: str
+    stage: str
+    """``tune`` (validation decides, the test split is not looked at) or ``final``."""
+    seed: int
+    setting: Setting
+    policy: str = "static"
+    """``static``, ``net2net``, ``gradmax``, ``blind``, ``schedule``, a registered name, or a policy's file."""
+    entries: tuple[Mapping[str, Any], ...] = ()
+    """Of a schedule."""
+    topology: Mapping[str, str] | str | None = None
+    """slot -> blueprint, or ``full``: what is there from the start."""
+    macs: int | None = None
+    """Train until at least as many are spent, whatever the number of epochs."""
+
+    def key(self) -> str:
+        """16 hexadecimal digits that name the trial."""
+        plain = json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(plain.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a trial ended. A trial that failed says why and has no metric."""
+
+    failed: str | None = None
+    validation: float | None = None
+    test: float | None = None
+    epochs: int = 0
+    macs: int = 0
+    """Everything: training, probes, validation, counterfactuals, discarded seeds."""
+    inference_macs: int = 0
+    parameters: int = 0
+    seeds: Mapping[str, str] = field(default_factory=dict)
+    """slot -> blueprint of what was kept."""
+    spent: Mapping[str, int] = field(default_factory=dict)
+    seconds: float = 0.0
+    curve: Sequence[tuple[int, float]] = ()
+    """MACs spent and validation metric after an epoch."""
+
+    @classmethod
+    def of(cls, plain: Mapping[str, Any]) -> Outcome:
+        """Undo of ``asdict``."""
+        return cls(**{**plain, "curve": tuple((macs, metric) for macs, metric in plain["curve"])})
+
+
+@lru_cache(maxsize=2)
+def task_of(work: Work) -> TaskSpec:
+    """The task with its data; loaded once a process."""
+    return get_task(work.task, **dict(work.options))
+
+
+def run_trial(trial: Trial) -> Outcome:
+    """Run it. A run that the governor gives up is an outcome, not an error."""
+    player = _Player(trial)
+    try:
+        return player.play(trial.work.epochs if trial.macs is None else player.affordable(trial.macs))
+    except EsperError as error:
+        return Outcome(failed=str(error))
+
+
+def run_search(work: Work, seed: int, count: int) -> dict[str, Any]:
+    """Find the best fixed schedule on ``count`` seeds of its own: its entries, what it reached and what it took."""
+    config = RunConfig(task=work.task, max_epochs=work.epochs, device=work.device, seed=seed)
+    found = find_schedule(config, workload(task_of(work), config), count)
+    entries = [entry.to_dict() for entry in found.entries]
+    return {"entries": entries, "metric": found.metric, "schedules": found.schedules, "macs": found.macs}
+
+
+class _Player:
+    """A trial's executor and policy."""
+
+    def __init__(self, trial: Trial) -> None:
+        self.trial = trial
+        self.thresholds = GateThresholds(unit=task_of(trial.work).metric.unit, ask_for_gain=trial.policy != "blind")
+        self.measured = trial.policy not in ("static", "blind", "net2net", "gradmax")
+        self.load, self.executor = self._assembled()
+        assert isinstance(self.executor.engine, ModuleEngine)
+        self.engine = self.executor.engine
+        self.policy = self._policy()
+
+    def _assembled(self) -> tuple[Workload, Executor]:
+        trial, setting = self.trial, self.trial.setting
+        every = 1 if self.measured else NEVER
+        config = RunConfig(
+            task=trial.work.task, max_epochs=trial.work.epochs, device=trial.work.device, counterfactual_every=every
+        )
+        load = workload(task_of(trial.work), config)
+        budget = load.task.budget
+        base = trainer_config(load, config)
+        multiplier = budget.seed_lr_multiplier if setting.seed_lr is None else setting.seed_lr
+        schedule = replace(base.schedule, seed_multiplier=multiplier, host_restart=setting.restart)
+        trainer = replace(base, lr=base.lr * setting.lr, schedule=schedule, thresholds=self.thresholds)
+        executor = build_executor(load, config, lambda event: None, test=trial.stage == "final", trainer=trainer)
+        return load, executor
+
+    def _policy(self) -> Policy:
+        trial = self.trial
+        if trial.policy == "schedule":
+            return SchedulePolicy(trial.entries, self.thresholds)
+        if trial.policy == "blind":
+            return HeuristicPolicy(HeuristicConfig(thresholds=self.thresholds))
+        if trial.policy in ("net2net", "gradmax"):
+            return make_policy("static")
+        return make_seeded(trial.policy, trial.seed)
+
+    def _begin(self, epochs: int) -> None:
+        trial = self.trial
+        spec = RowSpec(0, 0, trial.seed, epochs, arm=trial.arm, policy=self.policy.name)
+        self.executor.reset([spec])
+        self.policy.reset([spec])
+        if trial.topology is not None:
+            wanted = largest(self._sizes()) if isinstance(trial.topology, str) else trial.topology
+            self._plant([Planted(slot, wanted[slot], self._draw(slot)) for slot in self._sizes() if slot in wanted])
+
+    def _sizes(self) -> Mapping[str, Mapping[str, int]]:
+        return self.engine.views([0])[0].blueprint_parameters
+
+    def _draw(self, slot: str) -> int:
+        return derive(self.trial.seed, "planted", slot)
+
+    def _plant(self, seeds: Sequence[Planted]) -> None:
+        plant(self.engine.trainer(0), seeds, self.trial.setting.initial)
+
+    def _insert(self) -> None:
+        """The growth of the arms that grow once and for good."""
+        sizes = self._sizes()
+        count = min(self.load.task.budget.max_seeds or len(sizes), len(sizes))
+        if self.trial.policy == "gradmax":
+            self._plant(by_gradient(self.engine.trainer(0), sizes, count, self.trial.seed))
+        else:
+            wanted = list(largest(sizes).items())[:count]
+            self._plant([Planted(slot, blueprint, self._draw(slot)) for slot, blueprint in wanted])
+
+    def affordable(self, macs: int) -> int:
+        """Epochs that spend at least ``macs`` together with the last look at validation and test."""
+        self._begin(1)
+        splits, forward = task_of(self.trial.work).data.splits(), self.engine.trainer(0).macs.forward
+        epoch = forward * (3 * len(splits["train"]) + len(splits["validation"]))
+        last = forward * (len(splits["validation"]) + (len(splits["test"]) if self.trial.stage == "final" else 0))
+        return max(1, -(-(macs - last) // epoch))
+
+    def play(self, epochs: int) -> Outcome:
+        """The whole episode."""
+        self._begin(epochs)
+        inserted_at = round(self.trial.setting.at * epochs) if self.trial.policy in ("net2net", "gradmax") else None
+        views = self.engine.views([0])
+        curve: list[tuple[int, float]] = []
+        for epoch in range(epochs):
+            if epoch == inserted_at:
+                self._insert()
+                views = self.engine.views([0])
+            views = [report.view for report in self.executor.step(self.policy.decide(views))]
+            if views[0].metric is not None:
+                curve.append((self.engine.costs([0])[0].spent["total_macs"], views[0].metric))
+        (result,) = self.executor.finish(self.policy.decide(views))
+        return self._outcome(result, epochs, curve)
+
+    def _outcome(self, result: EpisodeResult, epochs: int, curve: list[tuple[int, float]]) -> Outcome:
+        cost = self.engine.costs([0])[0]
+        kept = {s.slot_id: s.blueprint or "" for s in result.view.slots if s.stage is SeedStage.FOSSILIZED}
+        planted = self.trial.topology
+        if planted is not None and kept != (largest(self._sizes()) if isinstance(planted, str) else dict(planted)):
+            return Outcome(failed="training failed before its first good epoch", macs=result.total_macs)
+        stride = -(-len(curve) // CURVE_POINTS)
+        return Outcome(
+            validation=result.validation_metric,
+            test=result.test_metric,
+            epochs=epochs,
+            macs=result.total_macs,
+            inference_macs=cost.inference_macs,
+            parameters=cost.total_parameters,
+            seeds=kept,
+            spent=dict(cost.spent),
+            seconds=result.seconds,
+            curve=tuple(curve[::-1][::stride][::-1]),
+        )
