@@ -25,7 +25,7 @@ def report(**changes: Any) -> UpdateReport:
         lr=1e-3, update_time_ms=1.0, steps=80, epochs_run=4, optimizer_steps=8, skipped_steps=0, stopped_by_kl=False,
         policy_loss=0.0, value_loss=0.1, entropy=2.0, heads={"op": HeadReport(1.0, 1.5, 1.0)}, grad_norm=0.5, kl=0.01,
         clip_fraction=0.1, ratio_min=0.8, ratio_max=1.2, stale_log_prob=0.0, explained_variance=0.5, value_mean=0.0,
-        return_mean=0.0, return_std=1.0, advantage_mean=0.0, advantage_std=1.0,
+        return_mean=0.0, return_std=1.0, advantage_mean=0.0, advantage_std=1.0, update_macs=1,
     )  # fmt: skip
     return replace(healthy, **changes)
 

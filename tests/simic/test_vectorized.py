@@ -22,6 +22,7 @@ from esper.simic.env import GrowConfig
 from esper.simic.ppo import PPOConfig
 from esper.simic.rewards import Change, RewardConfig
 from esper.simic.vectorized import PPOPlan, PPORun, fresh_network
+from esper.simic.workers import Crew
 from esper.simic.world import World, WorldConfig
 
 
@@ -216,12 +217,12 @@ def test_a_decided_head_a_useless_value_and_trends_are_noticed() -> None:
 def test_a_policy_that_moves_is_noticed(slope: float, kind: T, monkeypatch: pytest.MonkeyPatch) -> None:
     """Hosts whose starting point moves from round to round: what the objective gains follows."""
     run, journal = make(PPOPlan(rounds=4, envs=2, detectors=DetectorConfig(trend_rounds=2)), epochs=2)
-    measure = run.environments.world._measure
+    begin = run.environments.world.crew.begin
 
-    def shifted() -> list[float]:
-        return [metric - slope * 10.0 * run.rounds_done for metric in measure()]
+    def shifted(specs: Any) -> Any:
+        return [replace(row, metric=row.metric - slope * 10.0 * run.rounds_done) for row in begin(specs)]
 
-    monkeypatch.setattr(run.environments.world, "_measure", shifted)
+    monkeypatch.setattr(run.environments.world.crew, "begin", shifted)
     run.run()
     assert kind in detected(journal)
 
@@ -256,16 +257,17 @@ def test_a_host_that_breaks_is_rolled_back_and_the_run_goes_on() -> None:
     journal = Journal()
     config = RunConfig(max_epochs=4, device="cpu")
     load = workload(tiny(4), config)
-    executor = build_executor(load, config, journal.emit, governor=FORGIVING, test=False)
-    world = World(executor, load.task.metric, WorldConfig(4))
+    crew = Crew.here(lambda emit: build_executor(load, config, emit, governor=FORGIVING, test=False), journal.emit)
+    world = World(crew, load.task.metric, WorldConfig(4))
     space = ActionSpace(tuple(load.task.sites), load.task.blueprints)
     run = PPORun(world, space, fresh_network(0, cells=8), PPOPlan(rounds=1, envs=2), journal)
     step = world.step
 
     def sabotaged(*given: Any) -> Any:
-        if executor.epoch == 2:
+        if crew.epoch == 2:
+            (here,) = crew.workers
             with torch.no_grad():
-                executor.engine._rows[1].trainer.host_parameters[0].fill_(float("nan"))  # type: ignore[attr-defined]
+                here.share.executor.engine._rows[1].trainer.host_parameters[0].fill_(float("nan"))  # type: ignore
         return step(*given)
 
     world.step = sabotaged  # type: ignore[method-assign]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -12,11 +13,18 @@ from tiny import tiny
 from esper.leyline import WAIT, Blend, Decision, FactoredAction, Op, UsageError
 from esper.simic.env import GrowConfig
 from esper.simic.rewards import RewardConfig, RewardMode
+from esper.simic.workers import Here
 from esper.simic.world import StepOutcome, World, episode_seed, held_out_seed
 from esper.tolaria.legality import why_illegal
 
 GERMINATE = FactoredAction(Op.GERMINATE, "first", "mlp", Blend.LINEAR, 1.0, 1)
 PRUNE = FactoredAction(Op.PRUNE, "first")
+
+
+def engine(world: World) -> Any:
+    (worker,) = world.crew.workers
+    assert isinstance(worker, Here)
+    return worker.share.executor.engine
 
 
 def make(epochs: int = 6, **reward: object) -> World:
@@ -46,7 +54,7 @@ def test_scripted_tricks_pay_no_more_than_waiting(mode: str) -> None:
 def test_the_return_is_the_objectives_gain() -> None:
     world = make()
     account = play(world, [GERMINATE])[-1].account
-    metric = world.executor.engine.evaluate([0], [[{}]]).metric[0, 0]
+    metric = engine(world).evaluate([0], [[{}]]).metric[0, 0]
     assert account.last.metric == metric and account.steps == 6
     assert account.paid == pytest.approx(account.gain)
 
@@ -56,13 +64,13 @@ def test_a_rollback_takes_back_what_its_branch_was_paid() -> None:
     world.begin([1])
     for _ in range(2):
         world.step([Decision(WAIT, "")])
-    trainer = world.executor.engine._rows[0].trainer  # type: ignore[attr-defined]
+    trainer = engine(world)._rows[0].trainer
     with torch.no_grad():
         next(iter(trainer.host_parameters)).fill_(float("nan"))
     (broken,) = world.step([Decision(WAIT, "")])
     assert broken.report.rolled_back
     account = world.accounts[0]
-    there = world.executor.engine.evaluate([0], [[{}]]).metric[0, 0]
+    there = engine(world).evaluate([0], [[{}]]).metric[0, 0]
     assert account.paid == pytest.approx(there - account.start.metric)
 
 

@@ -156,6 +156,9 @@ class FakeEngine:
         spent = {f"{name}_macs": 0 for name in (*names, "policy")}
         return [RowCost(100, 100, 5, 0.1, {**spent, "total_macs": self.rows[i].spent}) for i in rows]
 
+    def charge(self, row: int, purpose: str, macs: int) -> None:
+        self.rows[row].spent += macs
+
     def state(self, row: int) -> dict[str, Any]:
         return {"tensors": {}, "plain": copy.deepcopy(self.rows[row])}
 

@@ -145,6 +145,10 @@ _SENTENCES: dict[T, Callable[[Mapping[str, Any]], str]] = {
     T.CHECKPOINT_LOADED: lambda d: (
         f"checkpoint at step {d.get('step')} loaded, " + ("exact" if d.get("exact") else "not exact")
     ),
+    T.WORKER_REPLACED: lambda d: (
+        f"worker {d.get('worker')} ({d.get('where')}) was lost: {d.get('reason')}; "
+        f"another repeats {d.get('epochs_repeated')} epochs"
+    ),
     T.TELEMETRY_DROPPED: lambda d: (
         f"{figure(d.get('count'))} {d.get('event_type')} dropped by {d.get('sink')} ({d.get('reason')})"
     ),

@@ -140,6 +140,9 @@ class HostEngine(Protocol):
     def costs(self, rows: Sequence[int]) -> list[RowCost]:
         """Parameters and multiply-accumulates of each row."""
 
+    def charge(self, row: int, purpose: str, macs: int) -> None:
+        """Add to what was spent on the row; ``purpose`` is one of the ledger's."""
+
     def state(self, row: int) -> dict[str, Any]:
         """Everything the row needs to continue bit for bit: ``{"tensors": {name: tensor}, "plain": json-able}``."""
 

@@ -84,6 +84,7 @@ class TelemetryEventType(_ByName):
     GOVERNOR_ROLLBACK = auto()
     CHECKPOINT_SAVED = auto()
     CHECKPOINT_LOADED = auto()
+    WORKER_REPLACED = auto()
 
     # telemetry about telemetry
     TELEMETRY_DROPPED = auto()

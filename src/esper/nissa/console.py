@@ -286,6 +286,12 @@ def _checkpoint(event: TelemetryEvent, score: Score) -> Iterator[Piece]:
         yield f" · not exact: {', '.join(event.data.get('differences', ()))}", "yellow"
 
 
+def _replaced(event: TelemetryEvent, score: Score) -> Iterator[Piece]:
+    yield f"worker {_known(event.data.get('worker'))} was lost", "yellow"
+    repeated = ", ".join(map(str, event.data.get("environments", ()))) or "no environment"
+    yield f" {_known(event.data.get('reason'))} · another repeats {repeated}", ""
+
+
 def _exported(event: TelemetryEvent, score: Score) -> Iterator[Piece]:
     yield "model exported", "bold green"
     yield f" {_known(event.data.get('path'))} · {_known(event.data.get('parameters'))} parameters", ""
@@ -322,6 +328,7 @@ _WRITERS: Final[dict[T, Callable[[TelemetryEvent, Score], Iterator[Piece]]]] = {
     T.COMMAND_FAILED: _command_failed,
     T.CHECKPOINT_SAVED: _checkpoint,
     T.CHECKPOINT_LOADED: _checkpoint,
+    T.WORKER_REPLACED: _replaced,
     T.MODEL_EXPORTED: _exported,
     T.TELEMETRY_DROPPED: _dropped,
     T.TELEMETRY_LEVEL_SET: _level,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from esper.simic.resume import About, Asked, Keeper, Outbox, Past, find, subject
 from esper.simic.scribe import Hub
 from esper.simic.session import Announcement, Session, SessionConfig, open_session
 from esper.simic.vectorized import PPORun, RoundReport, fresh_network, saved_network
+from esper.simic.workers import Crew, Recipe
+from esper.simic.workers_process import ProcessWorker
 from esper.simic.world import World, WorldConfig
 from esper.tamiyo.network import GrowthNetwork
 from esper.tamiyo.policies.learned import load_policy, save_policy
@@ -37,44 +40,65 @@ def run_ppo(flags: Mapping[str, Any], file: Mapping[str, Any], asked: Asked | No
     torch.set_num_threads(config.threads)
     seed_process(config.seed)
     load = workload(get_task(config.task), config.base())
-    console = Console(highlight=False)
-    outbox = Outbox()
     about = About("ppo", {name: setting.value for name, setting in resolved.settings.items()}, subject_of(load))
-    if past is None:
-        run = make_run(outbox, load, config, _network(config))
-    else:
+    if past is not None:
         past.require(about.subject)
-        run = make_run(outbox, load, config, past.restored(saved_network))
-        past.restored(run.load)
-    with open_session(_session_config(resolved, load, past)) as session:
-        outbox.open(session)
-        session.hub.add_sink(ConsoleSink(quiet=True), name="console")
-        session.announce("ppo", _announcement(load, config))
+    outbox = Outbox()
+    with make_crew(outbox, load, config) as crew:
+        run = make_run(crew, outbox, load, config, _network(config) if past is None else past.restored(saved_network))
         if past is not None:
-            past.say(session)
-            if not config.quiet:
-                console.print(*past.lines(), sep="\n", soft_wrap=True)
-            past.restore_chance()
-        elif config.policy_checkpoint is not None:
-            _say_loaded(session, config.policy_checkpoint)
-        run.on_boundary = Keeper(session, about, run.state, every=config.checkpoint_every).boundary
-        try:
-            with session.stop.held():
-                run.run(None if config.quiet else lambda report: console.print(line(report, config, load.task.metric)))
-        finally:
-            if run.rounds_done:
-                path = _save(session, run, config)
+            past.restored(run.load)
+        with open_session(_session_config(resolved, load, past)) as session:
+            outbox.open(session)
+            session.elsewhere = lambda: crew.cpu_seconds
+            path = _train(session, run, about, load, config, past)
+    console = Console(highlight=False)
     console.print(Text.assemble(("policy ", "dim"), str(path)), soft_wrap=True)
     console.print(Text.assemble(("run    ", "dim"), str(session.path)), soft_wrap=True)
     return 0
 
 
-def make_run(hub: Hub, load: Workload, config: PPORunConfig, network: GrowthNetwork) -> PPORun:
+def _train(
+    session: Session, run: PPORun, about: About, load: Workload, config: PPORunConfig, past: Past[PPORunConfig] | None
+) -> Path:
+    """Play and learn to the end, saying so; the policy's file."""
+    console = Console(highlight=False)
+    session.hub.add_sink(ConsoleSink(quiet=True), name="console")
+    session.announce("ppo", _announcement(load, config))
+    if past is not None:
+        past.say(session)
+        if not config.quiet:
+            console.print(*past.lines(), sep="\n", soft_wrap=True)
+        past.restore_chance()
+    elif config.policy_checkpoint is not None:
+        _say_loaded(session, config.policy_checkpoint)
+    run.on_boundary = Keeper(session, about, run.state, every=config.checkpoint_every).boundary
+    try:
+        with session.stop.held():
+            run.run(None if config.quiet else lambda report: console.print(line(report, config, load.task.metric)))
+    finally:
+        if run.rounds_done:
+            path = _save(session, run, config)
+    return path
+
+
+def make_crew(hub: Hub, load: Workload, config: PPORunConfig) -> Crew:
+    """Those who drive the hosts. Raises ``UsageError`` where a Ray that was asked for is not there."""
+    base = config.base()
+    if config.workers == 1:
+        return Crew.here(lambda emit: build_executor(load, base, emit, governor=FORGIVING, test=False), hub.emit)
+    recipe = Recipe(replace(base, device=load.device), load.task.data.digest)
+    if isinstance(config.workers, int):
+        return Crew(lambda: ProcessWorker(recipe), config.workers, hub.emit)
+    from esper.simic import workers_ray
+
+    return Crew(workers_ray.hiring(recipe), workers_ray.connect(config.workers, config.envs), hub.emit)
+
+
+def make_run(crew: Crew, hub: Hub, load: Workload, config: PPORunConfig, network: GrowthNetwork) -> PPORun:
     """Put world, policy and learner together. No episode of a learner looks at the test split."""
-    executor = build_executor(load, config.base(), hub.emit, governor=FORGIVING, test=False)
-    world = World(executor, load.task.metric, WorldConfig(load.max_epochs, config.rewards(), config.gamma))
-    plan = config.plan()
-    return PPORun(world, ActionSpace(tuple(load.task.sites), load.task.blueprints), network, plan, hub)
+    world = World(crew, load.task.metric, WorldConfig(load.max_epochs, config.rewards(), config.gamma))
+    return PPORun(world, ActionSpace(tuple(load.task.sites), load.task.blueprints), network, config.plan(), hub)
 
 
 def line(report: RoundReport, config: PPORunConfig, metric: Metric) -> Text:

@@ -72,6 +72,10 @@ def _add_learning(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("how to learn (presets per task)")
     group.add_argument("--rounds", type=int, default=40, metavar="N", help="episodes per environment, an update each")
     group.add_argument("--envs", type=int, default=8, metavar="N", help="environments side by side")
+    group.add_argument(
+        "--workers", type=_workers, default=1, metavar="N", help="processes that environments are spread over; or ray, "
+        "or ray://HOST:PORT"
+    )  # fmt: skip
     group.add_argument("--episode-length", type=int, metavar="N", help="epochs of an episode")
     group.add_argument("--reward", default="objective", choices=REWARDS, help="what the policy is paid for")
     group.add_argument("--rent", type=float, default=0.5, metavar="POINTS", help="for every doubling of the network")
@@ -86,6 +90,10 @@ def _add_learning(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--ppo-epochs", type=int, default=6, metavar="N", help="passes over a rollout")
     group.add_argument("--minibatches", type=int, default=2, metavar="N")
     group.add_argument("--cells", type=int, default=64, metavar="N", help="LSTM cells of the policy; 0 for no memory")
+
+
+def _workers(text: str) -> int | str:
+    return int(text) if text.isdigit() else text
 
 
 def _add_host(parser: argparse.ArgumentParser) -> None:

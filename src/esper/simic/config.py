@@ -134,8 +134,10 @@ def _coerce(name: str, value: Any, annotation: str) -> Any:
         if isinstance(parts, (list, tuple)) and all(isinstance(part, str) for part in parts):
             return tuple(part.strip() for part in parts if part.strip())
         raise UsageError(f"{name} is {value!r}; a list of names is needed")
-    wanted = annotation.split(" |")[0]
-    legal = {"int": (int,), "float": (int, float), "str": (str,), "bool": (bool,)}[wanted]
-    if not isinstance(value, legal) or (isinstance(value, bool) and wanted != "bool"):
-        raise UsageError(f"{name} is {value!r}; {'an' if wanted == 'int' else 'a'} {wanted} is needed")
-    return float(value) if wanted == "float" else value
+    kinds = {"int": (int,), "float": (int, float), "str": (str,), "bool": (bool,)}
+    wanted = [kind for kind in annotation.split(" | ") if kind in kinds]
+    legal = tuple(kind for each in wanted for kind in kinds[each])
+    if not isinstance(value, legal) or (isinstance(value, bool) and "bool" not in wanted):
+        article = "an" if wanted[0] == "int" else "a"
+        raise UsageError(f"{name} is {value!r}; {article} {' or '.join(wanted)} is needed")
+    return float(value) if wanted == ["float"] else value

@@ -34,6 +34,7 @@ from esper.leyline import (
 from esper.simic.assembly import FORGIVING, build_executor, workload
 from esper.simic.config import RunConfig
 from esper.simic.rewards import RewardConfig
+from esper.simic.workers import Crew
 from esper.simic.world import StepOutcome, World, WorldConfig
 from esper.tamiyo.features import LAYOUT, encode
 from esper.tamiyo.masks import availability, to_action
@@ -85,8 +86,8 @@ class GrowConfig:
         )
         load = workload(task, run)
         reward = RewardConfig(mode=self.reward) if isinstance(self.reward, str) else self.reward
-        executor = build_executor(load, run, _silence, governor=FORGIVING, test=False)
-        world = World(executor, task.metric, WorldConfig(load.max_epochs, reward, self.gamma))
+        crew = Crew.here(lambda emit: build_executor(load, run, emit, governor=FORGIVING, test=False), _silence)
+        world = World(crew, task.metric, WorldConfig(load.max_epochs, reward, self.gamma))
         return world, ActionSpace(tuple(load.task.sites), load.task.blueprints)
 
 

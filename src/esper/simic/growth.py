@@ -16,7 +16,8 @@ from esper.simic.world import StepOutcome, World, episode_seed
 from esper.tamiyo.batch import mask_tables, observe
 from esper.tamiyo.heads import growth_heads
 from esper.tamiyo.masks import to_action
-from esper.tamiyo.network import GrowthNetworkConfig
+from esper.tamiyo.network import GrowthNetwork
+from esper.tolaria import ledger
 from esper.tolaria.legality import why_illegal
 from esper.tolaria.nested import State, join, plain_state, split
 
@@ -80,7 +81,7 @@ class GrowthEnvironments:
         self,
         world: World,
         space: ActionSpace,
-        network: GrowthNetworkConfig,
+        network: GrowthNetwork,
         plan: Hosts,
         watcher: Watcher,
     ) -> None:
@@ -91,6 +92,7 @@ class GrowthEnvironments:
         self.illegal = 0
         self._network = network
         self._watcher = watcher
+        self._acting_macs: int | None = None
         self._masks: tuple[Tensor, ...] = ()
         self._handed_over = 0.0
 
@@ -116,6 +118,17 @@ class GrowthEnvironments:
         self.world.load(parts["world"])
         return self._seen(self.world.views)
 
+    @property
+    def acting_macs(self) -> int:
+        """Multiply-accumulates of choosing one action in one environment."""
+        if self._acting_macs is None:
+            seen = observe(self.world.views, self.space, self._network.config)
+            state, starts = self._network.initial_state(self.size), torch.ones(self.size, dtype=torch.bool)
+            self._acting_macs = ledger.count(
+                lambda: self._network.step(seen, state, starts), self.size, model=self._network
+            ).forward
+        return self._acting_macs
+
     def step(self, actions: Tensor) -> Outcome:
         """One epoch of every row. After the last one ``seen`` is what was seen last."""
         policy_seconds = (time.perf_counter() - self._handed_over) / self.size
@@ -126,7 +139,7 @@ class GrowthEnvironments:
         )
         decisions = [Decision(action, "the learner's draw") for action in chosen]
         choices = self._choices(actions)
-        outcomes = self.world.step(decisions, policy_seconds)
+        outcomes = self.world.step(decisions, policy_seconds, self.acting_macs)
         self._watcher.step(Played(tuple(chosen), choices, tuple(outcomes)))
         ended = torch.tensor([outcome.ended for outcome in outcomes])
         return Outcome(
@@ -140,7 +153,7 @@ class GrowthEnvironments:
 
     def _seen(self, views: Sequence[RowView]) -> Seen:
         self._masks = mask_tables(views, self.space)
-        seen = Seen(observe(views, self.space, self._network), self._masks)
+        seen = Seen(observe(views, self.space, self._network.config), self._masks)
         self._handed_over = time.perf_counter()
         return seen
 

@@ -20,6 +20,7 @@ from esper.simic.buffer import Rollout
 from esper.simic.gae import gae
 from esper.tamiyo.distribution import Evaluated, FactoredDistribution
 from esper.tamiyo.recurrent import PolicyNetwork
+from esper.tolaria import ledger
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +122,8 @@ class UpdateReport:
     advantage_mean: float
     """Before normalisation."""
     advantage_std: float
+    update_macs: int
+    """Multiply-accumulates of learning: values of what came last, minibatches, and their gradients."""
 
     def payload(self) -> dict[str, Any]:
         """Keys of the ``PPO_UPDATE_COMPLETED`` event; what was not measured is missing."""
@@ -164,6 +167,8 @@ class _Tally:
         self.kls: list[float] = []
         self.grad_norms: list[float] = []
         self.skipped = 0
+        self.forwards = self.backwards = 0
+        """Steps of environments that went through the network, and back."""
 
     def mean(self, name: str) -> float:
         return sum(float(getattr(loss, name)) for loss in self.losses) / len(self.losses)
@@ -190,6 +195,7 @@ class PPOLearner:
         self.config = config
         self.optimizer = torch.optim.Adam(network.parameters(), lr=config.learning_rate, eps=1e-5, fused=True)
         self.generator = torch.Generator().manual_seed(seed)
+        self._macs: tuple[int, int] | None = None
 
     def update(self, rollout: Rollout, lr_scale: float = 1.0) -> UpdateReport:
         """Learn from ``rollout`` with ``lr_scale`` times the learning rate.
@@ -267,10 +273,12 @@ class PPOLearner:
                 loss = self._loss(rollout.select(rows), _Target(target.advantages[:, rows], target.returns[:, rows]))
                 if loss is None:
                     continue
+                tally.forwards += target.returns[:, rows].numel()
                 tally.losses.append(loss)
                 tally.kls.append(loss.kl)
                 if limit is not None and loss.kl > limit:
                     return epoch, True
+                tally.backwards += target.returns[:, rows].numel()
                 self._descend(loss.total, tally)
         return epoch, False
 
@@ -312,6 +320,13 @@ class PPOLearner:
         distribution = FactoredDistribution(rollout.heads, output.logits, masks)
         return output.value, distribution.evaluate(rollout.actions.flatten(0, 1))
 
+    def _spent(self, rollout: Rollout, tally: _Tally) -> int:
+        if self._macs is None:
+            self._macs = _macs_of_one(self.network, rollout)
+        forward, value = self._macs
+        learning = tally.forwards * forward + tally.backwards * ledger.backward(forward)
+        return rollout.environments * value + learning
+
     def _report(
         self, rollout: Rollout, advantages: Tensor, tally: _Tally, ended: tuple[int, bool, float]
     ) -> UpdateReport:
@@ -345,5 +360,15 @@ class PPOLearner:
             return_mean=float(returns.mean()),
             return_std=float(spread.sqrt()),
             advantage_mean=float(advantages[valid].mean()),
+            update_macs=self._spent(rollout, tally),
             advantage_std=float(unexplained.sqrt()),
         )
+
+
+def _macs_of_one(network: PolicyNetwork, rollout: Rollout) -> tuple[int, int]:
+    """Multiply-accumulates of one step of one environment on its way through the network, and of its value alone."""
+    steps = len(rollout.valid)
+    one = rollout.select(torch.tensor([0]))
+    first = {name: part[0] for name, part in one.observation.items()}
+    whole = ledger.count(lambda: network.unroll(one.observation, one.state, one.starts), steps, model=network)
+    return whole.forward, ledger.count(lambda: network.values(first, one.state), 1, model=network).forward

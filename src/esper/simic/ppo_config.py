@@ -34,6 +34,9 @@ class PPORunConfig:
     rounds: int = 40
     """Each is one episode in every environment and one update."""
     envs: int = 8
+    workers: int | str = 1
+    """Processes of this machine that the environments are spread over, 1 for this one alone; or Ray's actors: ``ray``
+    for a Ray of this machine (or that of ``RAY_ADDRESS``), ``ray://HOST:PORT``. Rollouts are the same with any."""
     episode_length: int | None = None
     """Epochs of the host."""
     reward: str = "objective"
@@ -81,11 +84,21 @@ class PPORunConfig:
     def __post_init__(self) -> None:
         if self.cells < 0:
             raise UsageError(f"cells is {self.cells}; it must be 0 or more")
+        self._check_workers()
         if self.episode_length is not None and self.episode_length < 1:
             raise UsageError(f"episode_length is {self.episode_length}; it must be 1 or more")
         self.plan()
         self.rewards()
         self.base()
+
+    def _check_workers(self) -> None:
+        if isinstance(self.workers, int):
+            if not 1 <= self.workers <= self.envs:
+                raise UsageError(
+                    f"workers is {self.workers}; with {self.envs} environments to spread, 1 to {self.envs} is legal"
+                )
+        elif self.workers != "ray" and not self.workers.startswith("ray://"):
+            raise UsageError(f"workers is {self.workers!r}; legal: a number of processes, ray, ray://HOST:PORT")
 
     def base(self) -> RunConfig:
         """What an executor is built from."""

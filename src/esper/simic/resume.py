@@ -37,6 +37,7 @@ SAFE: Final = frozenset(
         "checkpoint_every",
         "export",
         "threads",
+        "workers",
     }
 )
 """Settings that a resume may change: they change what is told and kept, not what is computed. The number of threads

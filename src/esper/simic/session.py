@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -77,6 +77,8 @@ class Session:
         self.point = point
         before = (0.0, 0.0) if point is None else (point.seconds, point.cpu_seconds)
         self._started = time.perf_counter() - before[0]
+        self.elsewhere: Callable[[], float] = float
+        """CPU seconds of the run's other processes."""
         self._cpu_started = (0.0 if point is None else time.process_time()) - before[1]
 
     @property
@@ -91,8 +93,8 @@ class Session:
 
     @property
     def cpu_seconds(self) -> float:
-        """The same in CPU time."""
-        return time.process_time() - self._cpu_started
+        """The same in CPU time, of all processes."""
+        return time.process_time() + self.elsewhere() - self._cpu_started
 
     def emit(self, event: TelemetryEvent) -> None:
         """Send an event to every sink."""

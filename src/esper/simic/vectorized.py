@@ -130,7 +130,7 @@ class PPORun:
         self.scribe = Scribe(hub)
         self.watch = Watch(plan.detectors)
         hosts = Hosts(plan.envs, plan.seed, plan.hosts)
-        self.environments = GrowthEnvironments(world, space, network.config, hosts, self.scribe)
+        self.environments = GrowthEnvironments(world, space, network, hosts, self.scribe)
         self.learner = PPOLearner(network, plan.ppo, derive(plan.seed, "minibatches"))
         self.network = network
         self.rounds_done = 0
@@ -145,7 +145,7 @@ class PPORun:
     def step(self) -> int:
         """Steps of all rows done so far."""
         world = self.environments.world
-        return self.rounds_done * world.config.max_epochs + (world.executor.epoch if self._playing else 0)
+        return self.rounds_done * world.config.max_epochs + (world.crew.epoch if self._playing else 0)
 
     def run(self, on_round: Callable[[RoundReport], None] | None = None) -> list[RoundReport]:
         """Play and learn from the present round to the last."""
@@ -240,6 +240,7 @@ class PPORun:
             "episodes_completed": report.episodes_completed,
             "mean_episode_return": report.mean_return,
             "mean_objective_gain": report.mean_gain,
+            "acting_macs": self.environments.acting_macs * report.update.steps,
         }
         self.hub.emit(TelemetryEvent(event_type=T.PPO_UPDATE_COMPLETED, episode=report.number, data=data))
         for finding in self.watch.look(report.update, report.figures):

@@ -5,6 +5,9 @@
 All rows see the same data and the same validation split and differ by their named seeds only. An episode ends after
 ``max_epochs`` epochs in a true terminal state: the horizon is finite and the epoch is part of the observation. Its last
 step also pays for the end, when every seed that was not fossilized is taken out.
+
+Hosts are driven by a :class:`~esper.simic.workers.Crew`; accounts, and all that depends on more than one row, are kept
+here.
 """
 
 from __future__ import annotations
@@ -27,8 +30,9 @@ from esper.leyline import (
     UsageError,
 )
 from esper.simic.rewards import Account, Paid, RewardConfig, Standing
+from esper.simic.workers import Begun, Crew, Stepped
 from esper.tamiyo.batch import action_space
-from esper.tolaria.executor import EpisodeResult, Executor, StepReport
+from esper.tolaria.executor import EpisodeResult, StepReport
 from esper.tolaria.nested import State, join, plain_state, split
 from esper.tolaria.rng import derive
 
@@ -77,10 +81,10 @@ def held_out_seed(run_seed: int, number: int) -> int:
 
 
 class World:
-    """N rows over one executor. ``executor`` should not look at the test split: a world plays many episodes."""
+    """N rows of a crew, which should not look at the test split: a world plays many episodes."""
 
-    def __init__(self, executor: Executor, metric: Metric, config: WorldConfig) -> None:
-        self.executor, self.metric, self.config = executor, metric, config
+    def __init__(self, crew: Crew, metric: Metric, config: WorldConfig) -> None:
+        self.crew, self.metric, self.config = crew, metric, config
         self.accounts: list[Account] = []
         self.views: list[RowView] = []
         self._costs: list[RowCost] | None = None
@@ -98,30 +102,27 @@ class World:
         """Start an episode in ``len(seeds)`` rows; returns their views before the first epoch."""
         if self.config.reward.control:
             self._play_controls(seeds, episode)
-        self.views = self._reset(seeds, episode, "grown", self.config.policy)
-        metrics = self._measure()
-        self._costs = self.executor.engine.costs(self.executor.rows) if self.config.reward.rent_on == "macs" else None
+        begun = self._begin(seeds, range(len(seeds)), episode, "grown", self.config.policy)
+        self.views = [row.view for row in begun]
+        self._costs = [row.cost for row in begun] if self.config.reward.rent_on == "macs" else None
         self.accounts = [
-            self._account(self._standing(i, view, metrics[i], None), self._curves.get(seed))
-            for i, (view, seed) in enumerate(zip(self.views, seeds, strict=True))
+            self._account(self._standing(i, row.view, row.metric, None, row.cost), self._curves.get(seed))
+            for i, (row, seed) in enumerate(zip(begun, seeds, strict=True))
         ]
         self._ended = False
         return self.views
 
     @torch.enable_grad()
-    def step(self, decisions: Sequence[Decision], policy_seconds: float | None = None) -> list[StepOutcome]:
-        """One epoch in every row. Raises ``UsageError`` when no episode is under way."""
+    def step(
+        self, decisions: Sequence[Decision], policy_seconds: float | None = None, policy_macs: int = 0
+    ) -> list[StepOutcome]:
+        """One epoch in every row; what deciding took is per row. Raises ``UsageError`` when no episode is under way."""
         if self._ended:
             raise UsageError("no episode is under way; begin one first")
-        reports = self.executor.step(decisions, policy_seconds)
-        results: list[EpisodeResult | None] = [None] * len(reports)
-        if self.executor.epoch >= self.config.max_epochs:
-            results = [*self.executor.finish()]
-            self._ended = True
-        self.views = [
-            report.view if result is None else result.view for report, result in zip(reports, results, strict=True)
-        ]
-        return [self._paid(i, report, result) for i, (report, result) in enumerate(zip(reports, results, strict=True))]
+        stepped = self.crew.step(decisions, policy_seconds, policy_macs)
+        self._ended = self.crew.epoch >= self.config.max_epochs
+        self.views = [row.report.view if row.result is None else row.result.view for row in stepped]
+        return [self._paid(i, row) for i, row in enumerate(stepped)]
 
     def state(self) -> State:
         """The rows, their accounts and the static curves, as they are between two steps."""
@@ -131,13 +132,13 @@ class World:
             "curves": [[seed, list(curve)] for seed, curve in self._curves.items()],
             "ended": self._ended,
         }
-        return join({"own": plain_state(own), "executor": self.executor.state()})
+        return join({"own": plain_state(own), "executor": self.crew.state()})
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Undo of :meth:`state`."""
         parts = split(state, "own", "executor")
         own = parts["own"]["plain"]
-        self.views = self.executor.load(parts["executor"])
+        self.views = self.crew.load(parts["executor"])
         self.accounts = [self._account(Standing.from_dict(saved["start"])) for saved in own["accounts"]]
         for account, saved in zip(self.accounts, own["accounts"], strict=True):
             account.load(saved)
@@ -155,23 +156,20 @@ class World:
             curve=curve,
         )
 
-    def _reset(self, seeds: Sequence[int], episode: int, arm: str, policy: str) -> list[RowView]:
+    def _begin(self, seeds: Sequence[int], env_ids: Sequence[int], episode: int, arm: str, policy: str) -> list[Begun]:
         length = self.config.max_epochs
-        return self.executor.reset(
-            [RowSpec(env_id, episode, seed, length, arm=arm, policy=policy) for env_id, seed in enumerate(seeds)]
+        return self.crew.begin(
+            [
+                RowSpec(env_id, episode, seed, length, arm=arm, policy=policy)
+                for env_id, seed in zip(env_ids, seeds, strict=True)
+            ]
         )
 
-    def _measure(self) -> list[float]:
-        rows = self.executor.rows
-        return [float(value) for value in self.executor.engine.evaluate(rows, [({},) for _ in rows]).metric[:, 0]]
+    def _standing(self, i: int, view: RowView, metric: float, worth: float | None, cost: RowCost) -> Standing:
+        return Standing.of(view, metric, worth, None if self._costs is None else (self._costs[i], cost))
 
-    def _standing(self, i: int, view: RowView, metric: float, worth: float | None) -> Standing:
-        cost = None
-        if self._costs is not None:
-            cost = (self._costs[i], self.executor.engine.costs([i])[0])
-        return Standing.of(view, metric, worth, cost)
-
-    def _paid(self, i: int, report: StepReport, result: EpisodeResult | None) -> StepOutcome:
+    def _paid(self, i: int, stepped: Stepped) -> StepOutcome:
+        report, result = stepped.report, stepped.result
         account, view = self.accounts[i], self.views[i]
         if result is not None:
             metric, worth = result.validation_metric, None
@@ -179,7 +177,7 @@ class World:
             # a row that went back to the state before its first epoch has no metric of its own yet
             metric = account.start.metric if view.metric is None else view.metric
             worth = None if report.rolled_back else self._worth(report)
-        standing = self._standing(i, view, metric, worth)
+        standing = self._standing(i, view, metric, worth, stepped.cost)
         paid = account.pay(standing, report.outcome.action.op, ended=result is not None)
         return StepOutcome(view, report.outcome, paid, report, result, account)
 
@@ -192,13 +190,14 @@ class World:
 
     def _play_controls(self, seeds: Sequence[int], episode: int) -> None:
         """Train the static hosts of seeds that were not seen yet, and keep their metric's course."""
-        if all(seed in self._curves for seed in seeds):
+        new = [i for i, seed in enumerate(seeds) if seed not in self._curves and seed not in seeds[:i]]
+        if not new:
             return
-        self._reset(seeds, episode, "static", "static")
-        curves = [[metric] for metric in self._measure()]
-        wait = [Decision(FactoredAction(), "the static control never grows")] * len(seeds)
+        fresh = [seeds[i] for i in new]
+        curves = [[row.metric] for row in self._begin(fresh, new, episode, "static", "static")]
+        wait = [Decision(FactoredAction(), "the static control never grows")] * len(new)
         for _ in range(self.config.max_epochs):
-            for curve, report in zip(curves, self.executor.step(wait), strict=True):
-                curve.append(curve[0] if report.view.metric is None else report.view.metric)
-        self.executor.finish()
-        self._curves |= {seed: tuple(curve) for seed, curve in zip(seeds, curves, strict=True)}
+            for curve, row in zip(curves, self.crew.step(wait), strict=True):
+                metric = row.report.view.metric
+                curve.append(curve[0] if metric is None else metric)
+        self._curves |= {seed: tuple(curve) for seed, curve in zip(fresh, curves, strict=True)}

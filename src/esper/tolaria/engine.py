@@ -308,6 +308,10 @@ class ModuleEngine:
             )
         return costs
 
+    def charge(self, row: int, purpose: str, macs: int) -> None:
+        """Add to what was spent on the row; see :meth:`Ledger.charge`."""
+        self._rows[row].trainer.ledger.charge(purpose, macs)
+
     def state(self, row: int) -> dict[str, Any]:
         """Everything the row needs to continue bit for bit."""
         kept, state = self._rows[row], self._rows[row].trainer.state()

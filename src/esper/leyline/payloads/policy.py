@@ -122,9 +122,13 @@ class PpoUpdateCompleted(TypedDict):
     episodes_completed: NotRequired[int]
     mean_episode_return: NotRequired[float]
     mean_objective_gain: NotRequired[float]
+    acting_macs: NotRequired[int]
+    update_macs: NotRequired[int]
 
 
-"""Figures of the very ratio in the loss; entropies in nats; gradient norm before clipping."""
+"""Figures of the very ratio in the loss; entropies in nats; gradient norm before clipping. Multiply-accumulates of the
+policy in this round: of acting, which ``COMPUTE_SPENT`` of each episode also holds as its ``policy_macs``, and of
+learning."""
 
 
 class RewardComputed(TypedDict):

@@ -68,6 +68,17 @@ class CheckpointLoaded(TypedDict):
 that were not whole."""
 
 
+class WorkerReplaced(TypedDict):
+    worker: int
+    where: str
+    reason: str
+    environments: list[int]
+    epochs_repeated: int
+
+
+"""A process or actor that drove ``environments`` was lost; another repeats the epochs that their episodes had done."""
+
+
 class TelemetryDropped(TypedDict):
     sink: str
     event_type: str
@@ -97,6 +108,7 @@ SPECS = (
     PayloadSpec(
         T.CHECKPOINT_LOADED, CheckpointLoaded, Delivery.MUST_KEEP, "tolaria.checkpoint", "run header, event feed"
     ),
+    PayloadSpec(T.WORKER_REPLACED, WorkerReplaced, Delivery.MUST_KEEP, "simic.workers", "event feed"),
     PayloadSpec(T.TELEMETRY_DROPPED, TelemetryDropped, Delivery.MUST_KEEP, "nissa.hub", "drops banner"),
     PayloadSpec(T.TELEMETRY_LEVEL_SET, TelemetryLevelSet, Delivery.MUST_KEEP, "nissa.hub", "run header"),
 )

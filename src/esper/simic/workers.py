@@ -1,0 +1,411 @@
+"""N rows of hosts driven by any number of workers as if by one.
+
+    begin(specs) -> rows before their first epoch      step(decisions) -> rows after one      state() · load(state)
+
+A :class:`Crew` deals the rows out to workers. Each holds a :class:`Share`: an executor of its own over its rows, built
+from a :class:`Recipe`. Rows are independent of each other, so what they do does not depend on who drives them; neither
+does what is said: events of one request come out ordered by environment, in this process. A worker that is lost is
+replaced, and its rows repeat their episode from its beginning, or from where it was loaded, with the same decisions.
+"""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Final, Protocol, Self, TypeVar
+
+import safetensors.torch
+import torch
+
+from esper.leyline import (
+    DataError,
+    Decision,
+    EsperError,
+    RowCost,
+    RowSpec,
+    RowView,
+    Sink,
+    TelemetryEvent,
+    UsageError,
+)
+from esper.leyline import TelemetryEventType as T
+from esper.simic.assembly import FORGIVING, build_executor, workload
+from esper.simic.config import RunConfig
+from esper.simic.session import RUN
+from esper.tasks import get_task
+from esper.tolaria.executor import EpisodeResult, Executor, StepReport
+from esper.tolaria.nested import State, join, plain_state, split
+from esper.tolaria.rng import seed_process
+
+MakeExecutor = Callable[[Sink], Executor]
+"""An executor that sends its events to the given sink."""
+
+PATIENCE: Final = 3
+"""Workers that may be lost one after the other over one request; a fourth loss fails the run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """All it takes to build the same hosts in any process. No episode looks at the test split."""
+
+    config: RunConfig
+    digest: str
+    """Of the task's data."""
+
+    def __call__(self, emit: Sink) -> Executor:
+        """Raises ``DataError`` where the task's data are others here."""
+        torch.set_num_threads(self.config.threads)
+        seed_process(self.config.seed)
+        load = workload(get_task(self.config.task), self.config)
+        if load.task.data.digest != self.digest:
+            raise DataError(
+                f"a worker's data of task {load.task.name!r} have the digest {load.task.data.digest}, "
+                f"the learner's {self.digest}"
+            )
+        return build_executor(load, self.config, emit, governor=FORGIVING, test=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """A row before its first epoch."""
+
+    view: RowView
+    metric: float
+    """Of validation, in the task's unit."""
+    cost: RowCost
+
+
+@dataclass(frozen=True, slots=True)
+class Stepped:
+    """A row after an epoch. ``result`` is there after the last one, when the episode is over."""
+
+    report: StepReport
+    result: EpisodeResult | None
+    cost: RowCost
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """A state as bytes and plain data, which travel anywhere."""
+
+    tensors: bytes
+    plain: Any
+
+    @classmethod
+    def of(cls, state: Mapping[str, Any]) -> Packed:
+        """Copies."""
+        return cls(safetensors.torch.save({k: t.contiguous() for k, t in state["tensors"].items()}), state["plain"])
+
+    def state(self) -> State:
+        """Undo of :meth:`of`."""
+        return State(tensors=safetensors.torch.load(self.tensors), plain=self.plain)
+
+
+@dataclass(frozen=True, slots=True)
+class Begin:
+    """Start an episode of these rows. Answered by one :class:`Begun` each."""
+
+    specs: tuple[RowSpec, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One epoch. Answered by one :class:`Stepped` per row. What deciding took is per row."""
+
+    decisions: tuple[Decision, ...]
+    policy_seconds: float | None
+    policy_macs: int
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Be where an episode was saved. Answered by the rows' views."""
+
+    state: Packed
+
+
+@dataclass(frozen=True, slots=True)
+class Save:
+    """Answered by the rows' state, :class:`Packed`."""
+
+
+Request = Begin | Step | Load | Save
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a worker says to a request: a value or an error, the events on the way, its CPU seconds so far."""
+
+    value: Any
+    error: Exception | None
+    events: tuple[TelemetryEvent, ...]
+    cpu_seconds: float
+
+
+class Share:
+    """The rows of one worker."""
+
+    def __init__(self, make: MakeExecutor) -> None:
+        """The executor is made with the first request, so that what is wrong with it is answered too."""
+        self._make = make
+        self._events: list[TelemetryEvent] = []
+        self._executor: Executor | None = None
+
+    @property
+    def executor(self) -> Executor:
+        """What drives the rows."""
+        if self._executor is None:
+            self._executor = self._make(self._events.append)
+        return self._executor
+
+    def answer(self, request: Request) -> Answer:
+        """Do what is asked. Raises nothing: errors are answers."""
+        value, error = None, None
+        try:
+            value = self._do(request)
+        except Exception as raised:
+            error = raised
+        events = tuple(self._events)
+        self._events.clear()
+        return Answer(value, error, events, time.process_time())
+
+    def _do(self, request: Request) -> Any:
+        executor = self.executor
+        match request:
+            case Begin(specs):
+                views = executor.reset(specs)
+                metrics = executor.engine.evaluate(executor.rows, [({},) for _ in specs]).metric[:, 0]
+                costs = executor.engine.costs(executor.rows)
+                return [Begun(*row) for row in zip(views, map(float, metrics), costs, strict=True)]
+            case Step():
+                return self._step(request)
+            case Load(packed):
+                return executor.load(packed.state())
+            case Save():
+                return Packed.of(executor.state())
+
+    def _step(self, request: Step) -> list[Stepped]:
+        executor = self.executor
+        if request.policy_macs:
+            for i in executor.rows:
+                executor.engine.charge(i, "policy", request.policy_macs)
+        reports = executor.step(request.decisions, request.policy_seconds)
+        results: Sequence[EpisodeResult | None] = [None] * len(reports)
+        if executor.epoch >= reports[0].view.max_epochs:
+            results = executor.finish()
+        costs = executor.engine.costs(executor.rows)
+        return [Stepped(*row) for row in zip(reports, results, costs, strict=True)]
+
+
+def portable(answer: Answer) -> Answer:
+    """The same with an error that survives a journey: a person's mistake as it is, a fault with its traceback."""
+    error = answer.error
+    if error is None:
+        return answer
+    for kind in (UsageError, DataError, EsperError):
+        if isinstance(error, kind):
+            return Answer(None, kind(str(error)), answer.events, answer.cpu_seconds)
+    told = RuntimeError("in a worker: " + "".join(traceback.format_exception(error)))
+    return Answer(None, told, answer.events, answer.cpu_seconds)
+
+
+class WorkerLost(Exception):
+    """There will be no answer. The message says why."""
+
+
+class Worker(Protocol):
+    """A share, wherever it is. Requests are answered in order, one at a time."""
+
+    where: str
+    """In words, with a number that tells it from others of its kind."""
+
+    def ask(self, request: Request) -> None:
+        """Let it begin; a worker that is lost shows in :meth:`answer`."""
+
+    def answer(self) -> Answer:
+        """Wait for the answer to the last request. Raises :class:`WorkerLost`."""
+
+    def close(self) -> None:
+        """Let it go, whatever it is doing."""
+
+
+class Here:
+    """This process as a worker."""
+
+    where = "this process"
+
+    def __init__(self, share: Share) -> None:
+        self.share = share
+        self._asked: Request = Save()
+
+    def ask(self, request: Request) -> None:
+        """The work is done in :meth:`answer`."""
+        self._asked = request
+
+    def answer(self) -> Answer:
+        """Its CPU time is this process's own and is not counted twice."""
+        answer = self.share.answer(self._asked)
+        return Answer(answer.value, answer.error, answer.events, 0.0)
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+V = TypeVar("V")
+
+
+class Crew:
+    """Workers that drive rows as if they were one. It is closed by leaving it."""
+
+    def __init__(self, hire: Callable[[], Worker], size: int, emit: Sink) -> None:
+        """``hire`` starts a worker, ``size`` are wanted. Events go to ``emit``."""
+        self.epoch = 0
+        """Epochs that the episode under way has done."""
+        self._hire, self._emit = hire, emit
+        self._workers = [hire() for _ in range(size)]
+        self._past: list[list[Request]] = [[] for _ in range(size)]
+        """What each did since its episode began or was loaded, to be repeated should it be lost."""
+        self._dealt = [range(0)] * size
+        """Rows of each."""
+        self._env_ids: list[int] = []
+        self._cpu = [0.0] * size
+        self._cpu_of_lost = 0.0
+
+    @classmethod
+    def here(cls, make: MakeExecutor, emit: Sink) -> Crew:
+        """This process and no other."""
+        return cls(lambda: Here(Share(make)), 1, emit)
+
+    @property
+    def size(self) -> int:
+        """Number of workers."""
+        return len(self._workers)
+
+    @property
+    def cpu_seconds(self) -> float:
+        """CPU time of other processes than this one, up to their last answers."""
+        return self._cpu_of_lost + sum(self._cpu)
+
+    @property
+    def workers(self) -> tuple[Worker, ...]:
+        """Those at work now."""
+        return tuple(self._workers)
+
+    def begin(self, specs: Sequence[RowSpec]) -> list[Begun]:
+        """Start an episode of ``specs``, all of one length."""
+        self._deal(specs)
+        self.epoch = 0
+        return self._each(Begun, lambda rows: Begin(tuple(specs[i] for i in rows)))
+
+    def step(
+        self, decisions: Sequence[Decision], policy_seconds: float | None = None, policy_macs: int = 0
+    ) -> list[Stepped]:
+        """One epoch of every row. ``policy_seconds`` and ``policy_macs`` are what deciding took, per row."""
+        stepped = self._each(Stepped, lambda rows: Step(tuple(decisions[i] for i in rows), policy_seconds, policy_macs))
+        self.epoch += 1
+        return stepped
+
+    def state(self) -> State:
+        """As :meth:`Executor.state`, however many workers there are."""
+        parts: dict[str, Mapping[str, Any]] = {}
+        specs: list[dict[str, Any]] = []
+        for rows, packed in zip(self._busy(), self._ask(lambda rows: Save()), strict=True):
+            own = split(packed.state())
+            specs += own.pop("clock")["plain"]["rows"]
+            parts |= {f"row{row}": own[f"row{i}"] for i, row in enumerate(rows)}
+        return join({"clock": plain_state({"epoch": self.epoch, "rows": specs}), **parts})
+
+    def load(self, state: Mapping[str, Any]) -> list[RowView]:
+        """Undo of :meth:`state`, with any number of workers. Returns the rows' views."""
+        parts = split(state)
+        clock = parts.pop("clock")["plain"]
+        self._deal([RowSpec(**spec) for spec in clock["rows"]])
+        self.epoch = clock["epoch"]
+
+        def share(rows: range) -> Load:
+            own = plain_state({"epoch": self.epoch, "rows": [clock["rows"][i] for i in rows]})
+            return Load(
+                Packed.of(join({"clock": own, **{f"row{i}": parts[f"row{row}"] for i, row in enumerate(rows)}}))
+            )
+
+        return self._each(RowView, share)
+
+    def close(self) -> None:
+        """Let all workers go."""
+        for worker in self._workers:
+            worker.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _deal(self, specs: Sequence[RowSpec]) -> None:
+        """Give every worker its rows, as even as can be. What it did before no longer matters."""
+        rows, size = len(specs), self.size
+        self._env_ids = [spec.env_id for spec in specs]
+        self._dealt = [range(rows * k // size, rows * (k + 1) // size) for k in range(size)]
+        self._past = [[] for _ in range(size)]
+
+    def _busy(self) -> list[range]:
+        return [rows for rows in self._dealt if rows]
+
+    def _each(self, of: type[V], request: Callable[[range], Request]) -> list[V]:
+        """Answers that hold one ``of`` per row, in the order of the rows."""
+        return [row for answer in self._ask(request) for row in answer]
+
+    def _ask(self, request: Callable[[range], Request]) -> list[Any]:
+        """Ask every worker that has rows; tell what they say; their answers. Raises the first error among them."""
+        asked = {k: request(rows) for k, rows in enumerate(self._dealt) if rows}
+        for k, each in asked.items():
+            self._workers[k].ask(each)
+        answers = {k: self._answer(k, each) for k, each in asked.items()}
+        events = [event for answer in answers.values() for event in answer.events]
+        for event in sorted(events, key=lambda event: -1 if event.env_id is None else event.env_id):
+            self._emit(event)
+        for k, answer in answers.items():
+            if answer.error is not None:
+                raise answer.error
+            self._cpu[k] = answer.cpu_seconds
+            if not isinstance(asked[k], Save):
+                self._past[k].append(asked[k])
+        return [answer.value for answer in answers.values()]
+
+    def _answer(self, k: int, request: Request) -> Answer:
+        """The answer of worker ``k``, or of who comes after it."""
+        for _ in range(PATIENCE):
+            try:
+                return self._workers[k].answer()
+            except WorkerLost as lost:
+                self._replace(k, str(lost), request)
+        try:
+            return self._workers[k].answer()
+        except WorkerLost as lost:
+            raise EsperError(f"worker {k} was lost {PATIENCE + 1} times over one step: {lost}") from lost
+
+    def _replace(self, k: int, reason: str, request: Request) -> None:
+        """Hire another, who repeats what is past without a word and is then asked again."""
+        old, past = self._workers[k], self._past[k]
+        epochs = sum(isinstance(done, Step) for done in past)
+        env_ids = [self._env_ids[row] for row in self._dealt[k]]
+        data = {"worker": k, "where": old.where, "reason": reason, "environments": env_ids, "epochs_repeated": epochs}
+        self._emit(TelemetryEvent(event_type=T.WORKER_REPLACED, producer=RUN, severity="warning", data=data))
+        old.close()
+        self._cpu_of_lost += self._cpu[k]
+        self._cpu[k] = 0.0
+        new = self._workers[k] = self._hire()
+        for done in past:
+            new.ask(done)
+            try:
+                answer = new.answer()
+            except WorkerLost:
+                break  # whoever waits for the next answer finds it lost as well
+            if answer.error is not None:
+                raise answer.error
+        new.ask(request)

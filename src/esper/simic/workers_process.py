@@ -1,0 +1,77 @@
+"""Workers that are processes on this machine, started afresh (not forked: threads and locks do not survive a fork)."""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+from multiprocessing.connection import Connection
+from multiprocessing.util import Finalize
+from typing import Final
+
+from esper.simic.workers import Answer, Recipe, Request, Share, WorkerLost, portable
+
+_LAST_RITES: Final = 1.0
+"""Seconds in which a process whose pipe is closed shows how it ended."""
+
+
+class ProcessWorker:
+    """A share in a process of its own, at the other end of a pipe; see :class:`~esper.simic.workers.Worker`."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pipe, far_end = context.Pipe()
+        self.process = context.Process(target=_serve, args=(far_end, recipe), name="esper worker", daemon=True)
+        self.process.start()
+        far_end.close()
+        self.where = f"process {self.process.pid}"
+        # multiprocessing would wait at exit for a process that waits for its pipe
+        self._end = Finalize(self, _end, (self.process, self._pipe), exitpriority=1)
+
+    def ask(self, request: Request) -> None:
+        """Send it."""
+        try:
+            self._pipe.send(request)
+        except OSError:
+            pass  # the loss shows where the answer is waited for
+
+    def answer(self) -> Answer:
+        """Raises :class:`WorkerLost` when the process has ended."""
+        try:
+            answer: Answer = self._pipe.recv()
+        except (EOFError, OSError) as error:
+            self.process.join(_LAST_RITES)
+            raise WorkerLost(_how(self.process.exitcode)) from error
+        return answer
+
+    def close(self) -> None:
+        """Kill it, idle or busy: it holds nothing that outlives it."""
+        self._end()
+
+
+def _end(process: multiprocessing.process.BaseProcess, pipe: Connection) -> None:
+    pipe.close()
+    process.kill()
+    process.join()
+
+
+def _how(exitcode: int | None) -> str:
+    if exitcode is None:
+        return "closed its pipe"
+    return f"killed by {signal.Signals(-exitcode).name}" if exitcode < 0 else f"ended with status {exitcode}"
+
+
+def _serve(pipe: Connection, recipe: Recipe) -> None:
+    """Answer until the learner is gone. Signals that are meant for the whole group are the learner's to obey."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    share = Share(recipe)
+    while True:
+        try:
+            request = pipe.recv()
+        except EOFError:
+            return
+        answer = portable(share.answer(request))
+        try:
+            pipe.send(answer)
+        except BrokenPipeError:
+            return

@@ -1,0 +1,242 @@
+"""What hosts do and what is said of them does not depend on who drives them, nor on who is lost on the way."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import tiny as tiny_task
+from histories import without_clock
+from tiny import tiny
+
+from esper.leyline import WAIT, Blend, Decision, EsperError, FactoredAction, Op, RowSpec, TelemetryEvent, UsageError
+from esper.leyline import TelemetryEventType as T
+from esper.simic.assembly import FORGIVING, build_executor, workload
+from esper.simic.config import RunConfig
+from esper.simic.ppo_config import PPORunConfig
+from esper.simic.rewards import RewardConfig
+from esper.simic.vectorized import ActionSpace, PPOPlan, PPORun, fresh_network
+from esper.simic.workers import Answer, Crew, Here, Recipe, Save, Share, WorkerLost, portable
+from esper.simic.workers_process import ProcessWorker
+from esper.simic.world import World, WorldConfig
+from esper.tolaria.executor import Executor
+
+CONFIG = RunConfig(task="tiny:tiny", device="cpu")
+EPOCHS, ROWS = 6, 5
+GERMINATE = FactoredAction(Op.GERMINATE, "first", "mlp", Blend.LINEAR, 1.0, 1)
+SCRIPT = [WAIT, GERMINATE, WAIT, FactoredAction(Op.PRUNE, "first"), GERMINATE, WAIT]
+
+
+def make(emit: Callable[[TelemetryEvent], None]) -> Executor:
+    return build_executor(workload(tiny(EPOCHS), CONFIG), CONFIG, emit, governor=FORGIVING, test=False)
+
+
+def told(events: list[TelemetryEvent]) -> list[Any]:
+    """Everything that is said, in order, but for times and for losses."""
+    return [
+        (event.event_type, event.env_id, event.episode, event.epoch, event.slot_id, repr(without_clock(event.data)))
+        for event in events
+        if event.event_type is not T.WORKER_REPLACED
+    ]
+
+
+def specs(rows: int = ROWS) -> list[RowSpec]:
+    return [RowSpec(row, 0, 100 + row, EPOCHS, policy="scripted") for row in range(rows)]
+
+
+def decisions(epoch: int, rows: int = ROWS) -> list[Decision]:
+    """Another action for every row."""
+    return [Decision(SCRIPT[(epoch + row) % len(SCRIPT)], "scripted") for row in range(rows)]
+
+
+def play(crew: Crew, epochs: range = range(EPOCHS), begin: bool = True) -> list[Any]:
+    """What the rows came to, bit for bit."""
+    seen: list[Any] = []
+    if begin:
+        seen.append([(row.view, row.metric, row.cost) for row in crew.begin(specs())])
+    for epoch in epochs:
+        stepped = crew.step(decisions(epoch), policy_macs=7)
+        seen.append([(row.report.view, row.report.readout, row.report.outcome, row.cost) for row in stepped])
+    return seen
+
+
+def crew_of(size: int, events: list[TelemetryEvent]) -> Crew:
+    return Crew(lambda: Here(Share(make)), size, events.append)
+
+
+@pytest.fixture(scope="module")
+def alone() -> tuple[list[Any], list[Any]]:
+    events: list[TelemetryEvent] = []
+    return play(crew_of(1, events)), told(events)
+
+
+@pytest.mark.parametrize("size", [2, 3, 5])
+def test_the_number_of_workers_changes_nothing(size: int, alone: tuple[list[Any], list[Any]]) -> None:
+    events: list[TelemetryEvent] = []
+    assert (play(crew_of(size, events)), told(events)) == alone
+    assert sum(event.event_type is T.EPISODE_ENDED for event in events) == ROWS
+
+
+def test_workers_without_rows_idle() -> None:
+    crew = crew_of(5, [])
+    assert len(crew.begin(specs(2))) == 2 and len(crew.step(decisions(0, 2))) == 2
+
+
+def test_an_episode_goes_on_with_another_number_of_workers(alone: tuple[list[Any], list[Any]]) -> None:
+    before: list[TelemetryEvent] = []
+    after: list[TelemetryEvent] = []
+    crew = crew_of(3, before)
+    seen = play(crew, range(3))
+    again = crew_of(2, after)
+    views = again.load(crew.state())
+    assert again.epoch == 3 and [view.env_id for view in views] == list(range(ROWS)) and not after
+    seen += play(again, range(3, EPOCHS), begin=False)
+    assert (seen, told(before) + told(after)) == alone
+
+
+class Mortal(Here):
+    """Is lost for good with the answer to its ``dies``-th request, having done what was asked."""
+
+    def __init__(self, dies: int) -> None:
+        super().__init__(Share(make))
+        self.left = dies
+
+    def answer(self) -> Answer:
+        answer = super().answer()
+        self.left -= 1
+        if self.left <= 0:
+            raise WorkerLost("struck by lightning")
+        return answer
+
+
+def mortals(deaths: list[int], events: list[TelemetryEvent], size: int = 2) -> Crew:
+    """Workers that are lost at these requests, in the order in which they are hired; then immortal ones."""
+    lives = iter(deaths)
+    return Crew(lambda: Mortal(next(lives, 10**9)), size, events.append)
+
+
+@pytest.mark.parametrize(
+    ("deaths", "lost"),
+    [
+        ([1], [(0, 0)]),  # with the episode's beginning
+        ([4], [(0, 2)]),  # in mid-episode
+        ([10**9, 7], [(1, 5)]),  # with the last step
+        ([4, 4], [(0, 2), (1, 2)]),  # both at once
+        ([4, 10**9, 3], [(0, 2), (0, 2)]),  # the replacement too, while it catches up
+    ],
+)
+def test_who_is_lost_is_replaced(
+    deaths: list[int], lost: list[tuple[int, int]], alone: tuple[list[Any], list[Any]]
+) -> None:
+    events: list[TelemetryEvent] = []
+    assert (play(mortals(deaths, events)), told(events)) == alone
+    said = [event for event in events if event.event_type is T.WORKER_REPLACED]
+    assert [(event.data["worker"], event.data["epochs_repeated"]) for event in said] == lost
+    assert all(event.producer == "run" and "lightning" in event.data["reason"] for event in said)
+    assert said[0].data["environments"] == [[0, 1], [2, 3, 4]][lost[0][0]]
+
+
+def test_a_loaded_episode_is_repeated_from_where_it_was_loaded(alone: tuple[list[Any], list[Any]]) -> None:
+    crew = crew_of(1, [])
+    play(crew, range(2))
+    again = mortals([3], [])
+    again.load(crew.state())
+    assert play(again, range(2, EPOCHS), begin=False) == alone[0][3:]
+
+
+def test_without_its_past_a_replacement_would_not_be_the_same(alone: tuple[list[Any], list[Any]]) -> None:
+    """The mutant: it repeats all but one epoch."""
+    crew = mortals([4], [])
+    seen = play(crew, range(2))
+    crew._past[0].pop()
+    assert play(crew, range(2, EPOCHS), begin=False) != alone[0][3:]
+    assert seen == alone[0][:3]
+
+
+def test_patience_ends() -> None:
+    crew = mortals([1] * 9, [], size=1)
+    with pytest.raises(EsperError, match="worker 0 was lost 4 times over one step: struck by lightning"):
+        crew.begin(specs())
+
+
+def test_what_was_said_before_an_error_is_told() -> None:
+    events: list[TelemetryEvent] = []
+    crew = crew_of(2, events)
+    crew.begin(specs())
+    executor = crew.workers[1].share.executor  # type: ignore[attr-defined]
+
+    def broken(rows: Any) -> Any:
+        raise UsageError("out of order")
+
+    executor.engine.train_epoch = broken
+    before = len(events)
+    with pytest.raises(UsageError, match="out of order"):
+        crew.step([Decision(GERMINATE, "scripted")] * ROWS)
+    assert {event.env_id for event in events[before:]} == set(range(ROWS))
+
+
+def test_errors_travel() -> None:
+    mistake = portable(Answer(None, UsageError("no such slot"), (), 0.0)).error
+    assert type(mistake) is UsageError and str(mistake) == "no such slot"
+    try:
+        raise ZeroDivisionError("deep inside")
+    except ZeroDivisionError as error:
+        fault = portable(Answer(None, error, (), 0.0)).error
+    assert isinstance(fault, RuntimeError) and "test_errors_travel" in str(fault) and "deep inside" in str(fault)
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_a_policy_learns_the_same_from_any_crew(size: int) -> None:
+    def learn(crew: Crew, events: list[TelemetryEvent]) -> tuple[list[Any], dict[str, Any]]:
+        load = workload(tiny(4), CONFIG)
+        world = World(crew, load.task.metric, WorldConfig(4, RewardConfig(control=True)))
+        space = ActionSpace(tuple(load.task.sites), load.task.blueprints)
+
+        class Journal:
+            emit = staticmethod(events.append)
+
+        run = PPORun(world, space, fresh_network(3, cells=8), PPOPlan(rounds=2, envs=3, seed=3, hosts=4), Journal())
+        run.run()
+        return told(events), {name: part.numpy().tobytes() for name, part in run.network.state_dict().items()}
+
+    def make_four(emit: Callable[[TelemetryEvent], None]) -> Executor:
+        return build_executor(workload(tiny(4), CONFIG), CONFIG, emit, governor=FORGIVING, test=False)
+
+    one: list[TelemetryEvent] = []
+    many: list[TelemetryEvent] = []
+    first = learn(Crew.here(make_four, one.append), one)
+    assert learn(Crew(lambda: Here(Share(make_four)), size, many.append), many) == first
+    controls = [event for event in one if event.event_type is T.EPISODE_STARTED and event.data["arm"] == "static"]
+    assert len(controls) == len({event.data["seed"] for event in controls}) == 4, "one for each distinct host"
+
+
+def test_processes_do_the_same_and_are_replaced_when_they_are_killed(alone: tuple[list[Any], list[Any]]) -> None:
+    events: list[TelemetryEvent] = []
+    recipe = Recipe(CONFIG, tiny_task.tiny().data.digest)
+    with Crew(lambda: ProcessWorker(recipe), 1, events.append) as crew:
+        seen = play(crew, range(3))
+        victim = crew.workers[0]
+        assert isinstance(victim, ProcessWorker) and victim.process.pid is not None
+        os.kill(victim.process.pid, signal.SIGKILL)
+        seen += play(crew, range(3, EPOCHS), begin=False)
+        assert crew.cpu_seconds > 0
+        last = crew.workers[0]
+    assert (seen, told(events)) == alone
+    (replaced,) = [event for event in events if event.event_type is T.WORKER_REPLACED]
+    assert replaced.data["reason"] == "killed by SIGKILL" and replaced.data["epochs_repeated"] == 3
+    assert isinstance(last, ProcessWorker) and not last.process.is_alive()
+
+
+def test_a_worker_with_other_data_refuses() -> None:
+    share = Share(Recipe(CONFIG, "another digest"))
+    error = share.answer(Save()).error
+    assert isinstance(error, EsperError) and "another digest" in str(error)
+
+
+@pytest.mark.parametrize("workers", [0, 9, "many", "http://there"])
+def test_nonsense_is_refused(workers: Any) -> None:
+    with pytest.raises(UsageError, match="workers is"):
+        PPORunConfig(envs=8, workers=workers)
