@@ -58,20 +58,18 @@ class Store:
         file = self.path / TRIALS
         if not file.exists():
             return
-        lines = file.read_bytes().split(b"\n")
+        *lines, torn = file.read_bytes().split(b"\n")
+        if torn:
+            self.torn = 1
+            # what follows must begin on a line of its own
+            os.truncate(file, file.stat().st_size - len(torn))
         for number, line in enumerate(lines, 1):
-            if not line:
-                continue
             try:
                 entry = json.loads(line)
                 self._known[entry["key"]] = entry["outcome"]
             except (ValueError, KeyError, TypeError) as error:
-                if number < len(lines):
-                    where = f"{file}: line {number} is damaged"
-                    raise DataError(f"{where} ({error}); remove that line to run its trial again") from error
-                self.torn += 1
-                # what follows must begin on a line of its own
-                os.truncate(file, file.stat().st_size - len(line))
+                where = f"{file}: line {number} is damaged"
+                raise DataError(f"{where} ({error}); remove that line to run its trial again") from error
 
     def __contains__(self, key: str) -> bool:
         return key in self._known

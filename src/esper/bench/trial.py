@@ -70,6 +70,7 @@ class Outcome:
 
     failed: str | None = None
     validation: float | None = None
+    validation_loss: float | None = None
     test: float | None = None
     epochs: int = 0
     macs: int = 0
@@ -210,6 +211,7 @@ class _Player:
         stride = -(-len(curve) // CURVE_POINTS)
         return Outcome(
             validation=result.validation_metric,
+            validation_loss=result.validation_loss,
             test=result.test_metric,
             epochs=epochs,
             macs=result.total_macs,

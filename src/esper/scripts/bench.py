@@ -16,7 +16,7 @@ from rich.markdown import Markdown
 from rich.text import Text
 
 from esper.bench.analysis import FEWEST, analyse
-from esper.bench.arms import ARMS, FULL, QUICK
+from esper.bench.arms import ARMS, FULL, QUICK, chosen
 from esper.bench.campaign import Campaign, work_of
 from esper.bench.report import into_page, tables, write_report
 from esper.bench.settings import DEFAULT, MOST_TRIALS, BenchConfig
@@ -64,6 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = configured(args)
     console = Console(highlight=False)
     work = work_of(config)
+    chosen(config.arms, config.grown)
     store = Store.open(args.run_dir, config, work)
     _say(console, f"bench {store.path}")
     if len(store):
@@ -85,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def configured(args: argparse.Namespace) -> BenchConfig:
     """The configuration that the flags ask for."""
     given = {name: getattr(args, name) for name in ("seeds", "epochs", "trials", "tuning_seeds", "workers")}
-    chosen: dict[str, Any] = {**(QUICKLY if args.quick else {}), **{k: v for k, v in given.items() if v is not None}}
+    numbers: dict[str, Any] = {**(QUICKLY if args.quick else {}), **{k: v for k, v in given.items() if v is not None}}
     default = QUICK if args.quick else FULL
     names = default if args.arms is None else tuple(name.strip() for name in args.arms.split(",") if name.strip())
     if args.policy_checkpoint is not None and args.arms is None:
@@ -98,7 +99,7 @@ def configured(args: argparse.Namespace) -> BenchConfig:
         seed=args.seed,
         policy=args.policy_checkpoint,
         device=args.device,
-        **chosen,
+        **numbers,
     )
 
 

@@ -1,0 +1,96 @@
+"""One arm on one seed under one setting."""
+
+import json
+from dataclasses import asdict, replace
+
+import bench_toys
+import pytest
+
+from esper.bench.settings import Initial, Setting
+from esper.bench.trial import Outcome, Work, run_trial
+
+
+@pytest.fixture(scope="module")
+def small():
+    return run_trial(bench_toys.trial(stage="final"))
+
+
+def test_an_outcome_goes_through_json(small):
+    assert Outcome.of(json.loads(json.dumps(asdict(small)))) == small
+    assert small.failed is None and small.epochs == 2 and small.seeds == {}
+    assert [macs for macs, _ in small.curve] == sorted({macs for macs, _ in small.curve})
+    assert small.macs == small.spent["total_macs"] > small.curve[-1][0]
+
+
+def test_trials_are_the_same_again(small):
+    again = run_trial(bench_toys.trial(stage="final"))
+    assert replace(again, seconds=0.0) == replace(small, seconds=0.0)
+
+
+def test_tuning_does_not_look_at_the_test_split(small):
+    tuned = run_trial(bench_toys.trial())
+    assert tuned.test is None and tuned.spent["test_macs"] == 0
+    assert small.test is not None and small.spent["test_macs"] > 0
+    assert tuned.validation == small.validation
+
+
+@pytest.mark.parametrize("macs", [1, 2_000_000, 3_000_001])
+@pytest.mark.parametrize("stage", ["tune", "final"])
+def test_an_equal_share_is_at_least_the_budget_and_less_than_an_epoch_more(macs, stage):
+    outcome = run_trial(bench_toys.trial(stage=stage, topology={"block0": "conv3"}, macs=macs))
+    epoch = outcome.curve[0][0]
+    assert outcome.macs >= macs
+    assert outcome.epochs == 1 or outcome.macs - epoch < macs
+
+
+def test_what_is_planted_is_there_in_the_end():
+    full = run_trial(bench_toys.trial(topology="full"))
+    assert full.seeds == {f"block{i}": "conv3" for i in range(3)}
+    assert run_trial(bench_toys.trial(topology={"block1": "norm"})).seeds == {"block1": "norm"}
+
+
+def test_the_start_matters():
+    settings = [Setting(seed_lr=1.0, initial=initial) for initial in Initial]
+    one, other = (run_trial(bench_toys.trial(topology="full", setting=setting)) for setting in settings)
+    assert one.validation_loss != other.validation_loss and one.macs == other.macs
+
+
+@pytest.mark.parametrize("policy", ["net2net", "gradmax"])
+def test_insertion_happens_once_at_its_time_and_fills_the_budget(policy):
+    early = run_trial(bench_toys.trial(policy=policy))
+    late = run_trial(bench_toys.trial(policy=policy, setting=Setting(at=0.5)))
+    assert len(early.seeds) == len(late.seeds) == 2
+    assert early.macs > late.macs
+    assert early.spent["counterfactual_macs"] == 0
+    assert (early.spent["probe_macs"] > 0) is (policy == "gradmax")
+
+
+def test_blind_growth_keeps_without_evidence_what_the_heuristic_measures():
+    work = Work(bench_toys.TINY, (), 12)
+    seeing, blind = (run_trial(bench_toys.trial(work=work, policy=name)) for name in ("heuristic", "blind"))
+    assert seeing.spent["counterfactual_macs"] > 0
+    assert blind.spent["counterfactual_macs"] == 0 and blind.spent["probe_macs"] > 0
+    assert len(blind.seeds) == 2
+
+
+def test_a_run_that_is_given_up_is_an_outcome():
+    outcome = run_trial(bench_toys.trial(setting=Setting(lr=1e30), work=Work(bench_toys.TINY, (), 8)))
+    assert outcome.failed is not None and outcome.validation is None and outcome.test is None
+
+
+def test_every_part_of_a_trial_is_in_its_key():
+    trial = bench_toys.trial()
+    others = [
+        replace(trial, seed=4),
+        replace(trial, arm="large"),
+        replace(trial, stage="final"),
+        replace(trial, setting=Setting(lr=2.0)),
+        replace(trial, policy="heuristic"),
+        replace(trial, entries=({"epoch": 1},)),
+        replace(trial, topology="full"),
+        replace(trial, topology={"block0": "conv3"}),
+        replace(trial, macs=5),
+        replace(trial, work=replace(trial.work, epochs=3)),
+    ]
+    assert len({each.key() for each in (trial, *others)}) == len(others) + 1
+    assert bench_toys.trial().key() == trial.key()
