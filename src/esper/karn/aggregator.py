@@ -13,12 +13,13 @@ from types import MappingProxyType
 from typing import Final
 
 from esper.karn import fold_policy, fold_run, fold_seed
-from esper.karn.fold_common import environment_of, trim
-from esper.karn.state import ProducerFold, RunState
+from esper.karn.fold_common import trim
+from esper.karn.state import EnvironmentFold, ProducerFold, RunState
 from esper.leyline import TelemetryEvent
 from esper.leyline import TelemetryEventType as T
 
-Handler = Callable[[RunState, TelemetryEvent], None]
+Handler = Callable[[RunState, TelemetryEvent, EnvironmentFold | None], None]
+"""Called with the environment that the event is about, ``None`` when the event does not say."""
 
 HANDLERS: Final = MappingProxyType[T, Handler](
     {
@@ -91,26 +92,35 @@ _LOUD = frozenset({"warning", "error", "critical"})
 def apply(state: RunState, event: TelemetryEvent) -> RunState:
     """Fold one event into ``state`` and return it."""
     state.events += 1
-    time, kind = event.timestamp, event.event_type
+    time, kind, seq = event.timestamp, event.event_type, event.seq
     if time is not None and (state.last_time is None or time > state.last_time):
         state.last_time = time
         if state.first_time is None:
             state.first_time = time
-    if event.producer is not None and event.seq is not None:
-        _sequence(state, event.producer, event.seq)
-    HANDLERS[kind](state, event)
-    environment = environment_of(state, event)
-    if environment is not None:
+    if event.producer is not None and seq is not None:
+        producer = state.producers.get(event.producer)
+        if producer is None:
+            state.producers[event.producer] = ProducerFold(last_seq=seq)
+        elif seq > producer.last_seq:
+            producer.missing += seq - producer.last_seq - 1
+            producer.last_seq = seq
+    environment = None
+    if event.env_id is not None:
+        environment = state.environments.get(event.env_id)
+        if environment is None:
+            environment = EnvironmentFold(event.env_id, device=state.run.device)
+            state.environments[event.env_id] = environment
         environment.version += 1
         if time is not None:
             environment.last_time = time
+    HANDLERS[kind](state, event, environment)
     loud = event.severity in _LOUD
     if loud or kind not in ROUTINE:
         state.feed.append(event)
         trim(state.feed, FEED)
-    if loud:
-        state.alarms.append(event)
-        trim(state.alarms, FEED)
+        if loud:
+            state.alarms.append(event)
+            trim(state.alarms, FEED)
     return state
 
 
@@ -120,12 +130,3 @@ def fold(events: Iterable[TelemetryEvent], state: RunState | None = None) -> Run
     for event in events:
         apply(state, event)
     return state
-
-
-def _sequence(state: RunState, name: str, seq: int) -> None:
-    producer = state.producers.get(name)
-    if producer is None:
-        state.producers[name] = ProducerFold(last_seq=seq)
-    elif seq > producer.last_seq:
-        producer.missing += seq - producer.last_seq - 1
-        producer.last_seq = seq

@@ -55,6 +55,11 @@ RULES: Final = {
 }
 """Name -> rule. Reward factors join when rewards are in the journal."""
 
+_PANICS, _PRUNES, _FAILURES = (int(RULES[name].threshold) for name in ("panic", "prune_storm", "gate_storm"))
+_STALLED, _FALLING, _SLOW, _RENT = (
+    RULES[name].threshold for name in ("stalled", "falling", "slow", "rent_without_gain")
+)
+
 STALE_AT_LEAST: Final = 30.0
 """Seconds of silence that are never stale."""
 STALE_EPOCHS: Final = 5.0
@@ -63,19 +68,19 @@ STALE_EPOCHS: Final = 5.0
 
 def update(state: RunState, environment: EnvironmentFold) -> None:
     """Score the environment anew from what was folded, and steady its rank."""
-    fold = environment.anomaly
-    fold.factors, fold.score = [], 0.0
+    fold, factors, score = environment.anomaly, [], 0.0
     for name, value in _evidence(state, environment):
         factor = _factor(name, value)
         if factor is not None:
-            fold.factors.append(factor)
-            fold.score += factor.weight * factor.level
-    if fold.score > fold.rank + MARGIN:
-        fold.rank, fold.calmer = fold.score, 0
-    elif fold.score < fold.rank - MARGIN:
+            factors.append(factor)
+            score += factor.weight * factor.level
+    fold.factors, fold.score = factors, score
+    if score > fold.rank + MARGIN:
+        fold.rank, fold.calmer = score, 0
+    elif score < fold.rank - MARGIN:
         fold.calmer += 1
         if fold.calmer >= CALM:
-            fold.rank, fold.calmer = fold.score, 0
+            fold.rank, fold.calmer = score, 0
     else:
         fold.calmer = 0
 
@@ -109,54 +114,55 @@ def _factor(name: str, measured: float) -> FactorRecord | None:
 
 
 def _evidence(state: RunState, environment: EnvironmentFold) -> list[tuple[str, float]]:
-    epoch = environment.epoch or 0
+    """What is past its threshold, by factor. It is gathered at every epoch, so nothing is worked out for calm ones."""
+    epoch, facts, best = environment.epoch or 0, environment.facts, environment.best
     evidence: list[tuple[str, float]] = []
     if environment.non_finite:
         evidence.append(("non_finite", len(environment.non_finite)))
-    for name, epochs in (
-        ("panic", environment.panics),
-        ("prune_storm", environment.prunes),
-        ("gate_storm", environment.gate_failures),
-    ):
-        if epochs and epochs[-1] > epoch - RECENT:
-            evidence.append((name, len(epochs) - bisect.bisect_right(epochs, epoch - RECENT)))
-    best, last = environment.best, environment.metric.last
+    if (panics := _recent(environment.panics, _PANICS, epoch)) > _PANICS:
+        evidence.append(("panic", panics))
+    if (prunes := _recent(environment.prunes, _PRUNES, epoch)) > _PRUNES:
+        evidence.append(("prune_storm", prunes))
+    if (failures := _recent(environment.gate_failures, _FAILURES, epoch)) > _FAILURES:
+        evidence.append(("gate_storm", failures))
     if best is not None and best.epoch is not None and environment.metric.seen >= MIN_EPOCHS:
-        evidence.append(("stalled", epoch - best.epoch))
-        if last is not None and math.isfinite(last) and (lost := _lost_share(environment, best, last)) is not None:
+        if epoch - best.epoch > _STALLED:
+            evidence.append(("stalled", epoch - best.epoch))
+        if (lost := _lost_share(environment, best)) > _FALLING:
             evidence.append(("falling", lost))
-    train, typical = _train_ms(environment), state.typical_train_ms
+    train, typical = facts.get("train_ms"), state.typical_train_ms
     if train is not None and typical is not None and typical > 0 and len(state.environments) > 1:
-        evidence.append(("slow", train / typical))
-    if (rent := _rent_without_gain(environment)) is not None:
+        slower = float(train.value) / typical
+        if _SLOW < slower < math.inf:
+            evidence.append(("slow", slower))
+    if (rent := _rent_without_gain(environment)) > _RENT:
         evidence.append(("rent_without_gain", rent))
     return evidence
 
 
-def _lost_share(environment: EnvironmentFold, best: Measured, last: float) -> float | None:
-    """Share of the progress from the first to the best metric that is lost again, beyond twice the usual wobble."""
-    if environment.first_metric is None:
-        return None
-    progress, lost = abs(float(best.value) - environment.first_metric), abs(float(best.value) - last)
+def _recent(epochs: list[int], allowed: int, epoch: int) -> int:
+    """How many of ``epochs``, which ascend, are recent at ``epoch``; 0 where they are no more than ``allowed``."""
+    if len(epochs) <= allowed or epochs[-1 - allowed] <= epoch - RECENT:
+        return 0
+    return len(epochs) - bisect.bisect_right(epochs, epoch - RECENT)
+
+
+def _lost_share(environment: EnvironmentFold, best: Measured) -> float:
+    """Share of the progress from the first to the best metric that is lost again; 0 within twice the usual wobble."""
+    first, last, top = environment.first_metric, environment.metric.buckets[-1].last, float(best.value)
+    if first is None or not math.isfinite(last):
+        return 0.0
+    progress, lost = abs(top - first), abs(top - last)
     if progress <= 0 or lost <= 2 * (environment.wobble or 0.0):
         return 0.0
     return lost / progress
 
 
-def _train_ms(environment: EnvironmentFold) -> float | None:
-    """Newest training time, the part of a step that tells a slow environment from one with more to measure."""
-    measured = environment.facts.get("train_ms")
-    return float(measured.value) if measured is not None and math.isfinite(float(measured.value)) else None
-
-
 _PAYING = frozenset({SeedStage.HOLDING.name, SeedStage.FOSSILIZED.name})
 
 
-def _rent_without_gain(environment: EnvironmentFold) -> float | None:
-    """Share of parameters in blended seeds whose removal would cost nothing; ``None`` unless all were measured."""
-    host = environment.host_parameters
-    if not host:
-        return None
+def _rent_without_gain(environment: EnvironmentFold) -> float:
+    """Parameters in blended seeds over the host's if their removal would cost nothing; 0 unless all were measured."""
     parameters, gain = 0, 0.0
     for slot in environment.slots.values():
         seed = slot.seed
@@ -164,10 +170,11 @@ def _rent_without_gain(environment: EnvironmentFold) -> float | None:
             continue
         cost = seed.facts.get("removal_cost")
         if cost is None:
-            return None
+            return 0.0
         parameters += seed.parameters
         gain += float(cost.value)
-    return parameters / host if parameters and gain <= 0 else 0.0
+    host = environment.host_parameters
+    return parameters / host if parameters and host and gain <= 0 else 0.0
 
 
 def _figure(value: float) -> str:

@@ -17,23 +17,13 @@ def trim(items: list[X], keep: int) -> None:
         del items[:-keep]
 
 
-def environment_of(state: RunState, event: TelemetryEvent) -> EnvironmentFold | None:
-    """The environment the event is about, made on first sight; ``None`` when the event does not say."""
-    if event.env_id is None:
-        return None
-    environment = state.environments.get(event.env_id)
-    if environment is None:
-        environment = state.environments[event.env_id] = EnvironmentFold(event.env_id, device=state.run.device)
-    return environment
-
-
-def slot_of(state: RunState, event: TelemetryEvent, slot_id: str | None = None) -> SlotFold | None:
+def slot_of(state: RunState, event: TelemetryEvent, environment: EnvironmentFold | None) -> SlotFold | None:
     """The slot the event is about; an event that names none is counted, and ``None`` is returned."""
-    environment, name = environment_of(state, event), slot_id or event.slot_id
+    name = event.slot_id
     if environment is None or name is None:
         state.unplaced += 1
         return None
-    return slot_in(state, environment, name)
+    return environment.slots.get(name) or slot_in(state, environment, name)
 
 
 def slot_in(state: RunState, environment: EnvironmentFold, name: str) -> SlotFold:
@@ -48,17 +38,16 @@ def slot_in(state: RunState, environment: EnvironmentFold, name: str) -> SlotFol
 
 def seed_of(slot: SlotFold, event: TelemetryEvent) -> SeedFold | None:
     """The seed in the slot that the event is about; another seed id starts another seed."""
-    if event.seed_id is None:
-        return slot.seed
-    seed = slot.seed
-    if seed is None or seed.seed_id != event.seed_id:
-        for old in slot.past:
-            if old.seed_id == event.seed_id:
-                return old
-        retire(slot)
-        seed = slot.seed = SeedFold(event.seed_id)
-        slot.seeds_seen += 1
-    return seed
+    seed, seed_id = slot.seed, event.seed_id
+    if seed_id is None or (seed is not None and seed.seed_id == seed_id):
+        return seed
+    for old in slot.past:
+        if old.seed_id == seed_id:
+            return old
+    retire(slot)
+    slot.seed = SeedFold(seed_id)
+    slot.seeds_seen += 1
+    return slot.seed
 
 
 def retire(slot: SlotFold, keep: int = 8) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from esper.karn.fold_common import environment_of, measure
-from esper.karn.state import RunState
+from esper.karn.fold_common import measure
+from esper.karn.state import EnvironmentFold, RunState
 from esper.leyline import TelemetryEvent
 
 UPDATE_FACTS = (
@@ -18,14 +18,13 @@ UPDATE_FACTS = (
 )
 
 
-def update_completed(state: RunState, event: TelemetryEvent) -> None:
+def update_completed(state: RunState, event: TelemetryEvent, environment: EnvironmentFold | None) -> None:
     """The pulse of the learner."""
     measure(state.pulse, event.data, UPDATE_FACTS, event)
 
 
-def reward_computed(state: RunState, event: TelemetryEvent) -> None:
+def reward_computed(state: RunState, event: TelemetryEvent, environment: EnvironmentFold | None) -> None:
     """What the last step of an environment paid."""
-    environment = environment_of(state, event)
     if environment is None:
         state.unplaced += 1
         return
@@ -34,5 +33,5 @@ def reward_computed(state: RunState, event: TelemetryEvent) -> None:
     measure(environment.facts, facts, facts, event)
 
 
-def detected(state: RunState, event: TelemetryEvent) -> None:
+def detected(state: RunState, event: TelemetryEvent, environment: EnvironmentFold | None) -> None:
     """A detector spoke: it stands in the feed, which every event of its kind enters."""

@@ -6,7 +6,7 @@ import math
 from typing import Any, Final
 
 from esper.karn import anomaly
-from esper.karn.fold_common import environment_of, measure, slot_in, tally, trim
+from esper.karn.fold_common import measure, slot_in, tally, trim
 from esper.karn.fold_seed import GOVERNOR, set_stage
 from esper.karn.state import (
     ActionRecord,
@@ -38,7 +38,7 @@ ACTIONS = 50
 LEADERS = 50
 
 
-def training_started(state: RunState, event: TelemetryEvent) -> None:
+def training_started(state: RunState, event: TelemetryEvent, environment: EnvironmentFold | None) -> None:
     """Who runs what. A second one is a resume: what was learned before it stays."""
     run, data = state.run, event.data
     if run.started is None:
@@ -57,22 +57,21 @@ def training_started(state: RunState, event: TelemetryEvent) -> None:
     run.higher_is_better, run.chance = metric.get("higher_is_better", True), metric.get("chance")
 
 
-def training_ended(state: RunState, event: TelemetryEvent) -> None:
+def training_ended(state: RunState, event: TelemetryEvent, environment: EnvironmentFold | None) -> None:
     """The only event that ends a run."""
     run, data = state.run, event.data
     run.end_status, run.end_reason = data.get("status"), data.get("reason")
     run.end_time, run.end_seconds = event.timestamp, data.get("seconds")
 
 
-def episode_started(state: RunState, event: TelemetryEvent) -> None:
+def episode_started(state: RunState, event: TelemetryEvent, environment: EnvironmentFold | None) -> None:
     """A fresh host: nothing measured on the last one may be painted as this one's."""
-    old = environment_of(state, event)
-    if old is None:
+    if environment is None:
         state.unplaced += 1
         return
     data = event.data
-    state.environments[old.env_id] = EnvironmentFold(
-        old.env_id,
+    state.environments[environment.env_id] = EnvironmentFold(
+        environment.env_id,
         arm=data.get("arm"),
         policy=data.get("policy"),
         device=state.run.device,
@@ -82,17 +81,18 @@ def episode_started(state: RunState, event: TelemetryEvent) -> None:
         max_epochs=data.get("max_epochs"),
         host_parameters=data.get("host_parameters"),
         last_epoch_time=event.timestamp,
-        anomaly=AnomalyFold(rank=old.anomaly.rank),
-        version=old.version,
+        last_time=event.timestamp,
+        anomaly=AnomalyFold(rank=environment.anomaly.rank),
+        version=environment.version,
     )
     arm = data.get("arm")
     if arm is not None and arm not in state.arms:
         state.arms.append(arm)
 
 
-def episode_ended(state: RunState, event: TelemetryEvent) -> None:
+def episode_ended(state: RunState, event: TelemetryEvent, environment: EnvironmentFold | None) -> None:
     """A result for the leaderboard."""
-    data, environment = event.data, environment_of(state, event)
+    data = event.data
     if environment is not None:
         environment.status = data.get("status", "completed")
         measure(environment.facts, data, ("test_metric", "test_loss"), event)
@@ -129,9 +129,8 @@ def standing(row: EpisodeRow, higher_is_better: bool) -> tuple[Any, ...]:
     return (*keys, row.env_id if row.env_id is not None else -1, row.episode if row.episode is not None else -1)
 
 
-def epoch_completed(state: RunState, event: TelemetryEvent) -> None:
+def epoch_completed(state: RunState, event: TelemetryEvent, environment: EnvironmentFold | None) -> None:
     """The commit barrier of an epoch: facts, curves, slots, and the anomaly score that follows from them."""
-    environment = environment_of(state, event)
     if environment is None:
         state.unplaced += 1
         return
@@ -194,30 +193,32 @@ def _curves(state: RunState, environment: EnvironmentFold, epoch: int, event: Te
 
 
 def _slots(state: RunState, environment: EnvironmentFold, event: TelemetryEvent) -> None:
-    data, epoch, time = event.data, event.epoch, event.timestamp
-    for name, stage in data.get("stages", {}).items():
-        slot = slot_in(state, environment, name)
+    data, epoch, time, slots = event.data, event.epoch, event.timestamp, environment.slots
+    for name, stage in data.get("stages", _NOTHING).items():
+        slot = slots.get(name) or slot_in(state, environment, name)
         if slot.stage != stage:
             set_stage(slot, stage, epoch)
-    for name, alpha in data.get("alphas", {}).items():
-        seed = slot_in(state, environment, name).seed
-        if seed is not None:
-            seed.facts["alpha"] = Measured(alpha, epoch, time)
-            if epoch is not None:
-                seed.alpha.add(epoch, alpha)
-    for key, fact in (
-        ("seed_gradient_norm_ratios", "seed_gradient_norm_ratio"),
-        ("gradient_healths", "gradient_health"),
-    ):
-        for name, value in data.get(key, {}).items():
-            seed = slot_in(state, environment, name).seed
+    for key, fact in _BY_SLOT:
+        for name, value in data.get(key, _NOTHING).items():
+            seed = (slots.get(name) or slot_in(state, environment, name)).seed
             if seed is not None:
                 seed.facts[fact] = Measured(value, epoch, time)
+                if key == "alphas" and epoch is not None:
+                    seed.alpha.add(epoch, value)
 
 
-def command_issued(state: RunState, event: TelemetryEvent) -> None:
+_NOTHING: Final[dict[str, Any]] = {}
+_BY_SLOT: Final = (
+    ("alphas", "alpha"),
+    ("seed_gradient_norm_ratios", "seed_gradient_norm_ratio"),
+    ("gradient_healths", "gradient_health"),
+)
+"""Payload key of the values by slot -> fact of the slot's seed."""
+
+
+def command_issued(state: RunState, event: TelemetryEvent, environment: EnvironmentFold | None) -> None:
     """A policy asked for something, with its reason."""
-    environment, data = environment_of(state, event), event.data
+    data = event.data
     op = data.get("op", "")
     state.op_counts[op] = state.op_counts.get(op, 0) + 1
     if environment is None:
@@ -239,11 +240,11 @@ def command_issued(state: RunState, event: TelemetryEvent) -> None:
     trim(environment.actions, ACTIONS)
 
 
-def command_settled(state: RunState, event: TelemetryEvent) -> None:
+def command_settled(state: RunState, event: TelemetryEvent, environment: EnvironmentFold | None) -> None:
     """What became of the newest open command of the same op and slot."""
     outcome = "executed" if event.event_type is T.COMMAND_EXECUTED else "failed"
     tally(state, "command_success", outcome == "executed", event)
-    environment, data = environment_of(state, event), event.data
+    data = event.data
     if environment is None:
         state.unplaced += 1
         return
@@ -259,14 +260,13 @@ def command_settled(state: RunState, event: TelemetryEvent) -> None:
     record.outcome, record.why_not = outcome, data.get("why_not")
 
 
-def model_exported(state: RunState, event: TelemetryEvent) -> None:
+def model_exported(state: RunState, event: TelemetryEvent, environment: EnvironmentFold | None) -> None:
     """The grown model was written."""
     state.run.exported = event
 
 
-def analytics(state: RunState, event: TelemetryEvent) -> None:
+def analytics(state: RunState, event: TelemetryEvent, environment: EnvironmentFold | None) -> None:
     """A diagnostic snapshot of one environment."""
-    environment = environment_of(state, event)
     if environment is None:
         state.unplaced += 1
         return
@@ -275,34 +275,30 @@ def analytics(state: RunState, event: TelemetryEvent) -> None:
         environment.diagnostics_epoch = event.epoch
 
 
-def compute_spent(state: RunState, event: TelemetryEvent) -> None:
+def compute_spent(state: RunState, event: TelemetryEvent, environment: EnvironmentFold | None) -> None:
     """Multiply-accumulates since the episode began."""
-    environment = environment_of(state, event)
     if environment is None:
         state.unplaced += 1
         return
     measure(environment.compute, event.data, (name for name in event.data if name != "arm"), event)
 
 
-def _governor(state: RunState, event: TelemetryEvent) -> EnvironmentFold | None:
+def _governor(state: RunState, event: TelemetryEvent, environment: EnvironmentFold | None) -> None:
     state.governor.append(event)
     trim(state.governor, GOVERNOR)
-    environment = environment_of(state, event)
     if environment is not None and event.data.get("device") is not None:
         environment.device = event.data["device"]
-    return environment
 
 
-def governor_snapshot(state: RunState, event: TelemetryEvent) -> None:
+def governor_snapshot(state: RunState, event: TelemetryEvent, environment: EnvironmentFold | None) -> None:
     """A last-known-good state was kept."""
-    environment = environment_of(state, event)
     if environment is not None:
         measure(environment.facts, {"last_good_epoch": event.data.get("of_epoch")}, ("last_good_epoch",), event)
 
 
-def governor_panic(state: RunState, event: TelemetryEvent) -> None:
+def governor_panic(state: RunState, event: TelemetryEvent, environment: EnvironmentFold | None) -> None:
     """Vital signs failed."""
-    environment = _governor(state, event)
+    _governor(state, event, environment)
     if environment is not None:
         if event.epoch is not None:
             environment.panics.append(event.epoch)
@@ -310,20 +306,20 @@ def governor_panic(state: RunState, event: TelemetryEvent) -> None:
         anomaly.update(state, environment)
 
 
-def governor_rollback(state: RunState, event: TelemetryEvent) -> None:
+def governor_rollback(state: RunState, event: TelemetryEvent, environment: EnvironmentFold | None) -> None:
     """The environment went back to a good state; its curves keep what really happened."""
-    environment = _governor(state, event)
+    _governor(state, event, environment)
     if environment is not None:
         environment.rollbacks = max(environment.rollbacks, event.data.get("rollbacks", 0))
         anomaly.update(state, environment)
 
 
-def checkpoint(state: RunState, event: TelemetryEvent) -> None:
+def checkpoint(state: RunState, event: TelemetryEvent, environment: EnvironmentFold | None) -> None:
     """Saved or loaded."""
     state.run.checkpoint = event
 
 
-def dropped(state: RunState, event: TelemetryEvent) -> None:
+def dropped(state: RunState, event: TelemetryEvent, environment: EnvironmentFold | None) -> None:
     """A sink lost events."""
     data = event.data
     key = (data.get("sink", ""), data.get("event_type", ""), data.get("reason", ""))
@@ -335,7 +331,7 @@ def dropped(state: RunState, event: TelemetryEvent) -> None:
     state.drops.append(DropRecord(*key, count=data.get("count", 0), time=event.timestamp))
 
 
-def level_set(state: RunState, event: TelemetryEvent) -> None:
+def level_set(state: RunState, event: TelemetryEvent, environment: EnvironmentFold | None) -> None:
     """How much this run says."""
     state.run.level, state.run.lifecycle_only = event.data.get("level"), bool(event.data.get("lifecycle_only"))
     state.run.suppressed = list(event.data.get("suppressed", ()))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from esper.karn.fold_common import environment_of, measure, measure_aged, retire, seed_of, slot_of, tally, trim
-from esper.karn.state import BlueprintCount, GateRecord, RunState, SeedFold, SlotFold, Span, VetoRecord
+from esper.karn.fold_common import measure, measure_aged, retire, seed_of, slot_of, tally, trim
+from esper.karn.state import BlueprintCount, EnvironmentFold, GateRecord, RunState, SeedFold, SlotFold, Span, VetoRecord
 from esper.leyline import SeedStage, TelemetryEvent
 
 NOW: Final = ("alpha", "parameters", "isolation_violations", "has_vanishing", "has_exploding")
@@ -34,9 +34,9 @@ EMPTY: Final = frozenset({SeedStage.DORMANT.name, SeedStage.EMBARGOED.name, Seed
 """Stages in which a slot holds nothing and remembers its last seed as past."""
 
 
-def germinated(state: RunState, event: TelemetryEvent) -> None:
+def germinated(state: RunState, event: TelemetryEvent, environment: EnvironmentFold | None) -> None:
     """A seed appears in the slot."""
-    slot = slot_of(state, event)
+    slot = slot_of(state, event, environment)
     if slot is None:
         return
     data = event.data
@@ -54,9 +54,9 @@ def germinated(state: RunState, event: TelemetryEvent) -> None:
         seed.gates.setdefault("G0", slot.gate)
 
 
-def gate_evaluated(state: RunState, event: TelemetryEvent) -> None:
+def gate_evaluated(state: RunState, event: TelemetryEvent, environment: EnvironmentFold | None) -> None:
     """Keep the last evaluation of each gate, with every check."""
-    slot, environment = slot_of(state, event), environment_of(state, event)
+    slot = slot_of(state, event, environment)
     if slot is None or environment is None:
         return
     data = event.data
@@ -89,9 +89,9 @@ def gate_evaluated(state: RunState, event: TelemetryEvent) -> None:
             trim(environment.gate_failures, RECENT)
 
 
-def stage_changed(state: RunState, event: TelemetryEvent) -> None:
+def stage_changed(state: RunState, event: TelemetryEvent, environment: EnvironmentFold | None) -> None:
     """Move the slot, and close the stretch it spent in its last stage."""
-    slot = slot_of(state, event)
+    slot = slot_of(state, event, environment)
     if slot is None:
         return
     to = str(event.data.get("to"))
@@ -115,18 +115,18 @@ def set_stage(slot: SlotFold, stage: str, epoch: int | None) -> None:
         retire(slot)
 
 
-def alpha_retargeted(state: RunState, event: TelemetryEvent) -> None:
+def alpha_retargeted(state: RunState, event: TelemetryEvent, environment: EnvironmentFold | None) -> None:
     """A ramp began."""
-    seed = _seed(state, event)
+    seed = _seed(state, event, environment)
     if seed is not None:
         seed.alpha_target = event.data.get("alpha_target")
         seed.tempo, seed.blend = event.data.get("tempo"), event.data.get("blend")
         _health(seed, event)
 
 
-def fossilized(state: RunState, event: TelemetryEvent) -> None:
+def fossilized(state: RunState, event: TelemetryEvent, environment: EnvironmentFold | None) -> None:
     """The seed is kept for good."""
-    seed = _seed(state, event)
+    seed = _seed(state, event, environment)
     if seed is None:
         return
     _health(seed, event)
@@ -136,9 +136,9 @@ def fossilized(state: RunState, event: TelemetryEvent) -> None:
     tally(state, "seeds_kept", True, event)
 
 
-def pruned(state: RunState, event: TelemetryEvent) -> None:
+def pruned(state: RunState, event: TelemetryEvent, environment: EnvironmentFold | None) -> None:
     """The seed is gone; its reason stays."""
-    seed, environment = _seed(state, event), environment_of(state, event)
+    seed = _seed(state, event, environment)
     if environment is not None and event.epoch is not None:
         environment.prunes.append(event.epoch)
         trim(environment.prunes, RECENT)
@@ -151,12 +151,12 @@ def pruned(state: RunState, event: TelemetryEvent) -> None:
     tally(state, "seeds_kept", False, event)
 
 
-def vetoed(state: RunState, event: TelemetryEvent) -> None:
+def vetoed(state: RunState, event: TelemetryEvent, environment: EnvironmentFold | None) -> None:
     """A move that was not made."""
     if event.data.get("by") == "governor":
         state.governor.append(event)
         trim(state.governor, GOVERNOR)
-    slot = slot_of(state, event)
+    slot = slot_of(state, event, environment)
     seed = seed_of(slot, event) if slot is not None else None
     if seed is not None:
         _health(seed, event)
@@ -169,9 +169,9 @@ def vetoed(state: RunState, event: TelemetryEvent) -> None:
         )
 
 
-def isolation_violation(state: RunState, event: TelemetryEvent) -> None:
+def isolation_violation(state: RunState, event: TelemetryEvent, environment: EnvironmentFold | None) -> None:
     """Gradient leaked to the host through the seed."""
-    seed = _seed(state, event)
+    seed = _seed(state, event, environment)
     if seed is not None:
         _health(seed, event)
         measure(seed.facts, event.data, ("host_gradient_norm",), event)
@@ -179,14 +179,13 @@ def isolation_violation(state: RunState, event: TelemetryEvent) -> None:
             measure(seed.facts, {"isolation_violations": violations}, ("isolation_violations",), event)
 
 
-def counterfactual(state: RunState, event: TelemetryEvent) -> None:
+def counterfactual(state: RunState, event: TelemetryEvent, environment: EnvironmentFold | None) -> None:
     """What the metric loses without the seed, and what all seeds are worth together."""
-    environment = environment_of(state, event)
     if environment is not None:
         measure(environment.facts, event.data, ROW_CONTRIBUTION, event)
         if event.slot_id is None:
             return
-    seed = _seed(state, event)
+    seed = _seed(state, event, environment)
     if seed is None:
         return
     data = event.data
@@ -197,11 +196,11 @@ def counterfactual(state: RunState, event: TelemetryEvent) -> None:
         seed.contribution.add(event.epoch, value)
 
 
-def counterfactual_unavailable(state: RunState, event: TelemetryEvent) -> None:
+def counterfactual_unavailable(state: RunState, event: TelemetryEvent, environment: EnvironmentFold | None) -> None:
     """Nothing was measured, and why."""
     if event.slot_id is None and event.env_id is not None:
         return
-    seed = _seed(state, event)
+    seed = _seed(state, event, environment)
     if seed is not None:
         reason: str = event.data.get("reason", "")
         seed.unavailable = VetoRecord("", event.data.get("detail", ""), reason, event.epoch, event.timestamp)
@@ -211,19 +210,23 @@ GOVERNOR = 100
 """Newest governor events kept."""
 
 
-def _seed(state: RunState, event: TelemetryEvent) -> SeedFold | None:
-    slot = slot_of(state, event)
+def _seed(state: RunState, event: TelemetryEvent, environment: EnvironmentFold | None) -> SeedFold | None:
+    slot = slot_of(state, event, environment)
     return None if slot is None else seed_of(slot, event)
 
 
 def _health(seed: SeedFold, event: TelemetryEvent) -> None:
     data: dict[str, Any] = event.data
-    measure(seed.facts, data, NOW, event)
-    measure_aged(seed.facts, data, AGED, event)
+    if not _HEALTH.isdisjoint(data):
+        measure(seed.facts, data, NOW, event)
+        measure_aged(seed.facts, data, AGED, event)
     if "blueprint" in data:
         seed.blueprint = data["blueprint"]
     if "parameters" in data:
         seed.parameters = data["parameters"]
+
+
+_HEALTH: Final = frozenset((*NOW, *AGED))
 
 
 def _census(state: RunState, seed: SeedFold) -> BlueprintCount:

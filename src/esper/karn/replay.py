@@ -218,7 +218,8 @@ class Timeline:
     def _events(self, start: Position | None) -> Iterator[TelemetryEvent]:
         try:
             for batch in self._reading.batches(start):
-                yield from batch.events()
+                for piece in batch.pieces():
+                    yield from piece
         except (DataError, OSError) as problem:
             self._stopped = damage_of(problem)
 
@@ -253,16 +254,20 @@ class Timeline:
         self._jump(None)
 
     def _fold(self, state: RunState, batch: Batch) -> None:
+        for piece in batch.pieces():
+            for event in piece:
+                apply(state, event)
+                if event.event_type in MARKED:
+                    self._mark(state.events, event)
+
+    def _mark(self, events: int, event: TelemetryEvent) -> None:
         index = self._index
-        for event in batch.events():
-            apply(state, event)
-            if event.event_type in MARKED:
-                if index.marks_seen % index.mark_every == 0:
-                    index.marks.append(Mark(state.events, event.timestamp, event.event_type.value, event.env_id))
-                index.marks_seen += 1
-                if len(index.marks) > MARKS:
-                    index.marks = index.marks[::2]
-                    index.mark_every *= 2
+        if index.marks_seen % index.mark_every == 0:
+            index.marks.append(Mark(events, event.timestamp, event.event_type.value, event.env_id))
+        index.marks_seen += 1
+        if len(index.marks) > MARKS:
+            index.marks = index.marks[::2]
+            index.mark_every *= 2
 
     def _keep(self, state: RunState, position: Position) -> int:
         """Store a keyframe and return its size in memory."""

@@ -36,16 +36,14 @@ class Series(msgspec.Struct, array_like=True):
         """Append one point; positions must not decrease."""
         value = float(value)  # an integer would come back from a stored state as another type
         self.seen += 1
-        nans = int(math.isnan(value))
         buckets = self.buckets
         if buckets and buckets[-1].points < self.width:
-            tail = buckets[-1]
-            _extend(tail, Bucket(at, at, 1, value, value, value, nans))
+            _grow(buckets[-1], at, value)
             return
         if len(buckets) >= 2 * CAPACITY:
             self.buckets = buckets = _halve(buckets)
             self.width *= 2
-        buckets.append(Bucket(at, at, 1, value, value, value, nans))
+        buckets.append(Bucket(at, at, 1, value, value, value, 1 if value != value else 0))
 
     @property
     def last(self) -> float | None:
@@ -55,6 +53,21 @@ class Series(msgspec.Struct, array_like=True):
 
 CAPACITY = 32
 """Fewest buckets of a full series; the most is twice as many."""
+
+
+def _grow(bucket: Bucket, at: int, value: float) -> None:
+    """What :func:`_extend` does with a bucket of one point, without making one."""
+    bucket.last_at = at
+    bucket.points += 1
+    bucket.last = value
+    if value != value:
+        bucket.nans += 1
+    elif value < bucket.low:
+        bucket.low = value
+    elif value > bucket.high:
+        bucket.high = value
+    elif bucket.low != bucket.low:
+        bucket.low = bucket.high = value
 
 
 def _extend(into: Bucket, later: Bucket) -> None:

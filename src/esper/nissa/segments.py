@@ -32,6 +32,8 @@ MAX_BATCH_BYTES: Final = 64 << 20
 Closes = Literal["segment", "journal"]
 
 _CHUNK: Final = 1 << 20
+_PIECE: Final = 1 << 15
+"""Bytes of events to decode at a time; eight times as much, or all, makes indexing a fifth slower."""
 _MARK: Final = b'{"commit":'
 _NAME: Final = re.compile(r"events-(\d{5,})\.jsonl")
 _COMMIT: Final = re.compile(
@@ -106,6 +108,18 @@ class Batch:
         if may_hold_non_finite(self.body):
             return [revive(event) for event in events[wanted]]
         return events if self.kept == self.count and not superseded else events[wanted]
+
+    def pieces(self) -> Iterator[list[TelemetryEvent]]:
+        """The events that stand, decoded a few at a time: a fold then meets them while they are in the cache."""
+        left, at = self.kept, 0
+        while left:
+            end = self.body.find(b"\n", min(at + _PIECE, len(self.body) - 1)) + 1
+            body = self.body[at:end]
+            count = body.count(b"\n")
+            kept = min(left, count)
+            start = Position(self.start.segment, self.start.offset + at, self.start.crc32)
+            yield Batch(self.file, start, self.end, body, count, kept, self.last_seq, self.closes).events()
+            at, left = end, left - kept
 
     def _one_by_one(self, wanted: slice, validate: bool) -> list[TelemetryEvent]:
         events, offset = [], self.start.offset
