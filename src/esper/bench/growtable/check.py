@@ -1,0 +1,60 @@
+"""Does the table tell the truth? Tabulated sequences played again, and on hosts that the table never saw."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from statistics import fmean
+
+import numpy as np
+
+from esper.bench.growtable.host import TableHost
+from esper.bench.growtable.play import play
+from esper.bench.growtable.sequences import Choices, name_of
+from esper.bench.growtable.table import Table
+
+FRESH = 1000
+"""Number of the first host that no table holds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """One sequence: final test accuracy as the table predicts it (mean over its hosts), and on a fresh host."""
+
+    world: str
+    sequence: str
+    predicted: float
+    real: float
+    standard_error: float
+    """Of the difference: the world's pooled deviation between hosts, for one fresh host and the table's mean."""
+
+    @property
+    def within(self) -> bool:
+        """Whether they differ by at most two standard errors."""
+        return abs(self.predicted - self.real) <= 2 * self.standard_error
+
+
+def pooled_deviation(hosts: list[TableHost]) -> float:
+    """Standard deviation of the final test accuracy between hosts, pooled over all sequences that they share."""
+    common = set.intersection(*(set(host.records) for host in hosts))
+    variances = [np.var([host.records[c].ending.test_metric for host in hosts], ddof=1) for c in sorted(common)]
+    return math.sqrt(fmean(map(float, variances)))
+
+
+def compare(table: Table, count: int, seed: int = 0) -> Iterator[Comparison]:
+    """``count`` sequences drawn from those that all hosts of their world share, each on a fresh host of its own."""
+    random = np.random.default_rng(seed)
+    worlds = [name for name in table.worlds if len(table.of(name)) > 1]
+    for i in range(count):
+        hosts = table.of(worlds[int(random.integers(len(worlds)))])
+        common = sorted(set.intersection(*(set(host.records) for host in hosts)))
+        choices = common[int(random.integers(len(common)))]
+        predicted = fmean(host.records[choices].ending.test_metric for host in hosts)
+        error = pooled_deviation(hosts) * math.sqrt(1 + 1 / len(hosts))
+        real = _really(hosts[0], FRESH + i, choices)
+        yield Comparison(hosts[0].world.name, name_of(choices), predicted, real, error)
+
+
+def _really(host: TableHost, number: int, choices: Choices) -> float:
+    return dict(play(host.world, number, [choices]))[choices].ending.test_metric

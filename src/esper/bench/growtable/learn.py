@@ -1,0 +1,179 @@
+"""Learning a policy in the table: rows of tabulated hosts for the PPO learner, and a saved policy as a player."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from statistics import fmean
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from esper.bench.growtable.host import SPACE, Node, TableHost
+from esper.bench.growtable.score import Player
+from esper.bench.growtable.tabular import TabularWorld
+from esper.leyline import FactoredAction, UsageError
+from esper.simic.collect import Collector, Outcome, Seen
+from esper.simic.ppo import PPOConfig, PPOLearner
+from esper.simic.rewards import RewardConfig
+from esper.simic.vectorized import fresh_network
+from esper.tamiyo.batch import observe, tables
+from esper.tamiyo.distribution import FactoredDistribution
+from esper.tamiyo.heads import growth_heads
+from esper.tamiyo.masks import to_action
+from esper.tamiyo.network import GrowthNetwork, GrowthNetworkConfig
+from esper.tolaria import ledger
+from esper.tolaria.rng import derive
+
+
+class Sights:
+    """What nodes look like to a network; every node is encoded once."""
+
+    def __init__(self, config: GrowthNetworkConfig) -> None:
+        self.config = config
+        self._known: dict[Node, dict[str, Tensor]] = {}
+
+    def of(self, nodes: Sequence[Node]) -> Seen:
+        """Observation and masks of ``nodes``, one row each."""
+        parts = [self._one(node) for node in nodes]
+        observation = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        return Seen(observation, tables([node.availability for node in nodes]))
+
+    def _one(self, node: Node) -> dict[str, Tensor]:
+        if node not in self._known:
+            self._known[node] = observe([node.view], SPACE, self.config)
+        return self._known[node]
+
+
+class TableEnvironments:
+    """``size`` rows on hosts drawn at random; implements :class:`esper.simic.collect.RolloutEnvironments`."""
+
+    def __init__(
+        self, hosts: Sequence[TableHost], size: int, config: GrowthNetworkConfig, reward: RewardConfig
+    ) -> None:
+        self.hosts, self.size = hosts, size
+        self.heads = growth_heads(SPACE)
+        self.world = TabularWorld(reward)
+        self._sights = Sights(config)
+        self._random = np.random.default_rng(0)
+
+    def reset(self, seed: int) -> Seen:
+        """Start everywhere; ``seed`` decides which hosts come when."""
+        self._random = np.random.default_rng(seed % 2**63)
+        self.world.begin([self._draw() for _ in range(self.size)])
+        return self._sights.of(self.world.nodes)
+
+    def step(self, actions: Tensor) -> Outcome:
+        """One epoch in every row; a row that ended starts on another host at once."""
+        answers = [self.world.step(row, to_action(SPACE, chosen)) for row, chosen in enumerate(actions.tolist())]
+        ended = [answer.ended for answer in answers]
+        final = self._sights.of(self.world.nodes).observation if any(ended) else None
+        for row in (row for row, over in enumerate(ended) if over):
+            self.world.enter(row, self._draw())
+        over = torch.tensor(ended)
+        return Outcome(
+            seen=self._sights.of(self.world.nodes),
+            rewards=torch.tensor([answer.paid.total for answer in answers], dtype=torch.float64),
+            terminated=over,
+            ended=over,
+            starts=over,
+            valid=torch.ones(self.size, dtype=torch.bool),
+            final=final,
+        )
+
+    def _draw(self) -> TableHost:
+        return self.hosts[int(self._random.integers(len(self.hosts)))]
+
+
+@dataclass(frozen=True, slots=True)
+class LearnPlan:
+    """How to learn in the table."""
+
+    updates: int = 150
+    rows: int = 64
+    steps: int = 24
+    """Of each row in a rollout."""
+    seed: int = 0
+    entropy: tuple[float, float] = (0.05, 0.005)
+    """Entropy coefficient of the first and of the last update; it falls geometrically."""
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    learning_rate: float = 1e-3
+    epochs: int = 3
+    minibatches: int = 4
+
+    def __post_init__(self) -> None:
+        for name in ("updates", "rows", "steps"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} is {getattr(self, name)}; it must be 1 or more")
+
+    def ppo(self, progress: float) -> PPOConfig:
+        """Settings at ``progress`` in [0, 1)."""
+        first, last = self.entropy
+        return PPOConfig(
+            learning_rate=self.learning_rate,
+            epochs=self.epochs,
+            minibatches=self.minibatches,
+            entropy_coefficient=first * (last / first) ** progress,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Learned:
+    """A network, the steps that it made and the multiply-accumulates of its own acting and learning."""
+
+    network: GrowthNetwork
+    steps: int
+    macs: int
+
+
+def learn(hosts: Sequence[TableHost], plan: LearnPlan, tell: Callable[[int, float, float], None]) -> Learned:
+    """Train a fresh network on ``hosts``.
+
+    ``tell`` is given the update's number, the mean return of the episodes that ended and the entropy, in nats.
+    """
+    network = fresh_network(plan.seed)
+    environments = TableEnvironments(hosts, plan.rows, network.config, plan.reward)
+    learner = PPOLearner(network, plan.ppo(0.0), derive(plan.seed, "minibatches"))
+    collector = Collector(environments, network, plan.ppo(0.0).gamma, derive(plan.seed, "policy draws"))
+    macs = plan.updates * plan.steps * acting_macs(network, collector.seen)
+    for update in range(plan.updates):
+        progress = update / plan.updates
+        learner.config = plan.ppo(progress)
+        rollout, episodes = collector.collect(plan.steps)
+        report = learner.update(rollout, 1.0 - 0.9 * progress)
+        macs += report.update_macs
+        if episodes:
+            tell(update + 1, fmean(episode.episode_return for episode in episodes), report.entropy)
+    return Learned(network, plan.updates * plan.rows * plan.steps, macs)
+
+
+def acting_macs(network: GrowthNetwork, seen: Seen) -> int:
+    """Multiply-accumulates of deciding once for all rows of ``seen``."""
+    rows = len(next(iter(seen.observation.values())))
+    state, starts = network.initial_state(rows), torch.ones(rows, dtype=torch.bool)
+    return rows * ledger.count(lambda: network.step(seen.observation, state, starts), rows, model=network).forward
+
+
+def network_player(network: GrowthNetwork, *, greedy: bool = True) -> Player:
+    """A network as it acts in the table, under the table's masks."""
+    sights, heads = Sights(network.config), growth_heads(SPACE)
+
+    def begin(host: TableHost, draw: int) -> Callable[[Node], FactoredAction]:
+        state, fresh = network.initial_state(1), True
+        generator = torch.Generator().manual_seed(derive(draw, "policy", host.world.name, str(host.number)))
+
+        @torch.no_grad()
+        def choose(node: Node) -> FactoredAction:
+            nonlocal state, fresh
+            seen = sights.of([node])
+            output, state = network.step(seen.observation, state, torch.tensor([fresh]))
+            fresh = False
+            distribution = FactoredDistribution(heads, output.logits, seen.masks)
+            uniforms = torch.rand(1, len(heads), generator=generator)
+            actions = distribution.mode()[0] if greedy else distribution.sample(uniforms)[0]
+            return to_action(SPACE, actions[0].tolist())
+
+        return choose
+
+    return begin

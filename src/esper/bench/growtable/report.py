@@ -1,0 +1,91 @@
+"""What a table says, as Markdown: what was sampled, what is best in each world, and the regret of policies."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import fmean
+
+from esper.bench.growtable.check import Comparison
+from esper.bench.growtable.host import TableHost
+from esper.bench.growtable.score import BreakEven, Line, oracle_of
+from esper.bench.growtable.sequences import Choices, name_of, singles
+from esper.bench.growtable.table import Table
+from esper.bench.growtable.tabular import value
+from esper.karn.stats import Interval
+
+
+def sampled(table: Table) -> str:
+    """One row a world: what it is, what was tabulated, and how much there is to win."""
+    rows = [
+        "| world | | hosts | single choices of | pairs | epochs | static | random | oracle | oracle's choices |",
+        "|---|---|---:|---:|---:|---:|---:|---:|---:|---|",
+    ]
+    for name in table.worlds:
+        hosts = table.of(name)
+        world = hosts[0].world
+        alone = max(sum(len(c) == 1 for c in host.records) for host in hosts)
+        both = max(sum(len(c) == 2 for c in host.records) for host in hosts)
+        static = fmean(value(host, host.records[()], test=True) for host in hosts)
+        random = fmean(fmean(value(host, r, test=True) for r in host.records.values()) for host in hosts)
+        rows.append(
+            f"| `{name}` | {'held out' if world.held_out else 'training'} | {len(hosts)} | {alone} of "
+            f"{len(singles(world))} | {both} | {world.epochs} | {static:.1f} | {random:.1f} | {_oracle(hosts)} |"
+        )
+    return "\n".join(rows)
+
+
+def _oracle(hosts: Sequence[TableHost]) -> str:
+    if len(hosts) < 2:
+        return "- | needs two hosts"
+    found = oracle_of(hosts)
+    names = dict.fromkeys(_plainly(choices) for choices, _ in found.values())
+    return f"{fmean(outcome.objective for _, outcome in found.values()):.1f} | {'; '.join(names)}"
+
+
+def _plainly(choices: Choices) -> str:
+    return ", ".join(f"{c.blueprint} in {c.slot} at {c.epoch}" for c in choices) or "nothing"
+
+
+def regrets(lines: Sequence[Line], schedule: Choices) -> str:
+    """One row an arm."""
+    worlds = list(lines[0].by_world)
+    rows = [
+        f"Best fixed schedule of the training worlds: `{name_of(schedule)}`.",
+        "",
+        f"| arm | regret | better than the schedule by | MACs a run | {' | '.join(f'`{name}`' for name in worlds)} |",
+        f"|---|---:|---:|---:|{'---:|' * len(worlds)}",
+    ]
+    for each in lines:
+        by_world = " | ".join(f"{each.by_world[name]:.2f}" for name in worlds)
+        better = "" if each.better_than_fixed is None else _bounds(each.better_than_fixed)
+        rows.append(f"| {each.arm} | {_bounds(each.regret)} | {better} | {each.macs:.2e} | {by_world} |")
+    return "\n".join(rows)
+
+
+def _bounds(found: Interval | None) -> str:
+    if found is None:
+        return ""
+    if found.low is None or found.high is None:
+        return f"{found.mean:.2f}"
+    return f"{found.mean:.2f} ({found.low:.2f} to {found.high:.2f})"
+
+
+def paid_off(even: BreakEven) -> str:
+    """One sentence on break-even."""
+    cost = f"Training the policy took {even.training_macs:.2e} MACs, tabulating the training worlds included"
+    if even.uses is None:
+        return (
+            f"{cost}; searching at random for as good a result costs no more than a run of the policy: no break-even."
+        )
+    return f"{cost}; it saves {even.saved_per_use:.2e} MACs a use: break-even after {even.uses:.0f} uses."
+
+
+def checked(comparisons: Sequence[Comparison]) -> str:
+    """One sentence on how the table predicts hosts that it never saw."""
+    within = sum(each.within for each in comparisons)
+    error = fmean(abs(each.predicted - each.real) for each in comparisons)
+    return (
+        f"Of {len(comparisons)} tabulated sequences, each played on a fresh host, {within} "
+        f"({100 * within / len(comparisons):.0f} %) end within two standard errors of what the table predicts; "
+        f"the mean absolute difference is {error:.1f} points."
+    )

@@ -1,0 +1,235 @@
+"""Normalised regret on tabulated worlds, beside what it is measured against.
+
+    regret = (oracle - policy) / (oracle - random)
+
+of the objective (test accuracy minus rent). *Oracle* is the best tabulated sequence of a world: chosen by validation on
+one half of its hosts and scored on the other, both ways round. *Random* is a tabulated sequence drawn uniformly, in
+expectation. What the table does not hold is not in the oracle: a policy that adapts to its host may do better.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import comb
+from statistics import fmean
+
+from esper.bench.growtable.host import Node, TableHost
+from esper.bench.growtable.record import Record
+from esper.bench.growtable.sequences import Choices
+from esper.bench.growtable.table import Table
+from esper.bench.growtable.tabular import value
+from esper.karn.stats import Interval, interval
+from esper.leyline import DataError, FactoredAction, Policy, RowSpec
+
+Player = Callable[[TableHost, int], Callable[[Node], FactoredAction]]
+"""``(host, draw) -> node -> action``: a policy at the start of an episode; draws differ where it is random."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What one arm achieves on one host: mean objective on the test split, and mean MACs of a run."""
+
+    objective: float
+    macs: float
+
+
+@dataclass(frozen=True, slots=True)
+class Norm:
+    """One host's end points: what the oracle of its world and a random sequence achieve on it."""
+
+    oracle: Outcome
+    random: Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class HostKey:
+    """A host by world and number."""
+
+    world: str
+    number: int
+
+
+Outcomes = dict[HostKey, Outcome]
+
+
+def outcome_of(host: TableHost, records: Iterable[Record]) -> Outcome:
+    """Means over ``records`` of one host."""
+    those = list(records)
+    objective = fmean(value(host, record, test=True) for record in those)
+    return Outcome(objective, fmean(record.ending.total_macs for record in those))
+
+
+def oracle_of(hosts: Sequence[TableHost]) -> dict[HostKey, tuple[Choices, Outcome]]:
+    """Per host, the sequence that is best by validation on the other half of its world's hosts, and its outcome.
+
+    Raises ``DataError`` where a world has fewer than two hosts, so that there is no other half.
+    """
+    if len(hosts) < 2:
+        raise DataError(f"world {hosts[0].world.name}: one host; an oracle needs two, to choose on and to score on")
+    common = set.intersection(*(set(host.records) for host in hosts))
+    found = {}
+    for chosen_on, scored_on in ((hosts[::2], hosts[1::2]), (hosts[1::2], hosts[::2])):
+        best = max(
+            sorted(common),
+            key=lambda c: fmean(value(host, host.records[c], test=False) for host in chosen_on),
+        )
+        for host in scored_on:
+            found[_key(host)] = best, outcome_of(host, [host.records[best]])
+    return found
+
+
+def norms(table: Table, worlds: Iterable[str]) -> dict[HostKey, Norm]:
+    """End points of every host of ``worlds``."""
+    found = {}
+    for name in worlds:
+        hosts = table.of(name)
+        oracle = oracle_of(hosts)
+        for host in hosts:
+            found[_key(host)] = Norm(oracle[_key(host)][1], outcome_of(host, host.records.values()))
+    return found
+
+
+def held_part(host: TableHost, choices: Choices) -> Record:
+    """What a fixed schedule does on a host: all of it, or the part that the table holds."""
+    parts = (choices, choices[:1], choices[1:], ())
+    return next(host.records[part] for part in parts if part in host.records)
+
+
+def best_schedule(table: Table, worlds: Sequence[str]) -> Choices:
+    """The sequence that, by validation, leaves the least regret on average over ``worlds``."""
+    scales, means = {}, {}
+    for name in worlds:
+        hosts = table.of(name)
+        found = {
+            choices: fmean(value(host, host.records[choices], test=False) for host in hosts)
+            for choices in set.intersection(*(set(host.records) for host in hosts))
+        }
+        means[name], scales[name] = found, max(found.values()) - fmean(found.values())
+    candidates = sorted({choices for name in worlds for host in table.of(name) for choices in host.records})
+
+    def worth(choices: Choices) -> float:
+        return fmean(
+            fmean(value(host, held_part(host, choices), test=False) for host in table.of(name)) / scales[name]
+            for name in worlds
+            if scales[name] > 0
+        )
+
+    return max(candidates, key=worth)
+
+
+def fixed(table: Table, worlds: Iterable[str], choices: Choices) -> Outcomes:
+    """What a fixed schedule achieves."""
+    return {_key(h): outcome_of(h, [held_part(h, choices)]) for name in worlds for h in table.of(name)}
+
+
+def played(table: Table, worlds: Iterable[str], player: Player, draws: int = 1) -> Outcomes:
+    """What a policy achieves that walks through the table."""
+    return {
+        _key(host): outcome_of(host, [walk(host, player(host, draw)).record for draw in range(draws)])
+        for name in worlds
+        for host in table.of(name)
+    }
+
+
+def walk(host: TableHost, choose: Callable[[Node], FactoredAction]) -> Node:
+    """One episode; returns its end."""
+    node = host.root
+    while not node.ended:
+        node = node.after(choose(node))[1]
+    return node
+
+
+def by_views(policy: Policy) -> Player:
+    """A policy that decides from views and knows nothing of the table: what is not held becomes what is."""
+
+    def begin(host: TableHost, draw: int) -> Callable[[Node], FactoredAction]:
+        policy.reset([RowSpec(0, draw, host.number, host.world.epochs)])
+        return lambda node: policy.decide([node.view])[0].action
+
+    return begin
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One arm on held-out worlds. Regret by world is a ratio of means; the interval is over hosts of all worlds."""
+
+    arm: str
+    regret: Interval | None
+    by_world: Mapping[str, float]
+    better_than_fixed: Interval | None
+    """Regret of the best fixed schedule minus the arm's, paired by host; ``None`` for the schedule itself."""
+    macs: float
+
+
+def line(arm: str, found: Outcomes, ends: Mapping[HostKey, Norm], rival: Outcomes | None) -> Line:
+    """Sum up one arm. Regrets of hosts are scaled by their world's mean distance of oracle and random."""
+    worlds = list(dict.fromkeys(key.world for key in ends))
+    scale = {name: fmean(n.oracle.objective - n.random.objective for k, n in _within(ends, name)) for name in worlds}
+
+    def regret(key: HostKey, outcome: Outcome) -> float:
+        return (ends[key].oracle.objective - outcome.objective) / scale[key.world]
+
+    regrets = {key: regret(key, found[key]) for key in ends}
+    gains = None if rival is None else [regret(key, rival[key]) - regrets[key] for key in ends]
+    return Line(
+        arm=arm,
+        regret=interval(list(regrets.values())),
+        by_world={name: fmean(r for key, r in regrets.items() if key.world == name) for name in worlds},
+        better_than_fixed=None if gains is None else interval(gains),
+        macs=fmean(outcome.macs for outcome in found.values()),
+    )
+
+
+def _within(ends: Mapping[HostKey, Norm], world: str) -> list[tuple[HostKey, Norm]]:
+    return [(key, norm) for key, norm in ends.items() if key.world == world]
+
+
+def tries_to_match(host: TableHost, objective: float) -> int | None:
+    """How many tabulated sequences, drawn at random and the best of them taken by validation, are expected to reach
+    ``objective`` on the test split of this host; ``None`` where all of them together do not.
+    """
+    ordered = sorted(host.records.values(), key=lambda record: value(host, record, test=False), reverse=True)
+    scores = [value(host, record, test=True) for record in ordered]
+    n = len(scores)
+    for tries in range(1, n + 1):
+        # the best of the drawn has rank r when it is drawn and the others come from the ranks behind it
+        total = comb(n, tries)
+        expected = sum(score * (comb(n - 1 - rank, tries - 1) / total) for rank, score in enumerate(scores))
+        if expected >= objective:
+            return tries
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class BreakEven:
+    """When a policy has paid for its training, in MACs."""
+
+    training_macs: float
+    saved_per_use: float
+    """What searching at random for as good a result costs, minus one run of the policy; means over hosts. Where no
+    search reaches it, the whole table counts, so that the saving is at least this."""
+    uses: float | None
+    """``training_macs / saved_per_use``; ``None`` where nothing is saved."""
+
+
+def break_even(table: Table, worlds: Iterable[str], found: Outcomes, training_macs: float) -> BreakEven:
+    """Break-even of a policy that achieves ``found`` on ``worlds``."""
+    saved = []
+    for host in (host for name in worlds for host in table.of(name)):
+        outcome = found[_key(host)]
+        tries = tries_to_match(host, outcome.objective)
+        each = fmean(record.ending.total_macs for record in host.records.values())
+        saved.append((len(host.records) if tries is None else tries) * each - outcome.macs)
+    mean = fmean(saved)
+    return BreakEven(training_macs, mean, training_macs / mean if mean > 0 else None)
+
+
+def table_macs(table: Table, worlds: Iterable[str]) -> int:
+    """What tabulating ``worlds`` cost, had no beginning been shared."""
+    records = (r for name in worlds for host in table.of(name) for r in host.records.values())
+    return sum(record.ending.total_macs for record in records)
+
+
+def _key(host: TableHost) -> HostKey:
+    return HostKey(host.world.name, host.number)

@@ -1,0 +1,71 @@
+"""N tabulated hosts as a reinforcement-learning problem, paid as :class:`esper.simic.world.World` pays."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from esper.bench.growtable.host import Node, TableHost
+from esper.bench.growtable.record import Record
+from esper.leyline import FactoredAction, Metric, RowView
+from esper.simic.rewards import Account, Paid, RewardConfig, Standing
+from esper.tasks.scoring import accuracy_metric
+
+METRIC: Final[Metric] = accuracy_metric(chance=10.0)
+"""What every world is scored by."""
+
+
+@dataclass(frozen=True, slots=True)
+class TableStep:
+    """What one row answered to one step; ``held`` says whether the table holds what was asked for."""
+
+    view: RowView
+    taken: FactoredAction
+    held: bool
+    paid: Paid
+    ended: bool
+
+
+@dataclass(slots=True)
+class TabularWorld:
+    """Rows that step together, each on a host of its own; their episodes may differ in length."""
+
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    gamma: float = 1.0
+    nodes: list[Node] = field(default_factory=list)
+    """Where each row is."""
+    accounts: list[Account] = field(default_factory=list)
+
+    def begin(self, hosts: Sequence[TableHost]) -> list[RowView]:
+        """Start an episode on each of ``hosts``."""
+        self.nodes, self.accounts = [], []
+        return [self.enter(row, host) for row, host in enumerate(hosts)]
+
+    def enter(self, row: int, host: TableHost) -> RowView:
+        """Start row ``row`` afresh; it is the next new one, or one whose episode has ended."""
+        root = host.root
+        start = Standing.of(root.view, root.record.start_metric, None, None)
+        account = Account(self.reward, METRIC, self.gamma, host.world.epochs, start)
+        self.nodes[row : row + 1], self.accounts[row : row + 1] = [root], [account]
+        return root.view
+
+    def step(self, row: int, action: FactoredAction) -> TableStep:
+        """One epoch of one row."""
+        before = self.nodes[row]
+        taken, node = before.after(action)
+        self.nodes[row] = node
+        metric = node.record.ending.validation_metric if node.ended else node.view.metric
+        assert metric is not None, "every epoch of a table was measured"
+        # what the seeds are worth together was not tabulated: mode shaped gives no credit for it
+        standing = Standing.of(node.view, metric, None, None)
+        paid = self.accounts[row].pay(standing, taken.op, ended=node.ended)
+        return TableStep(node.view, taken, action in before.held, paid, node.ended)
+
+
+def value(host: TableHost, record: Record, *, test: bool, reward: RewardConfig | None = None) -> float:
+    """The objective that a sequence ends with: its metric on the validation or the test split, minus the rent."""
+    ending = record.ending
+    growth = ending.kept_parameters / host.facts.host_parameters
+    account = Account(reward or RewardConfig(), METRIC, 1.0, host.world.epochs, Standing(record.start_metric, 0.0))
+    return account.objective(Standing(ending.test_metric if test else ending.validation_metric, growth))

@@ -1,0 +1,183 @@
+"""``esper growtable``: build the tabular worlds, check them against real runs, learn in them, score policies."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.markdown import Markdown
+from rich.text import Text
+
+from esper.bench.growtable import report
+from esper.bench.growtable.build import BuildPlan, Progress, build, units
+from esper.bench.growtable.check import compare
+from esper.bench.growtable.learn import LearnPlan, learn, network_player
+from esper.bench.growtable.parts import Parts
+from esper.bench.growtable.score import (
+    Line,
+    best_schedule,
+    break_even,
+    by_views,
+    fixed,
+    line,
+    norms,
+    played,
+    table_macs,
+)
+from esper.bench.growtable.table import STORED, load_table, save_table, table_of
+from esper.bench.growtable.worlds import HELD_OUT, TRAINING, WORLDS
+from esper.bench.report import into_page
+from esper.leyline import DataError, UsageError
+from esper.scripts.cli import Parser
+from esper.tamiyo.policies import HeuristicPolicy, StaticPolicy
+from esper.tamiyo.policies.learned import load_policy, save_policy
+
+_PLAN = BuildPlan()
+_LEARN = LearnPlan()
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line of ``esper growtable``."""
+    parser = Parser(prog="esper growtable", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
+    one = commands.add_parser("build", help="play the worlds' sequences and write the table; goes on where it was left")
+    one.add_argument("--worlds", metavar="NAMES", help=f"comma-separated; default: {','.join(WORLDS)}")
+    one.add_argument("--workers", type=int, default=1, metavar="N", help="processes (default 1)")
+    one.add_argument("--seeds", type=int, default=_PLAN.seeds, metavar="N", help="hosts a world (default 6)")
+    one.add_argument("--singles", type=int, metavar="N", help="single choices a world (default: all)")
+    one.add_argument("--pairs", type=int, default=_PLAN.pairs, metavar="N", help="sampled pairs a world (default 400)")
+    one.add_argument("--pair-seeds", type=int, default=_PLAN.pair_seeds, metavar="N", help="hosts with pairs (4)")
+    one.add_argument("--parts", type=Path, default=Path("growtable-parts"), metavar="DIR", help="what is done so far")
+    one.add_argument("--pack-only", action="store_true", help="write the table of what is done, and play nothing")
+    one.add_argument("--output", type=Path, default=STORED, metavar="FILE", help="default: the package's own table")
+    two = commands.add_parser("check", help="play tabulated sequences on fresh hosts, and compare")
+    two.add_argument("--count", type=int, default=50, metavar="N")
+    three = commands.add_parser("train", help="learn a policy in the training worlds")
+    three.add_argument("--updates", type=int, default=_LEARN.updates, metavar="N")
+    three.add_argument("--seed", type=int, default=_LEARN.seed)
+    three.add_argument("--output", type=Path, required=True, metavar="FILE", help="a policy.safetensors")
+    four = commands.add_parser("score", help="regret of policies on held-out worlds")
+    four.add_argument("--policy", type=Path, action="append", default=[], metavar="FILE", help="may be repeated")
+    for command in (two, three, four):
+        command.add_argument("--table", type=Path, default=STORED, metavar="FILE")
+    for command in (two, four):
+        command.add_argument(
+            "--into", type=Path, metavar="PAGE", help="write the result between the marks of PAGE, too"
+        )
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    args = build_parser().parse_args(list(sys.argv[1:] if argv is None else argv))
+    torch.set_num_threads(1)
+    console = Console(highlight=False)
+    {"build": run_build, "check": run_check, "train": run_train, "score": run_score}[args.command](args, console)
+    return 0
+
+
+def run_build(args: argparse.Namespace, console: Console) -> None:
+    """Play what is missing, then write the table."""
+    names = tuple(WORLDS) if args.worlds is None else tuple(name.strip() for name in args.worlds.split(","))
+    plan = BuildPlan(names, args.seeds, args.singles, args.pairs, args.pair_seeds)
+
+    def tell(progress: Progress) -> None:
+        left = time.strftime("%H:%M:%S", time.gmtime(progress.remaining_seconds))
+        _say(console, f"{progress.done}/{progress.of}  {progress.unit.world.name}, host {progress.unit.number}  {left}")
+
+    if not args.pack_only:
+        build(plan, args.parts, args.workers, tell)
+    parts = list(Parts(args.parts))
+    if not parts:
+        raise DataError(f"{args.parts}: holds no finished sequence; build without --pack-only")
+    missing = sum(len(unit.wanted) for unit in units(plan, Parts(args.parts)))
+    about = {"plan": asdict(plan), "missing": missing, "torch": torch.__version__}
+    size = save_table(table_of(parts, about), args.output)
+    _say(console, f"{args.output}: {len(parts):,} sequences, {missing:,} missing, {size / 1e6:.2f} MB")
+
+
+def run_check(args: argparse.Namespace, console: Console) -> None:
+    """Compare with real runs."""
+    found = []
+    for each in compare(load_table(args.table), args.count):
+        found.append(each)
+        mark = "" if each.within else "  outside"
+        _say(
+            console,
+            f"{each.world} {each.sequence}: {each.predicted:.1f} predicted, {each.real:.1f} real, "
+            f"standard error {each.standard_error:.1f}{mark}",
+        )
+    _publish(args.into, "growtable-check", report.checked(found), console)
+
+
+def run_train(args: argparse.Namespace, console: Console) -> None:
+    """Learn, and save the policy with its card."""
+    table = load_table(args.table)
+    worlds = [name for name in TRAINING if name in table.worlds]
+    hosts = [host for name in worlds for host in table.of(name)]
+    if not hosts:
+        raise UsageError(f"table {args.table}: holds no training world; legal: {', '.join(TRAINING)}")
+    began = time.perf_counter()
+
+    def tell(update: int, mean_return: float, entropy: float) -> None:
+        if update % 10 == 0:
+            _say(console, f"update {update}: mean return {mean_return:.2f}, entropy {entropy:.2f} nats")
+
+    learned = learn(hosts, LearnPlan(updates=args.updates, seed=args.seed), tell)
+    seconds = time.perf_counter() - began
+    card = {
+        "trained_on": "GrowTable",
+        "worlds": worlds,
+        "hosts": len(hosts),
+        "seed": args.seed,
+        "steps": learned.steps,
+        "policy_macs": learned.macs,
+        "table_macs": table_macs(table, worlds),
+    }
+    written = save_policy(args.output, learned.network, card)
+    _say(console, f"{args.output}: {written.bytes:,} bytes, {learned.steps:,} steps in {seconds:.0f} s")
+
+
+def run_score(args: argparse.Namespace, console: Console) -> None:
+    """Regret on held-out worlds."""
+    table = load_table(args.table)
+    training = [name for name in TRAINING if name in table.worlds]
+    held_out = [name for name in HELD_OUT if name in table.worlds]
+    if not training or not held_out:
+        raise UsageError(f"table {args.table}: holds no {'held-out' if training else 'training'} world to score on")
+    ends = norms(table, held_out)
+    schedule = best_schedule(table, training)
+    rival = fixed(table, held_out, schedule)
+    lines: list[Line] = [
+        line("oracle", {key: norm.oracle for key, norm in ends.items()}, ends, rival),
+        line("random", {key: norm.random for key, norm in ends.items()}, ends, rival),
+        line("static", played(table, held_out, by_views(StaticPolicy())), ends, rival),
+        line("best fixed schedule", rival, ends, None),
+        line("heuristic", played(table, held_out, by_views(HeuristicPolicy())), ends, rival),
+    ]
+    remarks = []
+    for path in args.policy:
+        saved = load_policy(path)
+        found = played(table, held_out, network_player(saved.network))
+        lines.append(line(f"learned policy `{path.name}`", found, ends, rival))
+        cost = saved.card.get("policy_macs", 0) + saved.card.get("table_macs", 0)
+        if cost:
+            remarks.append(f"`{path.name}`: {report.paid_off(break_even(table, held_out, found, cost))}")
+    text = "\n\n".join([report.sampled(table), report.regrets(lines, schedule), *remarks])
+    _publish(args.into, "growtable", text, console)
+
+
+def _publish(page: Path | None, name: str, text: str, console: Console) -> None:
+    console.print(Markdown(text))
+    if page is not None:
+        into_page(page, name, text)
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(Text(text, style="dim"), soft_wrap=True)

@@ -1,0 +1,79 @@
+"""The file: what goes in comes out, and what is damaged or of another version is refused with a remedy."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from made_up_tables import made_up_host
+
+from esper.bench.growtable import table as module
+from esper.bench.growtable.table import Table, load_table, save_table
+from esper.bench.growtable.worlds import WORLDS
+from esper.leyline import DataError, UsageError
+
+
+def small() -> Table:
+    return Table([made_up_host(0), made_up_host(1)], {"plan": "by hand"})
+
+
+def test_what_goes_in_comes_out(tmp_path: Path) -> None:
+    path, table = tmp_path / "t", small()
+    size = save_table(table, path)
+    back = load_table(path)
+    assert path.stat().st_size == size and back.about == table.about and back.worlds == ("digits",)
+    for host, other in zip(table.of("digits"), back.of("digits"), strict=True):
+        assert (host.number, host.facts) == (other.number, other.facts) and list(other.records) == sorted(host.records)
+        for choices, record in host.records.items():
+            found = other.records[choices]
+            assert (found.ending, found.start_metric) == (record.ending, record.start_metric)
+            for name, column in record.steps.items():
+                assert np.array_equal(column, found.steps[name], equal_nan=column.dtype.kind == "f"), name
+                assert column.dtype == found.steps[name].dtype
+
+
+def test_the_same_table_is_the_same_file(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        save_table(small(), tmp_path / name)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_a_damaged_file_is_refused_wherever_it_is_damaged(tmp_path: Path) -> None:
+    path = tmp_path / "t"
+    save_table(small(), path)
+    whole = path.read_bytes()
+    for place in range(0, len(whole), max(1, len(whole) // 60)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        with pytest.raises(DataError, match="esper growtable build"):
+            load_table(path)
+        path.write_bytes(whole[:place])
+        with pytest.raises(DataError, match="esper growtable build"):
+            load_table(path)
+    with pytest.raises(DataError, match="No such file.*esper growtable build"):
+        load_table(tmp_path / "none")
+
+
+def test_another_version_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "t"
+    monkeypatch.setattr(module, "VERSION", 2)
+    save_table(small(), path)
+    monkeypatch.undo()
+    with pytest.raises(DataError, match="of version 2, this Esper reads version 1; .*esper growtable build"):
+        load_table(path)
+
+
+def test_a_table_of_a_world_that_is_defined_otherwise_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "t"
+    save_table(small(), path)
+    monkeypatch.setitem(WORLDS, "digits", replace(WORLDS["digits"], lr=0.5))
+    with pytest.raises(DataError, match="defines world digits otherwise; .*esper growtable build"):
+        load_table(path)
+
+
+def test_a_world_that_it_does_not_hold_is_named() -> None:
+    with pytest.raises(UsageError, match="unknown world of the table 'mnist1d'; legal: digits"):
+        small().of("mnist1d")
