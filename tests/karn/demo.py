@@ -131,6 +131,7 @@ class Host:
         blueprint = BLUEPRINTS[(self.env + len(slot)) % 4]
         if age == 0:
             ask = {"op": "GERMINATE", "slot": slot, "blueprint": blueprint}
+            ask |= {"blend": "cosine", "alpha_target": 1.0, "tempo": 4}
             rec.say(T.COMMAND_ISSUED, **where, **ask, reason="plateau", evidence={"plateau_epochs": 3.0})
             self._gate(rec, epoch, slot, seed, S.GERMINATED, ("learning_tensors", 4, ">=", 1, None))
             rec.say(

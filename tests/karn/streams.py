@@ -186,6 +186,9 @@ def _grow(rec: Recorder, epoch: int, stages: dict[str, str]) -> None:
             op="GERMINATE",
             slot="blocks_1",
             blueprint="conv3",
+            blend="cosine",
+            alpha_target=0.7,
+            tempo=5,
             reason="plateau of 3 epochs",
             evidence={"plateau_epochs": 3.0},
         )

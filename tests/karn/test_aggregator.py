@@ -40,6 +40,7 @@ def test_story_trouble_and_end() -> None:
     assert state.census["conv3"].fossilized == 1
     (action,) = state.environments[0].actions
     assert (action.op, action.outcome, action.reason) == ("GERMINATE", "executed", "plateau of 3 epochs")
+    assert (action.blueprint, action.blend, action.alpha_target, action.tempo) == ("conv3", "cosine", 0.7, 5)
 
 
 def test_non_finite_fields_are_named_and_clear_up() -> None:

@@ -1,10 +1,16 @@
 from __future__ import annotations
 
+import copy
+import math
+
+from hypothesis import given, settings
+
 from esper.karn import anomaly
 from esper.karn.aggregator import fold
 from esper.karn.state import EnvironmentFold, RunState
+from esper.leyline import TelemetryEvent
 from esper.leyline import TelemetryEventType as T
-from karn.streams import Recorder, begin, begin_episode, epoch_done
+from karn.streams import Recorder, begin, begin_episode, epoch_done, runs
 
 
 def _run(metrics: list[float], **data: object) -> RunState:
@@ -113,3 +119,43 @@ def test_every_rule_speaks_with_its_figures() -> None:
     for name, rule in anomaly.RULES.items():
         factor = anomaly.FactorRecord(name, 4.0, float(rule.threshold), rule.weight, 1.0)
         assert "4" in anomaly.words(factor)
+
+
+def _obvious(state: RunState, environment: EnvironmentFold) -> dict[str, float]:
+    """Every factor worked out whether it matters or not, and then compared with its threshold."""
+    epoch, rules, found = environment.epoch or 0, anomaly.RULES, dict[str, float]()
+    found["non_finite"] = len(environment.non_finite)
+    for name, epochs in (
+        ("panic", environment.panics),
+        ("prune_storm", environment.prunes),
+        ("gate_storm", environment.gate_failures),
+    ):
+        found[name] = sum(at > epoch - anomaly.RECENT for at in epochs)
+    best, first, last = environment.best, environment.first_metric, environment.metric.last
+    if best is not None and best.epoch is not None and environment.metric.seen >= anomaly.MIN_EPOCHS:
+        found["stalled"] = epoch - best.epoch
+        if first is not None and last is not None and math.isfinite(last) and best.value != first:
+            lost = abs(float(best.value) - last)
+            if lost > 2 * (environment.wobble or 0.0):
+                found["falling"] = lost / abs(float(best.value) - first)
+    train, typical = environment.facts.get("train_ms"), state.typical_train_ms
+    if train is not None and math.isfinite(float(train.value)) and typical and len(state.environments) > 1:
+        found["slow"] = float(train.value) / typical
+    paying = [
+        slot.seed
+        for slot in environment.slots.values()
+        if slot.seed is not None and slot.stage in ("HOLDING", "FOSSILIZED") and slot.seed.parameters
+    ]
+    costs = [seed.facts.get("removal_cost") for seed in paying]
+    if environment.host_parameters and None not in costs and sum(float(cost.value) for cost in costs if cost) <= 0:
+        found["rent_without_gain"] = sum(seed.parameters or 0 for seed in paying) / environment.host_parameters
+    return {name: value for name, value in found.items() if value > rules[name].threshold}
+
+
+@settings(max_examples=40, deadline=None)
+@given(runs())
+def test_factors_are_those_of_the_obvious_reckoning(events: list[TelemetryEvent]) -> None:
+    state = fold(events)
+    for environment in copy.deepcopy(state).environments.values():
+        anomaly.update(state, environment)
+        assert {factor.name: factor.measured for factor in environment.anomaly.factors} == _obvious(state, environment)

@@ -4,8 +4,8 @@ from hypothesis import given, settings
 
 from esper.karn.aggregator import fold
 from esper.karn.filter import parse
-from esper.karn.plain import render
-from esper.karn.schema import Damage
+from esper.karn.plain import body_words, render
+from esper.karn.schema import Damage, HostVitals
 from esper.karn.snapshot import build
 from esper.leyline import TelemetryEvent
 from esper.leyline import TelemetryEventType as T
@@ -56,3 +56,13 @@ def test_drops_and_damage_are_shown() -> None:
     rec.say(T.TELEMETRY_DROPPED, sink="journal", event_type="ANALYTICS_SNAPSHOT", count=7, reason="queue_full")
     text = render(build(fold(rec.events), START, [Damage(kind="torn", text="3 bytes not committed")]))
     assert "JOURNAL TORN  3 bytes" in text and "DROPPED  7 ANALYTICS_SNAPSHOT by journal (queue_full)" in text
+
+
+def test_vitals_that_could_not_be_read_are_unknown() -> None:
+    host = HostVitals(time=0.0, cpu_share=0.0, memory_available=2_500_000_000)
+    assert body_words(host, "cpu") == (
+        "CPU 0% of all cores · run unknown cores and unknown · memory left 2.5 GB · I/O wait unknown"
+    )
+    assert body_words(host, "cuda:0").endswith("GPU unknown busy, its memory unknown of unknown")
+    known = HostVitals(time=0.0, gpu_share=0.5, gpu_memory=1_000_000_000, gpu_memory_total=8_000_000_000)
+    assert body_words(known, "cuda:0").endswith("GPU 50% busy, its memory 1.0 GB of 8.0 GB")

@@ -108,6 +108,9 @@ def test_a_command_leaves_its_reason_and_evidence() -> None:
         "op": "GERMINATE",
         "slot": "a",
         "blueprint": "good",
+        "blend": "linear",
+        "alpha_target": 1.0,
+        "tempo": 1,
         "reason": "try it",
         "evidence": {"gain": 1.0},
     }

@@ -94,7 +94,18 @@ def _seed(seed: Seed, epoch: Any) -> Iterator[str]:
 
 def _action(action: Action) -> str:
     epoch = f"epoch {action.epoch}: " if action.epoch is not UNSET else ""
-    what = " ".join(str(part) for part in (action.op, action.slot, action.blueprint) if part is not UNSET)
+    what = " ".join(
+        f"{label}{number(part) if isinstance(part, float) else part}"
+        for label, part in (
+            ("", action.op),
+            ("", action.slot),
+            ("", action.blueprint),
+            ("", action.blend),
+            ("alpha ", action.alpha_target),
+            ("tempo ", action.tempo),
+        )
+        if part is not UNSET
+    )
     why = _or(action.why_not, _or(action.reason, ""))
     return f"{epoch}{what} {action.outcome}" + (f" ({why})" if why else "")
 

@@ -35,6 +35,8 @@ EPOCH_FACTS: Final = (
     "policy_ms",
 )
 ACTIONS = 50
+_CHOICES: Final = ("blueprint", "blend", "alpha_target", "tempo")
+"""Heads of an action besides op and slot, as the payload names them."""
 LEADERS = 50
 
 
@@ -231,8 +233,8 @@ def command_issued(state: RunState, event: TelemetryEvent, environment: Environm
             epoch=event.epoch,
             time=event.timestamp,
             slot=data.get("slot", event.slot_id),
-            blueprint=data.get("blueprint"),
             reason=data.get("reason"),
+            **{name: data.get(name) for name in _CHOICES},
             evidence=dict(data.get("evidence", {})),
         )
     )
@@ -253,7 +255,8 @@ def command_settled(state: RunState, event: TelemetryEvent, environment: Environ
         if record.outcome == "issued" and record.op == op and record.slot == slot:
             break
     else:
-        record = ActionRecord(op=op, outcome=outcome, epoch=event.epoch, time=event.timestamp, slot=slot)
+        heads: dict[str, Any] = {name: data.get(name) for name in _CHOICES}
+        record = ActionRecord(op=op, outcome=outcome, epoch=event.epoch, time=event.timestamp, slot=slot, **heads)
         environment.actions.append(record)
         environment.actions_seen += 1
         trim(environment.actions, ACTIONS)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 
 from esper.karn.filter import Filter
-from esper.karn.schema import Chip, EnvironmentRow, Figure, Snapshot
+from esper.karn.schema import Chip, EnvironmentRow, Figure, HostVitals, Snapshot
 from esper.karn.words import ABSENT, duration
 from esper.karn.words import figure as number
 
@@ -46,6 +46,25 @@ def chip_words(chip: Chip) -> str:
     return text
 
 
+def body_words(host: HostVitals, device: str | UnsetType) -> str:
+    """Vitals of the run's machine; the GPU's where ``device`` is one. What could not be read is unknown."""
+    share, gb = "{:.0%}", "{:.1f} GB"
+    parts = [
+        f"CPU {_amount(host.cpu_share, share)} of all cores",
+        f"run {_amount(host.process_cores, '{:.1f}')} cores and {_amount(host.process_memory, gb, 1e9)}",
+        f"memory left {_amount(host.memory_available, gb, 1e9)}",
+        f"I/O wait {_amount(host.io_wait_share, share)}",
+    ]
+    if device is not UNSET and device.startswith("cuda"):
+        memory = f"{_amount(host.gpu_memory, gb, 1e9)} of {_amount(host.gpu_memory_total, gb, 1e9)}"
+        parts.append(f"GPU {_amount(host.gpu_share, share)} busy, its memory {memory}")
+    return " · ".join(parts)
+
+
+def _amount(value: float | UnsetType, form: str, unit: float = 1.0) -> str:
+    return "unknown" if value is UNSET else form.format(value / unit)
+
+
 def _lines(snapshot: Snapshot, wanted: Filter) -> Iterator[str]:
     yield from _head(snapshot)
     yield from _warnings(snapshot)
@@ -56,6 +75,8 @@ def _lines(snapshot: Snapshot, wanted: Filter) -> Iterator[str]:
             yield f"  {pulse.text}: {shown(pulse.figure)} [{pulse.level}]"
     yield ""
     yield f"BOUND  {snapshot.bound.kind}: {snapshot.bound.text}. {snapshot.bound.advice}"
+    if snapshot.host is not UNSET:
+        yield f"BODY  {body_words(snapshot.host, snapshot.run.device)}"
     yield from _steps(snapshot)
     rows = [row for row in ordered(snapshot) if wanted.row(row)]
     yield ""

@@ -183,6 +183,10 @@ class Action(Part, kw_only=True, frozen=True):
     time: float | UnsetType = UNSET
     slot: str | UnsetType = UNSET
     blueprint: str | UnsetType = UNSET
+    blend: str | UnsetType = UNSET
+    alpha_target: float | UnsetType = UNSET
+    tempo: int | UnsetType = UNSET
+    """Epochs that the ramp takes."""
     reason: str | UnsetType = UNSET
     why_not: str | UnsetType = UNSET
     evidence: dict[str, Number] = {}

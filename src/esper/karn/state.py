@@ -13,7 +13,7 @@ import msgspec
 from esper.karn.series import Series
 from esper.leyline import TelemetryEvent
 
-STATE_VERSION = 1
+STATE_VERSION = 2
 """Raised whenever the structs below change, so that stored keyframes of another version are not used."""
 
 Value = float | int | bool | str
@@ -111,6 +111,9 @@ class ActionRecord(msgspec.Struct, omit_defaults=True):
     time: float | None = None
     slot: str | None = None
     blueprint: str | None = None
+    blend: str | None = None
+    alpha_target: float | None = None
+    tempo: int | None = None
     reason: str | None = None
     why_not: str | None = None
     evidence: dict[str, float] = {}

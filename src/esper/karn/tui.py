@@ -347,6 +347,8 @@ def head_text(shot: Snapshot) -> str:
     if shot.pulse:
         lines.append("pulse  " + "  ".join(f"{p.name} {plain.shown(p.figure)} [{p.level}]" for p in shot.pulse))
     lines.append(f"bound  {shot.bound.kind}: {shot.bound.text}. {shot.bound.advice}")
+    if shot.host is not UNSET:
+        lines.append(f"body   {plain.body_words(shot.host, run.device)}")
     lines += [f"JOURNAL {damage.kind}: {damage.text}" for damage in shot.damage[-2:]]
     lost = sum(drop.count for drop in shot.drops)
     if lost or shot.missing:

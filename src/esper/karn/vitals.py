@@ -1,15 +1,18 @@
-"""Body vitals of a run, read by Overwatch from outside: ``/proc`` and ``/sys``, never in the trainer.
+"""Body vitals of a run, read by Overwatch from outside: ``/proc``, ``/sys`` and NVML, never in the trainer.
 
-What cannot be read is absent: another machine, another system, a process that is gone, a file without permission.
+What cannot be read is absent: another machine, another system, a process that is gone, a file without permission,
+a GPU without its driver or without the package ``nvidia-ml-py``.
 """
 
 from __future__ import annotations
 
+import importlib
 import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from msgspec import UNSET, UnsetType
 
@@ -33,11 +36,79 @@ class _Counters:
     throttled: float | None = None
 
 
-class Sampler:
-    """Samples one process. ``root`` is the file system's root and ``clock`` the monotonic clock, for tests."""
+class Gpu:
+    """The device that a run computes on, through NVML (``nvmlDeviceGetUtilizationRates``, ``nvmlDeviceGetMemoryInfo``).
 
-    def __init__(self, pid: int | None, *, root: Path = Path("/"), clock: Callable[[], float] = time.monotonic) -> None:
+    ``nvml`` is the module ``pynvml`` or one like it. A device is the one that holds memory of the process, as a mask of
+    visible devices gives it another number there than here; with several, the sums of memory and the busiest share.
+    """
+
+    def __init__(self, pid: int, nvml: Any) -> None:
         self.pid = pid
+        self._nvml = nvml
+
+    def sample(self) -> tuple[float | UnsetType, int | UnsetType, int | UnsetType]:
+        """Share of time that a kernel ran, bytes used and bytes in all; unknown where the driver does not say."""
+        try:
+            handles = self._mine()
+        except self._nvml.NVMLError:
+            return UNSET, UNSET, UNSET
+        rates = [self._ask(self._nvml.nvmlDeviceGetUtilizationRates, handle) for handle in handles]
+        memory = [self._ask(self._nvml.nvmlDeviceGetMemoryInfo, handle) for handle in handles]
+        shares = [rate.gpu / 100 for rate in rates if rate is not None]
+        whole = bool(memory) and None not in memory
+        return (
+            max(shares) if shares else UNSET,
+            sum(info.used for info in memory) if whole else UNSET,
+            sum(info.total for info in memory) if whole else UNSET,
+        )
+
+    def _mine(self) -> list[Any]:
+        nvml = self._nvml
+        every = [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(nvml.nvmlDeviceGetCount())]
+        return [handle for handle in every if self.pid in self._processes(handle)]
+
+    def _processes(self, handle: Any) -> set[int]:
+        return {process.pid for process in self._ask(self._nvml.nvmlDeviceGetComputeRunningProcesses, handle) or ()}
+
+    def _ask(self, question: Callable[[Any], Any], handle: Any) -> Any:
+        try:
+            return question(handle)
+        except self._nvml.NVMLError:
+            return None
+
+
+def find_gpu(pid: int | None) -> Gpu | None:
+    """Access to the GPU of process ``pid``; ``None`` without ``nvidia-ml-py``, without a driver, without a process."""
+    if pid is None:
+        return None
+    try:
+        nvml = importlib.import_module("pynvml")
+    except ImportError:
+        return None
+    try:
+        nvml.nvmlInit()
+    except nvml.NVMLError:
+        return None
+    return Gpu(pid, nvml)
+
+
+class Sampler:
+    """Samples one process. ``root`` is the file system's root and ``clock`` the monotonic clock, for tests.
+
+    ``gpu`` is how the process's GPU is read, if it can be.
+    """
+
+    def __init__(
+        self,
+        pid: int | None,
+        *,
+        root: Path = Path("/"),
+        clock: Callable[[], float] = time.monotonic,
+        gpu: Gpu | None = None,
+    ) -> None:
+        self.pid = pid
+        self._gpu = gpu
         self._proc, self._sys = root / "proc", root / "sys"
         self._clock = clock
         self._last: _Counters | None = None
@@ -55,6 +126,7 @@ class Sampler:
             return None
         seconds = counters.at - before.at
         total = _difference(counters.total, before.total)
+        gpu_share, gpu_memory, gpu_total = (UNSET, UNSET, UNSET) if self._gpu is None else self._gpu.sample()
         return HostVitals(
             time=now,
             cores=_count(os.cpu_count()),
@@ -68,6 +140,9 @@ class Sampler:
             read_bytes_per_second=_ratio(_difference(counters.read, before.read), seconds),
             throttled_per_second=_ratio(_difference(counters.throttled, before.throttled), seconds),
             temperature=self._temperature(),
+            gpu_share=gpu_share,
+            gpu_memory=gpu_memory,
+            gpu_memory_total=gpu_total,
         )
 
     def _counters(self) -> _Counters:

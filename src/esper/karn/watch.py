@@ -16,7 +16,7 @@ from esper.karn.schema import Damage, EnvironmentDetail, EnvironmentRow, HostVit
 from esper.karn.snapshot import Builder
 from esper.karn.source import Follower
 from esper.karn.state import RunState
-from esper.karn.vitals import Sampler
+from esper.karn.vitals import Sampler, find_gpu
 
 VITALS_EVERY: Final = 1.0
 """Seconds between samples of the body's vitals."""
@@ -105,7 +105,8 @@ class Watch:
         if self._follower.state.run.end_status is not None:
             return None
         if self._sampler is None:
-            self._sampler = Sampler(describe_run(self.directory).pid)
+            pid = describe_run(self.directory).pid
+            self._sampler = Sampler(pid, gpu=find_gpu(pid))
         if now - self._vitals_at >= VITALS_EVERY:
             self._vitals, self._vitals_at = self._sampler.sample(now), now
         return self._vitals

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from esper.leyline import (
+    HEADS,
     ActionOutcome,
     Decision,
     EvalResult,
@@ -182,5 +183,5 @@ def _known(**values: float | None) -> dict[str, float]:
 
 
 def _command(action: FactoredAction) -> dict[str, Any]:
-    heads = {"slot": action.slot, "blueprint": action.blueprint}
+    heads = {name: getattr(action, name) for name in HEADS if name != "op"}
     return {"op": action.op.name, **{head: value for head, value in heads.items() if value is not None}}

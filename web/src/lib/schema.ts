@@ -11,6 +11,9 @@ export interface Action {
   time?: number;
   slot?: string;
   blueprint?: string;
+  blend?: string;
+  alpha_target?: number;
+  tempo?: number;
   reason?: string;
   why_not?: string;
   evidence?: Record<string, Num>;

@@ -117,6 +117,9 @@ class Command(TypedDict):
     op: str
     slot: NotRequired[str]
     blueprint: NotRequired[str]
+    blend: NotRequired[str]
+    alpha_target: NotRequired[float]
+    tempo: NotRequired[int]
     reason: NotRequired[str]
     evidence: NotRequired[dict[str, float]]
     why_not: NotRequired[str]
