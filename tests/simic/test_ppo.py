@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from esper.kasmina.macs import counted
 from esper.leyline import DataError, UsageError
 from esper.simic.adapter import FlatNetwork
 from esper.simic.buffer import Rollout
@@ -54,6 +55,20 @@ def _learner(config: PPOConfig | None = None, seed: int = 0, **bandit: Any) -> t
     network = FlatNetwork(1, HEADS, (4,), cells=4)
     rollout, _ = Collector(environments, network, config.gamma, seed).collect(6)
     return PPOLearner(network, config, seed), rollout
+
+
+def test_what_learning_took_is_counted() -> None:
+    """Beside it: what a counter sees when the whole rollout really goes through, three times for each with a way
+    back."""
+    learner, rollout = _learner(PPOConfig(epochs=3, minibatches=2, target_kl=None))
+    forward = counted(lambda: learner.evaluate(rollout))
+    last = counted(lambda: learner.network.values({"obs": rollout.observation["obs"][0]}, rollout.state))
+    assert forward > 0 and last > 0
+    assert learner.update(rollout).update_macs == 3 * 3 * forward + last
+    stopping = replace(learner.config, target_kl=1e-12, minibatches=1)
+    again = PPOLearner(learner.network, stopping, 0)
+    report = again.update(rollout)
+    assert report.stopped_by_kl and report.update_macs == 3 * (report.optimizer_steps) * forward + forward + last
 
 
 def test_entropy_is_reported_where_there_was_a_choice() -> None:

@@ -106,6 +106,24 @@ def test_updates_hold_the_vitals(run_and_journal: tuple[PPORun, Journal]) -> Non
     assert second < first
 
 
+def test_the_policys_own_arithmetic_is_on_the_bill(run_and_journal: tuple[PPORun, Journal]) -> None:
+    run, journal = run_and_journal
+    c = run.network.config
+    slots, blueprints, ops, others = 2, 3, 6, sum(c.other_choices)
+    encoder = slots * (c.slot_width + 2 * c.embedding) * c.token + (c.host_width + 2 * c.token) * c.features
+    encoder += slots * blueprints * (c.embedding + c.cost_width) * c.token
+    memories = 2 * 4 * c.cells * (c.features + c.cells)
+    value = c.cells * c.cells + c.cells
+    heads = c.cells * ops + c.cells * ops * c.token + slots * c.token * c.token + ops * c.token * slots
+    places = c.cells * c.token + 2 * slots * c.token * c.token + slots * blueprints * c.token + slots * c.token * others
+    one = encoder + memories + value + heads + places
+    assert run.environments.acting_macs == one
+    for event in journal.of(T.PPO_UPDATE_COMPLETED):
+        assert event.data["acting_macs"] == 15 * one
+        passes = 3 * event.data["optimizer_steps"]
+        assert passes * 15 * one < event.data["update_macs"] < (passes + 2) * 15 * one
+
+
 def test_throughput_is_each_environments_own(run_and_journal: tuple[PPORun, Journal]) -> None:
     _, journal = run_and_journal
     events = journal.of("throughput")

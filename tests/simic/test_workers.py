@@ -209,6 +209,13 @@ def test_a_policy_learns_the_same_from_any_crew(size: int) -> None:
     many: list[TelemetryEvent] = []
     first = learn(Crew.here(make_four, one.append), one)
     assert learn(Crew(lambda: Here(Share(make_four)), size, many.append), many) == first
+    spent = [event.data for event in one if event.event_type is T.COMPUTE_SPENT]
+    acting = [event.data["acting_macs"] for event in one if event.event_type is T.PPO_UPDATE_COMPLETED]
+    assert sum(acting) > 0 and sum(data["policy_macs"] for data in spent) == sum(acting)
+    assert all((data["policy_macs"] == 0) == (data["arm"] == "static") for data in spent)
+    for data in spent:
+        parts = ("train_forward", "train_backward", "probe", "validation", "counterfactual", "test", "policy")
+        assert data["total_macs"] == sum(data[f"{part}_macs"] for part in parts)
     controls = [event for event in one if event.event_type is T.EPISODE_STARTED and event.data["arm"] == "static"]
     assert len(controls) == len({event.data["seed"] for event in controls}) == 4, "one for each distinct host"
 

@@ -108,6 +108,15 @@ class EngineConformance:
         assert [self.epoch(engine, [0], number)[0] for number in (4, 5)] == losses
         assert engine.costs([0])[0].spent["total_macs"] > spent
 
+    def test_what_others_charge_is_on_the_rows_bill(self) -> None:
+        engine = self.make_engine()
+        engine.reset([spec(), spec(1)])
+        before = [cost.spent["total_macs"] for cost in engine.costs([0, 1])]
+        engine.charge(1, "policy", 12)
+        after = engine.costs([0, 1])
+        assert [cost.spent["total_macs"] for cost in after] == [before[0], before[1] + 12]
+        assert after[1].spent["policy_macs"] == 12
+
     def test_quarantine_empties_the_slot_and_keeps_it_empty(self) -> None:
         engine = self.make_engine()
         engine.reset([spec()])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -41,6 +42,7 @@ class FakeRow:
     loss: float | None = None
     history: list[float] = field(default_factory=list)
     spent: int = 0
+    charged: Counter[str] = field(default_factory=Counter)
     vetoed: dict[str, int] = field(default_factory=dict)
     poison: set[int] = field(default_factory=set)
     """Epochs in which the loss comes out as NaN."""
@@ -154,10 +156,12 @@ class FakeEngine:
     def costs(self, rows: Sequence[int]) -> list[RowCost]:
         names = ("train_forward", "train_backward", "probe", "validation", "counterfactual", "discarded_seed", "test")
         spent = {f"{name}_macs": 0 for name in (*names, "policy")}
-        return [RowCost(100, 100, 5, 0.1, {**spent, "total_macs": self.rows[i].spent}) for i in rows]
+        bills = [{**spent, **self.rows[i].charged, "total_macs": self.rows[i].spent} for i in rows]
+        return [RowCost(100, 100, 5, 0.1, bill) for bill in bills]
 
     def charge(self, row: int, purpose: str, macs: int) -> None:
         self.rows[row].spent += macs
+        self.rows[row].charged[f"{purpose}_macs"] += macs
 
     def state(self, row: int) -> dict[str, Any]:
         return {"tensors": {}, "plain": copy.deepcopy(self.rows[row])}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -68,7 +69,10 @@ def connect(address: str, rows: int) -> int:
         if "RAY_ADDRESS" in os.environ and address == "ray":
             where = {"address": os.environ["RAY_ADDRESS"]}
         try:
-            ray.init(**where, log_to_driver=False, logging_level=logging.ERROR)
+            with warnings.catch_warnings():
+                # the error below says it
+                warnings.filterwarnings("ignore", message="Ray Client connection timed out")
+                ray.init(**where, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise UsageError(f"--workers {address}: no Ray cluster can be joined: {error}") from error
     resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]

@@ -1,0 +1,111 @@
+"""Hosts on Ray actors: a cluster of two nodes on this machine, one actor killed in mid-episode."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import tiny as tiny_task
+from histories import assert_same
+from test_workers import CONFIG, EPOCHS, crew_of, play, told
+
+from esper.leyline import TelemetryEvent, UsageError
+from esper.leyline import TelemetryEventType as T
+from esper.simic.workers import Crew, Recipe
+
+# Ray leaves log files open
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+HERE = os.path.dirname(__file__)
+
+
+@pytest.fixture(scope="module")
+def client_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+        return port
+
+
+@pytest.fixture(scope="module")
+def cluster(client_port: int) -> Iterator[None]:
+    """A head and a second node with one CPU each; ``RAY_ADDRESS`` says where."""
+    ray = pytest.importorskip("ray")
+    from ray.cluster_utils import Cluster
+
+    with pytest.MonkeyPatch.context() as environment:
+        # actors import the task of these tests from here
+        environment.setenv("PYTHONPATH", os.pathsep.join([HERE, os.environ.get("PYTHONPATH", "")]))
+        environment.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        environment.setenv("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+        head = {"num_cpus": 1, "include_dashboard": False, "ray_client_server_port": client_port}
+        nodes = Cluster(initialize_head=True, head_node_args=head)
+        nodes.add_node(num_cpus=1)
+        nodes.wait_for_nodes()
+        environment.setenv("RAY_ADDRESS", nodes.address)
+        yield
+        ray.shutdown()
+        nodes.shutdown()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("cluster")
+def test_an_actor_that_is_killed_in_mid_episode_changes_nothing() -> None:
+    import ray
+
+    from esper.simic import workers_ray
+
+    alone: list[TelemetryEvent] = []
+    expected = play(crew_of(1, alone))
+    assert workers_ray.connect("ray", rows=5) == 2, "an actor for each CPU, and each node has one"
+    assert len(ray.nodes()) == 2
+    events: list[TelemetryEvent] = []
+    recipe = Recipe(CONFIG, tiny_task.tiny().data.digest)
+    with Crew(workers_ray.hiring(recipe), 2, events.append) as crew:
+        seen = play(crew, range(3))
+        ray.kill(crew.workers[1].actor)  # type: ignore[attr-defined]
+        seen += play(crew, range(3, EPOCHS), begin=False)
+    assert seen == expected and told(events) == told(alone)
+    (replaced,) = [event for event in events if event.event_type is T.WORKER_REPLACED]
+    assert replaced.data["epochs_repeated"] == 3 and "ActorDiedError" in replaced.data["reason"]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("cluster")
+def test_a_run_on_a_cluster_equals_one_in_a_single_process(client_port: int, tmp_path: Path) -> None:
+    train = (
+        "train ppo --task tiny:tiny --rounds 2 --envs 3 --episode-length 4 --checkpoint-every 3 --device cpu".split()
+    )
+    for workers, name in (("1", "alone"), (f"ray://127.0.0.1:{client_port}", "cluster")):
+        where = ["--workers", workers, "--run-dir", str(tmp_path / name)]
+        command = [sys.executable, "-m", "esper.scripts.main", *train, *where]
+        ended = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert ended.returncode == 0, ended.stderr
+    assert_same(tmp_path / "cluster", tmp_path / "alone")
+
+
+def test_hosts_on_accelerators_are_not_for_actors() -> None:
+    pytest.importorskip("ray")
+    from esper.simic import workers_ray
+
+    with pytest.raises(UsageError, match="--device cpu"):
+        workers_ray.hiring(Recipe(replace(CONFIG, device="cuda:0"), ""))
+
+
+def test_without_ray_one_line_names_the_extra() -> None:
+    code = (
+        "import sys; sys.modules['ray'] = None\n"
+        "from esper.scripts.main import main\n"
+        "sys.exit(main('train ppo --task digits --envs 2 --workers ray --quiet'.split()))"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert ended.returncode == 2
+    assert ended.stderr == "esper: --workers ray needs the extra 'ray': pip install 'esper[ray]'\n"
