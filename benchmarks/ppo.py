@@ -46,6 +46,7 @@ class Curve:
     episodes: int
     seconds: float
     macs: int
+    """Of hosts, of acting and of learning."""
     detected: list[str]
 
 
@@ -57,12 +58,22 @@ def read_curve(directory: Path) -> Curve:
             times.append(event.timestamp)
         if event.event_type is T.PPO_UPDATE_COMPLETED:
             updates.append(event.data)
+            macs += event.data.get("update_macs", 0)
         elif event.event_type is T.EPISODE_ENDED:
             macs += event.data["total_macs"]
             episodes += 1
         elif event.event_type.name.endswith(("_DETECTED", "_SUSPECTED")):
             detected.append(f"round {event.data['round']}: {event.message}")
     return Curve(updates, episodes, times[-1] - times[0], macs, detected)
+
+
+def policy_macs(curve: Curve) -> str:
+    """The policy's own part of the run's arithmetic; journals of before it was counted do not hold it."""
+    if not all({"acting_macs", "update_macs"} <= update.keys() for update in curve.updates):
+        return "the policy's own were not counted"
+    acting, learning = (sum(update[name] for update in curve.updates) for name in ("acting_macs", "update_macs"))
+    share = (acting + learning) / curve.macs
+    return f"{share:.1%} the policy's own: {acting:.3g} to act, {learning:.3g} to learn"
 
 
 def curve_table(curve: Curve, parts: int = 8) -> Iterable[str]:
@@ -129,8 +140,8 @@ def page(directory: Path, episodes: int, seed: int, search_seeds: int) -> str:
     asked = ", ".join(f"{name} {value}" for name, value in given.items())
     lines = [
         f"Flags: {asked}. {len(curve.updates)} rounds played, {curve.episodes} episodes (static controls included), "
-        f"{curve.macs:.3g} MACs and {curve.seconds / 60:.0f} minutes of wall time on {os.cpu_count()} shared cores "
-        f"({platform.machine()}, torch {torch.__version__}, one thread).",
+        f"{curve.macs:.3g} MACs ({policy_macs(curve)}) and {curve.seconds / 60:.0f} minutes of wall time "
+        f"on {os.cpu_count()} shared cores ({platform.machine()}, torch {torch.__version__}, one thread).",
         "",
         *curve_table(curve),
         "",
