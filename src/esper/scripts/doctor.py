@@ -18,6 +18,7 @@ EXTRAS = {
     "onnx": ("onnx", "onnxscript"),
     "parquet": ("pyarrow",),
     "query": ("duckdb",),
+    "ray": ("ray", "grpc"),
     "report": ("matplotlib",),
     "rl": ("gymnasium",),
     "tui": ("textual",),
