@@ -122,6 +122,29 @@ def test_the_own_loop_does_what_grow_does(tmp_path: Path) -> None:
     assert all(torch.allclose(ours[name], theirs[name], atol=1e-6) for name in ours)
 
 
+def test_a_scheduler_in_a_loop_of_ones_own(tmp_path: Path) -> None:
+    model = narrow()
+    optimizer = adam(model)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.01, total_steps=EPOCHS)
+    batches = loader(64, 0)
+    choices = OwnChoices(nn.CrossEntropyLoss(), at=["1"], budget=Budget(epochs=EPOCHS, parameters=10_000))
+    with Grower(
+        model, optimizer, val=loader(64, 1), choices=choices, policy=KeepOne(), run_dir=tmp_path / "run"
+    ) as grower:
+        for epoch in range(EPOCHS):
+            for inputs, targets in batches:
+                optimizer.zero_grad()
+                torch.autograd.backward(grower.loss(inputs, targets))
+                grower.after_backward()
+                optimizer.step()
+            if epoch == 2:
+                host, seed = optimizer.param_groups
+                assert seed["lr"] / seed["initial_lr"] == pytest.approx(host["lr"] / host["initial_lr"])
+            grower.after_epoch()
+            if epoch < EPOCHS - 1:
+                grower.step_scheduler(scheduler)
+
+
 def test_a_trained_optimizer_keeps_its_state(tmp_path: Path) -> None:
     model = narrow()
     optimizer = adam(model)

@@ -15,6 +15,7 @@ from typing import Any, Self
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from esper.karn.evidence import Evidence
 from esper.karn.report import read_evidence, write_report
@@ -24,6 +25,7 @@ from esper.simic.session import Session, SessionConfig, open_session
 from esper.simic.training import Plan, run_episodes
 from esper.tamiyo.policies import make_policy
 from esper.tasks.loader import LoaderBatches
+from esper.tolaria import surgery
 from esper.tolaria.engine import ModuleEngine
 from esper.tolaria.executor import Executor, StepReport
 from esper.tolaria.material import Forward, call
@@ -94,7 +96,8 @@ class Grower:
         plain = grower.result.model
 
     Seeds get parameter groups of their own in your optimizer, at ``seed_lr_multiplier`` times its rate; the rate of the
-    host's groups is left to you. ``budget.epochs`` must be the number of epochs that you will train.
+    host's groups is left to you. A learning-rate scheduler is stepped by :meth:`step_scheduler`. ``budget.epochs`` must
+    be the number of epochs that you will train.
     """
 
     def __init__(
@@ -158,6 +161,14 @@ class Grower:
     def after_backward(self) -> None:
         """Teach the seeds behind the host. Your optimizer steps next."""
         self._engine.trainer(0).after_backward()
+
+    def step_scheduler(self, scheduler: LRScheduler, *metrics: Any) -> None:
+        """Step a scheduler of ``torch.optim.lr_scheduler``, whenever you would; seeds follow what it does to the host.
+
+        ``metrics`` is what ``ReduceLROnPlateau`` asks for. A scheduler's own ``step`` fails once a seed has joined the
+        optimizer, since it counts the parameter groups.
+        """
+        surgery.step_scheduler(scheduler.optimizer, lambda: scheduler.step(*metrics))
 
     def after_epoch(self) -> StepReport:
         """Validate and judge. What the policy makes of it is done before the next epoch's first batch."""

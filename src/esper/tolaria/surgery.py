@@ -8,7 +8,7 @@ touch existing entries (Net2Net, GradMax) would need more; seeds do not.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -92,11 +92,25 @@ def set_rates(optimizer: Optimizer, host: float, seeds: Mapping[str, float]) -> 
     """
     for group in optimizer.param_groups:
         base = group.setdefault(BASE_RATE, _detached(group["lr"]))
-        rate = base * (seeds[group[SLOT]] if SLOT in group else host)
-        if isinstance(group["lr"], Tensor):
-            group["lr"].fill_(rate)
-        else:
-            group["lr"] = rate
+        _set_rate(group, base * (seeds[group[SLOT]] if SLOT in group else host))
+
+
+def step_scheduler(optimizer: Optimizer, step: Callable[[], None]) -> None:
+    """Let a learning-rate scheduler move the host's groups, and each seed's rate by the factor of the first of them.
+
+    A scheduler of ``torch.optim.lr_scheduler`` keeps a list with an entry for each group that was there when it was
+    made, and fails or leaves groups behind when there are more; while ``step`` runs it finds those groups alone.
+    """
+    everything, hosts = optimizer.param_groups, host_groups(optimizer)
+    base = hosts[0].setdefault(BASE_RATE, _detached(hosts[0]["lr"]))
+    optimizer.param_groups = hosts
+    try:
+        step()
+    finally:
+        optimizer.param_groups = everything
+    factor = float(hosts[0]["lr"]) / float(base)
+    for group in seed_groups(optimizer).values():
+        _set_rate(group, float(group[BASE_RATE]) * factor)
 
 
 def named_state(optimizer: Optimizer, parameters: NamedParameters) -> OptimizerState:
@@ -155,6 +169,13 @@ def load_named_state(optimizer: Optimizer, parameters: NamedParameters, state: O
     optimizer.param_groups[:] = ordered
     optimizer.state.clear()
     optimizer.state.update(entries)
+
+
+def _set_rate(group: dict[str, Any], rate: float) -> None:
+    if isinstance(group["lr"], Tensor):
+        group["lr"].fill_(rate)
+    else:
+        group["lr"] = rate
 
 
 def _match_groups(
