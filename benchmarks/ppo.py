@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import os
 import platform
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from esper.leyline import Policy
+from esper.leyline import Metric, Policy
 from esper.leyline import TelemetryEventType as T
 from esper.nissa.reader import read_journal
 from esper.nissa.rundir import RunDirectory
@@ -94,10 +94,11 @@ def curve_table(curve: Curve, parts: int = 8) -> Iterable[str]:
         )
 
 
-def evaluate(directory: Path, episodes: int, seed: int, search_seeds: int) -> Iterable[str]:
-    """Held-out hosts: the policy, likeliest choices, untrained, and the controls."""
-    saved = load_policy(directory / "policy.safetensors")
-    card = saved.card
+def held_out(
+    directory: Path, arms: Mapping[str, Policy], episodes: int, seed: int, search_seeds: int
+) -> tuple[dict[str, list[EpisodeResult]], str, Metric]:
+    """Every arm, the controls and the best schedule on the same held-out hosts of the run's task; which schedule."""
+    card = load_policy(directory / "policy.safetensors").card
     config = RunConfig(
         task=card["task"],
         policy="ppo",
@@ -108,23 +109,32 @@ def evaluate(directory: Path, episodes: int, seed: int, search_seeds: int) -> It
         device="cpu",
     )
     load = workload(get_task(config.task), config)
-    untrained = fresh_network(card["seed"], cells=saved.network.config.cells)
+    found = find_schedule(config, load, search_seeds)
+    everybody = {
+        **arms,
+        **evaluation.comparisons(config, load, 0, None),
+        "best schedule": SchedulePolicy(found.entries),
+    }
+    executor = build_executor(load, config, lambda event: None)
+    played: dict[str, list[EpisodeResult]] = {arm: [] for arm in everybody}
+    seeds = [held_out_seed(seed, number) for number in range(episodes)]
+    for results in play(executor, everybody, seeds, load.max_epochs):
+        for arm, result in zip(everybody, results, strict=True):
+            played[arm].append(result)
+    return played, evaluation.describe(found, load.task.metric), load.task.metric
+
+
+def evaluate(directory: Path, episodes: int, seed: int, search_seeds: int) -> Iterable[str]:
+    """Held-out hosts: the policy, likeliest choices, untrained, and the controls."""
+    saved = load_policy(directory / "policy.safetensors")
+    untrained = fresh_network(saved.card["seed"], cells=saved.network.config.cells)
     arms: dict[str, Policy] = {
         "policy": LearnedPolicy(saved.network),
         "policy, likeliest choices": LearnedPolicy(saved.network, greedy=True),
         "policy, untrained": LearnedPolicy(untrained),
     }
-    arms |= evaluation.comparisons(config, load, 0, None)
-    found = find_schedule(config, load, search_seeds)
-    arms["best schedule"] = SchedulePolicy(found.entries)
-    executor = build_executor(load, config, lambda event: None)
-    played: dict[str, list[EpisodeResult]] = {arm: [] for arm in arms}
-    seeds = [held_out_seed(seed, number) for number in range(episodes)]
-    for results in play(executor, arms, seeds, load.max_epochs):
-        for arm, result in zip(arms, results, strict=True):
-            played[arm].append(result)
-    metric = load.task.metric
-    yield f"The schedule: {evaluation.describe(found, metric)}."
+    played, schedule, metric = held_out(directory, arms, episodes, seed, search_seeds)
+    yield f"The schedule: {schedule}."
     yield ""
     yield f"| arm | test {metric.name}, {metric.unit} | policy better by | kept | parameters | MACs an episode |"
     yield "| --- | ---: | ---: | ---: | ---: | ---: |"
@@ -167,10 +177,15 @@ def main() -> None:
     text = page(arguments.run, arguments.episodes, arguments.seed, arguments.search_seeds)
     print(text)
     if arguments.output is not None:
-        whole = arguments.output.read_text(encoding="utf-8")
-        before, _, rest = whole.partition(BEGIN)
-        _, _, after = rest.partition(END)
-        arguments.output.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{after}", encoding="utf-8")
+        fill(arguments.output, text, BEGIN, END)
+
+
+def fill(path: Path, text: str, begin: str, end: str) -> None:
+    """Put ``text`` between two marks of a page."""
+    whole = path.read_text(encoding="utf-8")
+    before, _, rest = whole.partition(begin)
+    _, _, after = rest.partition(end)
+    path.write_text(f"{before}{begin}\n\n{text}\n\n{end}{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":
