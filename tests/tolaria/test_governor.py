@@ -272,6 +272,25 @@ def test_a_seed_that_carries_the_run_is_not_pruned_blindly() -> None:
     assert Governor(ACCURACY, GovernorConfig(evidence_age=None)).preflight(view_with(), PRUNE) is None
 
 
+def test_a_seed_that_holds_much_of_what_was_gained_is_not_pruned_while_losses_still_fall() -> None:
+    """The vital signs forgive a young run everything: its loss moves by more than any single seed is worth."""
+    run = Run()
+    losses = [2.3, 2.29, 1.6, 0.9, 0.6]
+    for loss in losses:
+        run.train(loss=loss, metric=None)
+
+    def prune(cost: float, se: float) -> str | None:
+        facts = {"removal_cost": measured(1.0, epoch=5), "removal_cost_loss": measured(cost, se, epoch=5)}
+        slot = live_slot("slot0", SeedStage.HOLDING, alpha=1.0, **facts)
+        return run.governor.preflight(row_view(slot, epoch=5, loss=0.6, loss_history=tuple(losses)), PRUNE)
+
+    # of the 1.7 that were gained, 0.17 is a tenth
+    assert "it carries 15% of what the run has gained" in str(prune(0.26, 0.0))
+    assert prune(0.16, 0.0) is None
+    assert prune(0.26, 0.1) is None, "that is not certain"
+    assert prune(-0.26, 0.0) is None
+
+
 def test_a_veto_is_an_event_with_slot_and_reason() -> None:
     run = Run().healthy(3)
     run.governor.preflight(view_with(loss=math.inf), FOSSILIZE)

@@ -62,6 +62,8 @@ class GovernorConfig:
     """Oldest removal cost on which a blended-in seed may be pruned; ``None`` asks for no evidence."""
     dependence: float = 0.5
     """Alpha above which the host is taken to depend on a seed."""
+    stake: float = 0.1
+    """Share of the fall in validation loss since the first epoch that one pruning may certainly give back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -309,6 +311,9 @@ class Governor:
         cost, oldest = slot.removal_cost, self.config.evidence_age
         if oldest is not None and (cost is None or cost.epoch is None or view.epoch - cost.epoch > oldest):
             return f"alpha is {slot.alpha:g} and what its removal costs was not measured in the last {oldest} epochs"
+        share = _given_back(view, slot)
+        if share is not None and share > self.config.stake:
+            return f"it carries {share:.0%} of what the run has gained in loss (threshold {self.config.stake:.0%})"
         without = self._vitals.judge(None, *_without(view, slot))
         if without is None:
             return None
@@ -363,6 +368,14 @@ def _not_finite(view: RowView) -> str | None:
     """Name of the first measured value of ``view`` that is not finite."""
     values = (("train loss", view.train_loss), ("validation loss", view.loss), ("validation metric", view.metric))
     return next((name for name, value in values if value is not None and not math.isfinite(value)), None)
+
+
+def _given_back(view: RowView, slot: SlotView) -> float | None:
+    """Share of the fall in loss since the first epoch that goes with the seed, by its lower confidence bound (95 %)."""
+    if slot.removal_cost_loss is None or view.loss is None or not view.loss_history:
+        return None
+    gained, lower = view.loss_history[0] - view.loss, slot.removal_cost_loss.value.lower()
+    return lower / gained if gained > 0.0 and lower > 0.0 else None
 
 
 def _without(view: RowView, slot: SlotView) -> tuple[float | None, float | None]:
