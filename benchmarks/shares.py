@@ -7,7 +7,8 @@ been played, split without overlap: ``hosts`` (training, evaluation, gates, what
 masks, inference, draws, rewards), ``update`` (PPO), ``telemetry`` (building events, hub, journal). *Environments* is
 the CPU time of epochs of all rows in one world over that of one executor for each row, the same seeds and actions, in
 turn; medians of the pairs. *Workers* is the wall time of the rounds of a run in this process over that of the same
-rounds with worker processes, in turn: it means something on an idle machine only.
+rounds with worker processes, in turn: it means something on an idle machine only. Beside it, what is left when CPU time
+alone counts: that of this process over the learner's plus, for each step, that of the worker which took longest.
 """
 
 from __future__ import annotations
@@ -188,7 +189,12 @@ def workers(arguments: argparse.Namespace) -> Iterator[str]:
         for run in runs:
             for _ in range(_rounds_with_controls(config)):
                 run.play_round()
-        times = [[_wall(run) for run in runs] for _ in range(arguments.rounds)]
+        path = CriticalPath(many)
+        times, alone_cpu, learner_cpu = [], 0.0, 0.0
+        for _ in range(arguments.rounds):
+            (one, one_cpu), (several, several_cpu) = (_timed(run) for run in runs)
+            times.append((one, several))
+            alone_cpu, learner_cpu = alone_cpu + one_cpu, learner_cpu + several_cpu
         same = all(
             torch.equal(a, b) for a, b in zip(runs[0].network.parameters(), runs[1].network.parameters(), strict=True)
         )
@@ -196,6 +202,7 @@ def workers(arguments: argparse.Namespace) -> Iterator[str]:
     yield (
         f"workers: {arguments.workers} are {statistics.median(ratios):.2f} x as fast as 1 "
         f"({min(ratios):.2f} to {max(ratios):.2f}, {len(ratios)} pairs of rounds), target at least 1.7 on two cores; "
+        f"{alone_cpu / (learner_cpu + path.seconds):.2f} x by CPU time alone; "
         f"load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores; "
         f"policies {'equal bit for bit' if same else 'DIFFER'}"
     )
@@ -212,10 +219,27 @@ def _cpu(work: Callable[[], None]) -> float:
     return time.process_time() - began
 
 
-def _wall(run: PPORun) -> float:
-    began = time.perf_counter()
+def _timed(run: PPORun) -> tuple[float, float]:
+    """Wall and CPU seconds of a round."""
+    began, cpu = time.perf_counter(), time.process_time()
     run.play_round()
-    return time.perf_counter() - began
+    return time.perf_counter() - began, time.process_time() - cpu
+
+
+class CriticalPath:
+    """CPU seconds of the slowest worker of each request, summed."""
+
+    def __init__(self, crew: Crew) -> None:
+        self.seconds = 0.0
+        ask = crew._ask
+
+        def watched(request: Any) -> Any:
+            before = list(crew._cpu)
+            answers = ask(request)
+            self.seconds += max(now - then for now, then in zip(crew._cpu, before, strict=True))
+            return answers
+
+        crew._ask = watched  # type: ignore[method-assign]
 
 
 def main() -> None:
