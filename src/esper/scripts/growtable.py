@@ -11,11 +11,10 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.markdown import Markdown
 from rich.text import Text
 
 from esper.bench.growtable import report
-from esper.bench.growtable.build import BuildPlan, Progress, build, units
+from esper.bench.growtable.build import BuildPlan, Progress, build, planned, units
 from esper.bench.growtable.check import compare
 from esper.bench.growtable.learn import LearnPlan, learn, network_player
 from esper.bench.growtable.parts import Parts
@@ -28,6 +27,7 @@ from esper.bench.growtable.score import (
     line,
     norms,
     played,
+    played_freely,
     table_macs,
 )
 from esper.bench.growtable.table import STORED, load_table, save_table, table_of
@@ -54,7 +54,11 @@ def build_parser() -> argparse.ArgumentParser:
     one.add_argument("--pairs", type=int, default=_PLAN.pairs, metavar="N", help="sampled pairs a world (default 400)")
     one.add_argument("--pair-seeds", type=int, default=_PLAN.pair_seeds, metavar="N", help="hosts with pairs (4)")
     one.add_argument("--parts", type=Path, default=Path("growtable-parts"), metavar="DIR", help="what is done so far")
-    one.add_argument("--pack-only", action="store_true", help="write the table of what is done, and play nothing")
+    one.add_argument(
+        "--pack-only",
+        action="store_true",
+        help="write the table of the hosts that have played the plan, and play nothing",
+    )
     one.add_argument("--output", type=Path, default=STORED, metavar="FILE", help="default: the package's own table")
     two = commands.add_parser("check", help="play tabulated sequences on fresh hosts, and compare")
     two.add_argument("--count", type=int, default=50, metavar="N")
@@ -93,9 +97,9 @@ def run_build(args: argparse.Namespace, console: Console) -> None:
 
     if not args.pack_only:
         build(plan, args.parts, args.workers, tell)
-    parts = list(Parts(args.parts))
+    parts = list(planned(plan, Parts(args.parts)))
     if not parts:
-        raise DataError(f"{args.parts}: holds no finished sequence; build without --pack-only")
+        raise DataError(f"{args.parts}: holds no host that has played this plan; build without --pack-only")
     missing = sum(len(unit.wanted) for unit in units(plan, Parts(args.parts)))
     about = {"plan": asdict(plan), "missing": missing, "torch": torch.__version__}
     size = save_table(table_of(parts, about), args.output)
@@ -160,6 +164,7 @@ def run_score(args: argparse.Namespace, console: Console) -> None:
         line("static", played(table, held_out, by_views(StaticPolicy())), ends, rival),
         line("best fixed schedule", rival, ends, None),
         line("heuristic", played(table, held_out, by_views(HeuristicPolicy())), ends, rival),
+        line("heuristic, real runs", played_freely(table, held_out, HeuristicPolicy()), ends, rival),
     ]
     remarks = []
     for path in args.policy:
@@ -174,7 +179,7 @@ def run_score(args: argparse.Namespace, console: Console) -> None:
 
 
 def _publish(page: Path | None, name: str, text: str, console: Console) -> None:
-    console.print(Markdown(text))
+    console.print(Text(text), soft_wrap=True)
     if page is not None:
         into_page(page, name, text)
 

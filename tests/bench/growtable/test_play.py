@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from esper.bench.growtable.build import BuildPlan, Progress, build, units, wanted
+from esper.bench.growtable.build import BuildPlan, Progress, build, planned, units, wanted
 from esper.bench.growtable.check import FRESH, compare, pooled_deviation
 from esper.bench.growtable.host import SPACE, TableHost
 from esper.bench.growtable.parts import Parts
@@ -106,7 +106,7 @@ def test_an_interrupted_build_goes_on_and_plays_nothing_twice(tmp_path: Path) ->
     assert not list(units(plan, Parts(tmp_path))) and told[-1].done == told[-1].of
     assert all(path.stat().st_mtime_ns == time for path, time in before.items())
     build(plan, tmp_path, 1, lambda progress: pytest.fail("there is nothing left to play"))
-    table = table_of(Parts(tmp_path), {})
+    table = table_of(planned(plan, Parts(tmp_path)), {})
     assert [set(host.records) for host in table.of("small")] == [set(wanted(plan, SMALL, n)) for n in (0, 1)]
     _refusals(tmp_path)
 
@@ -160,6 +160,6 @@ def test_processes_build_what_one_builds(tmp_path: Path) -> None:
     plan = BuildPlan(worlds=("digits-wide-short",), seeds=2, singles=1, pairs=0)
     for workers in (1, 2):
         build(plan, tmp_path / str(workers), workers, lambda progress: None)
-    one, two = (Parts(tmp_path / str(workers)) for workers in (1, 2))
+    one, two = (planned(plan, Parts(tmp_path / str(workers))) for workers in (1, 2))
     for a, b in zip(one, two, strict=True):
         assert a.record.ending == b.record.ending

@@ -76,14 +76,25 @@ def units(plan: BuildPlan, parts: Parts) -> Iterator[Unit]:
     for number in range(plan.seeds):
         for world in chosen(plan.worlds):
             missing = set(wanted(plan, world, number)) - parts.done(world, number)
-            if () in missing and len(missing) == 1:
-                yield Unit(world, number, ((),))
+            # the host that never grows is the trunk of every unit: the first one brings it in
+            trunk: tuple[Choices, ...] = ((),) if () in missing else ()
             ordered = sorted(missing - {()}, key=lambda choices: (choices[0].epoch, choices))
             for _, group in groupby(ordered, key=lambda choices: choices[0].epoch):
                 rest = list(group)
                 while rest:
-                    yield Unit(world, number, tuple(rest[:_CHUNK]))
-                    rest = rest[_CHUNK:]
+                    yield Unit(world, number, (*trunk, *rest[:_CHUNK]))
+                    trunk, rest = (), rest[_CHUNK:]
+            if trunk:
+                yield Unit(world, number, trunk)
+
+
+def planned(plan: BuildPlan, parts: Parts) -> Iterator[Part]:
+    """What was played on the hosts that have played all that the plan wants of them, in a fixed order."""
+    for world in chosen(plan.worlds):
+        for number in range(plan.seeds):
+            asked = set(wanted(plan, world, number))
+            for choices in sorted(asked) if asked <= parts.done(world, number) else ():
+                yield parts.read(world, number, choices)
 
 
 def build(plan: BuildPlan, root: Path, workers: int, tell: Callable[[Progress], None]) -> None:

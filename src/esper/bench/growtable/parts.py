@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from safetensors.numpy import save
 
 from esper.bench.growtable.record import COLUMNS, Ending, Record
 from esper.bench.growtable.sequences import Choices, choices_of, name_of
-from esper.bench.growtable.worlds import WORLDS, WorldSpec
+from esper.bench.growtable.worlds import WorldSpec
 from esper.leyline import DataError
 from esper.nissa.files import write_atomically
 
@@ -70,11 +69,3 @@ class Parts:
             kept_parameters=int(about["kept_parameters"]),
         )
         return Part(world, number, choices, Record(steps, float(about["start_metric"]), ending))
-
-    def __iter__(self) -> Iterator[Part]:
-        """Every part there is, in a fixed order."""
-        for world in WORLDS.values():
-            numbers = sorted(int(path.name) for path in (self.root / world.name).glob("*") if path.name.isdecimal())
-            for number in numbers:
-                for choices in sorted(self.done(world, number)):
-                    yield self.read(world, number, choices)

@@ -15,7 +15,7 @@ from typing import Any
 from esper.bench.growtable.record import Ending, Record, Row, row_of, stacked
 from esper.bench.growtable.sequences import Choices
 from esper.bench.growtable.worlds import WorldSpec, task_of
-from esper.leyline import RowSpec
+from esper.leyline import Policy, RowSpec
 from esper.simic.assembly import FORGIVING, build_executor, workload
 from esper.simic.config import RunConfig
 from esper.tamiyo.policies import SchedulePolicy
@@ -64,6 +64,17 @@ def play(world: WorldSpec, number: int, wanted: Sequence[Choices]) -> Iterator[t
         for later_epoch, siblings in groupby(children, key=lambda pair: pair[1].epoch):
             yield from table.branch(list(siblings), later_epoch, {})
         table.forget(batch)
+
+
+def play_freely(world: WorldSpec, numbers: Sequence[int], policy: Policy) -> list[Ending]:
+    """Let ``policy`` play hosts ``numbers`` of a world for real, free of what was tabulated."""
+    executor = executor_of(world)
+    specs = [RowSpec(i, 0, world.seed(number), world.epochs) for i, number in enumerate(numbers)]
+    views = executor.reset(specs)
+    policy.reset(specs)
+    while executor.epoch < world.epochs:
+        views = [report.view for report in executor.step(policy.decide(views))]
+    return [_ending(result) for result in executor.finish()]
 
 
 def _branch(choices: Choices) -> tuple[Choices, int]:

@@ -15,10 +15,12 @@ from math import comb
 from statistics import fmean
 
 from esper.bench.growtable.host import Node, TableHost
+from esper.bench.growtable.play import play_freely
 from esper.bench.growtable.record import Record
 from esper.bench.growtable.sequences import Choices
 from esper.bench.growtable.table import Table
-from esper.bench.growtable.tabular import value
+from esper.bench.growtable.tabular import value, worth
+from esper.bench.growtable.worlds import WORLDS
 from esper.karn.stats import Interval, interval
 from esper.leyline import DataError, FactoredAction, Policy, RowSpec
 
@@ -108,14 +110,14 @@ def best_schedule(table: Table, worlds: Sequence[str]) -> Choices:
         means[name], scales[name] = found, max(found.values()) - fmean(found.values())
     candidates = sorted({choices for name in worlds for host in table.of(name) for choices in host.records})
 
-    def worth(choices: Choices) -> float:
+    def mean(choices: Choices) -> float:
         return fmean(
             fmean(value(host, held_part(host, choices), test=False) for host in table.of(name)) / scales[name]
             for name in worlds
             if scales[name] > 0
         )
 
-    return max(candidates, key=worth)
+    return max(candidates, key=mean)
 
 
 def fixed(table: Table, worlds: Iterable[str], choices: Choices) -> Outcomes:
@@ -130,6 +132,16 @@ def played(table: Table, worlds: Iterable[str], player: Player, draws: int = 1) 
         for name in worlds
         for host in table.of(name)
     }
+
+
+def played_freely(table: Table, worlds: Iterable[str], policy: Policy) -> Outcomes:
+    """What a policy achieves on the same hosts in real runs, free to do what the table does not hold."""
+    found: Outcomes = {}
+    for name in worlds:
+        hosts = table.of(name)
+        for host, end in zip(hosts, play_freely(WORLDS[name], [h.number for h in hosts], policy), strict=True):
+            found[_key(host)] = Outcome(worth(host, end, test=True), end.total_macs)
+    return found
 
 
 def walk(host: TableHost, choose: Callable[[Node], FactoredAction]) -> Node:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from esper.bench.growtable.host import Node, TableHost
-from esper.bench.growtable.record import Record
+from esper.bench.growtable.record import Ending, Record
 from esper.leyline import FactoredAction, Metric, RowView
 from esper.simic.rewards import Account, Paid, RewardConfig, Standing
 from esper.tasks.scoring import accuracy_metric
@@ -65,7 +65,11 @@ class TabularWorld:
 
 def value(host: TableHost, record: Record, *, test: bool, reward: RewardConfig | None = None) -> float:
     """The objective that a sequence ends with: its metric on the validation or the test split, minus the rent."""
-    ending = record.ending
+    return worth(host, record.ending, test=test, reward=reward)
+
+
+def worth(host: TableHost, ending: Ending, *, test: bool, reward: RewardConfig | None = None) -> float:
+    """The objective of any end on a host."""
     growth = ending.kept_parameters / host.facts.host_parameters
-    account = Account(reward or RewardConfig(), METRIC, 1.0, host.world.epochs, Standing(record.start_metric, 0.0))
+    account = Account(reward or RewardConfig(), METRIC, 1.0, host.world.epochs, Standing(0.0, 0.0))
     return account.objective(Standing(ending.test_metric if test else ending.validation_metric, growth))

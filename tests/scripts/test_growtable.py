@@ -1,0 +1,80 @@
+"""``esper growtable``: what it prints, writes and refuses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from made_up_tables import B, C, made_up_host
+
+from esper.bench.growtable.sequences import name_of
+from esper.bench.growtable.table import Table, load_table, save_table
+from esper.bench.growtable.worlds import WORLDS
+from esper.scripts.main import main
+from esper.simic.vectorized import fresh_network
+from esper.tamiyo.policies.learned import save_policy
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    hosts = [
+        made_up_host(number, world=WORLDS[name]) for name in ("digits", "digits-deep-noisy") for number in range(2)
+    ]
+    save_table(Table(hosts, {}), tmp_path / "t.growtable")
+    return tmp_path / "t.growtable"
+
+
+def test_a_score_goes_into_a_page(table: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page, policy = table.parent / "page.md", table.parent / "p.safetensors"
+    page.write_text("before\n<!-- bench growtable: begin -->\nold\n<!-- bench growtable: end -->\nafter\n")
+    save_policy(policy, fresh_network(0), {"policy_macs": 10, "table_macs": 20})
+    assert main(["growtable", "score", "--table", str(table), "--policy", str(policy), "--into", str(page)]) == 0
+    text = page.read_text()
+    assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
+    for part in (
+        f"`{name_of((B, C))}`",
+        "| random | 1.00 (",
+        "learned policy `p.safetensors`",
+        "MACs a use",
+        "| oracle",
+    ):
+        assert part in text
+    assert "digits-deep-noisy" in capsys.readouterr().out
+
+
+def test_what_was_built_is_packed_and_what_was_not_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    parts, out = str(tmp_path / "parts"), tmp_path / "t"
+    plan = ["--worlds", "digits-wide-short", "--seeds", "2", "--singles", "1", "--pairs", "0", "--parts", parts]
+    assert main(["growtable", "build", *plan, "--pack-only", "--output", str(out)]) == 1
+    assert "holds no host that has played this plan" in capsys.readouterr().err and not out.exists()
+    assert main(["growtable", "build", *plan, "--output", str(out)]) == 0
+    assert "4 sequences, 0 missing" in capsys.readouterr().out
+    assert main(["growtable", "build", *plan, "--seeds", "3", "--pack-only", "--output", str(out)]) == 0
+    assert "4 sequences, 2 missing" in capsys.readouterr().out
+    assert load_table(out).about["missing"] == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "says"),
+    [
+        (["build", "--worlds", "digit"], 2, "unknown world 'digit'; did you mean 'digits'"),
+        (["build", "--seeds", "1"], 2, "seeds is 1; it must be 2 or more"),
+        (["score", "--table", "nowhere"], 1, "rebuild it with: esper growtable build"),
+        (["prune"], 2, "invalid choice: 'prune'"),
+        ([], 2, "required: COMMAND"),
+    ],
+)
+def test_mistakes_are_one_line(
+    arguments: list[str], status: int, says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["growtable", *arguments]) == status
+    error = capsys.readouterr().err
+    assert says in error and error.count("\n") == 1
+
+
+def test_a_table_without_held_out_worlds_cannot_be_scored_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_table(Table([made_up_host(0), made_up_host(1)], {}), tmp_path / "t")
+    assert main(["growtable", "score", "--table", str(tmp_path / "t")]) == 2
+    assert "holds no held-out world to score on" in capsys.readouterr().err
