@@ -14,6 +14,8 @@ from esper.scripts.cli import Parser
 CORE = ("torch", "numpy", "msgspec", "safetensors", "rich", "scikit-learn")
 EXTRAS = {
     "colour": ("mlxtend", "PIL"),
+    "gpu": ("pynvml",),
+    "mlflow": ("mlflow",),
     "mnist1d": ("mnist1d",),
     "onnx": ("onnx", "onnxscript"),
     "parquet": ("pyarrow",),
@@ -21,7 +23,9 @@ EXTRAS = {
     "ray": ("ray", "grpc"),
     "report": ("matplotlib",),
     "rl": ("gymnasium",),
+    "tensorboard": ("tensorboardX",),
     "tui": ("textual",),
+    "wandb": ("wandb",),
     "web": ("starlette", "uvicorn", "websockets", "tsdownsample"),
 }
 

@@ -18,6 +18,7 @@ COMMANDS = {
     "overwatch": "watch a run, live or in replay, in the browser or the terminal",
     "query": "questions in SQL over what a run has committed",
     "runs": "list runs with their state",
+    "mirror": "a run's curves in TensorBoard, Weights & Biases or MLflow",
     "doctor": "say what is installed and which devices and extras work",
 }
 
