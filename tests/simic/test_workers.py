@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from esper.simic.ppo_config import PPORunConfig
 from esper.simic.rewards import RewardConfig
 from esper.simic.vectorized import ActionSpace, PPOPlan, PPORun, fresh_network
 from esper.simic.workers import Answer, Crew, Here, Recipe, Save, Share, WorkerLost, portable
-from esper.simic.workers_process import ProcessWorker
+from esper.simic.workers_process import ProcessWorker, _serve
 from esper.simic.world import World, WorldConfig
 from esper.tolaria.executor import Executor
 
@@ -235,6 +236,21 @@ def test_processes_do_the_same_and_are_replaced_when_they_are_killed(alone: tupl
     (replaced,) = [event for event in events if event.event_type is T.WORKER_REPLACED]
     assert replaced.data["reason"] == "killed by SIGKILL" and replaced.data["epochs_repeated"] == 3
     assert isinstance(last, ProcessWorker) and not last.process.is_alive()
+
+
+@pytest.mark.parametrize("asked", [0, 1, 2])
+def test_a_worker_ends_when_the_learner_is_gone(asked: int) -> None:
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    ours, its = multiprocessing.Pipe()
+    for _ in range(asked):
+        ours.send(Save())
+    ours.close()
+    try:
+        _serve(its, Recipe(CONFIG, "another digest"))
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        its.close()
 
 
 def test_a_worker_with_other_data_refuses() -> None:

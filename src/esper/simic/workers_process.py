@@ -68,10 +68,10 @@ def _serve(pipe: Connection, recipe: Recipe) -> None:
     while True:
         try:
             request = pipe.recv()
-        except EOFError:
+        except (EOFError, OSError):
             return
         answer = portable(share.answer(request))
         try:
             pipe.send(answer)
-        except BrokenPipeError:
+        except OSError:
             return
