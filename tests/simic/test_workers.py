@@ -16,7 +16,7 @@ from tiny import tiny
 from esper.leyline import WAIT, Blend, Decision, EsperError, FactoredAction, Op, RowSpec, TelemetryEvent, UsageError
 from esper.leyline import TelemetryEventType as T
 from esper.simic.assembly import FORGIVING, build_executor, workload
-from esper.simic.config import RunConfig
+from esper.simic.config import RunConfig, resolve
 from esper.simic.ppo_config import PPORunConfig
 from esper.simic.rewards import RewardConfig
 from esper.simic.vectorized import ActionSpace, PPOPlan, PPORun, fresh_network
@@ -263,3 +263,12 @@ def test_a_worker_with_other_data_refuses() -> None:
 def test_nonsense_is_refused(workers: Any) -> None:
     with pytest.raises(UsageError, match="workers is"):
         PPORunConfig(envs=8, workers=workers)
+
+
+@pytest.mark.parametrize(("given", "legal"), [(2, True), ("ray", True), ("ray://there:10001", True), (True, False)])
+def test_a_file_may_say_how_many(given: Any, legal: bool) -> None:
+    if legal:
+        assert resolve(PPORunConfig, {}, {"workers": given}).config.workers == given
+    else:
+        with pytest.raises(UsageError, match="workers is True; an int or str is needed"):
+            resolve(PPORunConfig, {}, {"workers": given})
