@@ -198,3 +198,13 @@ def hypervolume(points: Sequence[tuple[float, float]], worst: float, most: float
 def _mean(values: Iterable[float]) -> float | None:
     known = list(values)
     return math.fsum(known) / len(known) if known else None
+
+
+def macs(value: float | None) -> str:
+    """``13.6 G``."""
+    if value is None:
+        return "–"
+    for size, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{value / size:.3g} {letter}"
+    return f"{value:.3g}"

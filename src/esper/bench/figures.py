@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from esper.bench.analysis import Findings, Line
+from esper.bench.analysis import Findings, Line, macs
 from esper.bench.campaign import Evidence
 from esper.bench.trial import Outcome
-from esper.karn.figures import GRID, INK, LINES, QUIET, STYLE, dress, label_ends
+from esper.karn.figures import GRID, INK, LINES, QUIET, STYLE, dress
 from esper.leyline import MissingExtraError
 
 GROWING, FIXED = LINES[0], LINES[1]
@@ -45,12 +45,12 @@ def _course(figure: Any, evidence: Evidence, findings: Findings) -> bool:
         if not points:
             continue
         colour, style = _look(line, findings)
-        axes.plot([macs for macs, _ in points], [value for _, value in points], style, color=colour, linewidth=1.6)
+        axes.plot([at for at, _ in points], [value for _, value in points], style, color=colour, linewidth=1.6)
         labels.append((*points[-1], line.arm, colour))
     if not labels:
         return False
-    axes.set_xscale("log")
-    label_ends(axes, labels)
+    _log_macs(axes)
+    _label(axes, labels)
     dress(axes, f"validation {_unit(findings)}", "Metric against compute, mean over seeds")
     axes.set_xlabel("multiply-accumulates spent, everything counted")
     return True
@@ -66,12 +66,12 @@ def mean_course(outcomes: Sequence[Outcome]) -> list[tuple[float, float]]:
         return [(float(last), _mean_at(outcomes, last))]
     step = (math.log(last) - math.log(first)) / (GRID_POINTS - 1)
     places = [math.exp(math.log(first) + i * step) for i in range(GRID_POINTS - 1)] + [float(last)]
-    return [(macs, _mean_at(outcomes, macs)) for macs in places]
+    return [(at, _mean_at(outcomes, at)) for at in places]
 
 
-def _mean_at(outcomes: Sequence[Outcome], macs: float) -> float:
-    """Mean of each run's last measurement at or before ``macs``."""
-    values = [[value for spent, value in outcome.curve if spent <= macs * (1 + 1e-9)] for outcome in outcomes]
+def _mean_at(outcomes: Sequence[Outcome], at: float) -> float:
+    """Mean of each run's last measurement by the time it has spent ``at``."""
+    values = [[value for spent, value in outcome.curve if spent <= at * (1 + 1e-9)] for outcome in outcomes]
     return math.fsum(each[-1] for each in values if each) / sum(1 for each in values if each)
 
 
@@ -85,18 +85,16 @@ def _pareto(figure: Any, evidence: Evidence, findings: Findings) -> bool:
     }
     front = sorted(points[arm] for arm in findings.pareto.front)
     steps = [*front, (findings.pareto.reference_macs, front[-1][1])]
-    axes.step([macs for macs, _ in steps], [value for _, value in steps], where="post", color=QUIET, linewidth=1.2)
-    for line in findings.lines:
-        if line.arm not in points:
-            continue
-        macs, value = points[line.arm]
+    axes.step([at for at, _ in steps], [value for _, value in steps], where="post", color=QUIET, linewidth=1.2)
+    labels: list[tuple[float, float, str, str]] = []
+    for line in shown:
+        at, value = points[line.arm]
         colour = GROWING if line.grows else FIXED
-        half = None if line.test is None else line.test.half
-        axes.errorbar(
-            [macs], [value], yerr=None if half is None else [half], fmt="o", color=colour, markersize=5, capsize=2
-        )
-        axes.annotate(line.arm, (macs, value), xytext=(5, 5), textcoords="offset points", fontsize=8, color=colour)
-    axes.set_xscale("log")
+        half = None if line.test is None or line.test.half is None else [line.test.half]
+        axes.errorbar([at], [value], yerr=half, fmt="o", color=colour, markersize=5, capsize=2)
+        labels.append((at, value, line.arm, colour))
+    _log_macs(axes)
+    _label(axes, labels)
     title = f"Pareto front, hypervolume {findings.pareto.hypervolume:.1f} (blue grows, red does not)"
     dress(axes, f"test {_unit(findings)}", title)
     axes.set_xlabel("multiply-accumulates of one run, everything counted")
@@ -122,6 +120,22 @@ def _differences(figure: Any, evidence: Evidence, findings: Findings) -> bool:
     dress(axes, "", f"{findings.grown}: paired differences, 95 % t intervals (blue: equal compute)", grid=False)
     axes.set_xlabel(f"test {_unit(findings)}, positive is better")
     return True
+
+
+def _log_macs(axes: Any) -> None:
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(lambda value, _: macs(value))
+    axes.margins(x=0.14, y=0.12)
+
+
+def _label(axes: Any, labels: Sequence[tuple[float, float, str, str]]) -> None:
+    """Names at the right of their points, pushed apart where they would touch."""
+    low, high = axes.get_ylim()
+    room, below = (high - low) * 0.05, -math.inf
+    for at, value, text, colour in sorted(labels, key=lambda label: label[1]):
+        below = max(value, below + room)
+        place = {"xytext": (6, 0), "textcoords": "offset points", "va": "center"}
+        axes.annotate(text, (at, below), color=colour, fontsize=8.5, **place)
 
 
 def _look(line: Line, findings: Findings) -> tuple[str, str]:

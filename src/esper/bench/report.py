@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from esper.bench.analysis import Difference, Findings, Line
+from esper.bench.analysis import Difference, Findings, Line, macs
 from esper.bench.campaign import Evidence
 from esper.bench.figures import draw
 from esper.bench.settings import DEFAULT, BenchConfig
@@ -163,16 +163,6 @@ def _tuning(evidence: Evidence, metric: Metric) -> str:
             chosen = " (chosen)" if setting == tuning.setting else ""
             lines.append(f"| {arm} | {setting.label()}{chosen} | {'failed' if value is None else f'{value:.2f}'} |")
     return "\n".join(lines)
-
-
-def macs(value: float | None) -> str:
-    """``13.6 G``."""
-    if value is None:
-        return "–"
-    for size, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= size:
-            return f"{value / size:.3g} {letter}"
-    return f"{value:.3g}"
 
 
 def into_page(page: Path, name: str, text: str) -> None:

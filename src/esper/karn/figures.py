@@ -6,7 +6,7 @@ The same evidence gives the same SVG bytes: fixed identifiers, no date, text as 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -107,7 +107,7 @@ def _course(figure: Any, evidence: Evidence, shown: Track, lives: Mapping[str, S
         finite = [(epoch, value) for epoch, value in zip(epochs, values, strict=True) if math.isfinite(value)]
         if finite:
             labels.append((*finite[-1], track.arm or "unnamed", colour))
-    label_ends(above, labels)
+    _label_ends(above, labels)
     unit = f" ({evidence.table.unit})" if evidence.table.unit else ""
     dress(above, f"validation {evidence.table.metric}{unit}", f"Course of episode {shown.episode}, arm {shown.arm}")
     if below is not None:
@@ -171,7 +171,7 @@ def _contribution(figure: Any, evidence: Evidence, shown: Track, lives: Mapping[
         points = sorted((shown.costs.get(seed) or shown.gains.get(seed) or {}).items())
         if points and math.isfinite(points[-1][1][0]):
             labels.append((points[-1][0], points[-1][1][0], _name(seed, lives), colour))
-    label_ends(axes, labels)
+    _label_ends(axes, labels)
     unit = f" ({evidence.table.unit})" if evidence.table.unit else ""
     dress(
         axes, f"{evidence.table.metric} lost without the seed{unit}", "Contribution with 95 % band (dotted: probe gain)"
@@ -190,7 +190,7 @@ def _alpha(figure: Any, evidence: Evidence, shown: Track, lives: Mapping[str, Se
         epochs = sorted(points)
         axes.plot(epochs, [points[epoch] for epoch in epochs], color=colour, linewidth=2)
         labels.append((epochs[-1], points[epochs[-1]], _name(seed, lives), colour))
-    label_ends(axes, labels)
+    _label_ends(axes, labels)
     axes.set_ylim(-0.05, 1.08)
     dress(axes, "alpha", "Alpha that the forward pass used")
     axes.set_xlabel("epoch")
@@ -202,7 +202,7 @@ def _name(seed: str, lives: Mapping[str, SeedLife]) -> str:
     return seed if life is None else f"{life.blueprint or seed} in {life.slot}, {life.outcome}"
 
 
-def label_ends(axes: Any, labels: Sequence[tuple[float, float, str, str]]) -> None:
+def _label_ends(axes: Any, labels: list[tuple[int, float, str, str]]) -> None:
     """Write each line's name at its end, pushed apart where they would touch."""
     low, high = axes.get_ylim()
     room = (high - low) * 0.06
