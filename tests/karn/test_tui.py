@@ -4,18 +4,21 @@ from pathlib import Path
 
 import pytest
 
+from esper.karn.board import row_pieces
 from esper.karn.drawer import sparkline
-from esper.karn.schema import Curve
+from esper.karn.schema import Curve, EnvironmentRow
 from esper.karn.watch import Watch
 from esper.leyline import TelemetryEvent
-from karn.journals import write_run
-from karn.streams import START, story
+from esper.nissa.journal import JournalWriter
+from karn.journals import RUN_ID, write_run
+from karn.streams import START, Recorder, begin, begin_episode, epoch_done, story
 
 pytest.importorskip("textual")
 
 from textual.widgets import Input, Static
 
-from esper.karn.tui import Board, Overwatch
+from esper.karn import tui
+from esper.karn.tui import Board, Overwatch, Words
 
 
 def _app(tmp_path: Path, events: list[TelemetryEvent] | None = None) -> Overwatch:
@@ -105,3 +108,58 @@ def test_sparkline_marks_what_is_not_finite() -> None:
         at=[1, 2, 3], low=[0.0, "NaN", 1.0], high=[0.0, "NaN", 1.0], last=[0.0, "NaN", 1.0], nans=[0, 1, 0], seen=3
     )
     assert sparkline(curve) == "▁x█"
+
+
+@pytest.mark.anyio
+async def test_only_what_changed_is_drawn_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rec = Recorder()
+    begin(rec, envs=3)
+    for env in range(3):
+        begin_episode(rec, env)
+        epoch_done(rec, env, 1, 50.0)
+    drawn: list[int] = []
+
+    def pieces(row: EnvironmentRow) -> list[tuple[str, str]]:
+        drawn.append(row.env)
+        return row_pieces(row)
+
+    monkeypatch.setattr(tui, "row_pieces", pieces)
+    run = tmp_path / RUN_ID
+    run.mkdir()
+    with JournalWriter(run, RUN_ID) as writer:
+
+        def commit() -> None:
+            for event in rec.events:
+                writer(event)
+            rec.events.clear()
+            writer.flush()
+
+        commit()
+        app = Overwatch(Watch(run, clock=lambda: rec.now, cache=tmp_path / "cache"), rate=0.01)
+        async with app.run_test(size=(160, 40)) as pilot:
+            await pilot.pause()
+            drawn.clear()
+            app.advance()
+            await pilot.pause()
+            assert drawn == [], "nothing happened"
+            epoch_done(rec, 1, 2, 77.0)
+            commit()
+            app.advance()
+            await pilot.pause()
+            assert drawn == [1]
+            drawn.clear()
+            await pilot.press("j")
+            assert sorted(drawn) == [0, 1], "the mark of the chosen one moved"
+
+
+@pytest.mark.anyio
+async def test_a_taller_text_gets_its_room(tmp_path: Path) -> None:
+    app = _app(tmp_path)
+    async with app.run_test(size=(80, 40)) as pilot:
+        head = app.query_one("#head", Words)
+        head.show("one line")
+        await pilot.pause()
+        assert head.size.height == 1
+        head.show("word " * 30)
+        await pilot.pause()
+        assert head.size.height == 2

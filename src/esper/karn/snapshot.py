@@ -45,11 +45,16 @@ STEP_PARTS: Final = ("train_ms", "validate_ms", "counterfactual_ms", "policy_ms"
 """Parts of an epoch's time that add up; ``input_wait_ms`` lies within ``train_ms``."""
 
 
+_Part = tuple[list[tuple[str, float]], dict[str, int]]
+"""Of one environment: times of its newest epoch, and its slots by stage."""
+
+
 class Builder:
     """Builds snapshots, keeping the rows of environments that said nothing since the last one."""
 
     def __init__(self) -> None:
         self._rows: dict[int, tuple[tuple[Any, ...], EnvironmentRow]] = {}
+        self._parts: dict[int, tuple[tuple[Any, ...], _Part]] = {}
         self._items: dict[str, FeedItem] = {}
 
     def build(
@@ -66,11 +71,11 @@ class Builder:
         With ``worst``, rows are only built for so many environments, the worst ones.
         """
         ranks = {env_id: self._rank(state, fold, now) for env_id, fold in sorted(state.environments.items())}
-        devices = _devices(state, ranks)
-        listed = sorted(ranks, key=lambda env_id: (-ranks[env_id], env_id))[:worst]
-        rows = {str(env_id): self.row(state, env_id, now) for env_id in sorted(listed)}
+        ranked = sorted(ranks, key=lambda env_id: (-ranks[env_id], env_id))
+        rows = {str(env_id): self.row(state, env_id, now) for env_id in sorted(ranked[:worst])}
         ended = state.run.end_status is not None
-        steps = _steps(state)
+        parts = [self._part(fold) for fold in state.environments.values()]
+        steps = _steps(parts)
         return Snapshot(
             schema=SNAPSHOT_SCHEMA,
             clock=_clock(state, now, ended),
@@ -80,9 +85,9 @@ class Builder:
             steps=steps,
             bound=bound.detect(steps, host, state.run.threads),
             host=UNSET if host is None else host,
-            devices=devices,
+            devices=_devices(state, ranks, ranked),
             environments=rows,
-            stages=_stages(state),
+            stages=_stages(parts),
             census=[
                 Census(
                     blueprint=name,
@@ -105,13 +110,22 @@ class Builder:
         """The board's row of one environment."""
         fold = state.environments[env_id]
         stale = stale_factor(state, fold, now)
-        key = (fold.version, fold.episode, None if stale is None else stale.measured)
+        key = (*_identity(fold), None if stale is None else stale.measured)
         cached = self._rows.get(env_id)
         if cached is not None and cached[0] == key:
             return cached[1]
         row = environment_row(fold, stale)
         self._rows[env_id] = (key, row)
         return row
+
+    def _part(self, fold: EnvironmentFold) -> _Part:
+        """What the environment adds to sums over all of them."""
+        key, cached = _identity(fold), self._parts.get(fold.env_id)
+        if cached is not None and cached[0] == key:
+            return cached[1]
+        part = _part(fold)
+        self._parts[fold.env_id] = (key, part)
+        return part
 
     def _rank(self, state: RunState, fold: EnvironmentFold, now: float) -> float:
         stale = stale_factor(state, fold, now)
@@ -146,9 +160,27 @@ _ENCODER = msgspec.json.Encoder(order="deterministic")
 
 def stale_factor(state: RunState, fold: EnvironmentFold, now: float) -> FactorRecord | None:
     """The anomaly factor of silence, where the run and the environment should still be talking."""
-    if state.run.end_status is not None or fold.status != "running" or fold.last_time is None:
+    last = fold.last_time
+    if last is None or now - last <= anomaly.STALE_AT_LEAST:
         return None
-    return anomaly.stale_factor(fold, now - fold.last_time)
+    if state.run.end_status is not None or fold.status != "running":
+        return None
+    return anomaly.stale_factor(fold, now - last)
+
+
+def _identity(fold: EnvironmentFold) -> tuple[Any, ...]:
+    """Changes with every event about the environment, also where a resume told its story anew."""
+    return fold.version, fold.episode, fold.last_time
+
+
+def _part(fold: EnvironmentFold) -> _Part:
+    times = [(name, fold.facts.get(name)) for name in (*STEP_PARTS, "input_wait_ms")]
+    steps = [(name, float(known.value)) for name, known in times if known is not None and known.epoch == fold.epoch]
+    stages: dict[str, int] = {}
+    for slot in fold.slots.values():
+        name = slot.stage or "UNKNOWN"
+        stages[name] = stages.get(name, 0) + 1
+    return steps, stages
 
 
 def environment_row(fold: EnvironmentFold, stale: FactorRecord | None = None) -> EnvironmentRow:
@@ -356,22 +388,20 @@ def _pulse(state: RunState) -> list[Pulse]:
     return pulses
 
 
-def _steps(state: RunState) -> StepSplit:
+def _steps(parts: list[_Part]) -> StepSplit:
     sums: dict[str, float] = {}
     counts: dict[str, int] = {}
-    for fold in state.environments.values():
-        for name in (*STEP_PARTS, "input_wait_ms"):
-            measured = fold.facts.get(name)
-            if measured is not None and measured.epoch == fold.epoch:
-                sums[name] = sums.get(name, 0.0) + float(measured.value)
-                counts[name] = counts.get(name, 0) + 1
+    for steps, _ in parts:
+        for name, value in steps:
+            sums[name] = sums.get(name, 0.0) + value
+            counts[name] = counts.get(name, 0) + 1
     means: dict[str, Number] = {name.removesuffix("_ms"): number(sums[name] / counts[name]) for name in sums}
     return StepSplit(**means, environments=counts.get("train_ms", 0))
 
 
-def _devices(state: RunState, ranks: dict[int, float]) -> list[DeviceGroup]:
+def _devices(state: RunState, ranks: dict[int, float], ranked: list[int]) -> list[DeviceGroup]:
     groups: dict[str, list[int]] = {}
-    for env_id in sorted(ranks, key=lambda env_id: (-ranks[env_id], env_id)):
+    for env_id in ranked:
         groups.setdefault(state.environments[env_id].device or "unknown", []).append(env_id)
     return [
         DeviceGroup(device=device, environments=members, level=anomaly.status(ranks[members[0]]))
@@ -379,12 +409,11 @@ def _devices(state: RunState, ranks: dict[int, float]) -> list[DeviceGroup]:
     ]
 
 
-def _stages(state: RunState) -> dict[str, int]:
+def _stages(parts: list[_Part]) -> dict[str, int]:
     counts: dict[str, int] = {}
-    for fold in state.environments.values():
-        for slot in fold.slots.values():
-            name = slot.stage or "UNKNOWN"
-            counts[name] = counts.get(name, 0) + 1
+    for _, stages in parts:
+        for name, count in stages.items():
+            counts[name] = counts.get(name, 0) + count
     return dict(sorted(counts.items()))
 
 

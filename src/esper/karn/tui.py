@@ -74,14 +74,24 @@ class Board(ScrollView, can_focus=False):
         self.envs: list[int] = []
         self.chosen: int | None = None
         self._row = row
+        self._drawn: dict[int, tuple[EnvironmentRow, bool] | None] = {}
+        """line -> what was drawn there last: the row, and whether it was the chosen one"""
 
     def show(self, envs: list[int]) -> None:
-        """Show these environments, in this order."""
+        """Show these environments, in this order; lines that stay as they are, are not drawn again."""
         self.envs = envs
         if self.chosen is None and envs:
             self.chosen = envs[0]
         self.virtual_size = Size(200, len(envs))
-        self.refresh()
+        top = self.scroll_offset.y
+        for line in range(top, top + self.size.height):
+            if line not in self._drawn or self._drawn[line] != self._content(line):
+                self.refresh_line(line)
+
+    def _content(self, line: int) -> tuple[EnvironmentRow, bool] | None:
+        if line >= len(self.envs):
+            return None
+        return self._row(self.envs[line]), self.envs[line] == self.chosen
 
     @property
     def place(self) -> int:
@@ -89,25 +99,42 @@ class Board(ScrollView, can_focus=False):
         return self.envs.index(self.chosen) if self.chosen in self.envs else 0
 
     def move(self, to: int) -> None:
-        """Choose the environment in line ``to``."""
+        """Choose the environment in line ``to``; it is marked when the board is shown next."""
         if self.envs:
             line = max(0, min(to, len(self.envs) - 1))
             self.chosen = self.envs[line]
             top, height = self.scroll_offset.y, max(1, self.size.height)
             if not top <= line < top + height:
                 self.scroll_to(y=line if line < top else line - height + 1, animate=False)
-            self.refresh()
 
     def render_line(self, y: int) -> Strip:
         """One line of the board."""
         line = y + self.scroll_offset.y
-        if line >= len(self.envs):
+        content = self._drawn[line] = self._content(line)
+        if content is None:
             return Strip.blank(self.size.width)
-        env = self.envs[line]
-        segments = [Segment(">" if env == self.chosen else " ", PLAIN)]
-        segments += [Segment(text, STYLES.get(style, PLAIN)) for text, style in row_pieces(self._row(env))]
+        row, chosen = content
+        segments = [Segment(">" if chosen else " ", PLAIN)]
+        segments += [Segment(text, STYLES.get(style, PLAIN)) for text, style in row_pieces(row)]
         strip = Strip(segments).crop_extend(self.scroll_offset.x, self.scroll_offset.x + self.size.width, PLAIN)
-        return strip.apply_style(Style(underline=True)) if env == self.chosen else strip
+        return strip.apply_style(Style(underline=True)) if chosen else strip
+
+
+class Words(Static):
+    """Plain text, drawn again only when it changed and laid out again only when its height did."""
+
+    def __init__(self, text: str = "", **options: Any) -> None:
+        super().__init__(text, markup=False, **options)
+        self._text = text
+
+    def show(self, text: str) -> None:
+        """Show ``text``, as it is."""
+        if text == self._text:
+            return
+        self._text = text
+        self.update(Text(text), layout=False)
+        if self.size.height != self.visual.get_height(self.styles.get_rules(), max(1, self.size.width)):
+            self.refresh(layout=True)
 
 
 class Overwatch(App[None]):
@@ -162,13 +189,13 @@ class Overwatch(App[None]):
 
     def compose(self) -> ComposeResult:
         """Head, board, drawer, filter line, foot."""
-        yield Static(id="head", markup=False)
-        yield Static(" " + HEAD, id="columns", markup=False)
+        yield Words(id="head")
+        yield Words(" " + HEAD, id="columns")
         yield Board(self.viewer.row)
         with VerticalScroll(id="drawer"):
-            yield Static(id="detail", markup=False)
+            yield Words(id="detail")
         yield Input(placeholder="env=3 stage=blending severity>=warning text", id="ask")
-        yield Static(id="foot", markup=False)
+        yield Words(id="foot")
 
     def on_mount(self) -> None:
         """Start the clock."""
@@ -195,10 +222,10 @@ class Overwatch(App[None]):
         envs = [env for group in shot.devices for env in group.environments]
         listed = [env for env in envs if self.wanted.row(self.viewer.row(env))] if self.wanted.terms else envs
         self.query_one(Board).show(listed)
-        self.query_one("#head", Static).update(Text(head_text(shot)))
-        self.query_one("#foot", Static).update(Text(self._foot(shot, len(envs) - len(listed))))
+        self.query_one("#head", Words).show(head_text(shot))
+        self.query_one("#foot", Words).show(self._foot(shot, len(envs) - len(listed)))
         if self.pane is not None:
-            self.query_one("#detail", Static).update(Text(self._pane_text(shot)))
+            self.query_one("#detail", Words).show(self._pane_text(shot))
 
     def _foot(self, shot: Snapshot, hidden: int) -> str:
         player = self.viewer.player
@@ -270,7 +297,7 @@ class Overwatch(App[None]):
         try:
             self.wanted = parse(event.value)
         except UsageError as problem:
-            self.query_one("#foot", Static).update(Text(str(problem)))
+            self.query_one("#foot", Words).show(str(problem))
             return
         self._stop_asking()
         self.paint()
@@ -329,7 +356,7 @@ class Overwatch(App[None]):
         try:
             move(self.viewer.replay())
         except DataError as problem:
-            self.query_one("#foot", Static).update(Text(str(problem)))
+            self.query_one("#foot", Words).show(str(problem))
             return
         self.advance()
 
