@@ -1,5 +1,7 @@
 """The whole bench on a tiny task: who waits for whom, equal trials, and nothing is run twice."""
 
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 
 import bench_toys
@@ -8,7 +10,7 @@ import pytest
 from esper.bench.campaign import Campaign, work_of
 from esper.bench.settings import BenchConfig
 from esper.bench.store import Store
-from esper.leyline import UsageError
+from esper.leyline import EsperError, UsageError
 
 CONFIG = BenchConfig(
     task=bench_toys.TINY,
@@ -76,6 +78,25 @@ def test_another_seed_runs_only_that_seed(run):
     finals = more.run().finals
     assert len(told) == len(CONFIG.arms) and all("final" in what for _, _, what in told)
     assert {arm: outcomes[:2] for arm, outcomes in finals.items()} == evidence.finals
+
+
+def test_a_lost_worker_is_said_in_one_line_and_what_was_finished_stays(run):
+    class Lost:
+        def submit(self, call):
+            future = Future()
+            future.set_exception(BrokenProcessPool("gone"))
+            return future
+
+        def shutdown(self, **_):
+            pass
+
+    config = replace(CONFIG, seeds=4, workers=2)
+    campaign = Campaign(config, run[1].work, run[1].store)
+    campaign._pool = Lost()
+    before = len(run[1].store)
+    with pytest.raises(EsperError, match="the same command goes on"):
+        campaign.run()
+    assert len(run[1].store) == before
 
 
 def test_a_policy_arm_needs_its_file(run):

@@ -10,8 +10,10 @@ from __future__ import annotations
 import math
 import multiprocessing
 import os
+import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from statistics import fmean
@@ -194,16 +196,27 @@ class Campaign:
                 yield key, call()
             return
         futures = {self._processes().submit(call): key for key, (_, call) in jobs.items()}
-        for future in as_completed(futures):
-            yield futures[future], future.result()
+        try:
+            for future in as_completed(futures):
+                yield futures[future], future.result()
+        except BrokenProcessPool as error:
+            raise EsperError(
+                "a worker process was lost (killed, or out of memory); the same command goes on"
+            ) from error
 
     def _processes(self) -> ProcessPoolExecutor:
         if self._pool is None:
             workers = self.config.workers or os.cpu_count() or 1
             # a forked child would share locks with threads of this process
             context = multiprocessing.get_context("spawn")
-            self._pool = ProcessPoolExecutor(workers, context, torch.set_num_threads, (1,))
+            self._pool = ProcessPoolExecutor(workers, context, _begin_worker)
         return self._pool
+
+
+def _begin_worker() -> None:
+    # Ctrl-C is the parent's to answer
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
 
 
 def _outcome(trial: Trial) -> dict[str, Any]:
