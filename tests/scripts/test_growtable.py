@@ -77,4 +77,4 @@ def test_a_table_without_held_out_worlds_cannot_be_scored_on(
 ) -> None:
     save_table(Table([made_up_host(0), made_up_host(1)], {}), tmp_path / "t")
     assert main(["growtable", "score", "--table", str(tmp_path / "t")]) == 2
-    assert "holds no held-out world to score on" in capsys.readouterr().err
+    assert "holds no held-out world with two hosts" in capsys.readouterr().err

@@ -152,9 +152,12 @@ def run_score(args: argparse.Namespace, console: Console) -> None:
     """Regret on held-out worlds."""
     table = load_table(args.table)
     training = [name for name in TRAINING if name in table.worlds]
-    held_out = [name for name in HELD_OUT if name in table.worlds]
+    # an oracle needs a host to be chosen on and one to be scored on
+    held_out = [name for name in HELD_OUT if name in table.worlds and len(table.of(name)) > 1]
     if not training or not held_out:
-        raise UsageError(f"table {args.table}: holds no {'held-out' if training else 'training'} world to score on")
+        raise UsageError(
+            f"table {args.table}: holds no {'held-out world with two hosts' if training else 'training world'}"
+        )
     ends = norms(table, held_out)
     schedule = best_schedule(table, training)
     rival = fixed(table, held_out, schedule)

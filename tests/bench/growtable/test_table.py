@@ -10,9 +10,9 @@ import pytest
 from made_up_tables import made_up_host
 
 from esper.bench.growtable import table as module
-from esper.bench.growtable.table import Table, load_table, save_table
-from esper.bench.growtable.worlds import WORLDS
-from esper.leyline import DataError, UsageError
+from esper.bench.growtable.table import STORED, Table, load_table, save_table
+from esper.bench.growtable.worlds import HELD_OUT, TRAINING, WORLDS
+from esper.leyline import DataError, Op, UsageError
 
 
 def small() -> Table:
@@ -77,3 +77,14 @@ def test_a_table_of_a_world_that_is_defined_otherwise_is_refused(
 def test_a_world_that_it_does_not_hold_is_named() -> None:
     with pytest.raises(UsageError, match="unknown world of the table 'mnist1d'; legal: digits"):
         small().of("mnist1d")
+
+
+def test_the_stored_table_holds_whole_hosts_and_can_be_scored_on() -> None:
+    table = load_table()
+    assert STORED.stat().st_size < 2_000_000 and any(name in TRAINING for name in table.worlds)
+    assert sum(len(table.of(name)) > 1 for name in HELD_OUT if name in table.worlds) >= 2
+    for name in table.worlds:
+        first, *others = table.of(name)
+        assert () in first.records and all(set(host.records) == set(first.records) for host in others), name
+        for host in (first, *others):
+            assert {action.op for action in host.root.held} == {Op.WAIT, Op.GERMINATE}

@@ -84,8 +84,9 @@ def checked(comparisons: Sequence[Comparison]) -> str:
     """One sentence on how the table predicts hosts that it never saw."""
     within = sum(each.within for each in comparisons)
     error = fmean(abs(each.predicted - each.real) for each in comparisons)
+    worlds = ", ".join(f"`{name}`" for name in dict.fromkeys(each.world for each in comparisons))
     return (
-        f"Of {len(comparisons)} tabulated sequences, each played on a fresh host, {within} "
+        f"Of {len(comparisons)} tabulated sequences of {worlds}, each played on a fresh host, {within} "
         f"({100 * within / len(comparisons):.0f} %) end within two standard errors of what the table predicts; "
         f"the mean absolute difference is {error:.1f} points."
     )

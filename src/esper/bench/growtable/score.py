@@ -164,7 +164,9 @@ def by_views(policy: Policy) -> Player:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One arm on held-out worlds. Regret by world is a ratio of means; the interval is over hosts of all worlds."""
+    """One arm on held-out worlds. ``regret`` is points lost over points to be had, pooled over the worlds, with its
+    interval over hosts: in a world where nothing can be won a ratio of its own is noise.
+    """
 
     arm: str
     regret: Interval | None
@@ -175,26 +177,23 @@ class Line:
 
 
 def line(arm: str, found: Outcomes, ends: Mapping[HostKey, Norm], rival: Outcomes | None) -> Line:
-    """Sum up one arm. Regrets of hosts are scaled by their world's mean distance of oracle and random."""
+    """Sum up one arm, in units of the mean distance of oracle and random over the worlds."""
     worlds = list(dict.fromkeys(key.world for key in ends))
-    scale = {name: fmean(n.oracle.objective - n.random.objective for k, n in _within(ends, name)) for name in worlds}
-
-    def regret(key: HostKey, outcome: Outcome) -> float:
-        return (ends[key].oracle.objective - outcome.objective) / scale[key.world]
-
-    regrets = {key: regret(key, found[key]) for key in ends}
-    gains = None if rival is None else [regret(key, rival[key]) - regrets[key] for key in ends]
+    scale = {name: fmean(n.oracle.objective - n.random.objective for n in _within(ends, name)) for name in worlds}
+    lost = {key: ends[key].oracle.objective - found[key].objective for key in ends}
+    unit = fmean(scale.values())
+    gains = None if rival is None else [(found[key].objective - rival[key].objective) / unit for key in ends]
     return Line(
         arm=arm,
-        regret=interval(list(regrets.values())),
-        by_world={name: fmean(r for key, r in regrets.items() if key.world == name) for name in worlds},
+        regret=interval([points / unit for points in lost.values()]),
+        by_world={name: fmean(p for key, p in lost.items() if key.world == name) / scale[name] for name in worlds},
         better_than_fixed=None if gains is None else interval(gains),
         macs=fmean(outcome.macs for outcome in found.values()),
     )
 
 
-def _within(ends: Mapping[HostKey, Norm], world: str) -> list[tuple[HostKey, Norm]]:
-    return [(key, norm) for key, norm in ends.items() if key.world == world]
+def _within(ends: Mapping[HostKey, Norm], world: str) -> list[Norm]:
+    return [norm for key, norm in ends.items() if key.world == world]
 
 
 def tries_to_match(host: TableHost, objective: float) -> int | None:
