@@ -241,10 +241,11 @@ def main() -> None:
     parser.add_argument("--pace", type=float, default=0.0)
     parser.add_argument("--epochs", type=int, default=60)
     parser.add_argument("--envs", type=int, default=12)
+    parser.add_argument("--behind", type=float, default=0.0, help="seconds that the writer's clock is behind")
     parser.add_argument("--end", action="store_true", help="say that the run ended; else it just stops")
     given = parser.parse_args()
     run = RunDirectory.create(given.directory.parent, given.directory.name, {})
-    start = time.time() - (0.0 if given.pace else 2.0 * given.epochs)
+    start = time.time() - given.behind - (0.0 if given.pace else 2.0 * given.epochs)
     with JournalWriter(run.path, given.directory.name) as writer:
         parts = list(epochs(given.envs, given.epochs, start, given.pace or 2.0))
         for events in parts if given.end else parts[:-1]:
