@@ -54,7 +54,7 @@ def returns(directory: Path, policy: Policy) -> float:
     return fmean(outcome.account.paid for outcome in outcomes)
 
 
-def early_slope(directory: Path) -> tuple[int, float, float]:
+def early_slope(directory: Path) -> str:
     """Rounds of the first minutes, the slope of their mean return in points a round, and its lower 95 % bound."""
     times, paid, begun = [], [], None
     for event in read_journal(directory):
@@ -63,11 +63,13 @@ def early_slope(directory: Path) -> tuple[int, float, float]:
             times.append(event.timestamp - begun)
             paid.append(event.data["mean_episode_return"])
     count = sum(each <= 60 * MINUTES for each in times)
+    if count < 3:
+        return f"{count}, –"
     rounds, early = np.arange(count), np.array(paid[:count])
     slope, level = np.polyfit(rounds, early, 1)
     residual = early - slope * rounds - level
     error = np.sqrt((residual**2).sum() / (count - 2) / ((rounds - rounds.mean()) ** 2).sum())
-    return count, float(slope), float(slope - t_quantile(0.975, count - 2) * error)
+    return f"{count}, {slope:+.2f} ({slope - t_quantile(0.975, count - 2) * error:+.2f})"
 
 
 def shown(values: Sequence[float], sign: str = "+") -> str:
@@ -96,10 +98,9 @@ def training_table(directories: Sequence[Path]) -> Iterable[str]:
         }
         for name, value in line.items():
             columns[name].append(value)
-        count, slope, lower = early_slope(directory)
         cells = " | ".join(f"{value:+.2f}" for value in line.values())
         seed = settings(directory)["seed"]
-        yield f"| {seed} | {cells} | {curve.seconds / 60:.0f} | {count}, {slope:+.2f} ({lower:+.2f}) |"
+        yield f"| {seed} | {cells} | {curve.seconds / 60:.0f} | {early_slope(directory)} |"
     yield f"| mean (95 % interval) | {' | '.join(shown(values) for values in columns.values())} | | |"
 
 
