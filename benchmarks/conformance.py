@@ -31,6 +31,9 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from esper.simic.adapter import GymEnvironments, GymPolicyAdapter, Progress
 from esper.simic.ppo import PPOConfig
 
+WHAT = """CartPole-v1 with and without velocities. Steps are transitions until ten greedy episodes, played every 2,048
+transitions, reach the threshold on average; both sides have the hyper-parameters of the reference (RL Zoo; sb3-contrib's
+own test of RecurrentPPO), less what the head of the script names. A budget of 100,000 transitions a seed."""
 EVERY = 2_048
 GAMES = 10
 
@@ -272,7 +275,8 @@ def main() -> None:
     if arguments.output is None:
         print(text)
     else:
-        arguments.output.write_text(text, encoding="utf-8")
+        head = f"# Our learner beside Stable-Baselines3\n\n    uv run python benchmarks/conformance.py\n\n{WHAT}\n\n"
+        arguments.output.write_text(head + text, encoding="utf-8")
 
 
 if __name__ == "__main__":
