@@ -32,8 +32,8 @@ from esper.simic.adapter import GymEnvironments, GymPolicyAdapter, Progress
 from esper.simic.ppo import PPOConfig
 
 WHAT = """CartPole-v1 with and without velocities. Steps are transitions until ten greedy episodes, played every 2,048
-transitions, reach the threshold on average; both sides have the hyper-parameters of the reference (RL Zoo; its own test in
-sb3-contrib), less what the head of the script names. A budget of 100,000 transitions a seed."""
+transitions, reach the threshold on average. Both sides have the hyper-parameters of the reference (RL Zoo; the test of
+RecurrentPPO in sb3-contrib), less what the head of the script names. A budget of 100,000 transitions a seed."""
 EVERY = 2_048
 GAMES = 10
 
