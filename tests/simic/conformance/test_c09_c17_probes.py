@@ -96,7 +96,7 @@ def _remembered(seed: int, forget: bool) -> float:
     adapter = GymPolicyAdapter(RememberedValue(32), config, 8, hidden=(), cells=8, seed=seed)
     if forget:
         network, right = adapter.network, adapter.network.values
-        network.values = lambda seen, state: right(seen, network.initial_state(32))  # type: ignore[method-assign]
+        network.values = lambda seen, state: right(seen, network.initial_state(len(state[0])))  # type: ignore[method-assign]
     adapter.learn(6_000)
     rollout, _ = adapter.collector.collect(12)
     return float((rollout.values - 2 * rollout.rewards).abs().max())
