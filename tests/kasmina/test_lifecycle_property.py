@@ -265,7 +265,7 @@ class Leaking(SeedSlot):
 @pytest.mark.parametrize("mutant", [Ungated, BornHealthy, Undead, Blurred, Leaking])
 def test_the_property_catches_a_slot_that_is(mutant: type[SeedSlot]) -> None:
     life = type("MutantLife", (Life,), {"kind": mutant})
-    once = settings(max_examples=100, stateful_step_count=30, phases=[Phase.generate], derandomize=True, database=None)
+    once = settings(max_examples=1000, stateful_step_count=30, phases=[Phase.generate], derandomize=True, database=None)
     with pytest.raises(AssertionError):
         run_state_machine_as_test(life, settings=once)
 
