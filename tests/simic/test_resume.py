@@ -57,10 +57,12 @@ def reported(path: Path) -> str:
     return repr(without_clock(report))
 
 
+@pytest.mark.slow
 def test_killed_while_a_checkpoint_is_written(whole: Whole, tmp_path: Path) -> None:
     assert_same(whole.cut_and_resume([Cut(5, function="checkpoint._write")], tmp_path), whole.path)
 
 
+@pytest.mark.slow
 def test_killed_anywhere_and_killed_again_after_the_resume(whole: Whole, tmp_path: Path) -> None:
     cut = whole.anywhere(1)
     assert_same(whole.cut_and_resume([Cut(cut), Cut((whole.end - cut) // 3)], tmp_path), whole.path)

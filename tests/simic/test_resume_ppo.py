@@ -37,6 +37,7 @@ def test_killed_in_the_middle_of_a_rollout(whole: Whole, tmp_path: Path) -> None
     assert loaded.data["step"] == 6, "one step into the second round"
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle_of_an_update(whole: Whole, tmp_path: Path) -> None:
     updates = whole.calls.by_function["ppo._descend"]
     assert_same(whole.cut_and_resume([Cut(updates[-1] + 1)], tmp_path), whole.path)

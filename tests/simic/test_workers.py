@@ -221,6 +221,7 @@ def test_a_policy_learns_the_same_from_any_crew(size: int) -> None:
     assert len(controls) == len({event.data["seed"] for event in controls}) == 4, "one for each distinct host"
 
 
+@pytest.mark.slow
 def test_processes_do_the_same_and_are_replaced_when_they_are_killed(alone: tuple[list[Any], list[Any]]) -> None:
     events: list[TelemetryEvent] = []
     recipe = Recipe(CONFIG, tiny_task.tiny().data.digest)

@@ -100,6 +100,7 @@ def test_hosts_on_accelerators_are_not_for_actors() -> None:
         workers_ray.hiring(Recipe(replace(CONFIG, device="cuda:0"), ""))
 
 
+@pytest.mark.slow
 def test_without_ray_one_line_names_the_extra() -> None:
     code = (
         "import sys; sys.modules['ray'] = None\n"

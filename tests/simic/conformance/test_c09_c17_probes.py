@@ -131,7 +131,11 @@ class Unmasked(InvalidActionEnvMultiDiscrete):
 
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize(
-    "make", [lambda: IdentityEnvMultiDiscrete(4), lambda: InvalidActionEnvMultiDiscrete([4, 6, 5], n_invalid_actions=8)]
+    "make",
+    [
+        pytest.param(lambda: IdentityEnvMultiDiscrete(4), marks=pytest.mark.slow, id="identity"),
+        pytest.param(lambda: InvalidActionEnvMultiDiscrete([4, 6, 5], n_invalid_actions=8), id="masked"),
+    ],
 )
 def test_c12_several_heads_within_twice_the_steps_of_sb3(make: Callable[[], Any], seed: int) -> None:
     adapter = GymPolicyAdapter(_members(make), PLAIN, 32, hidden=(64,), seed=seed)
@@ -163,14 +167,16 @@ def test_c13_without_memory_recall_is_guessing() -> None:
     assert greedy_score(adapter, 120) == pytest.approx(0.5, abs=0.1)
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(5))
 def test_c16_recall_with_masks_and_three_heads(seed: int) -> None:
     adapter = GymPolicyAdapter(MaskedRecall(32, (2, 3, 2), blanks=1), MEMORY, 6, hidden=(), cells=16, seed=seed)
     adapter.learn(7_000)
     assert greedy_score(adapter, 80) >= 0.95
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(5))
 def test_conditional_heads_learn_and_serve_other_slots_and_blueprints(seed: int) -> None:
     torch.manual_seed(seed)
     environments = FakeGrowth(64)
