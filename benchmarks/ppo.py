@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import os
 import platform
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -43,6 +43,8 @@ class Curve:
     """One training run: updates in order, finished episodes, seconds, multiply-accumulates."""
 
     updates: list[dict[str, Any]]
+    ended: list[float]
+    """Seconds into the run when each update was done."""
     episodes: int
     seconds: float
     macs: int
@@ -52,19 +54,20 @@ class Curve:
 
 def read_curve(directory: Path) -> Curve:
     """From the run's journal alone."""
-    updates, macs, episodes, times, detected = [], 0, 0, [], []
+    updates, ended, macs, episodes, times, detected = [], [], 0, 0, [], []
     for event in read_journal(directory):
         if event.timestamp is not None:
             times.append(event.timestamp)
         if event.event_type is T.PPO_UPDATE_COMPLETED:
             updates.append(event.data)
+            ended.append(times[-1] - times[0])
             macs += event.data.get("update_macs", 0)
         elif event.event_type is T.EPISODE_ENDED:
             macs += event.data["total_macs"]
             episodes += 1
         elif event.event_type.name.endswith(("_DETECTED", "_SUSPECTED")):
             detected.append(f"round {event.data['round']}: {event.message}")
-    return Curve(updates, episodes, times[-1] - times[0], macs, detected)
+    return Curve(updates, ended, episodes, times[-1] - times[0], macs, detected)
 
 
 def policy_macs(curve: Curve) -> str:
@@ -168,16 +171,21 @@ def main() -> None:
     """Measure and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="directory of an `esper train ppo` run")
+    measure(parser, lambda given: page(given.run, given.episodes, given.seed, given.search_seeds), BEGIN, END)
+
+
+def measure(parser: argparse.ArgumentParser, work: Callable[[argparse.Namespace], str], begin: str, end: str) -> None:
+    """Add what every such script can be asked, do the work on one thread, print its text and put it in the page."""
     parser.add_argument("--episodes", type=int, default=10)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--search-seeds", type=int, default=3, help="hosts that the schedule is found on")
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    text = page(arguments.run, arguments.episodes, arguments.seed, arguments.search_seeds)
+    text = work(arguments)
     print(text)
     if arguments.output is not None:
-        fill(arguments.output, text, BEGIN, END)
+        fill(arguments.output, text, begin, end)
 
 
 def fill(path: Path, text: str, begin: str, end: str) -> None:

@@ -17,13 +17,10 @@ from pathlib import Path
 from statistics import fmean
 
 import numpy as np
-import torch
-from ppo import fill, held_out, read_curve
+from ppo import Curve, held_out, measure, read_curve
 
 from esper.karn.stats import interval, t_quantile
 from esper.leyline import Policy, RowSpec
-from esper.leyline import TelemetryEventType as T
-from esper.nissa.reader import read_journal
 from esper.nissa.rundir import RunDirectory
 from esper.simic.env import GrowConfig
 from esper.simic.rewards import RewardConfig
@@ -54,15 +51,10 @@ def returns(directory: Path, policy: Policy) -> float:
     return fmean(outcome.account.paid for outcome in outcomes)
 
 
-def early_slope(directory: Path) -> str:
+def early_slope(curve: Curve) -> str:
     """Rounds of the first minutes, the slope of their mean return in points a round, and its lower 95 % bound."""
-    times, paid, begun = [], [], None
-    for event in read_journal(directory):
-        begun = event.timestamp if begun is None else begun
-        if event.event_type is T.PPO_UPDATE_COMPLETED and event.timestamp is not None and begun is not None:
-            times.append(event.timestamp - begun)
-            paid.append(event.data["mean_episode_return"])
-    count = sum(each <= 60 * MINUTES for each in times)
+    count = sum(each <= 60 * MINUTES for each in curve.ended)
+    paid = [row["mean_episode_return"] for row in curve.updates]
     if count < 3:
         return f"{count}, –"
     rounds, early = np.arange(count), np.array(paid[:count])
@@ -100,7 +92,7 @@ def training_table(directories: Sequence[Path]) -> Iterable[str]:
             columns[name].append(value)
         cells = " | ".join(f"{value:+.2f}" for value in line.values())
         seed = settings(directory)["seed"]
-        yield f"| {seed} | {cells} | {curve.seconds / 60:.0f} | {early_slope(directory)} |"
+        yield f"| {seed} | {cells} | {curve.seconds / 60:.0f} | {early_slope(curve)} |"
     yield f"| mean (95 % interval) | {' | '.join(shown(values) for values in columns.values())} | | |"
 
 
@@ -148,16 +140,7 @@ def main() -> None:
     """Measure and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="+", help="directories of `esper train ppo` runs")
-    parser.add_argument("--episodes", type=int, default=10)
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--search-seeds", type=int, default=3, help="hosts that the schedule is found on")
-    parser.add_argument("--output", type=Path)
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    text = page(arguments.runs, arguments.episodes, arguments.seed, arguments.search_seeds)
-    print(text)
-    if arguments.output is not None:
-        fill(arguments.output, text, BEGIN, END)
+    measure(parser, lambda given: page(given.runs, given.episodes, given.seed, given.search_seeds), BEGIN, END)
 
 
 if __name__ == "__main__":
