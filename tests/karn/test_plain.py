@@ -25,7 +25,7 @@ def test_says_what_matters() -> None:
         "ESPER  digits · heuristic",
         "state  ended, completed",
         "done   24 of 24 epochs",
-        "! panic: 1 governor panics in the last 5 epochs (weight 0.6)",
+        "! panic: 1 governor panic in the last 5 epochs (weight 0.6)",
         "blocks_1: conv3 fossilized, alpha 1, G5 passed",
         "conv3: 1 germinated, 1 kept, 0 pruned, 2 failed gates",
         "1. grown seed 100: test 95",

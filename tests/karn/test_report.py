@@ -65,7 +65,7 @@ def test_an_episode_without_a_partner_is_left_out_and_said() -> None:
 def test_why_a_seed_was_kept_and_why_another_was_pruned() -> None:
     (kept,) = gather(story()).seeds
     assert (kept.outcome, kept.germinated_because) == ("kept", "plateau of 3 epochs")
-    assert kept.reason == "G5 passed in epoch 11: removal_cost 1.6, needs >= 0.5"
+    assert kept.reason == "G5 passed in epoch 11: removal cost 1.6, needs >= 0.5"
     lost = [seed for seed in gather(random_run(2)).seeds if seed.outcome == "pruned"]
     assert lost and all(seed.reason == "no gain (by policy)" for seed in lost)
 
@@ -74,7 +74,7 @@ def test_a_seed_that_the_end_overtook() -> None:
     events = [event for event in story() if event.event_type is not T.SEED_FOSSILIZED and (event.epoch or 0) < 11]
     (seed,) = gather(events).seeds
     assert seed.outcome == "undecided"
-    assert seed.reason.startswith("in stage HOLDING when the episode ended, G5 failed in epoch 9: removal_cost 0.4")
+    assert seed.reason.startswith("in stage HOLDING when the episode ended, G5 failed in epoch 9: removal cost 0.4")
 
 
 @pytest.mark.slow

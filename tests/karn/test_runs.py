@@ -41,6 +41,11 @@ def test_no_folder_and_no_runs(tmp_path: Path) -> None:
     assert find_runs(tmp_path / "nowhere") == [] and table([], 0.0) == "no runs here\n"
 
 
+def test_one_run_is_a_list_of_one(tmp_path: Path) -> None:
+    path = write_run(tmp_path, story(), run_id="a")
+    assert [run.run_id for run in find_runs(path)] == ["a"]
+
+
 def test_resolving_a_name(tmp_path: Path) -> None:
     first = write_run(tmp_path, story(), run_id="20260101-a")
     assert resolve_run(first) == first == resolve_run(tmp_path) == resolve_run("2026", tmp_path)

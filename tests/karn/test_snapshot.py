@@ -73,7 +73,7 @@ def test_why_a_seed_is_blocked_in_words() -> None:
     at = next(i for i, e in enumerate(events) if e.event_type is T.SEED_GATE_EVALUATED and e.epoch == 9)
     seed = build_detail(fold(events[: at + 1]), 0, START).slots["blocks_1"].seed
     assert isinstance(seed, schema.Seed)
-    assert seed.blocked == "G5 keeps it from FOSSILIZED: removal_cost 0.4, needs >= 0.5 (epoch 9)"
+    assert seed.blocked == "G5 keeps it from FOSSILIZED: removal cost 0.4, needs >= 0.5 (epoch 9)"
 
 
 def test_a_check_without_a_measurement_says_so() -> None:
@@ -85,7 +85,7 @@ def test_a_check_without_a_measurement_says_so() -> None:
     chip_gate = build_detail(fold(rec.events), 0, START).slots["stem"].seed
     assert isinstance(chip_gate, schema.Seed)
     (check,) = chip_gate.gates[0].checks
-    assert check.text == "probe_gain_loss was not measured, needs >= 0"
+    assert check.text == "probe gain loss was not measured, needs >= 0"
 
 
 def test_worst_environment_first_and_stale_from_the_clock() -> None:

@@ -44,7 +44,7 @@ async def test_board_and_drill_down(tmp_path: Path) -> None:
         await pilot.press("j", "enter")
         detail = _text(app, "#detail")
         assert detail.startswith("ENVIRONMENT 0") and "G5 passed, 1 of 2 failed" in detail
-        assert "ok   removal_cost 1.6, needs >= 0.5" in detail
+        assert "ok   removal cost 1.6, needs >= 0.5" in detail
         await pilot.press("escape")
         assert app.pane is None
 

@@ -42,7 +42,7 @@ HANDLERS: Final = MappingProxyType[T, Handler](
         T.COMMAND_EXECUTED: fold_run.command_settled,
         T.COMMAND_FAILED: fold_run.command_settled,
         T.MODEL_EXPORTED: fold_run.model_exported,
-        T.ANALYTICS_SNAPSHOT: fold_run.analytics,
+        T.ANALYTICS_SNAPSHOT: fold_policy.analytics,
         T.COMPUTE_SPENT: fold_run.compute_spent,
         T.PPO_UPDATE_COMPLETED: fold_policy.update_completed,
         T.REWARD_COMPUTED: fold_policy.reward_computed,

@@ -37,27 +37,34 @@ class Rule:
     full: float
     unit: str
     words: str
-    """For a person; ``{measured}`` and ``{threshold}`` are filled in."""
+    """For a person; ``{measured}``, ``{threshold}`` and the plural's ``{s}`` are filled in."""
 
 
 RULES: Final = {
-    "non_finite": Rule(1.0, 0, 1, "fields", "{measured} measured fields are NaN or infinite"),
-    "panic": Rule(0.6, 0, 2, "panics", "{measured} governor panics in the last 5 epochs"),
+    "non_finite": Rule(1.0, 0, 1, "fields", "{measured} figure{s} of the last epoch not finite"),
+    "panic": Rule(0.6, 0, 2, "panics", "{measured} governor panic{s} in the last 5 epochs"),
     "stale": Rule(0.5, 1, 3, "x", "no event for {measured} times as long as it should take"),
-    "falling": Rule(0.5, 0.25, 1, "share", "{measured} of the progress since the start is lost (from {threshold} on)"),
-    "prune_storm": Rule(0.4, 2, 6, "prunes", "{measured} prunes in the last 5 epochs (more than {threshold})"),
-    "gate_storm": Rule(0.3, 10, 30, "failures", "{measured} failed gates in the last 5 epochs (more than {threshold})"),
+    "falling": Rule(
+        0.5, 0.25, 1, "share", "{measured} of the progress since the start is lost (more than {threshold})"
+    ),
+    "reward_falling": Rule(
+        0.5, 0.25, 1, "share", "{measured} of the reward since the start is lost again (more than {threshold})"
+    ),
+    "prune_storm": Rule(0.4, 2, 6, "prunes", "{measured} prune{s} in the last 5 epochs (more than {threshold})"),
+    "gate_storm": Rule(
+        0.3, 10, 30, "failures", "{measured} failed gate{s} in the last 5 epochs (more than {threshold})"
+    ),
     "rent_without_gain": Rule(
         0.4, 0.05, 0.5, "share", "seeds add {measured} of the host's parameters and measure no gain"
     ),
     "slow": Rule(0.3, 2, 6, "x", "an epoch takes {measured} times the run's typical one (more than {threshold})"),
-    "stalled": Rule(0.25, 10, 30, "epochs", "no better metric for {measured} epochs (more than {threshold})"),
+    "stalled": Rule(0.4, 10, 30, "epochs", "no better metric for {measured} epoch{s} (more than {threshold})"),
 }
-"""Name -> rule. Reward factors join when rewards are in the journal."""
+"""Name -> rule."""
 
 _PANICS, _PRUNES, _FAILURES = (int(RULES[name].threshold) for name in ("panic", "prune_storm", "gate_storm"))
-_STALLED, _FALLING, _SLOW, _RENT = (
-    RULES[name].threshold for name in ("stalled", "falling", "slow", "rent_without_gain")
+_STALLED, _FALLING, _REWARD, _SLOW, _RENT = (
+    RULES[name].threshold for name in ("stalled", "falling", "reward_falling", "slow", "rent_without_gain")
 )
 
 STALE_AT_LEAST: Final = 30.0
@@ -101,7 +108,8 @@ def status(rank: float) -> Level:
 
 def words(factor: FactorRecord) -> str:
     """The factor as a sentence with its figures."""
-    return RULES[factor.name].words.format(measured=_figure(factor.measured), threshold=_figure(factor.threshold))
+    figures = {"measured": _figure(factor.measured, factor.unit), "threshold": _figure(factor.threshold, factor.unit)}
+    return RULES[factor.name].words.format(**figures, s="" if factor.measured == 1 else "s")
 
 
 def _factor(name: str, measured: float) -> FactorRecord | None:
@@ -130,6 +138,8 @@ def _evidence(state: RunState, environment: EnvironmentFold) -> list[tuple[str, 
             evidence.append(("stalled", epoch - best.epoch))
         if (lost := _lost_share(environment, best)) > _FALLING:
             evidence.append(("falling", lost))
+    if environment.best_objective is not None and (lost := _reward_lost(environment)) > _REWARD:
+        evidence.append(("reward_falling", lost))
     train, typical = facts.get("train_ms"), state.typical_train_ms
     if train is not None and typical is not None and typical > 0 and len(state.environments) > 1:
         slower = float(train.value) / typical
@@ -149,11 +159,21 @@ def _recent(epochs: list[int], allowed: int, epoch: int) -> int:
 
 def _lost_share(environment: EnvironmentFold, best: Measured) -> float:
     """Share of the progress from the first to the best metric that is lost again; 0 within twice the usual wobble."""
-    first, last, top = environment.first_metric, environment.metric.buckets[-1].last, float(best.value)
-    if first is None or not math.isfinite(last):
+    first, last = environment.first_metric, environment.metric.buckets[-1].last
+    return 0.0 if first is None else _lost(first, float(best.value), last, environment.wobble)
+
+
+def _reward_lost(environment: EnvironmentFold) -> float:
+    """The same of the objective, whose changes the rewards pay: that survives rewards that the journal left out."""
+    first, best, now = environment.first_objective, environment.best_objective, environment.facts.get("objective")
+    if first is None or best is None or now is None:
         return 0.0
+    return _lost(first, best, float(now.value), environment.objective_wobble)
+
+
+def _lost(first: float, top: float, last: float, wobble: float | None) -> float:
     progress, lost = abs(top - first), abs(top - last)
-    if progress <= 0 or lost <= 2 * (environment.wobble or 0.0):
+    if not math.isfinite(last) or progress <= 0 or lost <= 2 * (wobble or 0.0):
         return 0.0
     return lost / progress
 
@@ -177,5 +197,7 @@ def _rent_without_gain(environment: EnvironmentFold) -> float:
     return parameters / host if parameters and host and gain <= 0 else 0.0
 
 
-def _figure(value: float) -> str:
+def _figure(value: float, unit: str) -> str:
+    if unit == "share":
+        return f"{value:.0%}"
     return f"{value:.0f}" if value.is_integer() else f"{value:.2g}"

@@ -174,5 +174,6 @@ def _action(record: ActionRecord) -> Action:
         reason=known(record.reason),
         why_not=known(record.why_not),
         evidence={name: number(float(value)) for name, value in record.evidence.items()},
+        masked=list(record.masked),
         unused=[] if relevant is None else [head for head in HEADS if head not in relevant],
     )

@@ -107,7 +107,8 @@ def _action(action: Action) -> str:
         if part is not UNSET
     )
     why = _or(action.why_not, _or(action.reason, ""))
-    return f"{epoch}{what} {action.outcome}" + (f" ({why})" if why else "")
+    narrowed = f", masks narrowed {', '.join(action.masked)}" if action.masked else ""
+    return f"{epoch}{what} {action.outcome}" + (f" ({why})" if why else "") + narrowed
 
 
 def _or(value: Any, otherwise: Any) -> Any:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from typing import Any, Final
+
 from esper.karn.fold_common import measure
-from esper.karn.state import EnvironmentFold, RunState
+from esper.karn.state import EnvironmentFold, Measured, RunState
 from esper.leyline import TelemetryEvent
 
 UPDATE_FACTS = (
@@ -15,12 +19,16 @@ UPDATE_FACTS = (
     "lr",
     "update_time_ms",
     "mean_episode_return",
+    "mean_objective_gain",
 )
 
 
 def update_completed(state: RunState, event: TelemetryEvent, environment: EnvironmentFold | None) -> None:
     """The pulse of the learner."""
     measure(state.pulse, event.data, UPDATE_FACTS, event)
+    open_ = [head["entropy"] / head["most"] for head in event.data.get("heads", {}).values() if head.get("most")]
+    if open_:
+        measure(state.pulse, {"least_entropy": min(open_)}, ("least_entropy",), event)
 
 
 def reward_computed(state: RunState, event: TelemetryEvent, environment: EnvironmentFold | None) -> None:
@@ -28,9 +36,94 @@ def reward_computed(state: RunState, event: TelemetryEvent, environment: Environ
     if environment is None:
         state.unplaced += 1
         return
+    before = environment.facts.get("objective")
     parts = {f"reward.{name}": value for name, value in event.data.get("components", {}).items()}
     facts = {"reward": event.data.get("total"), "objective": event.data.get("objective"), **parts}
     measure(environment.facts, facts, facts, event)
+    objective = event.data.get("objective")
+    if objective is not None and math.isfinite(objective):
+        _objective(environment, float(objective), before)
+
+
+def _objective(environment: EnvironmentFold, objective: float, before: Measured | None) -> None:
+    """How far the objective came. It is higher the better, whatever the metric's direction."""
+    best = environment.best_objective
+    if best is None:
+        environment.first_objective = objective
+    if best is None or objective > best:
+        environment.best_objective = objective
+    if before is not None and math.isfinite(float(before.value)):
+        change, wobble = abs(objective - float(before.value)), environment.objective_wobble
+        environment.objective_wobble = change if wobble is None else 0.8 * wobble + 0.2 * change
+
+
+def _chosen(state: RunState, event: TelemetryEvent) -> None:
+    """Ops of a round as shares of its steps."""
+    steps, ops = event.data.get("steps"), event.data.get("ops", {})
+    if not steps:
+        return
+    _forget(state, "chose.")
+    shares = {f"chose.{op}": count / steps for op, count in ops.items()}
+    measure(state.learner, shares, shares, event)
+    measure(state.pulse, {"wait_share": ops.get("WAIT", 0) / steps}, ("wait_share",), event)
+
+
+def _masks(state: RunState, event: TelemetryEvent) -> None:
+    """Heads with some choices forbidden, and with only one left: shares of the steps that consumed them."""
+    for kind in ("restricted", "forced"):
+        _forget(state, f"{kind}.")
+        shares = {f"{kind}.{head}": share for head, share in event.data.get(kind, {}).items()}
+        measure(state.learner, shares, shares, event)
+
+
+def _forget(state: RunState, prefix: str) -> None:
+    for name in [name for name in state.learner if name.startswith(prefix)]:
+        del state.learner[name]
+
+
+def _throughput(environment: EnvironmentFold, event: TelemetryEvent) -> None:
+    measure(environment.facts, event.data, ("step_time_ms", "dataloader_wait_ms", "fps"), event)
+
+
+def _summary(environment: EnvironmentFold, event: TelemetryEvent) -> None:
+    measure(environment.facts, event.data, ("episode_return", "objective_gain"), event)
+
+
+def _last_action(environment: EnvironmentFold, event: TelemetryEvent) -> None:
+    """Which heads of the newest command masks had narrowed; waiting is no command."""
+    data = event.data
+    for record in reversed(environment.actions[-4:]):
+        if (record.op, record.slot, record.epoch) == (data.get("op"), data.get("slot"), event.epoch):
+            record.masked = [head for head, narrowed in data.get("masked", {}).items() if narrowed]
+            return
+
+
+def _diagnostics(environment: EnvironmentFold, event: TelemetryEvent) -> None:
+    environment.diagnostics = event.data.get("snapshot", {})
+    environment.diagnostics_epoch = event.epoch
+
+
+_OF_ROUND: Final[dict[Any, Callable[[RunState, TelemetryEvent], None]]] = {
+    "action_distribution": _chosen,
+    "mask_hit_rates": _masks,
+}
+_OF_ENVIRONMENT: Final[dict[Any, Callable[[EnvironmentFold, TelemetryEvent], None]]] = {
+    "throughput": _throughput,
+    "reward_summary": _summary,
+    "last_action": _last_action,
+    "diagnostic_snapshot": _diagnostics,
+}
+
+
+def analytics(state: RunState, event: TelemetryEvent, environment: EnvironmentFold | None) -> None:
+    """Figures beside the story, told apart by ``kind``; those of a round are about no environment."""
+    kind = event.data.get("kind")
+    if kind in _OF_ROUND:
+        _OF_ROUND[kind](state, event)
+    elif environment is None:
+        state.unplaced += 1
+    elif kind in _OF_ENVIRONMENT:
+        _OF_ENVIRONMENT[kind](environment, event)
 
 
 def detected(state: RunState, event: TelemetryEvent, environment: EnvironmentFold | None) -> None:

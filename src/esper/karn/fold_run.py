@@ -234,12 +234,16 @@ def command_issued(state: RunState, event: TelemetryEvent, environment: Environm
             time=event.timestamp,
             slot=data.get("slot", event.slot_id),
             reason=data.get("reason"),
-            **{name: data.get(name) for name in _CHOICES},
+            **_heads(data),
             evidence=dict(data.get("evidence", {})),
         )
     )
     environment.actions_seen += 1
     trim(environment.actions, ACTIONS)
+
+
+def _heads(data: dict[str, Any]) -> dict[str, Any]:
+    return {name: data.get(name) for name in _CHOICES}
 
 
 def command_settled(state: RunState, event: TelemetryEvent, environment: EnvironmentFold | None) -> None:
@@ -255,8 +259,9 @@ def command_settled(state: RunState, event: TelemetryEvent, environment: Environ
         if record.outcome == "issued" and record.op == op and record.slot == slot:
             break
     else:
-        heads: dict[str, Any] = {name: data.get(name) for name in _CHOICES}
-        record = ActionRecord(op=op, outcome=outcome, epoch=event.epoch, time=event.timestamp, slot=slot, **heads)
+        record = ActionRecord(
+            op=op, outcome=outcome, epoch=event.epoch, time=event.timestamp, slot=slot, **_heads(data)
+        )
         environment.actions.append(record)
         environment.actions_seen += 1
         trim(environment.actions, ACTIONS)
@@ -266,16 +271,6 @@ def command_settled(state: RunState, event: TelemetryEvent, environment: Environ
 def model_exported(state: RunState, event: TelemetryEvent, environment: EnvironmentFold | None) -> None:
     """The grown model was written."""
     state.run.exported = event
-
-
-def analytics(state: RunState, event: TelemetryEvent, environment: EnvironmentFold | None) -> None:
-    """A diagnostic snapshot of one environment."""
-    if environment is None:
-        state.unplaced += 1
-        return
-    if event.data.get("kind") == "diagnostic_snapshot":
-        environment.diagnostics = event.data.get("snapshot", {})
-        environment.diagnostics_epoch = event.epoch
 
 
 def compute_spent(state: RunState, event: TelemetryEvent, environment: EnvironmentFold | None) -> None:

@@ -10,21 +10,22 @@ from esper.karn.schema import Level
 
 @dataclass(frozen=True, slots=True)
 class PulseRule:
-    """``watch`` and ``bad`` bound the figure from below when ``low_is_bad``, else from above."""
+    """``watch`` and ``bad`` bound the figure, from below when ``low_is_bad``; ``None`` bounds nothing."""
 
     unit: str
     text: str
-    watch: float
-    bad: float
+    watch: float | None = None
+    bad: float | None = None
     low_is_bad: bool = False
 
     def level(self, value: float) -> Level:
         """Verdict on a value; NaN is as bad as it gets."""
         if value != value:
             return "critical"
-        if self.low_is_bad:
-            return "bad" if value < self.bad else "watch" if value < self.watch else "ok"
-        return "bad" if value > self.bad else "watch" if value > self.watch else "ok"
+        for level, bound in (("bad", self.bad), ("watch", self.watch)):
+            if bound is not None and (value < bound if self.low_is_bad else value > bound):
+                return level  # type: ignore[return-value]
+        return "ok"
 
 
 PULSE: Final = {
@@ -35,5 +36,12 @@ PULSE: Final = {
     "clip_fraction": PulseRule("share", "ratios outside the clip range", 0.3, 0.5),
     "explained_variance": PulseRule("share", "variance of returns that V explains", 0.3, 0.0, low_is_bad=True),
     "grad_norm": PulseRule("", "gradient norm before clipping", 5.0, 10.0),
+    "least_entropy": PulseRule("share", "the most decided head, of its greatest entropy", 0.1, 0.02, low_is_bad=True),
+    "wait_share": PulseRule("share", "steps of the last round that waited", 0.95, 0.99),
+    "entropy": PulseRule("nats", "entropy of the last update"),
+    "mean_episode_return": PulseRule("", "mean return of the round's episodes"),
+    "mean_objective_gain": PulseRule("", "mean gain of the objective over the round's episodes"),
+    "lr": PulseRule("", "learning rate of the policy"),
+    "update_time_ms": PulseRule("ms", "time that the last update took"),
 }
-"""Key of ``RunState.pulse`` -> rule. The first three are shares over the run so far, the rest of the last update."""
+"""Key of ``RunState.pulse`` -> rule. The first three are shares over the run so far, the rest of the last round."""

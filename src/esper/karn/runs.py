@@ -47,8 +47,9 @@ class RunInfo:
 
 
 def find_runs(folder: str | Path = "runs") -> list[RunInfo]:
-    """All runs in ``folder``, the newest last. A run that cannot be read is listed with its problem."""
-    return [describe_run(path) for path in list_runs(folder)]
+    """All runs in ``folder``, the newest last, or the one that it is. One that cannot be read has its problem."""
+    path = Path(folder)
+    return [describe_run(path)] if _is_run(path) else [describe_run(run) for run in list_runs(path)]
 
 
 def resolve_run(name: str | Path, base: str | Path = "runs") -> Path:

@@ -190,6 +190,8 @@ class Action(Part, kw_only=True, frozen=True):
     reason: str | UnsetType = UNSET
     why_not: str | UnsetType = UNSET
     evidence: dict[str, Number] = {}
+    masked: list[str] = []
+    """Heads of which masks forbade some choices."""
     unused: list[str] = []
 
 
@@ -237,7 +239,8 @@ class Pulse(Part, kw_only=True, frozen=True):
     unit: str
     text: str
     threshold: float | UnsetType = UNSET
-    """Where it stops being ok."""
+    """Where it stops being ok; without one it is not judged."""
+    low_is_bad: bool = False
 
 
 class Progress(Part, kw_only=True, frozen=True):
@@ -402,6 +405,8 @@ class Snapshot(Part, kw_only=True, frozen=True):
     clock: Clock
     run: RunHeader
     pulse: list[Pulse]
+    learner: dict[str, Figure] = {}
+    """Of the policy's last round: ``chose.OP``, and ``restricted.HEAD`` and ``forced.HEAD`` by masks, as shares."""
     operations: dict[str, int]
     """Commands asked for, by op."""
     steps: StepSplit

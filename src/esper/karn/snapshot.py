@@ -81,6 +81,7 @@ class Builder:
             clock=_clock(state, now, ended),
             run=_header(state, now),
             pulse=_pulse(state),
+            learner={name: figure(measured, None) for name, measured in sorted(state.learner.items())},
             operations=dict(sorted(state.op_counts.items())),
             steps=steps,
             bound=bound.detect(steps, host, state.run.threads),
@@ -382,7 +383,8 @@ def _pulse(state: RunState) -> list[Pulse]:
                     level=rule.level(value),
                     unit=rule.unit,
                     text=rule.text,
-                    threshold=rule.watch,
+                    threshold=known(rule.watch),
+                    low_is_bad=rule.low_is_bad,
                 )
             )
     return pulses

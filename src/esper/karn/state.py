@@ -13,7 +13,7 @@ import msgspec
 from esper.karn.series import Series
 from esper.leyline import TelemetryEvent
 
-STATE_VERSION = 2
+STATE_VERSION = 3
 """Raised whenever the structs below change, so that stored keyframes of another version are not used."""
 
 Value = float | int | bool | str
@@ -117,6 +117,8 @@ class ActionRecord(msgspec.Struct, omit_defaults=True):
     reason: str | None = None
     why_not: str | None = None
     evidence: dict[str, float] = {}
+    masked: list[str] = []
+    """Heads of which availability forbade some choices."""
 
 
 class FactorRecord(msgspec.Struct, omit_defaults=True):
@@ -164,6 +166,10 @@ class EnvironmentFold(msgspec.Struct, omit_defaults=True):
     best: Measured | None = None
     wobble: float | None = None
     """Moving average of the absolute change of the metric from epoch to epoch."""
+    first_objective: float | None = None
+    best_objective: float | None = None
+    objective_wobble: float | None = None
+    """As ``wobble``, of the objective that rewards pay for."""
     slots: dict[str, SlotFold] = {}
     actions: list[ActionRecord] = []
     actions_seen: int = 0
@@ -276,6 +282,8 @@ class RunState(msgspec.Struct, omit_defaults=True):
     environments: dict[int, EnvironmentFold] = {}
     producers: dict[str, ProducerFold] = {}
     pulse: Facts = {}
+    learner: Facts = {}
+    """What the policy chose in its last round, and what masks left it to choose from."""
     op_counts: dict[str, int] = {}
     tallies: dict[str, tuple[int, int]] = {}
     """Pulse figure that is a share -> (yes, all)."""

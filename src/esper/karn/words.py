@@ -54,8 +54,8 @@ def duration(seconds: float) -> str:
 
 
 def check(record: Mapping[str, Any]) -> str:
-    """One check of a gate: ``removal_cost 0.42 points, needs >= 0.5``."""
-    name, unit = str(record.get("id")), f" {record['unit']}" if record.get("unit") else ""
+    """One check of a gate: ``removal cost 0.42 points, needs >= 0.5``."""
+    name, unit = str(record.get("id")).replace("_", " "), f" {record['unit']}" if record.get("unit") else ""
     needs = f"{record.get('comparison')} {figure(record.get('threshold'))}"
     if "measured" not in record or record["measured"] is None:
         return f"{name} was not measured, needs {needs}"

@@ -15,7 +15,13 @@ from esper.scripts.cli import Parser
 def build_parser() -> argparse.ArgumentParser:
     """The command line of ``esper runs``."""
     parser = Parser(prog="esper runs", description=__doc__)
-    parser.add_argument("folder", type=Path, nargs="?", default=Path("runs"), help="where run directories are")
+    parser.add_argument(
+        "folder",
+        type=Path,
+        nargs="?",
+        default=Path("runs"),
+        help="where run directories are, or one of them (default: runs)",
+    )
     return parser
 
 

@@ -165,7 +165,7 @@ def test_the_inspector_names_the_failing_check_with_value_and_threshold(browser:
     browser.press(key="Enter")
     browser.wait(selector="[data-blocked=yes]")
     why = browser.text(selector="[data-blocked=yes]")
-    assert "G5 keeps it from FOSSILIZED" in why and "removal_cost 0.31 points, needs >= 0.5" in why
+    assert "G5 keeps it from FOSSILIZED" in why and "removal cost 0.31 points, needs >= 0.5" in why
     failed = browser.text(selector="[data-gate=G5] tr.failed")
     assert failed.split("\t") == ["removal cost", "0.310 points", ">= 0.5", "✕ fails"]
     assert "not measured" in browser.text(selector="[data-gate=G2]") or "G2 passed" in browser.text(

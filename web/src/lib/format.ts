@@ -72,10 +72,11 @@ export function sortOf(figure: Figure | undefined): Sort {
 
 const MARKS: Record<Sort, string> = { absent: "", "non-finite": "⚠ ", stale: "~ ", "unknown-age": "? ", value: "" };
 
-/** A figure with the mark of its kind: `~` stale, `?` of unknown age, `⚠` not finite. */
+/** A figure with the mark of its kind: `~` stale, `?` of unknown age, `⚠` not finite. A share is given in percent. */
 export function marked(figure: Figure | undefined, unit = ""): string {
-  const text = number(figure?.value);
-  return `${MARKS[sortOf(figure)]}${text}${unit && figure && typeof figure.value !== "string" ? ` ${unit}` : ""}`;
+  const value = figure?.value;
+  const text = unit === "share" && typeof value === "number" ? percent(value) : number(value);
+  return `${MARKS[sortOf(figure)]}${text}${unit && unit !== "share" && typeof value === "number" ? ` ${unit}` : ""}`;
 }
 
 /** Where and when a figure was measured, in words. */

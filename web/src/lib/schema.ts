@@ -17,6 +17,7 @@ export interface Action {
   reason?: string;
   why_not?: string;
   evidence?: Record<string, Num>;
+  masked?: Array<string>;
   unused?: Array<string>;
 }
 
@@ -274,6 +275,7 @@ export interface Pulse {
   unit: string;
   text: string;
   threshold?: number;
+  low_is_bad?: boolean;
 }
 
 /** What a client may ask for. Everything is about its own view; nothing reaches the run. */
@@ -359,6 +361,7 @@ export interface Snapshot {
   clock: Clock;
   run: RunHeader;
   pulse: Array<Pulse>;
+  learner?: Record<string, Figure>;
   operations: Record<string, number>;
   steps: StepSplit;
   bound: Bound;
