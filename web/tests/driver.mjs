@@ -13,14 +13,19 @@ let said = [];
 let watched = null;
 let session = null;
 
-async function open({ url, width = 1280, height = 800, scheme = "dark" }) {
-  await page?.context().close();
-  const context = await browser.newContext({ viewport: { width, height }, colorScheme: scheme, deviceScaleFactor: 1, acceptDownloads: true });
-  page = await context.newPage();
+/** One page for all, since a new one costs seconds; `fresh` gives one that knows nothing, not even the token. */
+async function open({ url, width = 1280, height = 800, scheme = "dark", fresh = false }) {
+  if (fresh || page === null) {
+    await page?.context().close();
+    const context = await browser.newContext({ deviceScaleFactor: 1, acceptDownloads: true });
+    page = await context.newPage();
+    page.on("console", (message) => ["error", "warning"].includes(message.type()) && said.push(message.text()));
+    page.on("pageerror", (error) => said.push(String(error)));
+    page.setDefaultTimeout(15_000);
+  } else await page.goto("about:blank");
+  await page.setViewportSize({ width, height });
+  await page.emulateMedia({ colorScheme: scheme });
   said = [];
-  page.on("console", (message) => ["error", "warning"].includes(message.type()) && said.push(message.text()));
-  page.on("pageerror", (error) => said.push(String(error)));
-  page.setDefaultTimeout(15_000);
   await page.goto(url);
 }
 
@@ -38,7 +43,8 @@ const actions = {
   eval: ({ code }) => page.evaluate(code),
   shot: ({ path }) => page.screenshot({ path }).then(() => null),
   axe: async () => {
-    const { violations } = await new AxeBuilder({ page }).analyze();
+    // there are no frames and no foreign sheets, and what passes is not asked for: each would cost a second a view
+    const { violations } = await new AxeBuilder({ page }).setLegacyMode().options({ resultTypes: ["violations"], preload: false }).analyze();
     return violations.map(({ id, help, nodes }) => `${id}: ${help}: ${nodes.map((node) => node.html.slice(0, 160)).slice(0, 4).join(" | ")}`);
   },
   download: async ({ selector, path }) => {

@@ -3,7 +3,7 @@
 ``score = sum(weight * level)``, where ``level`` rises from 0 at the threshold to 1 at ``full``. A factor whose evidence
 was not measured is absent; it neither raises nor calms the score. The board is ordered by ``rank``, which follows the
 score upwards at once and downwards only after :data:`CALM` of the environment's own epochs, and ignores changes smaller
-than :data:`MARGIN`, so that rows do not jump about.
+than :data:`MARGIN`, unless they make the level worse, so that rows do not jump about.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def update(state: RunState, environment: EnvironmentFold) -> None:
             factors.append(factor)
             score += factor.weight * factor.level
     fold.factors, fold.score = factors, score
-    if score > fold.rank + MARGIN:
+    if score > fold.rank + MARGIN or (score > fold.rank and status(score) != status(fold.rank)):
         fold.rank, fold.calmer = score, 0
     elif score < fold.rank - MARGIN:
         fold.calmer += 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import json
 import os
@@ -24,6 +23,7 @@ from esper.nissa.rundir import RunDirectory
 from karn import demo
 from karn.streams import story
 from karn.web.browser import ARTIFACTS, ROOT, Browser, launched, missing
+from karn.web.serve import serving
 
 LACKING = missing()
 pytestmark = [
@@ -38,7 +38,27 @@ VIEWS = {
     "governor": "#/governor",
     "compare": "#/compare",
     "leaders": "#/leaders",
+    "replay": f"#/flight?at=700&env={demo.BROKEN}",
 }
+READY = {
+    "flight": "[role=option]",
+    "environment": "[data-blocked=yes]",
+    "events": ".view .text",
+    "governor": ".view .text",
+    "compare": ".view tbody td.num",
+    "leaders": ".view tbody td.num",
+    "replay": "footer.replay",
+}
+"""View -> what is there once it is drawn."""
+DIALOGS = {"help": "?", "export": "x"}
+STATES = {"empty": "No environment has spoken yet", "damaged": "journal damaged at byte"}
+"""Run -> what the page says of it."""
+LOOKS = [
+    ("dark", 1280),
+    pytest.param("light", 390, marks=pytest.mark.slow),
+    pytest.param("light", 1280, marks=pytest.mark.slow),
+    pytest.param("dark", 390, marks=pytest.mark.slow),
+]
 
 
 @pytest.fixture(scope="module")
@@ -52,40 +72,42 @@ def browser() -> Iterator[Browser]:
         yield found
 
 
-@contextlib.contextmanager
-def overwatch(target: Path, cache: Path, *more: str) -> Iterator[str]:
-    """``esper overwatch`` as a person starts it; gives its link."""
-    command = [sys.executable, "-m", "esper.scripts.main", "overwatch", str(target), "--port", "0", *more]
-    environment = {**os.environ, "XDG_CACHE_HOME": str(cache), "PYTHONUNBUFFERED": "1"}
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The demo, whole and ended, beside a short older run, in ``esper overwatch`` as a person starts it."""
+    base = tmp_path_factory.mktemp("finished")
+    parts = list(demo.epochs(count=46, start=time.time() - 92))
+    for name, events in (("20250101-short", story()), ("20260101-demo", [event for part in parts for event in part])):
+        written(base / "runs", name, events)
+    command = [sys.executable, "-m", "esper.scripts.main", "overwatch", str(base / "runs"), "--port", "0"]
+    environment = {**os.environ, "XDG_CACHE_HOME": str(base / "cache"), "PYTHONUNBUFFERED": "1"}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, cwd=ROOT)
+    assert process.stdout is not None
     try:
-        assert process.stdout is not None
         yield process.stdout.readline().split(" ", 1)[1].strip()
     finally:
         process.send_signal(signal.SIGINT)
         process.wait(15)
-        assert process.stdout is not None
         process.stdout.close()
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The demo, whole and ended, beside a short older run."""
-    base = tmp_path_factory.mktemp("finished")
-    parts = list(demo.epochs(count=46, start=time.time() - 92))
-    for name, events in (("20250101-short", story()), ("20260101-demo", [event for part in parts for event in part])):
-        run = RunDirectory.create(base / "runs", name, {})
-        with JournalWriter(run.path, name) as writer:
-            for event in events:
-                writer(event)
-    with overwatch(base / "runs", base / "cache") as link:
-        yield link
+def written(base: Path, name: str, events: list[Any]) -> Path:
+    run = RunDirectory.create(base, name, {})
+    with JournalWriter(run.path, name) as writer:
+        for event in events:
+            writer(event)
+    return run.path
 
 
 def go(browser: Browser, link: str, place: str = "#/flight", **size: Any) -> None:
     """Open the page at a place and wait for its first frame."""
     browser.open(url=link, **size)
     browser.wait(selector=".state")
+    turn(browser, place)
+
+
+def turn(browser: Browser, place: str) -> None:
+    """Follow a link within the page."""
     browser.eval(code=f"location.hash = {place!r}")
 
 
@@ -111,33 +133,44 @@ def test_the_stalled_environment_rises_to_the_top_with_its_reason(browser: Brows
         def write(some: int) -> None:
             for _ in range(some):
                 for event in next(parts):
-                    if event.env_id != demo.FALLING:
+                    if event.env_id not in (demo.FALLING, demo.BROKEN):
                         writer(event)
             writer.flush()
 
         write(3)
-        with overwatch(run.path, tmp_path / "cache") as link:
-            go(browser, link)
-            until(lambda: len(rows(browser)) == 11)
+        with serving(run.path, tmp_path / "cache") as listening:
+            go(browser, listening.link)
+            until(lambda: len(rows(browser)) == 10)
             assert f"environment {demo.STALLED}," not in rows(browser)[0]
             write(36)
             first = until(lambda: (top := rows(browser)[0]).startswith(f"environment {demo.STALLED},") and top)
-            assert "no better metric for" in first and "score 0." in first
+            assert ", watch, score 0." in first and "no better metric for" in first
             browser.shot(path=str(ARTIFACTS / "stalled.png"))
 
 
+class Clock:
+    """The wall clock, and what a test adds to it."""
+
+    ahead = 0.0
+
+    def __call__(self) -> float:
+        return time.time() + self.ahead
+
+
 def test_a_killed_writer_is_no_contact_and_not_an_end(browser: Browser, tmp_path: Path) -> None:
-    run = tmp_path / "killed"
-    # silence is told from the events' own time: a clock that is behind already makes the wait for it short
-    options = ["--pace", "0.2", "--epochs", "500", "--behind", "7"]
-    writer = subprocess.Popen([sys.executable, str(ROOT / "tests" / "karn" / "demo.py"), str(run), *options])
+    run, clock = tmp_path / "killed", Clock()
+    writer = subprocess.Popen(
+        [sys.executable, str(ROOT / "tests" / "karn" / "demo.py"), str(run), "--pace", "0.1", "--epochs", "5000"]
+    )
     try:
         until(lambda: (run / "run.json").is_file() and any(run.glob("events-*.jsonl")))
-        with overwatch(run, tmp_path / "cache") as link:
-            go(browser, link)
+        with serving(run, tmp_path / "cache", clock=clock) as listening:
+            go(browser, listening.link)
             until(lambda: "running" in browser.text(selector=".state"))
             os.kill(writer.pid, signal.SIGKILL)
-            until(lambda: "no event for" in browser.text(selector=".state"), 25)
+            writer.wait()
+            clock.ahead = 41.0  # nobody needs to sit through the silence itself
+            until(lambda: "no event for 4" in browser.text(selector=".state"))
             notices = browser.text(selector="[aria-label=Notices]")
             assert "No contact with the run" in notices and "has not said that it ended" in notices
             assert "ended" not in browser.text(selector=".state")
@@ -148,12 +181,9 @@ def test_a_killed_writer_is_no_contact_and_not_an_end(browser: Browser, tmp_path
 
 
 def test_a_gone_server_is_said_within_seconds(browser: Browser, tmp_path: Path) -> None:
-    run = RunDirectory.create(tmp_path, "gone", {})
-    with JournalWriter(run.path, "gone") as writer:
-        for event in story():
-            writer(event)
-    with overwatch(run.path, tmp_path / "cache") as link:
-        go(browser, link)
+    run = written(tmp_path, "gone", story())
+    with serving(run, tmp_path / "cache") as listening:
+        go(browser, listening.link)
         until(lambda: rows(browser))
     until(lambda: "No contact with Overwatch" in browser.text(selector="[aria-label=Notices]"), 8)
     assert "as of" in browser.text(selector="[aria-label=Notices]")
@@ -239,14 +269,12 @@ def test_text_from_a_run_is_never_markup(browser: Browser, tmp_path: Path) -> No
             event.data["blueprint"] = evil
         if event.event_type.value == "TRAINING_STARTED":
             event.data |= {"task": evil, "policy": evil}
-    run = RunDirectory.create(tmp_path, "evil", {})
-    with JournalWriter(run.path, "evil") as writer:
-        for event in events:
-            writer(event)
-    with overwatch(run.path, tmp_path / "cache") as link:
+    run = written(tmp_path, "evil", events)
+    with serving(run, tmp_path / "cache") as listening:
+        go(browser, listening.link)
         for place in ("#/flight?env=0&slot=blocks_1", "#/events", "#/compare", "#/leaders"):
-            go(browser, link, place)
-            until(lambda: rows(browser) or browser.texts(selector="main td, main .text"))
+            turn(browser, place)
+            until(lambda: evil in "".join(browser.texts(selector="header, aside, main td, main .text")))
             assert browser.eval(code="document.querySelectorAll('main img').length") == 0
         assert not [line for line in browser.said() if "Content Security Policy" in line]
 
@@ -255,7 +283,7 @@ def test_a_dialog_opens_again_however_soon_after_it_closed(browser: Browser, fin
     go(browser, finished)
     until(lambda: rows(browser))
     browser.press(key="x")
-    for key in ("?", "x") * 10:
+    for key in ("?", "x") * 3:
         browser.wait(selector="dialog[open]")
         again = f"document.body.dispatchEvent(new KeyboardEvent('keydown', {{key: '{key}', bubbles: true}}))"
         browser.eval(code=f"(document.querySelector('dialog[open]').close(), {again})")
@@ -283,33 +311,58 @@ def test_exports(browser: Browser, finished: str, tmp_path: Path) -> None:
     (ARTIFACTS / "exported.png").write_bytes(picture)
 
 
-@pytest.mark.parametrize(
-    ("scheme", "width"),
-    [
-        ("dark", 1280),
-        pytest.param("light", 390, marks=pytest.mark.slow),
-        pytest.param("light", 1280, marks=pytest.mark.slow),
-        pytest.param("dark", 390, marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.parametrize(("scheme", "width"), LOOKS)
 def test_no_accessibility_violation_on_any_view(browser: Browser, finished: str, scheme: str, width: int) -> None:
     found = {}
-    for view, place in VIEWS.items():
-        go(browser, finished, place, width=width, height=800, scheme=scheme)
-        browser.wait(selector="main h2, main .bar >> visible=true")
-        browser.wait(selector="main [role=option], main td, main .text", state="attached")
-        time.sleep(0.2)
+
+    def judge(view: str) -> None:
         browser.shot(path=str(ARTIFACTS / f"{view}-{scheme}-{width}.png"))
         found[view] = browser.axe()
         assert browser.eval(code="document.documentElement.scrollWidth <= innerWidth"), f"{view} is wider than the page"
         assert browser.said() == []
+
+    go(browser, finished, width=width, height=800, scheme=scheme)
+    for view, place in VIEWS.items():
+        turn(browser, place)
+        browser.wait(selector=f"nav [aria-current]:has-text('{place[2:].split('?')[0]}')")
+        browser.wait(selector=READY[view], state="attached")
+        judge(view)
+    for view, key in DIALOGS.items():
+        browser.press(key=key)
+        browser.wait(selector="dialog[open]")
+        judge(view)
+        browser.press(key="Escape")
+        browser.wait(selector="dialog", state="detached")
     assert not {view: problems for view, problems in found.items() if problems}
 
 
-def test_without_a_token_the_page_asks_for_it(browser: Browser, finished: str) -> None:
-    browser.open(url=finished.split("#")[0])
+@pytest.mark.parametrize(("scheme", "width"), LOOKS)
+def test_a_run_without_events_and_one_that_is_damaged(
+    browser: Browser, tmp_path: Path, scheme: str, width: int
+) -> None:
+    RunDirectory.create(tmp_path / "runs", "empty", {})
+    journal = written(tmp_path / "runs", "damaged", story()) / "events-00001.jsonl"
+    data = bytearray(journal.read_bytes())
+    data[len(data) * 3 // 4] ^= 1
+    journal.write_bytes(data)
+    with serving(tmp_path / "runs", tmp_path / "cache") as listening:
+        go(browser, listening.link, width=width, height=800, scheme=scheme)
+        for run, said in STATES.items():
+            turn(browser, f"#/flight?run={run}")
+            until(lambda said=said: said in browser.text(selector="body"))
+            browser.shot(path=str(ARTIFACTS / f"{run}-{scheme}-{width}.png"))
+            assert browser.axe() == []
+
+
+@pytest.mark.parametrize(("scheme", "width"), LOOKS)
+def test_without_a_token_the_page_asks_for_it(browser: Browser, finished: str, scheme: str, width: int) -> None:
+    browser.open(url=finished.split("#")[0], width=width, height=800, scheme=scheme, fresh=True)
     browser.wait(selector="form input")
+    browser.shot(path=str(ARTIFACTS / f"token-{scheme}-{width}.png"))
     assert browser.axe() == []
+    browser.eval(code="document.querySelector('main p').innerHTML = '<img src=\"data:,\">too faint to read'")
+    browser.eval(code="document.querySelector('main p').style.color = 'var(--line-strong)'")
+    assert {found.split(":")[0] for found in browser.axe()} == {"image-alt", "color-contrast"}, "axe sees what is wrong"
     browser.fill(selector="form input", text=finished)
     browser.press(key="Enter")
     browser.wait(selector=".state")

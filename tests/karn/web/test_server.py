@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import threading
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,24 +20,15 @@ from websockets.asyncio.client import connect  # noqa: E402
 from esper.karn.diff import apply  # noqa: E402
 from esper.karn.web.frames import Frame, decode_frame  # noqa: E402
 from esper.karn.web.guard import PROTOCOL, TOKEN_PREFIX  # noqa: E402
-from esper.karn.web.server import Listening, listen, make_server  # noqa: E402
+from esper.karn.web.server import Listening  # noqa: E402
 from esper.nissa.journal import JournalWriter  # noqa: E402
 from karn.journals import RUN_ID, write_run  # noqa: E402
 from karn.streams import START, random_run, story  # noqa: E402
+from karn.web import serve  # noqa: E402
 
 
-@contextlib.contextmanager
-def serving(target: Path, cache: Path) -> Iterator[Listening]:
-    listening = listen(port=0)
-    server = make_server(target, listening, cache=cache, clock=lambda: START + 60)
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening.socket]}, daemon=True)
-    thread.start()
-    try:
-        yield listening
-    finally:
-        server.should_exit = True
-        thread.join(10)
-        listening.socket.close()
+def serving(target: Path, cache: Path) -> contextlib.AbstractContextManager[Listening]:
+    return serve.serving(target, cache, clock=lambda: START + 60)
 
 
 @pytest.fixture(scope="module")
