@@ -16,6 +16,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Final, Literal
 from zlib import crc32
@@ -23,7 +24,7 @@ from zlib import crc32
 import msgspec
 
 from esper.leyline import SCHEMA_VERSION, DataError, TelemetryEvent
-from esper.nissa.wire import NewerSchemaError, WireError, decode, may_hold_non_finite, revive
+from esper.nissa.wire import NewerSchemaError, WireError, decode, lines_with_non_finite, revive
 
 FORMAT_VERSION: Final = 1
 MAX_BATCH_BYTES: Final = 64 << 20
@@ -41,6 +42,7 @@ _COMMIT: Final = re.compile(
 )
 _CLOSES: Final[dict[bytes | None, Closes | None]] = {None: None, b"segment": "segment", b"journal": "journal"}
 _events: Final = msgspec.json.Decoder(TelemetryEvent)
+_schema_of: Final = attrgetter("schema")
 
 
 class JournalDamaged(DataError):
@@ -103,10 +105,10 @@ class Batch:
             events: list[TelemetryEvent] = _events.decode_lines(self.body)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return self._one_by_one(wanted, False)
-        if any(event.schema > SCHEMA_VERSION for event in events) or len(events) != self.count:
+        if len(events) != self.count or max(map(_schema_of, events), default=0) > SCHEMA_VERSION:
             return self._one_by_one(wanted, False)
-        if may_hold_non_finite(self.body):
-            return [revive(event) for event in events[wanted]]
+        for index in lines_with_non_finite(self.body):
+            revive(events[index])
         return events if self.kept == self.count and not superseded else events[wanted]
 
     def pieces(self) -> Iterator[list[TelemetryEvent]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from enum import Enum, StrEnum
 from functools import cache
 from pathlib import Path
@@ -20,6 +20,8 @@ from msgspec import inspect
 from esper.leyline import REGISTRY, SCHEMA_VERSION, DataError, TelemetryEvent, TelemetryEventType
 
 NON_FINITE: Final = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+_MARKS: Final = (b'"NaN"', b'Infinity"')
+"""One of these is in every line that holds a non-finite float."""
 
 _EXACT: Final = frozenset({str, int, bool})
 _encode = msgspec.json.Encoder().encode
@@ -72,8 +74,8 @@ def decode(
             event.data = msgspec.convert(
                 _reviver(event.event_type, True)(event.data), _payload_type(event.event_type, event.data)
             )
-        elif may_hold_non_finite(line):
-            event.data = _reviver(event.event_type, False)(event.data)
+        elif any(mark in line for mark in _MARKS):
+            revive(event)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise _typed(error, line, file, offset) from None
     except _UnknownKey as error:
@@ -81,15 +83,19 @@ def decode(
     return event
 
 
-def may_hold_non_finite(line: bytes) -> bool:
-    """Whether a non-finite float may be in ``line`` (of one event or of many)."""
-    return b'"NaN"' in line or b'Infinity"' in line
+def lines_with_non_finite(body: bytes) -> Iterator[int]:
+    """Indices of the lines in which a non-finite float may be; a line may come up twice."""
+    for mark in _MARKS:
+        line = at = 0
+        while (found := body.find(mark, at)) >= 0:
+            line += body.count(b"\n", at, found)
+            yield line
+            at = body.find(b"\n", found)
 
 
-def revive(event: TelemetryEvent) -> TelemetryEvent:
+def revive(event: TelemetryEvent) -> None:
     """Turn the non-finite strings of a payload decoded without validation back into floats, in place."""
     event.data = _reviver(event.event_type, False)(event.data)
-    return event
 
 
 def json_schema() -> dict[str, Any]:
@@ -258,6 +264,9 @@ def _compile(node: inspect.Type, strict: bool, path: str) -> _Revive | None:
     return None
 
 
+_MAY_CHANGE: Final = frozenset({str, dict, list})
+
+
 def _each_item(change: _Revive) -> _Revive:
     return lambda value: [change(item) for item in value] if type(value) is list else value
 
@@ -280,8 +289,9 @@ def _compile_fields(fields: tuple[inspect.Field, ...], strict: bool, path: str) 
         if strict and not names.issuperset(value):
             strange = ", ".join(sorted(set(value) - names))
             raise _UnknownKey(f"{path}: unknown key {strange}; schema {SCHEMA_VERSION} does not have it")
-        for name in changing.keys() & value.keys():
-            value[name] = changing[name](value[name])
+        for name, item in value.items():
+            if type(item) in _MAY_CHANGE and (change := changing.get(name)) is not None:
+                value[name] = change(item)
         return value
 
     return typed_dict
