@@ -23,7 +23,7 @@ from esper.leyline import GATE_FOR, SeedStage, TelemetryEvent
 from esper.leyline import TelemetryEventType as T
 from esper.nissa.journal import JournalWriter
 from esper.nissa.rundir import RunDirectory
-from karn.streams import SLOTS, Recorder, begin, begin_episode, end_episode, move
+from karn.streams import SLOTS, Recorder, begin, begin_episode, move
 
 STALLED, BLOCKED, BROKEN, FALLING = 7, 3, 5, 9
 BLUEPRINTS = ("conv3", "norm", "attention", "bottleneck")
@@ -44,8 +44,7 @@ def epochs(envs: int = 12, count: int = 60, start: float = 1_760_000_000.0, step
             host.epoch(rec, epoch)
         yield _taken(rec)
     for host in hosts:
-        static = host.static
-        end_episode(rec, host.env, round(host.top, 2), grown=not static, arm="static" if static else "grown")
+        host.end(rec, count)
     rec.say(T.TRAINING_ENDED, status="completed", seconds=rec.now - start)
     yield _taken(rec)
 
@@ -67,12 +66,41 @@ class Host:
         self.born = {SLOTS[env % 3]: 4 + env % 4, SLOTS[(env + 1) % 3]: 16 + env % 5}
         self.stages = dict.fromkeys(SLOTS, S.DORMANT)
         self.alphas: dict[str, float] = {}
+        self.metric = 0.0
+
+    def end(self, rec: Recorder, epochs: int) -> None:
+        """The result, and what it cost."""
+        live = sum(stage is not S.DORMANT for stage in self.stages.values())
+        macs = round(epochs * (31e6 + 14e6 * live))
+        rec.say(
+            T.EPISODE_ENDED,
+            env_id=self.env,
+            episode=0,
+            epoch=epochs,
+            seed=100 + self.env,
+            arm="static" if self.static else "grown",
+            policy="static" if self.static else "heuristic",
+            status="completed",
+            epochs=epochs,
+            validation_metric=round(self.metric, 2),
+            test_metric=round(self.metric - self.dice.uniform(0.2, 1.4), 2),
+            host_parameters=6418,
+            total_parameters=6418 + 2400 * live,
+            train_macs=macs,
+            total_macs=round(1.2 * macs),
+            seconds=0.25 * epochs,
+            seeds=[
+                {"slot_id": slot, "stage": stage.name, "parameters": 2400}
+                for slot, stage in self.stages.items()
+                if stage is not S.DORMANT
+            ],
+        )
 
     def epoch(self, rec: Recorder, epoch: int) -> None:
         """All that the environment says in one epoch."""
         for slot, born in self.born.items() if not self.static else ():
             self._grow(rec, epoch, slot, epoch - born)
-        metric = self._metric(epoch)
+        metric = self.metric = self._metric(epoch)
         broken = self.env == BROKEN and epoch in (30, 31)
         if broken:
             where = {"env_id": self.env, "episode": 0, "epoch": epoch}

@@ -102,7 +102,8 @@ def apply(state: RunState, event: TelemetryEvent) -> RunState:
         if producer is None:
             state.producers[event.producer] = ProducerFold(last_seq=seq)
         elif seq > producer.last_seq:
-            producer.missing += seq - producer.last_seq - 1
+            if seq > producer.last_seq + 1:
+                producer.missing += seq - producer.last_seq - 1
             producer.last_seq = seq
     environment = None
     if event.env_id is not None:

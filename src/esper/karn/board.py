@@ -16,7 +16,9 @@ Piece = tuple[str, str]
 MARKS: Final = {"critical": "!!", "bad": "! ", "watch": "~ ", "ok": "  "}
 """The level without colour."""
 
-HEAD: Final = f"{'':2} {'env':>5} {'arm':<10} {'epoch':>9} {'metric':>9} {'best':>9} {'loss':>9} {'score':>5}  slots"
+HEAD: Final = (
+    f"{'':2} {'env':>5} {'arm':<10} {'epoch':>9} {'metric':>9} {'best':>9} {'loss':>9} {'score':>5}  why, slots"
+)
 
 
 def row_pieces(row: EnvironmentRow) -> list[Piece]:
@@ -30,10 +32,10 @@ def row_pieces(row: EnvironmentRow) -> list[Piece]:
         (f"{_short(row.metric):>9} {_short(row.best):>9} {_short(row.loss):>9} ", ""),
         (f"{row.score:>5.2f}  ", row.level),
     ]
+    if row.factors:
+        pieces.append((f"{row.factors[0].text}  ", row.level))
     for chip in row.slots.values():
         pieces.append((f"{_chip(chip)} ", str(chip.stage)))
-    if row.factors:
-        pieces.append((f" {row.factors[0].text}", row.level))
     return pieces
 
 

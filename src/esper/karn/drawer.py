@@ -61,7 +61,8 @@ def _lines(detail: EnvironmentDetail, unit: str) -> Iterator[str]:
 
 def _slot(slot: Slot, epoch: Any) -> Iterator[str]:
     stage = slot.stage if slot.stage is not UNSET else "unknown"
-    yield f"SLOT {slot.slot}  {GLYPHS.get(str(stage), '?')} {str(stage).lower()}, {slot.seeds_seen} seeds so far"
+    seeds = "1 seed" if slot.seeds_seen == 1 else f"{slot.seeds_seen} seeds"
+    yield f"SLOT {slot.slot}  {GLYPHS.get(str(stage), '?')} {str(stage).lower()}, {seeds} so far"
     if slot.swimlane:
         spans = (f"{GLYPHS.get(s.stage, '?')} {s.since}-{'' if s.until is UNSET else s.until}" for s in slot.swimlane)
         yield f"  life by epoch: {'  '.join(spans)}"

@@ -8,7 +8,7 @@ from typing import Any
 from msgspec import UNSET, UnsetType
 
 from esper.karn.filter import Filter
-from esper.karn.schema import Chip, EnvironmentRow, Figure, HostVitals, Snapshot
+from esper.karn.schema import Chip, EnvironmentRow, Figure, HostVitals, Pulse, RunHeader, Snapshot
 from esper.karn.words import ABSENT, duration
 from esper.karn.words import figure as number
 
@@ -31,6 +31,31 @@ def shown(value: Figure | Any, unit: str = "", epoch: int | Any = UNSET) -> str:
     if value.stale and epoch is not UNSET:
         return f"{text} (stale, {epoch - value.epoch} epochs old)"
     return text
+
+
+def state_words(run: RunHeader) -> str:
+    """How the run is; silence is no verdict on the process."""
+    return run.text if run.state != "silent" else f"NO CONTACT: {run.text}; it has not said that it ended"
+
+
+def brief(pulse: Pulse, value: Any = None) -> str:
+    """The figure of ``pulse``, or another ``value`` of its kind, without its age."""
+    value = pulse.figure.value if value is None else value
+    return f"{value:.0%}" if pulse.unit == "share" and isinstance(value, float) else number(value)
+
+
+def pulse_words(pulse: Pulse, now: float) -> str:
+    """A figure of the policy's pulse with its verdict, its threshold and its age."""
+    told = brief(pulse) + (f" {pulse.unit}" if pulse.unit not in ("", "share") else "")
+    worry = "below" if pulse.low_is_bad else "above"
+    verdict = [] if pulse.threshold is UNSET else [f"{pulse.level}, a worry {worry} {brief(pulse, pulse.threshold)}"]
+    age = "age unknown" if pulse.figure.time is UNSET else f"{duration(max(0.0, now - pulse.figure.time))} ago"
+    return f"{told} ({', '.join([*verdict, age])})"
+
+
+def levels_words(snapshot: Snapshot) -> str:
+    """``1 critical, 2 watch, 9 ok``."""
+    return ", ".join(f"{count} {level}" for level, count in snapshot.levels.items())
 
 
 def chip_words(chip: Chip) -> str:
@@ -72,7 +97,8 @@ def _lines(snapshot: Snapshot, wanted: Filter) -> Iterator[str]:
         yield ""
         yield "POLICY"
         for pulse in snapshot.pulse:
-            yield f"  {pulse.text}: {shown(pulse.figure)} [{pulse.level}]"
+            yield f"  {pulse.text}: {pulse_words(pulse, snapshot.clock.now)}"
+        yield from _learner(snapshot)
     yield ""
     yield f"BOUND  {snapshot.bound.kind}: {snapshot.bound.text}. {snapshot.bound.advice}"
     if snapshot.host is not UNSET:
@@ -81,7 +107,11 @@ def _lines(snapshot: Snapshot, wanted: Filter) -> Iterator[str]:
     rows = [row for row in ordered(snapshot) if wanted.row(row)]
     yield ""
     hidden = len(snapshot.environments) - len(rows)
-    yield f"ENVIRONMENTS  {len(rows)} shown, outliers first" + (f", {hidden} hidden by the filter" if hidden else "")
+    yield (
+        f"ENVIRONMENTS  {len(rows)} shown, outliers first"
+        + (f", {hidden} hidden by the filter" if hidden else "")
+        + (f": {levels_words(snapshot)}" if snapshot.levels else "")
+    )
     for row in rows:
         yield from _environment(row, snapshot.run.unit)
     if snapshot.census:
@@ -113,11 +143,11 @@ def _head(snapshot: Snapshot) -> Iterator[str]:
     run, progress = snapshot.run, snapshot.run.progress
     names = [str(name) for name in (run.task, run.policy, run.run_id) if name is not UNSET]
     yield f"ESPER  {' · '.join(names) or 'no run yet'}"
-    yield f"state  {run.text}"
+    yield f"state  {state_words(run)}"
     done = f"{progress.epochs_done} epochs"
     if progress.epochs_total is not UNSET:
         done = f"{progress.epochs_done} of {progress.epochs_total} epochs"
-    if progress.eta_seconds is not UNSET:
+    if progress.eta_seconds is not UNSET and run.state == "running":
         done += f", about {duration(progress.eta_seconds)} left"
     yield f"done   {done}, {run.episodes_ended} episodes ended, {snapshot.clock.events} events"
 
@@ -131,6 +161,21 @@ def _warnings(snapshot: Snapshot) -> Iterator[str]:
         yield f"MISSING  {snapshot.missing} events that the sequence numbers count are not in the journal"
     if snapshot.unplaced:
         yield f"UNPLACED  {snapshot.unplaced} events did not say which environment they are about"
+
+
+def _learner(snapshot: Snapshot) -> Iterator[str]:
+    for prefix, title in (
+        ("chose.", "chosen in the last round"),
+        ("restricted.", "heads that masks narrowed"),
+        ("forced.", "heads that masks left one choice"),
+    ):
+        parts = [
+            f"{name.removeprefix(prefix)} {value.value:.0%}"
+            for name, value in snapshot.learner.items()
+            if name.startswith(prefix)
+        ]
+        if parts:
+            yield f"  {title}: {', '.join(parts)}"
 
 
 def _steps(snapshot: Snapshot) -> Iterator[str]:

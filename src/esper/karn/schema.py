@@ -412,6 +412,8 @@ class Snapshot(Part, kw_only=True, frozen=True):
     steps: StepSplit
     bound: Bound
     host: HostVitals | UnsetType = UNSET
+    levels: dict[str, int] = {}
+    """Environments by level; a level that none has is missing."""
     devices: list[DeviceGroup]
     environments: dict[str, EnvironmentRow]
     """By env id; the order to show them in is in ``devices``. Over the web only those that are looked at."""

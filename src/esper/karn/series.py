@@ -34,10 +34,11 @@ class Series(msgspec.Struct, array_like=True):
 
     def add(self, at: int, value: float) -> None:
         """Append one point; positions must not decrease."""
-        value = float(value)  # an integer would come back from a stored state as another type
+        if type(value) is not float:
+            value = float(value)  # an integer would come back from a stored state as another type
         self.seen += 1
         buckets = self.buckets
-        if buckets and buckets[-1].points < self.width:
+        if self.width > 1 and buckets[-1].points < self.width:
             _grow(buckets[-1], at, value)
             return
         if len(buckets) >= 2 * CAPACITY:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -25,6 +26,7 @@ from esper.karn.schema import (
     Figure,
     HostVitals,
     Leader,
+    Level,
     Number,
     Progress,
     Pulse,
@@ -86,6 +88,7 @@ class Builder:
             steps=steps,
             bound=bound.detect(steps, host, state.run.threads),
             host=UNSET if host is None else host,
+            levels=_levels(ranks.values()),
             devices=_devices(state, ranks, ranked),
             environments=rows,
             stages=_stages(parts),
@@ -399,6 +402,12 @@ def _steps(parts: list[_Part]) -> StepSplit:
             counts[name] = counts.get(name, 0) + 1
     means: dict[str, Number] = {name.removesuffix("_ms"): number(sums[name] / counts[name]) for name in sums}
     return StepSplit(**means, environments=counts.get("train_ms", 0))
+
+
+def _levels(ranks: Iterable[float]) -> dict[str, int]:
+    counts = Counter(map(anomaly.status, ranks))
+    levels: tuple[Level, ...] = (*(level for level, _ in anomaly.LEVELS), "ok")
+    return {level: counts[level] for level in levels if counts[level]}
 
 
 def _devices(state: RunState, ranks: dict[int, float], ranked: list[int]) -> list[DeviceGroup]:

@@ -50,16 +50,20 @@ space          play or pause   h l    one event back, on      H L  100 events ba
 filter: env=3 stage=blending severity>=warning text"""
 
 STYLES = {
-    "critical": Style(bold=True, reverse=True),
-    "bad": Style(color="red", bold=True),
-    "watch": Style(color="yellow"),
-    "TRAINING": Style(color="cyan"),
-    "BLENDING": Style(color="yellow"),
-    "HOLDING": Style(color="magenta"),
-    "FOSSILIZED": Style(color="green"),
-    "PRUNED": Style(color="red"),
+    "critical": Style(color="#ff7b78", bold=True, reverse=True),
+    "bad": Style(color="#ef9459", bold=True),
+    "watch": Style(color="#dcb75e", bold=True),
+    "GERMINATED": Style(color="#b3c96b"),
+    "TRAINING": Style(color="#74b0ea"),
+    "BLENDING": Style(color="#b49cf2"),
+    "HOLDING": Style(color="#e3bd5f"),
+    "FOSSILIZED": Style(color="#5cc79c"),
+    "PRUNED": Style(color="#c97a7c"),
     "DORMANT": Style(dim=True),
 }
+"""The page's colours; a terminal with fewer gets the nearest ones."""
+GROUND = Style(color="#e2e7e6", bgcolor="#0f1315")
+CHOSEN = Style(color="#e2e7e6", bgcolor="#1c2a2b")
 PLAIN = Style()
 
 
@@ -82,7 +86,7 @@ class Board(ScrollView, can_focus=False):
         self.envs = envs
         if self.chosen is None and envs:
             self.chosen = envs[0]
-        self.virtual_size = Size(200, len(envs))
+        self.virtual_size = Size(1, len(envs))
         top = self.scroll_offset.y
         for line in range(top, top + self.size.height):
             if line not in self._drawn or self._drawn[line] != self._content(line):
@@ -112,12 +116,12 @@ class Board(ScrollView, can_focus=False):
         line = y + self.scroll_offset.y
         content = self._drawn[line] = self._content(line)
         if content is None:
-            return Strip.blank(self.size.width)
+            return Strip.blank(self.size.width, GROUND)
         row, chosen = content
         segments = [Segment(">" if chosen else " ", PLAIN)]
         segments += [Segment(text, STYLES.get(style, PLAIN)) for text, style in row_pieces(row)]
         strip = Strip(segments).crop_extend(self.scroll_offset.x, self.scroll_offset.x + self.size.width, PLAIN)
-        return strip.apply_style(Style(underline=True)) if chosen else strip
+        return strip.apply_style(CHOSEN if chosen else GROUND)
 
 
 class Words(Static):
@@ -141,13 +145,18 @@ class Overwatch(App[None]):
     """The terminal face over a :class:`~esper.karn.watch.Watch`."""
 
     CSS = """
+    Screen, #board, #drawer { background: #0f1315; color: #e2e7e6; }
+    #board, #drawer { scrollbar-size-vertical: 1; scrollbar-background: #0f1315; scrollbar-color: #364146; }
+    #board { overflow-x: hidden; }
     #head, #columns, #foot { height: auto; }
-    #columns { text-style: underline; }
-    #drawer { display: none; height: 60%; border-top: solid $accent; }
+    #head { border-bottom: solid #364146; }
+    #columns, #foot { color: #829094; }
+    #drawer { display: none; height: 60%; border-top: solid #364146; }
     #drawer.open { display: block; }
     #ask { display: none; }
     #ask.open { display: block; }
     """
+    TITLE = "Overwatch"
     ENABLE_COMMAND_PALETTE = False
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding(keys, action, show=False)
@@ -368,11 +377,13 @@ def head_text(shot: Snapshot) -> str:
     done = f"{progress.epochs_done} epochs"
     if progress.share is not UNSET:
         done += f" ({progress.share:.0%})"
-    if progress.eta_seconds is not UNSET:
+    if progress.eta_seconds is not UNSET and run.state == "running":
         done += f", {duration(progress.eta_seconds)} left"
-    lines = [f"ESPER  {names or 'no run yet'}  {run.text}  {done}"]
-    if shot.pulse:
-        lines.append("pulse  " + "  ".join(f"{p.name} {plain.shown(p.figure)} [{p.level}]" for p in shot.pulse))
+    lines = [f"ESPER  {names or 'no run yet'}  {done}", f"state  {plain.state_words(run)}"]
+    if shot.levels:
+        lines.append(f"envs   {plain.levels_words(shot)}")
+    if judged := [pulse for pulse in shot.pulse if pulse.threshold is not UNSET]:
+        lines.append("pulse  " + "  ".join(f"{p.name.replace('_', ' ')} {plain.brief(p)} [{p.level}]" for p in judged))
     lines.append(f"bound  {shot.bound.kind}: {shot.bound.text}. {shot.bound.advice}")
     if shot.host is not UNSET:
         lines.append(f"body   {plain.body_words(shot.host, run.device)}")

@@ -56,7 +56,8 @@ def duration(seconds: float) -> str:
 def check(record: Mapping[str, Any]) -> str:
     """One check of a gate: ``removal cost 0.42 points, needs >= 0.5``."""
     name, unit = str(record.get("id")).replace("_", " "), f" {record['unit']}" if record.get("unit") else ""
-    needs = f"{record.get('comparison')} {figure(record.get('threshold'))}"
+    comparison = "to be" if record.get("comparison") == "is" else record.get("comparison")
+    needs = f"{comparison} {figure(record.get('threshold'))}"
     if "measured" not in record or record["measured"] is None:
         return f"{name} was not measured, needs {needs}"
     return f"{name} {figure(record['measured'])}{unit}, needs {needs}"
@@ -99,10 +100,15 @@ def _episode_end(data: Mapping[str, Any]) -> str:
     return f"episode {data.get('status')}{test}"
 
 
+def _reason(data: Mapping[str, Any]) -> str:
+    """A reason that is an identifier, as words."""
+    return str(data.get("reason", "no reason given")).replace("_", " ")
+
+
 def _panic(data: Mapping[str, Any]) -> str:
     against = f" (limit {figure(data['threshold'])})" if data.get("threshold") is not None else ""
     measured = f": {figure(data['measured'])}" if data.get("measured") is not None else ""
-    return f"panic, {data.get('reason')}{measured}{against}"
+    return f"panic, {_reason(data)}{measured}{against}"
 
 
 _SENTENCES: dict[T, Callable[[Mapping[str, Any]], str]] = {
@@ -113,8 +119,8 @@ _SENTENCES: dict[T, Callable[[Mapping[str, Any]], str]] = {
         f"alpha {figure(d.get('alpha_from'))} to {figure(d.get('alpha_target'))} over {d.get('tempo')} epochs"
     ),
     T.SEED_FOSSILIZED: _kept,
-    T.SEED_PRUNED: lambda d: f"pruned from {d.get('from')} by {d.get('by', 'an unnamed hand')}: {d.get('reason')}",
-    T.TRANSITION_VETOED: lambda d: f"{d.get('target_stage')} vetoed by {d.get('by')}: {d.get('reason')}",
+    T.SEED_PRUNED: lambda d: f"pruned from {d.get('from')} by {d.get('by', 'an unnamed hand')}: {_reason(d)}",
+    T.TRANSITION_VETOED: lambda d: f"{d.get('target_stage')} vetoed by {d.get('by')}: {_reason(d)}",
     T.ISOLATION_VIOLATION: lambda d: f"gradient leaked to the host ({figure(d.get('host_gradient_norm'))})",
     T.TRAINING_STARTED: lambda d: f"{d.get('kind')} run of {d.get('task')} with policy {d.get('policy')}",
     T.TRAINING_ENDED: lambda d: f"run {d.get('status')}" + (f": {d['reason']}" if d.get("reason") else ""),
@@ -131,7 +137,7 @@ _SENTENCES: dict[T, Callable[[Mapping[str, Any]], str]] = {
         f"removal cost {figure(d.get('removal_cost'))}, "
         f"probe gain {figure(d.get('probe_gain'))} {d.get('unit', '')}".rstrip()
     ),
-    T.COUNTERFACTUAL_UNAVAILABLE: lambda d: f"no counterfactual: {d.get('reason')}",
+    T.COUNTERFACTUAL_UNAVAILABLE: lambda d: f"no counterfactual: {_reason(d)}",
     T.ANALYTICS_SNAPSHOT: lambda d: str(d.get("kind", "")).replace("_", " "),
     T.COMPUTE_SPENT: lambda d: f"{figure(d.get('total_macs'))} MACs so far",
     T.PPO_UPDATE_COMPLETED: lambda d: (

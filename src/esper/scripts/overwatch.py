@@ -68,13 +68,19 @@ def resolve(name: str) -> Path:
 
 
 def once(run: Path, terms: str) -> int:
-    """Print the report."""
+    """Print the report. A run that goes on is looked at twice, since rates need two samples."""
+    from msgspec import UNSET
+
     from esper.karn.filter import parse
     from esper.karn.plain import render
-    from esper.karn.watch import Watch
+    from esper.karn.watch import VITALS_EVERY, Watch
 
-    wanted = parse(terms)
-    print(render(Watch(run).tick(), wanted))
+    wanted, watch = parse(terms), Watch(run)
+    snapshot = watch.tick()
+    if snapshot.host is not UNSET:
+        time.sleep(VITALS_EVERY)
+        snapshot = watch.tick()
+    print(render(snapshot, wanted))
     return 0
 
 

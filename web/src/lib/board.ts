@@ -1,5 +1,5 @@
 /** The flight board on a canvas: only lines in sight are drawn, from rows where there are some, else from columns. */
-import { ABSENT, LEVEL_GLYPH, marked, number } from "./format";
+import { ABSENT, brief, LEVEL_GLYPH, marked } from "./format";
 import { WIRE, type Chip, type EnvironmentRow, type Figure } from "./schema";
 import type { Line } from "./store.svelte";
 import type { Columns } from "./wire";
@@ -45,6 +45,9 @@ export function layoutOf(width: number, height: number, lines: number): Layout {
   const overflow = lines * line > height - head;
   return { width, height, narrow, double, line, head, ratio: Math.min(2, devicePixelRatio || 1), map: overflow && !narrow ? 36 : 0 };
 }
+
+/** How strongly a level colours its row. */
+const TINT = { watch: 0.07, bad: 0.14, critical: 0.2 } as const;
 
 export const stageName = (code: number | undefined): string | undefined => STAGES[code ?? WIRE.noStage];
 export const glyphOf = (stage: string | undefined): string => GLYPHS[stage ?? ""] ?? "?";
@@ -201,13 +204,22 @@ function drawRow(context: CanvasRenderingContext2D, layout: Layout, at: Places, 
   const { env, row, y } = line;
   const level: Level = row?.level ?? "ok";
   const width = layout.width - layout.map;
+  if (level !== "ok") {
+    // what is on fire is a band of its colour, seen before it is read
+    context.fillStyle = colour(level);
+    context.globalAlpha = TINT[level];
+    context.fillRect(0, y, width, layout.line - 1);
+    context.globalAlpha = 1;
+    context.fillRect(0, y, 4, layout.line - 1);
+  }
   if (env === scene.opened || env === scene.cursor) {
     context.fillStyle = colour(env === scene.opened ? "select" : "raise");
-    context.fillRect(0, y, width, layout.line - 1);
+    context.fillRect(level === "ok" ? 0 : 4, y, width, layout.line - 1);
   }
   if (env === scene.cursor) {
-    context.fillStyle = colour("accent");
-    context.fillRect(0, y, 3, layout.line - 1);
+    context.strokeStyle = colour("accent");
+    context.lineWidth = 1.5;
+    context.strokeRect(1, y + 0.5, width - 2, layout.line - 2);
   }
   const middle = y + (layout.double ? 14 : layout.line / 2);
   write(context, LEVEL_GLYPH[level], 20, middle, colour(level), sans(13), "center");
@@ -236,8 +248,10 @@ function drawReason(context: CanvasRenderingContext2D, layout: Layout, at: Place
   const held = Object.values(row.slots ?? {}).filter((chip) => chip.gate_passed === false && chip.gate);
   const calm = row.status === "running" || row.status === "" ? (row.last_action ?? "").toLowerCase() : row.status;
   const quiet = held.length ? held.map((chip) => `${chip.gate} holds back ${chip.blueprint ?? "a seed"} in ${chip.slot}`).join(" · ") : calm;
+  const score = first ? row.score.toFixed(2) : "";
+  if (score) write(context, score, at.end, middle, colour(row.level === "ok" ? "faint" : row.level), mono(12, 600), "right");
   context.font = sans(12.5);
-  const text = fit(context, first ? all : quiet, at.end - at.reason);
+  const text = fit(context, first ? all : quiet, at.end - at.reason - (score ? 42 : 0));
   write(context, text, at.reason, middle, colour(first ? "ink" : held.length ? "soft" : "faint"), sans(12.5));
 }
 
@@ -265,10 +279,11 @@ function drawChip(context: CanvasRenderingContext2D, chip: Chip | undefined, x: 
     const gateWidth = gate ? context.measureText(gate).width + 6 : 0;
     if (gate) write(context, gate, x + width - 4, middle, colour(failed ? "bad" : "soft"), mono(11, failed ? 600 : 400), "right");
     context.font = sans(12);
-    const label = [chip.blueprint, alpha === undefined ? "" : number(alpha)].filter(Boolean).join(" ");
-    write(context, fit(context, label, width - 24 - gateWidth), x + 20, middle, colour("ink"), sans(12));
+    const strength = alpha === undefined ? "" : ` ${brief(alpha, 2)}`;
+    const name = fit(context, chip.blueprint ?? "", width - 24 - gateWidth - context.measureText(strength).width);
+    write(context, `${name}${strength}`.trim(), x + 20, middle, colour("ink"), sans(12));
   } else if (width >= 40 && !empty) {
-    write(context, alpha === undefined ? "" : number(alpha), x + 20, middle, colour("soft"), mono(10.5));
+    write(context, alpha === undefined ? "" : brief(alpha, 2), x + 20, middle, colour("soft"), mono(10.5));
     if (failed) write(context, "✕", x + width - 3, middle, colour("bad"), sans(11, 700), "right");
   } else if (failed) write(context, "✕", x + width - 1, y + 5, colour("bad"), sans(9, 700), "right");
 }

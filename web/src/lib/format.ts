@@ -25,6 +25,11 @@ export function limit(value: Known | string): string {
   return typeof value === "number" && Math.abs(value) < 1e5 ? String(Number(value.toPrecision(4))).replace("-", "−") : number(value);
 }
 
+/** A figure to a few digits, without zeros behind them. */
+export function brief(value: Known | string, digits: number): string {
+  return typeof value === "number" ? limit(Number(value.toPrecision(digits))) : number(value);
+}
+
 /** Large counts: 12.3 M. */
 export function scaled(value: number): string {
   for (const [limit, letter] of [[1e15, "P"], [1e12, "T"], [1e9, "G"], [1e6, "M"], [1e3, "k"]] as const)

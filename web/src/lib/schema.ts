@@ -366,6 +366,7 @@ export interface Snapshot {
   steps: StepSplit;
   bound: Bound;
   host?: HostVitals;
+  levels?: Record<string, number>;
   devices: Array<DeviceGroup>;
   environments: Record<string, EnvironmentRow>;
   stages: Record<string, number>;

@@ -92,7 +92,7 @@ class Overwatch {
         });
       if (this.byNumber) envs = [...envs].sort((a, b) => a - b);
       if (!envs.length) continue;
-      lines.push({ device: group.device, count: envs.length, level: group.level });
+      if (this.devices && this.devices.length > 1) lines.push({ device: group.device, count: envs.length, level: group.level });
       for (const env of envs) lines.push({ env });
     }
     return lines;
