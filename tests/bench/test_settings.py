@@ -25,6 +25,7 @@ def test_labels_tell_settings_apart():
     for grid in GRIDS.values():
         assert len({setting.label() for setting in grid}) == len(grid)
     assert Setting(2.0, 1.0, restart=True, at=0.3).label() == "lr x2, seed lr x1, restart, at 30%"
+    assert Setting(2.0, quick=True).label() == "lr x2, quick gates"
 
 
 def test_chosen_arms_keep_their_order_and_hold_the_grown_one():

@@ -56,10 +56,10 @@ def test_the_start_matters():
 
 
 @pytest.mark.parametrize("policy", ["net2net", "gradmax"])
-def test_insertion_happens_once_at_its_time_and_fills_the_budget(policy):
+def test_insertion_happens_once_at_its_time_and_fills_every_slot(policy):
     early = run_trial(bench_toys.trial(policy=policy))
     late = run_trial(bench_toys.trial(policy=policy, setting=Setting(at=0.5)))
-    assert len(early.seeds) == len(late.seeds) == 2
+    assert len(early.seeds) == len(late.seeds) == 3
     assert early.macs > late.macs
     assert early.spent["counterfactual_macs"] == 0
     assert (early.spent["probe_macs"] > 0) is (policy == "gradmax")
@@ -70,7 +70,23 @@ def test_blind_growth_keeps_without_evidence_what_the_heuristic_measures():
     seeing, blind = (run_trial(bench_toys.trial(work=work, policy=name)) for name in ("heuristic", "blind"))
     assert seeing.spent["counterfactual_macs"] > 0
     assert blind.spent["counterfactual_macs"] == 0 and blind.spent["probe_macs"] > 0
-    assert len(blind.seeds) == 2
+    assert len(blind.seeds) == 3
+
+
+def test_the_frugal_rules_grow_the_middle_blueprint_where_the_heuristic_grows_the_largest():
+    work = Work("digits", (), 7)
+    setting = Setting(lr=4.0, quick=True)
+    trials = {name: bench_toys.trial(work=work, policy=name, setting=setting) for name in ("heuristic", "frugal")}
+    kept = {name: set(run_trial(trial).seeds.values()) for name, trial in trials.items()}
+    assert kept == {"heuristic": {"conv5"}, "frugal": {"depthwise3"}}
+
+
+def test_quick_gates_let_a_seed_through_sooner():
+    usual, quick = (
+        run_trial(bench_toys.trial(work=Work("digits", (), 5), policy="heuristic", setting=Setting(quick=quick)))
+        for quick in (False, True)
+    )
+    assert not usual.seeds and quick.seeds
 
 
 def test_a_run_that_is_given_up_is_an_outcome():

@@ -13,7 +13,7 @@ from recorded import World, everything_helps
 from esper.kasmina import blueprints
 from esper.kasmina.layout import Layout
 from esper.leyline import WAIT, ActionOutcome, Fact, FactoredAction, Op, RowView, SeedStage, SlotView
-from esper.tamiyo.policies import HeuristicPolicy, heuristic
+from esper.tamiyo.policies import FrugalPolicy, HeuristicPolicy, heuristic
 from esper.tasks import task_names
 from row_views import PARAMETERS, live_slot, measured, row_view, row_views
 
@@ -58,6 +58,13 @@ def test_it_grows_early_the_largest_first_from_the_input_on_and_keeps_all() -> N
     assert world.done(Op.GERMINATE) == [(1, "slot0", "large"), (2, "slot1", "large"), (3, "slot2", "large")]
     assert last.fossilized == {"large": 3}
     assert not last.pruned
+
+
+def test_the_frugal_one_begins_in_the_middle_and_then_goes_up_before_it_goes_down() -> None:
+    world = World(row_view(epoch=0, max_seeds=1, max_epochs=60), gains={})
+    world.play(FrugalPolicy())
+    assert [blueprint for _, _, blueprint in world.done(Op.GERMINATE)][:3] == ["middle", "large", "small"]
+    assert everything_helps().play(FrugalPolicy()).fossilized == {"middle": 3}
 
 
 def test_what_has_failed_makes_way_for_what_has_not() -> None:

@@ -36,7 +36,7 @@ class Arm:
         return self.topology is None
 
 
-_GRADMAX = "seeds with the largest gradient norm at birth, where and from what draw, all at a fixed time"
+_GRADMAX = "in every slot the seed and the draw with the largest gradient norm at birth, at a fixed time"
 
 ARMS: Final[Mapping[str, Arm]] = {
     arm.name: arm
@@ -50,6 +50,7 @@ ARMS: Final[Mapping[str, Arm]] = {
         Arm("random", "random growth, kept on evidence", Family.POLICY, policy="nurtured"),
         Arm("schedule", "the best fixed schedule, found on other seeds", Family.POLICY, policy="schedule"),
         Arm("heuristic", "growth by rules on counterfactual evidence", Family.POLICY, policy="heuristic"),
+        Arm("frugal", "the heuristic with seeds of middle size first", Family.POLICY, policy="frugal"),
         Arm("blind", "the heuristic without counterfactuals: whatever grew is kept", Family.POLICY, policy="blind"),
         Arm("net2net", "largest seeds as identities, all at a fixed time", Family.INSERTION, policy="net2net"),
         Arm("gradmax", _GRADMAX, Family.INSERTION, policy="gradmax"),
@@ -58,7 +59,7 @@ ARMS: Final[Mapping[str, Arm]] = {
 }
 
 FULL: Final = tuple(name for name in ARMS if name not in ("small-equal", "policy"))
-QUICK: Final = ("small", "large-equal", "retrained-equal", "heuristic")
+QUICK: Final = ("small", "large-equal", "retrained-equal", "frugal")
 LARGE_EQUAL: Final = "large-equal"
 RETRAINED_EQUAL: Final = "retrained-equal"
 

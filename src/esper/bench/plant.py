@@ -67,10 +67,10 @@ def largest(sizes: Mapping[str, Mapping[str, int]]) -> dict[str, str]:
 
 
 def by_gradient(
-    trainer: Trainer, sizes: Mapping[str, Mapping[str, int]], count: int, seed: int, *, draws: int = 2
+    trainer: Trainer, sizes: Mapping[str, Mapping[str, int]], seed: int, *, draws: int = 2
 ) -> list[Planted]:
-    """GradMax (Evci et al., ICLR 2022) over the blueprints at hand: the ``count`` slots, each with the blueprint and
-    the draw, whose gradient norm at birth is largest.
+    """GradMax (Evci et al., ICLR 2022) over the blueprints at hand: for each slot the blueprint and the draw whose
+    gradient norm at birth is largest.
 
     A seed is the identity at birth, so the norm is what the first step can gain. It is measured on one batch of the
     training split in evaluation mode, without a trace but in the ledger.
@@ -84,9 +84,7 @@ def by_gradient(
                 norm = _norm_at_birth(trainer, each, inputs, targets)
                 if slot_id not in best or norm > best[slot_id][0]:
                     best[slot_id] = norm, each
-    ranked = sorted(best.values(), key=lambda found: found[0], reverse=True)[:count]
-    order = list(sizes)
-    return sorted((each for _, each in ranked), key=lambda each: order.index(each.slot))
+    return [each for _, each in best.values()]
 
 
 def _one_batch(trainer: Trainer) -> tuple[torch.Tensor, torch.Tensor]:

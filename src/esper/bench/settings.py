@@ -29,6 +29,8 @@ class Setting:
     """Learning rate of a seed, a multiple of the host's; ``None`` is the task's own."""
     restart: bool = False
     """Whether the host's cosine starts again when a seed is born."""
+    quick: bool = False
+    """Whether the gates ask for one epoch in TRAINING and one in HOLDING, and not for their usual number."""
     at: float = 0.0
     """When seeds are inserted, a share of the epochs; for arms that insert at a fixed time."""
     initial: Initial = Initial.IDENTITY
@@ -38,6 +40,7 @@ class Setting:
         parts = [f"lr x{self.lr:g}"]
         parts += [] if self.seed_lr is None else [f"seed lr x{self.seed_lr:g}"]
         parts += ["restart"] if self.restart else []
+        parts += ["quick gates"] if self.quick else []
         parts += [f"at {self.at:.0%}"] if self.at else []
         parts += [f"{self.initial} init"] if self.initial is not Initial.IDENTITY else []
         return ", ".join(parts)
@@ -59,7 +62,7 @@ def _crossed(rates: tuple[float, ...], *others: Mapping[str, Any]) -> tuple[Sett
 GRIDS: Final[Mapping[Family, tuple[Setting, ...]]] = {
     Family.HOST: _crossed((1.0, 4.0, 2.0, 8.0, 16.0, 0.5, 32.0, 0.25), {}),
     Family.SCRATCH: _crossed((2.0, 4.0, 1.0, 8.0), {"seed_lr": 1.0}, {"seed_lr": 1.0, "initial": Initial.DEFAULT}),
-    Family.POLICY: _crossed((2.0, 4.0, 1.0, 8.0), {"seed_lr": 1.0}, {"seed_lr": 2.0, "restart": True}),
+    Family.POLICY: _crossed((2.0, 4.0, 1.0, 8.0), {"seed_lr": 1.0}, {"seed_lr": 1.0, "quick": True}),
     Family.INSERTION: _crossed((2.0, 4.0, 1.0, 8.0), {"seed_lr": 1.0, "at": 0.1}, {"restart": True, "at": 0.3}),
 }
 """Settings in the order in which they are tried; all families have as many, so that every arm gets equal trials."""
@@ -75,7 +78,7 @@ class BenchConfig:
     options: Mapping[str, Any] = field(default_factory=dict)
     """Of the task, such as numbers of examples."""
     arms: tuple[str, ...] = ()
-    grown: str = "heuristic"
+    grown: str = "frugal"
     """The arm whose multiply-accumulates the equal-compute arms get, and whose end topology is retrained."""
     seeds: int = 10
     epochs: int | None = None

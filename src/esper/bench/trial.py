@@ -16,8 +16,15 @@ from esper.leyline import EsperError, Policy, RowSpec, SeedStage
 from esper.simic.assembly import Workload, build_executor, trainer_config, workload
 from esper.simic.config import RunConfig
 from esper.simic.evaluation import find_schedule
-from esper.tamiyo.policies import SchedulePolicy, make_policy, make_seeded
-from esper.tamiyo.policies.heuristic import HeuristicConfig, HeuristicPolicy
+from esper.tamiyo.policies import (
+    FrugalPolicy,
+    HeuristicConfig,
+    HeuristicPolicy,
+    NurturedPolicy,
+    SchedulePolicy,
+    make_policy,
+    make_seeded,
+)
 from esper.tasks import get_task
 from esper.tasks.base import TaskSpec
 from esper.tolaria.engine import ModuleEngine
@@ -107,8 +114,10 @@ def run_trial(trial: Trial) -> Outcome:
 
 def run_search(work: Work, seed: int, count: int) -> dict[str, Any]:
     """Find the best fixed schedule on ``count`` seeds of its own: its entries, what it reached and what it took."""
-    config = RunConfig(task=work.task, max_epochs=work.epochs, device=work.device, seed=seed)
-    found = find_schedule(config, workload(task_of(work), config), count)
+    task = task_of(work)
+    slots = len(task.sites)
+    config = RunConfig(task=work.task, max_seeds=slots, max_epochs=work.epochs, device=work.device, seed=seed)
+    found = find_schedule(config, workload(task, config), count)
     entries = [entry.to_dict() for entry in found.entries]
     return {"entries": entries, "metric": found.metric, "schedules": found.schedules, "macs": found.macs}
 
@@ -118,20 +127,30 @@ class _Player:
 
     def __init__(self, trial: Trial) -> None:
         self.trial = trial
-        self.thresholds = GateThresholds(unit=task_of(trial.work).metric.unit, ask_for_gain=trial.policy != "blind")
+        self.thresholds = self._thresholds()
         self.measured = trial.policy not in ("static", "blind", "net2net", "gradmax")
         self.load, self.executor = self._assembled()
         assert isinstance(self.executor.engine, ModuleEngine)
         self.engine = self.executor.engine
         self.policy = self._policy()
 
+    def _thresholds(self) -> GateThresholds:
+        usual = GateThresholds(unit=task_of(self.trial.work).metric.unit, ask_for_gain=self.trial.policy != "blind")
+        return replace(usual, min_training_epochs=1, min_holding_epochs=1) if self.trial.setting.quick else usual
+
     def _assembled(self) -> tuple[Workload, Executor]:
         trial, setting = self.trial, self.trial.setting
         every = 1 if self.measured else NEVER
+        task = task_of(trial.work)
         config = RunConfig(
-            task=trial.work.task, max_epochs=trial.work.epochs, device=trial.work.device, counterfactual_every=every
+            task=trial.work.task,
+            # growth may fill every slot, as the large network does
+            max_seeds=len(task.sites),
+            max_epochs=trial.work.epochs,
+            device=trial.work.device,
+            counterfactual_every=every,
         )
-        load = workload(task_of(trial.work), config)
+        load = workload(task, config)
         budget = load.task.budget
         base = trainer_config(load, config)
         multiplier = budget.seed_lr_multiplier if setting.seed_lr is None else setting.seed_lr
@@ -144,8 +163,12 @@ class _Player:
         trial = self.trial
         if trial.policy == "schedule":
             return SchedulePolicy(trial.entries, self.thresholds)
-        if trial.policy == "blind":
+        if trial.policy in ("heuristic", "blind"):
             return HeuristicPolicy(HeuristicConfig(thresholds=self.thresholds))
+        if trial.policy == "frugal":
+            return FrugalPolicy(HeuristicConfig(first="middle", thresholds=self.thresholds))
+        if trial.policy == "nurtured":
+            return NurturedPolicy(seed=trial.seed, thresholds=self.thresholds)
         if trial.policy in ("net2net", "gradmax"):
             return make_policy("static")
         return make_seeded(trial.policy, trial.seed)
@@ -171,12 +194,10 @@ class _Player:
     def _insert(self) -> None:
         """The growth of the arms that grow once and for good."""
         sizes = self._sizes()
-        count = min(self.load.task.budget.max_seeds or len(sizes), len(sizes))
         if self.trial.policy == "gradmax":
-            self._plant(by_gradient(self.engine.trainer(0), sizes, count, self.trial.seed))
+            self._plant(by_gradient(self.engine.trainer(0), sizes, self.trial.seed))
         else:
-            wanted = list(largest(sizes).items())[:count]
-            self._plant([Planted(slot, blueprint, self._draw(slot)) for slot, blueprint in wanted])
+            self._plant([Planted(slot, blueprint, self._draw(slot)) for slot, blueprint in largest(sizes).items()])
 
     def affordable(self, macs: int) -> int:
         """Epochs that spend at least ``macs`` together with the last look at validation and test."""

@@ -3,8 +3,8 @@
 An audition costs compute but cannot harm: a seed in TRAINING leaves the host's output as it is. So the heuristic
 auditions early, since growth pays most while learning rates are high, and commits only on evidence:
 
-- *what*: the largest blueprint that fits, corrected by what was kept and what was pruned in this episode (a blueprint
-  that failed goes behind every one that did not, one that was kept goes before);
+- *what*: the largest blueprint that fits, or the one of middle size, corrected by what was kept and what was pruned in
+  this episode (a blueprint that failed goes behind every one that did not, one that was kept goes before);
 - *where*: the first free slot in network order, since auditions favour late slots, which learn fastest against a host
   held constant (``growth.md`` section 8), while seeds near the input prove best;
 - *blend* once the probe gain in loss is positive with confidence and the gradients are sound;
@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Literal
 
 from esper.kasmina.gates import GateThresholds
 from esper.leyline import WAIT, Blend, Decision, FactoredAction, Op, Paired, RowView, SeedStage, SlotView
@@ -30,6 +31,9 @@ from esper.tolaria.legality import legal_blueprints, legal_slots
 class HeuristicConfig:
     """When the heuristic acts. Lengths in epochs."""
 
+    first: Literal["largest", "middle"] = "largest"
+    """Which blueprint has its turn first, by parameters. The largest is worth most for an epoch, the middle one
+    for a multiply-accumulate."""
     first_epoch: int = 1
     """Epochs before the first germination; 1 lets the host's level be measured first."""
     patience: int = 5
@@ -110,8 +114,8 @@ class HeuristicPolicy(RowPolicy):
         if view.epoch < self.config.first_epoch or epochs_left < self.config.shortest_life:
             return
         for slot in legal_slots(view, Op.GERMINATE):
-            blueprint = max(legal_blueprints(view, slot), key=lambda name: _promise(view, slot, name))
-            record, parameters = _promise(view, slot, blueprint)
+            blueprint = max(legal_blueprints(view, slot), key=lambda name: self._promise(view, slot, name))
+            record, parameters = _record(view, blueprint), float(view.blueprint_parameters[slot][blueprint])
             reason, evidence = (
                 "an audition cannot harm, and growth pays most early",
                 ("epochs_left", float(epochs_left)),
@@ -124,6 +128,16 @@ class HeuristicPolicy(RowPolicy):
             action = FactoredAction(Op.GERMINATE, slot, blueprint, self.config.blend, 1.0, self.config.tempo)
             yield Decision(action, reason, (("kept_minus_pruned", record), ("parameters", parameters), evidence))
 
+    def _promise(self, view: RowView, slot: str, blueprint: str) -> tuple[float, float]:
+        """What has worked goes first, what has failed last; among equals size decides."""
+        sizes = view.blueprint_parameters[slot]
+        if self.config.first == "largest":
+            return _record(view, blueprint), float(sizes[blueprint])
+        ladder = sorted(sizes, key=sizes.__getitem__)
+        steps = ladder.index(blueprint) - (len(ladder) - 1) // 2
+        # as far from the middle, the larger one goes first
+        return _record(view, blueprint), 0.5 * (steps > 0) - abs(steps)
+
     def _loss_fall(self, view: RowView) -> float | None:
         """Relative fall of the validation loss over the last ``plateau_epochs``; ``None`` until there are as many."""
         history = view.loss_history
@@ -133,14 +147,22 @@ class HeuristicPolicy(RowPolicy):
         return (before - history[-1]) / abs(before) if before else 0.0
 
 
+class FrugalPolicy(HeuristicPolicy):
+    """The heuristic for those who pay by the multiply-accumulate: seeds of middle size first."""
+
+    name = "frugal"
+
+    def __init__(self, config: HeuristicConfig | None = None) -> None:
+        super().__init__(config or HeuristicConfig(first="middle"))
+
+
 def _surely_negative(difference: Paired, thresholds: GateThresholds) -> bool:
     return difference.lower(-thresholds.confidence_z) < 0.0
 
 
-def _promise(view: RowView, slot: str, blueprint: str) -> tuple[float, float]:
-    """What has worked goes first, what has failed last; among equals the one with most parameters."""
-    record = view.fossilized.get(blueprint, 0) - view.pruned.get(blueprint, 0)
-    return float(record), float(view.blueprint_parameters[slot][blueprint])
+def _record(view: RowView, blueprint: str) -> float:
+    """How often a blueprint was kept in this episode, less how often it was pruned."""
+    return float(view.fossilized.get(blueprint, 0) - view.pruned.get(blueprint, 0))
 
 
 def _prune(slot: SlotView, why: str, name: str, value: Paired | None) -> Decision:

@@ -31,15 +31,18 @@ class RandomPolicy(RowPolicy):
     its decisions do not depend on which rows run beside it.
 
     With ``nurture`` only growth is random (which blueprint, where and when); what it grew is brought through its gates
-    on evidence. That is the fairer control of a policy that claims to choose well.
+    on evidence by ``thresholds``. That is the fairer control of a policy that claims to choose well.
     """
 
     name = "random"
 
-    def __init__(self, rate: float = 0.3, seed: int = 0, nurture: bool = False) -> None:
+    def __init__(
+        self, rate: float = 0.3, seed: int = 0, nurture: bool = False, thresholds: GateThresholds | None = None
+    ) -> None:
         if not 0.0 <= rate <= 1.0:
             raise UsageError(f"policy random: rate is {rate}; it must be in [0, 1]")
         self.rate, self.seed, self.nurture = rate, seed, nurture
+        self.thresholds = thresholds or GateThresholds()
         self._generators: list[np.random.Generator] = []
 
     def reset(self, specs: Sequence[RowSpec]) -> None:
@@ -52,7 +55,7 @@ class RandomPolicy(RowPolicy):
         """A legal action at random, or WAIT."""
         if self.nurture:
             for slot in view.slots:
-                decision = bring_through(view, slot, GateThresholds())
+                decision = bring_through(view, slot, self.thresholds)
                 if decision is not None and not just_failed(view, decision.action):
                     return decision
         generator = self._generators[row]
@@ -100,5 +103,5 @@ class NurturedPolicy(RandomPolicy):
 
     name = "nurtured"
 
-    def __init__(self, rate: float = 0.3, seed: int = 0) -> None:
-        super().__init__(rate, seed, nurture=True)
+    def __init__(self, rate: float = 0.3, seed: int = 0, thresholds: GateThresholds | None = None) -> None:
+        super().__init__(rate, seed, nurture=True, thresholds=thresholds)

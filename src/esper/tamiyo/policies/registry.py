@@ -15,7 +15,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from esper.leyline import Policy, UsageError, unknown
-from esper.tamiyo.policies.heuristic import HeuristicPolicy
+from esper.tamiyo.policies.heuristic import FrugalPolicy, HeuristicPolicy
 from esper.tamiyo.policies.learned import LearnedPolicy
 from esper.tamiyo.policies.random import NurturedPolicy, RandomPolicy
 from esper.tamiyo.policies.schedule import SchedulePolicy
@@ -27,9 +27,8 @@ LEARNED: Final = ".safetensors"
 
 Maker = Callable[..., Policy]
 
-BUILT_IN: Final = MappingProxyType[str, Maker](
-    {maker.name: maker for maker in (StaticPolicy, RandomPolicy, NurturedPolicy, SchedulePolicy, HeuristicPolicy)}
-)
+_MAKERS: Final = (StaticPolicy, RandomPolicy, NurturedPolicy, SchedulePolicy, HeuristicPolicy, FrugalPolicy)
+BUILT_IN: Final = MappingProxyType[str, Maker]({maker.name: maker for maker in _MAKERS})
 
 
 def policy_names() -> tuple[str, ...]:
