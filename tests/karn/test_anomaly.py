@@ -112,7 +112,7 @@ def test_stale_grows_with_silence() -> None:
     assert anomaly.stale_factor(environment, 99.0) is None
     factor = anomaly.stale_factor(environment, 200.0)
     assert factor is not None and factor.level == 0.5
-    assert anomaly.words(factor) == "no event for 2 times as long as it should take"
+    assert anomaly.words(factor) == "silent for 2 times the longest wait that is usual"
 
 
 def test_every_rule_speaks_with_its_figures() -> None:

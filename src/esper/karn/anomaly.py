@@ -43,7 +43,7 @@ class Rule:
 RULES: Final = {
     "non_finite": Rule(1.0, 0, 1, "fields", "{measured} figure{s} of the last epoch not finite"),
     "panic": Rule(0.6, 0, 2, "panics", "{measured} governor panic{s} in the last 5 epochs"),
-    "stale": Rule(0.5, 1, 3, "x", "no event for {measured} times as long as it should take"),
+    "stale": Rule(0.5, 1, 3, "x", "silent for {measured} times the longest wait that is usual"),
     "falling": Rule(
         0.5, 0.25, 1, "share", "{measured} of the progress since the start is lost (more than {threshold})"
     ),
@@ -123,7 +123,7 @@ def _factor(name: str, measured: float) -> FactorRecord | None:
 
 def _evidence(state: RunState, environment: EnvironmentFold) -> list[tuple[str, float]]:
     """What is past its threshold, by factor. It is gathered at every epoch, so nothing is worked out for calm ones."""
-    epoch, facts, best = environment.epoch or 0, environment.facts, environment.best
+    epoch, best, report = environment.epoch or 0, environment.best, environment.report
     evidence: list[tuple[str, float]] = []
     if environment.non_finite:
         evidence.append(("non_finite", len(environment.non_finite)))
@@ -140,9 +140,9 @@ def _evidence(state: RunState, environment: EnvironmentFold) -> list[tuple[str, 
             evidence.append(("falling", lost))
     if environment.best_objective is not None and (lost := _reward_lost(environment)) > _REWARD:
         evidence.append(("reward_falling", lost))
-    train, typical = facts.get("train_ms"), state.typical_train_ms
+    train, typical = None if report is None else report.data.get("train_ms"), state.typical_train_ms
     if train is not None and typical is not None and typical > 0 and len(state.environments) > 1:
-        slower = float(train.value) / typical
+        slower = train / typical
         if _SLOW < slower < math.inf:
             evidence.append(("slow", slower))
     if (rent := _rent_without_gain(environment)) > _RENT:
@@ -165,7 +165,7 @@ def _lost_share(environment: EnvironmentFold, best: Measured) -> float:
 
 def _reward_lost(environment: EnvironmentFold) -> float:
     """The same of the objective, whose changes the rewards pay: that survives rewards that the journal left out."""
-    first, best, now = environment.first_objective, environment.best_objective, environment.facts.get("objective")
+    first, best, now = environment.first_objective, environment.best_objective, environment.loose_facts.get("objective")
     if first is None or best is None or now is None:
         return 0.0
     return _lost(first, best, float(now.value), environment.objective_wobble)

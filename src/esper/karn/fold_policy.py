@@ -36,10 +36,10 @@ def reward_computed(state: RunState, event: TelemetryEvent, environment: Environ
     if environment is None:
         state.unplaced += 1
         return
-    before = environment.facts.get("objective")
+    before = environment.loose_facts.get("objective")
     parts = {f"reward.{name}": value for name, value in event.data.get("components", {}).items()}
     facts = {"reward": event.data.get("total"), "objective": event.data.get("objective"), **parts}
-    measure(environment.facts, facts, facts, event)
+    measure(environment.loose_facts, facts, facts, event)
     objective = event.data.get("objective")
     if objective is not None and math.isfinite(objective):
         _objective(environment, float(objective), before)
@@ -82,11 +82,11 @@ def _forget(state: RunState, prefix: str) -> None:
 
 
 def _throughput(environment: EnvironmentFold, event: TelemetryEvent) -> None:
-    measure(environment.facts, event.data, ("step_time_ms", "dataloader_wait_ms", "fps"), event)
+    measure(environment.loose_facts, event.data, ("step_time_ms", "dataloader_wait_ms", "fps"), event)
 
 
 def _summary(environment: EnvironmentFold, event: TelemetryEvent) -> None:
-    measure(environment.facts, event.data, ("episode_return", "objective_gain"), event)
+    measure(environment.loose_facts, event.data, ("episode_return", "objective_gain"), event)
 
 
 def _last_action(environment: EnvironmentFold, event: TelemetryEvent) -> None:

@@ -9,6 +9,7 @@ from esper.karn import anomaly
 from esper.karn.fold_common import measure, slot_in, tally, trim
 from esper.karn.fold_seed import GOVERNOR, set_stage
 from esper.karn.state import (
+    EPOCH_FACTS,
     ActionRecord,
     AnomalyFold,
     DropRecord,
@@ -16,24 +17,11 @@ from esper.karn.state import (
     EpisodeRow,
     Measured,
     RunState,
+    facts_of,
 )
 from esper.leyline import TelemetryEvent
 from esper.leyline import TelemetryEventType as T
 
-EPOCH_FACTS: Final = (
-    "train_loss",
-    "validation_loss",
-    "validation_metric",
-    "host_gradient_norm",
-    "learning_rate",
-    "parameters",
-    "live_seeds",
-    "train_ms",
-    "validate_ms",
-    "counterfactual_ms",
-    "input_wait_ms",
-    "policy_ms",
-)
 ACTIONS = 50
 _CHOICES: Final = ("blueprint", "blend", "alpha_target", "tempo")
 """Heads of an action besides op and slot, as the payload names them."""
@@ -97,7 +85,7 @@ def episode_ended(state: RunState, event: TelemetryEvent, environment: Environme
     data = event.data
     if environment is not None:
         environment.status = data.get("status", "completed")
-        measure(environment.facts, data, ("test_metric", "test_loss"), event)
+        measure(environment.loose_facts, data, ("test_metric", "test_loss"), event)
     state.episodes_ended += 1
     state.leaderboard.append(
         EpisodeRow(
@@ -141,7 +129,7 @@ def epoch_completed(state: RunState, event: TelemetryEvent, environment: Environ
     environment.epoch = epoch
     environment.arm = data.get("arm", environment.arm)
     _pace(environment, event.timestamp)
-    _facts(environment, event)
+    _report(environment, event)
     if epoch is not None:
         _curves(state, environment, epoch, event)
     _slots(state, environment, event)
@@ -153,15 +141,18 @@ def epoch_completed(state: RunState, event: TelemetryEvent, environment: Environ
     anomaly.update(state, environment)
 
 
-def _facts(environment: EnvironmentFold, event: TelemetryEvent) -> None:
-    data, facts, epoch, time = event.data, environment.facts, event.epoch, event.timestamp
+def _report(environment: EnvironmentFold, event: TelemetryEvent) -> None:
+    """Keep the event for what it measured, and of the one before only what this one does not say."""
+    data, before = event.data, environment.report
+    if before is not None and not before.data.keys() <= data.keys():
+        left = {name: fact for name, fact in facts_of(before).items() if name not in data}
+        environment.loose_facts |= left
+    environment.report = event
     odd: list[str] = []
     for name in EPOCH_FACTS:
         value = data.get(name)
-        if value is not None:
-            facts[name] = Measured(value, epoch, time)
-            if value - value:  # NaN for NaN and infinities, 0 for every other number
-                odd.append(name)
+        if value is not None and value - value:  # NaN for NaN and infinities, 0 for every other number
+            odd.append(name)
     environment.non_finite = odd
 
 
@@ -291,7 +282,7 @@ def _governor(state: RunState, event: TelemetryEvent, environment: EnvironmentFo
 def governor_snapshot(state: RunState, event: TelemetryEvent, environment: EnvironmentFold | None) -> None:
     """A last-known-good state was kept."""
     if environment is not None:
-        measure(environment.facts, {"last_good_epoch": event.data.get("of_epoch")}, ("last_good_epoch",), event)
+        measure(environment.loose_facts, {"last_good_epoch": event.data.get("of_epoch")}, ("last_good_epoch",), event)
 
 
 def governor_panic(state: RunState, event: TelemetryEvent, environment: EnvironmentFold | None) -> None:

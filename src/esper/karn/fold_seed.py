@@ -182,7 +182,7 @@ def isolation_violation(state: RunState, event: TelemetryEvent, environment: Env
 def counterfactual(state: RunState, event: TelemetryEvent, environment: EnvironmentFold | None) -> None:
     """What the metric loses without the seed, and what all seeds are worth together."""
     if environment is not None:
-        measure(environment.facts, event.data, ROW_CONTRIBUTION, event)
+        measure(environment.loose_facts, event.data, ROW_CONTRIBUTION, event)
         if event.slot_id is None:
             return
     seed = _seed(state, event, environment)

@@ -13,7 +13,7 @@ import msgspec
 from esper.karn.series import Series
 from esper.leyline import TelemetryEvent
 
-STATE_VERSION = 3
+STATE_VERSION = 4
 """Raised whenever the structs below change, so that stored keyframes of another version are not used."""
 
 Value = float | int | bool | str
@@ -29,6 +29,22 @@ class Measured(msgspec.Struct, array_like=True, gc=False, frozen=True):
 
 Facts = dict[str, Measured]
 """Name of a measured field (as in the payload) -> its newest value. What was never measured has no entry."""
+
+EPOCH_FACTS = (
+    "train_loss",
+    "validation_loss",
+    "validation_metric",
+    "host_gradient_norm",
+    "learning_rate",
+    "parameters",
+    "live_seeds",
+    "train_ms",
+    "validate_ms",
+    "counterfactual_ms",
+    "input_wait_ms",
+    "policy_ms",
+)
+"""Fields that the event at the end of an epoch measures."""
 
 
 class Span(msgspec.Struct, array_like=True, gc=False):
@@ -157,7 +173,10 @@ class EnvironmentFold(msgspec.Struct, omit_defaults=True):
     status: str = "running"
     """``running``, or the status of the episode's end event."""
     host_parameters: int | None = None
-    facts: Facts = {}
+    report: TelemetryEvent | None = None
+    """The event at the end of the newest epoch."""
+    loose_facts: Facts = {}
+    """What other events measured, and older reports where the newest one does not say."""
     non_finite: list[str] = []
     """Names of the fields that were NaN or infinite in the last epoch."""
     metric: Series = msgspec.field(default_factory=Series)
@@ -188,6 +207,17 @@ class EnvironmentFold(msgspec.Struct, omit_defaults=True):
     last_epoch_time: float | None = None
     version: int = 0
     """Events folded into this environment; a cache key for faces."""
+
+    @property
+    def facts(self) -> Facts:
+        """Everything that was measured; to look at, not to write to."""
+        return self.loose_facts if self.report is None else self.loose_facts | facts_of(self.report)
+
+
+def facts_of(report: TelemetryEvent) -> Facts:
+    """What the event at the end of an epoch measured."""
+    known = ((name, report.data.get(name)) for name in EPOCH_FACTS)
+    return {name: Measured(value, report.epoch, report.timestamp) for name, value in known if value is not None}
 
 
 class RunFold(msgspec.Struct, omit_defaults=True):

@@ -21,6 +21,7 @@ from esper.karn.web import assets
 from esper.nissa.journal import JournalWriter
 from esper.nissa.rundir import RunDirectory
 from karn import demo
+from karn.journals import write_run
 from karn.streams import story
 from karn.web.browser import ARTIFACTS, ROOT, Browser, launched, missing
 from karn.web.serve import serving
@@ -78,7 +79,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     base = tmp_path_factory.mktemp("finished")
     parts = list(demo.epochs(count=46, start=time.time() - 92))
     for name, events in (("20250101-short", story()), ("20260101-demo", [event for part in parts for event in part])):
-        written(base / "runs", name, events)
+        write_run(base / "runs", events, run_id=name)
     command = [sys.executable, "-m", "esper.scripts.main", "overwatch", str(base / "runs"), "--port", "0"]
     environment = {**os.environ, "XDG_CACHE_HOME": str(base / "cache"), "PYTHONUNBUFFERED": "1"}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, cwd=ROOT)
@@ -89,14 +90,6 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         process.send_signal(signal.SIGINT)
         process.wait(15)
         process.stdout.close()
-
-
-def written(base: Path, name: str, events: list[Any]) -> Path:
-    run = RunDirectory.create(base, name, {})
-    with JournalWriter(run.path, name) as writer:
-        for event in events:
-            writer(event)
-    return run.path
 
 
 def go(browser: Browser, link: str, place: str = "#/flight", **size: Any) -> None:
@@ -181,7 +174,7 @@ def test_a_killed_writer_is_no_contact_and_not_an_end(browser: Browser, tmp_path
 
 
 def test_a_gone_server_is_said_within_seconds(browser: Browser, tmp_path: Path) -> None:
-    run = written(tmp_path, "gone", story())
+    run = write_run(tmp_path, story(), run_id="gone")
     with serving(run, tmp_path / "cache") as listening:
         go(browser, listening.link)
         until(lambda: rows(browser))
@@ -269,7 +262,7 @@ def test_text_from_a_run_is_never_markup(browser: Browser, tmp_path: Path) -> No
             event.data["blueprint"] = evil
         if event.event_type.value == "TRAINING_STARTED":
             event.data |= {"task": evil, "policy": evil}
-    run = written(tmp_path, "evil", events)
+    run = write_run(tmp_path, events, run_id="evil")
     with serving(run, tmp_path / "cache") as listening:
         go(browser, listening.link)
         for place in ("#/flight?env=0&slot=blocks_1", "#/events", "#/compare", "#/leaders"):
@@ -341,7 +334,7 @@ def test_a_run_without_events_and_one_that_is_damaged(
     browser: Browser, tmp_path: Path, scheme: str, width: int
 ) -> None:
     RunDirectory.create(tmp_path / "runs", "empty", {})
-    journal = written(tmp_path / "runs", "damaged", story()) / "events-00001.jsonl"
+    journal = write_run(tmp_path / "runs", story(), run_id="damaged") / "events-00001.jsonl"
     data = bytearray(journal.read_bytes())
     data[len(data) * 3 // 4] ^= 1
     journal.write_bytes(data)

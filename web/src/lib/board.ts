@@ -252,7 +252,7 @@ function drawReason(context: CanvasRenderingContext2D, layout: Layout, at: Place
   if (score) write(context, score, at.end, middle, colour(row.level === "ok" ? "faint" : row.level), mono(12, 600), "right");
   context.font = sans(12.5);
   const text = fit(context, first ? all : quiet, at.end - at.reason - (score ? 42 : 0));
-  write(context, text, at.reason, middle, colour(first ? "ink" : held.length ? "soft" : "faint"), sans(12.5));
+  write(context, text, at.reason, middle, colour(first && row.level !== "ok" ? "ink" : first || held.length ? "soft" : "faint"), sans(12.5));
 }
 
 function drawChip(context: CanvasRenderingContext2D, chip: Chip | undefined, x: number, y: number, width: number, height: number, colour: Paint): void {

@@ -26,6 +26,9 @@ NO_STAGE: Final = 255
 """Stage code of a slot of which nothing is known; other codes are :class:`~esper.leyline.SeedStage` values."""
 
 
+_STAGES: Final = {stage.name: int(stage) for stage in SeedStage}
+
+
 class Kind(IntEnum):
     """What a float32 in a column means."""
 
@@ -109,23 +112,27 @@ class Columns:
             _fact(facts, "train_ms", epoch),
             _plain(seen),
         )
-        for column, (value, kind) in enumerate(values):
-            self._env[line, column] = value
-            self._env_kind[line, column] = kind
-        for cell, name in enumerate(self._slots):
-            self._write_cell(line, cell, fold.slots.get(name), epoch)
+        self._env[line], self._env_kind[line] = zip(*values, strict=True)
+        # one assignment a row: writing number by number costs more than all the rest
+        slots = [fold.slots.get(name) for name in self._slots]
+        if not slots:
+            return
+        self._stage[line] = [_STAGES.get((slot and slot.stage) or "", NO_STAGE) for slot in slots]
+        self._gate[line] = [_gate(slot) for slot in slots]
+        cells = [_cell(slot, epoch) for slot in slots]
+        self._cell[line] = [[value for value, _ in cell] for cell in cells]
+        self._cell_kind[line] = [[kind for _, kind in cell] for cell in cells]
 
-    def _write_cell(self, line: int, cell: int, slot: SlotFold | None, epoch: int | None) -> None:
-        stage = None if slot is None else slot.stage
-        known = stage is not None and stage in SeedStage.__members__
-        self._stage[line, cell] = SeedStage[stage] if known and stage is not None else NO_STAGE
-        gate = None if slot is None else slot.gate
-        self._gate[line, cell] = Gate.NONE if gate is None else Gate.PASSED if gate.passed else Gate.FAILED
-        facts: Facts = {} if slot is None or slot.seed is None else slot.seed.facts
-        for column, name in enumerate(CELL_COLUMNS):
-            value, kind = _fact(facts, name, epoch)
-            self._cell[line, cell, column] = value
-            self._cell_kind[line, cell, column] = kind
+
+def _gate(slot: SlotFold | None) -> Gate:
+    if slot is None or slot.gate is None:
+        return Gate.NONE
+    return Gate.PASSED if slot.gate.passed else Gate.FAILED
+
+
+def _cell(slot: SlotFold | None, epoch: int | None) -> list[tuple[float, Kind]]:
+    facts: Facts = {} if slot is None or slot.seed is None else slot.seed.facts
+    return [_fact(facts, name, epoch) for name in CELL_COLUMNS]
 
 
 def _pair(rows: int, columns: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
