@@ -47,7 +47,7 @@ STEP_PARTS: Final = ("train_ms", "validate_ms", "counterfactual_ms", "policy_ms"
 """Parts of an epoch's time that add up; ``input_wait_ms`` lies within ``train_ms``."""
 
 
-_Part = tuple[list[tuple[str, float]], dict[str, int]]
+_Part = tuple[list[tuple[str, float]], tuple[tuple[str, int], ...]]
 """Of one environment: times of its newest epoch, and its slots by stage."""
 
 
@@ -178,13 +178,10 @@ def _identity(fold: EnvironmentFold) -> tuple[Any, ...]:
 
 
 def _part(fold: EnvironmentFold) -> _Part:
-    times = [(name, fold.facts.get(name)) for name in (*STEP_PARTS, "input_wait_ms")]
+    facts = fold.facts
+    times = [(name, facts.get(name)) for name in (*STEP_PARTS, "input_wait_ms")]
     steps = [(name, float(known.value)) for name, known in times if known is not None and known.epoch == fold.epoch]
-    stages: dict[str, int] = {}
-    for slot in fold.slots.values():
-        name = slot.stage or "UNKNOWN"
-        stages[name] = stages.get(name, 0) + 1
-    return steps, stages
+    return steps, tuple(sorted(Counter(slot.stage or "UNKNOWN" for slot in fold.slots.values()).items()))
 
 
 def environment_row(fold: EnvironmentFold, stale: FactorRecord | None = None) -> EnvironmentRow:
@@ -421,10 +418,11 @@ def _devices(state: RunState, ranks: dict[int, float], ranked: list[int]) -> lis
 
 
 def _stages(parts: list[_Part]) -> dict[str, int]:
-    counts: dict[str, int] = {}
-    for _, stages in parts:
-        for name, count in stages.items():
-            counts[name] = counts.get(name, 0) + count
+    counts: Counter[str] = Counter()
+    # many environments are in the same state
+    for stages, times in Counter(stages for _, stages in parts).items():
+        for name, count in stages:
+            counts[name] += count * times
     return dict(sorted(counts.items()))
 
 
