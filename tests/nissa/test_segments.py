@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -137,24 +138,38 @@ def test_only_segments_are_listed_in_order_of_number(tmp_path: Path) -> None:
 
 
 @given(reasons=st.lists(st.sampled_from(["x", "NaN", "Infinity", "\n", "é"]), max_size=6), kept=st.integers(0, 6))
-def test_events_of_a_batch_validated_or_not(reasons: list[str], kept: int) -> None:
+@pytest.mark.parametrize("piece", [1, 200, 1 << 15])
+def test_events_of_a_batch_at_once_in_pieces_and_validated(piece: int, reasons: list[str], kept: int) -> None:
     emitted = [note(reason, seq=i + 1) for i, reason in enumerate(reasons)]
     body = b"".join(map(encode, emitted))
     place = Position(1, 0, 0)
     kept = min(kept, len(emitted))
     batch = Batch(Path("f"), place, place, body, len(emitted), kept, None, None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(segments, "_PIECE", piece)
+        pieces = list(batch.pieces())
+    assert all(map(same_event, chain(*pieces), emitted[:kept])) and sum(map(len, pieces)) == kept
     for validate in (False, True):
         assert all(map(same_event, batch.events(validate=validate), emitted[:kept]))
         assert len(batch.events(validate=validate)) == kept
         assert all(map(same_event, batch.events(superseded=True, validate=validate), emitted[kept:]))
 
 
-def test_a_committed_line_of_a_newer_schema_is_named_by_its_own_offset() -> None:
+@pytest.mark.parametrize("piece", [1, 1 << 15])
+@pytest.mark.parametrize("kept", [1, 3])
+@pytest.mark.parametrize("strange", [b'{"event_type":"SEED_SPORED","data":{}}\n', b"\n"])
+def test_a_committed_line_that_is_no_event_is_named_by_its_own_offset(
+    strange: bytes, kept: int, piece: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(segments, "_PIECE", piece)
     first = encode(note("x"))
-    body = first + b'{"event_type":"SEED_SPORED","data":{}}\n'
-    batch = Batch(Path("f"), Position(1, 100, 0), Position(1, 0, 0), body, 2, 2, None, None)
-    with pytest.raises(NewerSchemaError) as caught:
-        batch.events()
-    assert caught.value.offset == 100 + len(first)
-    with pytest.raises(WireError):
-        Batch(Path("f"), Position(1, 0, 0), Position(1, 0, 0), b"\n", 1, 1, None, None).events()
+    body = first + strange + encode(note("y"))
+    batch = Batch(Path("f"), Position(1, 100, 0), Position(1, 0, 0), body, 3, kept, None, None)
+    standing = [note("x")][:kept]
+    readers = [lambda: batch.events(superseded=kept == 1), lambda: list(batch.pieces())]
+    for read in readers if kept == 3 else readers[:1]:
+        with pytest.raises(WireError) as caught:
+            read()
+        assert caught.value.offset == 100 + len(first)
+    if kept == 1:
+        assert all(map(same_event, chain(*batch.pieces()), standing))

@@ -24,7 +24,7 @@ from zlib import crc32
 import msgspec
 
 from esper.leyline import SCHEMA_VERSION, DataError, TelemetryEvent
-from esper.nissa.wire import NewerSchemaError, WireError, decode, lines_with_non_finite, revive
+from esper.nissa.wire import NewerSchemaError, WireError, decode, may_hold_non_finite, revive
 
 FORMAT_VERSION: Final = 1
 MAX_BATCH_BYTES: Final = 64 << 20
@@ -99,36 +99,45 @@ class Batch:
         Raises :class:`WireError` (file and offset) for a line that is no event of this schema.
         """
         wanted = slice(self.kept, None) if superseded else slice(self.kept)
-        if validate:
-            return self._one_by_one(wanted, True)
-        try:
-            events: list[TelemetryEvent] = _events.decode_lines(self.body)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            return self._one_by_one(wanted, False)
-        if len(events) != self.count or max(map(_schema_of, events), default=0) > SCHEMA_VERSION:
-            return self._one_by_one(wanted, False)
-        for index in lines_with_non_finite(self.body):
-            revive(events[index])
+        events = None if validate else _decode_lines(self.body)
+        if events is None or len(events) != self.count:
+            return self._one_by_one(wanted, validate)
         return events if self.kept == self.count and not superseded else events[wanted]
 
     def pieces(self) -> Iterator[list[TelemetryEvent]]:
         """The events that stand, decoded a few at a time: a fold then meets them while they are in the cache."""
-        left, at = self.kept, 0
-        while left:
+        at = taken = 0
+        while taken < self.kept:
             end = self.body.find(b"\n", min(at + _PIECE, len(self.body) - 1)) + 1
-            body = self.body[at:end]
-            count = body.count(b"\n")
-            kept = min(left, count)
-            start = Position(self.start.segment, self.start.offset + at, self.start.crc32)
-            yield Batch(self.file, start, self.end, body, count, kept, self.last_seq, self.closes).events()
-            at, left = end, left - kept
+            events = _decode_lines(self.body[at:end])
+            if not events:
+                yield self._one_by_one(slice(self.kept), False)[taken:]
+                return
+            yield events[: self.kept - taken]
+            at, taken = end, taken + len(events)
 
     def _one_by_one(self, wanted: slice, validate: bool) -> list[TelemetryEvent]:
-        events, offset = [], self.start.offset
-        for line in self.body.splitlines(keepends=True)[wanted]:
+        lines = self.body.splitlines(keepends=True)
+        events, offset = [], self.start.offset + sum(map(len, lines[: wanted.start or 0]))
+        for line in lines[wanted]:
             events.append(decode(line, file=self.file, offset=offset, validate=validate))
             offset += len(line)
         return events
+
+
+def _decode_lines(body: bytes) -> list[TelemetryEvent] | None:
+    """The event of each line; ``None`` when one of them is none of this schema."""
+    try:
+        events: list[TelemetryEvent] = _events.decode_lines(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    if max(map(_schema_of, events), default=0) > SCHEMA_VERSION:
+        return None
+    if may_hold_non_finite(body):
+        for event, line in zip(events, body.split(b"\n"), strict=False):
+            if may_hold_non_finite(line):
+                revive(event)
+    return events
 
 
 class Stamp(msgspec.Struct, gc=False):

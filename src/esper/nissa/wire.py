@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from enum import Enum, StrEnum
 from functools import cache
 from pathlib import Path
@@ -20,8 +20,6 @@ from msgspec import inspect
 from esper.leyline import REGISTRY, SCHEMA_VERSION, DataError, TelemetryEvent, TelemetryEventType
 
 NON_FINITE: Final = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
-_MARKS: Final = (b'"NaN"', b'Infinity"')
-"""One of these is in every line that holds a non-finite float."""
 
 _EXACT: Final = frozenset({str, int, bool})
 _encode = msgspec.json.Encoder().encode
@@ -74,7 +72,7 @@ def decode(
             event.data = msgspec.convert(
                 _reviver(event.event_type, True)(event.data), _payload_type(event.event_type, event.data)
             )
-        elif any(mark in line for mark in _MARKS):
+        elif may_hold_non_finite(line):
             revive(event)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise _typed(error, line, file, offset) from None
@@ -83,14 +81,9 @@ def decode(
     return event
 
 
-def lines_with_non_finite(body: bytes) -> Iterator[int]:
-    """Indices of the lines in which a non-finite float may be; a line may come up twice."""
-    for mark in _MARKS:
-        line = at = 0
-        while (found := body.find(mark, at)) >= 0:
-            line += body.count(b"\n", at, found)
-            yield line
-            at = body.find(b"\n", found)
+def may_hold_non_finite(line: bytes) -> bool:
+    """Whether a non-finite float may be in ``line`` (of one event or of many)."""
+    return b'"NaN"' in line or b'Infinity"' in line
 
 
 def revive(event: TelemetryEvent) -> None:
