@@ -1,0 +1,223 @@
+"""What Overwatch says is wrong, where it really is: hosts that sleep, forget or explode, loaders that are slow, memory
+that is read back from disk. Synthetic evidence for every factor and class is in ``tests/karn``."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny as tiny_task
+import torch
+from tiny import tiny
+from torch import Tensor
+
+from esper.karn.aggregator import fold
+from esper.karn.bound import detect
+from esper.karn.schema import Bound, StepSplit
+from esper.karn.snapshot import build
+from esper.karn.state import RunState
+from esper.karn.vitals import Sampler
+from esper.leyline import WAIT, Blend, Decision, FactoredAction, Op, RowSpec, TelemetryEvent
+from esper.simic.assembly import FORGIVING, build_executor, workload
+from esper.simic.config import RunConfig
+from esper.tasks.base import TaskSpec
+
+WAITING = Decision(WAIT, "")
+
+
+def ran(task: TaskSpec, decisions: list[Decision], rows: int = 1) -> RunState:
+    """What is known of ``rows`` hosts after so many epochs, each with the decision of that epoch."""
+    events: list[TelemetryEvent] = []
+    config = RunConfig(task="tiny:tiny", device="cpu")
+    executor = build_executor(workload(task, config), config, events.append, governor=FORGIVING)
+    executor.reset([RowSpec(row, 0, 7, task.budget.max_epochs) for row in range(rows)])
+    for decision in decisions:
+        executor.step([decision] * rows)
+    return fold(events)
+
+
+def factors(state: RunState, env: int = 0) -> set[str]:
+    return {factor.name for factor in state.environments[env].anomaly.factors}
+
+
+def at_rate(task: TaskSpec, lr: float) -> TaskSpec:
+    return replace(task, budget=replace(task.budget, lr=lr))
+
+
+def test_a_quiet_run_raises_nothing() -> None:
+    state = ran(tiny(12), [WAITING] * 8)
+    assert factors(state) == set() and build(state, state.last_time or 0.0).levels == {"ok": 1}
+
+
+def test_a_slow_loader_makes_it_input_bound() -> None:
+    def slow(inputs: Tensor, generator: torch.Generator) -> Tensor:
+        time.sleep(0.1)
+        return inputs
+
+    found = build(ran(replace(tiny(), augment=slow), [WAITING] * 2), 0.0).bound
+    assert found.kind == "input" and "waiting for data" in found.text
+    assert float(found.evidence["input_wait_share"]) > 0.25
+
+
+def test_a_host_that_sleeps_in_its_step_is_the_slow_one_and_stands_first() -> None:
+    made = iter(range(10**6))
+
+    class Sleepy(tiny_task._Host):
+        def __init__(self) -> None:
+            super().__init__()
+            self.number = next(made)
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            if self.training and self.number == last:
+                time.sleep(0.25)
+            return super().forward(inputs)
+
+    last = -1
+    events: list[TelemetryEvent] = []
+    config = RunConfig(task="tiny:tiny", device="cpu")
+    executor = build_executor(workload(replace(tiny(), host=Sleepy), config), config, events.append)
+    executor.reset([RowSpec(row, 0, 7, 6) for row in (0, 1)])
+    last = next(made) - 1
+    for _ in range(3):
+        executor.step([WAITING, WAITING])
+    state = fold(events)
+    assert "slow" in factors(state, 1)
+    assert build(state, state.last_time or 0.0).devices[0].environments == [1, 0]
+
+
+def test_a_host_that_forgets_is_falling() -> None:
+    class Forgetful(tiny_task._Host):
+        batches = 0
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            for layer in list(self)[:-1]:
+                inputs = torch.relu(layer(inputs))
+            self.batches += self.training
+            output = self[-1](inputs)
+            forgotten = max(0, self.batches // 8 - 8) * 0.05 * (not self.training)
+            return torch.cat([-output[: int(forgotten * len(output))], output[int(forgotten * len(output)) :]])
+
+    task = replace(tiny(14), host=Forgetful)
+    state = ran(replace(task, budget=replace(task.budget, batch_size=8, lr=0.05)), [WAITING] * 14)
+    assert "falling" in factors(state)
+
+
+def test_a_host_that_learns_nothing_is_stalled() -> None:
+    assert factors(ran(at_rate(tiny(14), 1e-30), [WAITING] * 13)) == {"stalled"}
+
+
+def test_a_learning_rate_that_no_host_survives() -> None:
+    assert {"panic", "non_finite"} <= factors(ran(at_rate(tiny(), 1e18), [WAITING] * 2))
+
+
+def test_a_policy_that_prunes_what_it_grows_is_a_storm() -> None:
+    sites = {"first": "0", "second": "1", "third": "2"}
+    task = replace(tiny(10), sites=sites, budget=replace(tiny(10).budget, max_seeds=3))
+    grow = [Decision(FactoredAction(Op.GERMINATE, slot, "norm", Blend.LINEAR, 1.0, 1), "") for slot in sites]
+    prune = [Decision(FactoredAction(Op.PRUNE, slot), "") for slot in sites]
+    assert "prune_storm" in factors(ran(task, [*grow, *prune]))
+
+
+@contextmanager
+def process(code: str, *arguments: str) -> Iterator[int]:
+    """A process of its own that does something for as long as the block lasts."""
+    child = subprocess.Popen([sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE)
+    try:
+        assert child.stdout is not None and child.stdout.readline(), "it begins"
+        yield child.pid
+    finally:
+        child.kill()
+        child.wait()
+        assert child.stdout is not None
+        child.stdout.close()
+
+
+def machine(root: Path, pid: int | None = None, *, left: int = 50) -> Path:
+    """A file system of an otherwise idle machine with 100 kB of memory, on which the process runs."""
+    (root / "proc").mkdir(exist_ok=True)
+    (root / "proc/meminfo").write_text(f"MemTotal: 100 kB\nMemAvailable: {left} kB\n")
+    if pid is not None:
+        (root / f"proc/{pid}").symlink_to(f"/proc/{pid}")
+    return root
+
+
+def bound_of(sampler: Sampler, wanted: str, between: Callable[[], Any] = lambda: time.sleep(0.3)) -> Bound:
+    """The verdict on two samples; a machine that is busy elsewhere gets some more of them."""
+    sampler.sample(0.0)
+    for _ in range(40):
+        between()
+        found = detect(StepSplit(), sampler.sample(0.0), 1)
+        if found.kind == wanted:
+            return found
+    raise AssertionError(f"{found.kind}: {found.text}")
+
+
+needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="no /proc here")
+
+
+@needs_proc
+def test_a_step_that_sleeps_is_bound_by_synchronisation(tmp_path: Path) -> None:
+    with process("import time\nprint(flush=True)\nwhile True: time.sleep(0.01)") as pid:
+        found = bound_of(Sampler(pid, root=machine(tmp_path, pid)), "sync")
+    assert "does not wait for data" in found.text
+
+
+@needs_proc
+def test_a_step_that_computes_is_bound_by_compute() -> None:
+    with process("print(flush=True)\nwhile True: pass") as pid:
+        bound_of(Sampler(pid), "compute")
+
+
+READS_BACK = """\
+import mmap, os, sys
+size = 1 << 24
+with open(sys.argv[1], "wb+") as file:
+    file.write(os.urandom(1 << 20) * 16)
+    file.flush()
+    os.fsync(file.fileno())
+    view = mmap.mmap(file.fileno(), size)
+    view.madvise(mmap.MADV_RANDOM)
+    while True:
+        view.madvise(mmap.MADV_DONTNEED)
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        sum(view[at] for at in range(0, size, 1 << 14))
+        print(flush=True)
+"""
+
+
+@needs_proc
+def test_memory_that_is_read_back_from_disk(tmp_path: Path) -> None:
+    with process(READS_BACK, str(tmp_path / "read-back")) as pid:
+        if not _faults(pid):
+            pytest.skip("this file system keeps everything in memory")
+        found = bound_of(Sampler(pid, root=machine(tmp_path, pid)), "memory")
+    assert "major page faults" in found.text
+
+
+def _faults(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[9])
+
+
+def test_the_last_of_the_memory(tmp_path: Path) -> None:
+    """As the kernel tells it: a test must not really take it."""
+    assert bound_of(Sampler(os.getpid(), root=machine(tmp_path, left=3)), "memory").text.startswith("3%")
+
+
+def test_a_processor_that_throttles(tmp_path: Path) -> None:
+    """As the kernel tells it: no test can heat a machine."""
+    count = machine(tmp_path) / "sys/devices/system/cpu/cpu0/thermal_throttle/core_throttle_count"
+    count.parent.mkdir(parents=True)
+    count.write_text("7\n")
+    found = bound_of(Sampler(1, root=tmp_path), "thermal", lambda: (time.sleep(0.01), count.write_text("9\n")))
+    assert "throttled" in found.text
+    shutil.rmtree(tmp_path / "sys")
+    assert Sampler(1, root=tmp_path).sample(0.0) is not None, "where it is not told, it is unknown"
