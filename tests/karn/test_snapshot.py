@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import json
 
 import msgspec
@@ -96,6 +97,21 @@ def test_worst_environment_first_and_stale_from_the_clock() -> None:
     late = build(state, now + 100)
     assert [factor.name for factor in late.environments["0"].factors] == ["stale"]
     assert late.environments["0"].level in ("watch", "bad")
+
+
+def test_environments_of_each_device_the_worst_first() -> None:
+    state = fold(story()[:-3])
+    for env, device in ((0, "cuda:1"), (1, "cuda:0")):
+        state.environments[env].device = device
+    twin = copy.deepcopy(state.environments[0])
+    twin.env_id, state.environments[2] = 2, twin
+    twin.anomaly.rank = 0.7
+    shot = build(state, state.last_time or 0.0)
+    assert [(group.device, group.environments, group.level) for group in shot.devices] == [
+        ("cuda:0", [1], "watch"),
+        ("cuda:1", [2, 0], "bad"),
+    ]
+    assert shot.levels == {"bad": 1, "watch": 1, "ok": 1}
 
 
 def test_progress_and_eta() -> None:

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from esper.karn.web import assets
 from esper.leyline import UsageError
 from esper.scripts import overwatch
 from karn.journals import write_run
@@ -58,3 +61,31 @@ def test_beside_a_process_it_finds_the_run_that_the_process_writes(tmp_path: Pat
 
 def test_alive() -> None:
     assert overwatch.alive(os.getpid()) and not overwatch.alive(None) and not overwatch.alive(2**22 + 1)
+
+
+@pytest.mark.slow
+def test_beside_a_run_it_prints_a_link_that_answers_and_leaves_after_the_run(tmp_path: Path) -> None:
+    pytest.importorskip("starlette")
+    httpx = pytest.importorskip("httpx")
+    if assets.state() == "missing" and shutil.which("npm") is None:
+        pytest.skip("the page is not built and there is no npm")
+    run = tmp_path / "run"
+    task = ["--task", "toy:toy_task", "--episodes", "1", "--max-epochs", "4000", "--quiet"]
+    command = [sys.executable, "-m", "esper.scripts.main", "train", "heuristic", *task, "--run-dir", str(run)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "XDG_CACHE_HOME": str(tmp_path)}
+    trainer = subprocess.Popen([*command, "--overwatch"], stdout=subprocess.PIPE, text=True, env=environment)
+    try:
+        assert trainer.stdout is not None
+        link = next(line for line in trainer.stdout if line.startswith("Overwatch: ")).split()[1]
+        page, token = link.split("#token=")
+        answer = httpx.get(f"{page}api/snapshot", headers={"authorization": f"Bearer {token}"}).json()
+        assert answer["run"]["state"] == "running" and answer["host"]["process_memory"] > 2**20
+    finally:
+        trainer.terminate()
+        trainer.wait()
+        trainer.stdout.close()
+    deadline = time.monotonic() + overwatch.LINGER + 20
+    with pytest.raises(httpx.ConnectError):
+        while time.monotonic() < deadline:
+            httpx.get(page)
+            time.sleep(0.5)

@@ -34,7 +34,7 @@ pytestmark = [
 
 VIEWS = {
     "flight": "#/flight",
-    "environment": f"#/flight?env={demo.BLOCKED}&slot=stem",
+    "environment": f"#/flight?env={demo.BLOCKED}&seed=e{demo.BLOCKED}-stem-1",
     "events": "#/events",
     "governor": "#/governor",
     "compare": "#/compare",
@@ -208,6 +208,8 @@ def test_replay_by_keys_and_a_link_to_a_moment(browser: Browser, finished: str) 
     until(lambda: "event 0 of" in browser.text(selector="footer .where"))
     browser.press(key="l")
     until(lambda: "event 1 of" in browser.text(selector="footer .where"))
+    browser.press(key="l")
+    browser.press(key="h")
     browser.press(key="Shift+L")
     until(lambda: "event 101 of" in browser.text(selector="footer .where"))
     until(lambda: "at=101" in browser.eval(code="location.hash"))
@@ -229,8 +231,12 @@ def test_the_board_by_keys_and_filter(browser: Browser, finished: str) -> None:
     go(browser, finished)
     until(lambda: len(rows(browser)) == 12)
     order = [int(text.split(",")[0].split()[1]) for text in rows(browser)]
-    for key in ("j", "j", "k", "j", "Enter"):
-        browser.press(key=key)
+    for keys, at in (("jjkj", 1), ("G", -1), ("g", 0), ("j", 1)):
+        for key in keys:
+            browser.press(key="Shift+G" if key == "G" else key)
+        chosen = f"[role=option][aria-selected=true][data-env='{order[at]}']"
+        browser.wait(selector=chosen, state="attached")
+    browser.press(key="Enter")
     assert browser.text(selector="aside h2") == f"Environment {order[1]}"
     browser.press(key="Escape")
     browser.press(key="s")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -170,10 +171,17 @@ async def test_a_hundred_stalled_readers_do_not_disturb(story_server: Listening)
             stalled = await stack.enter_async_context(page(story_server, max_queue=1, close_timeout=0))
             stack.callback(stalled.socket.transport.abort)
         viewer = await stack.enter_async_context(page(story_server))
-        began = asyncio.get_running_loop().time()
+        began, taken = asyncio.get_running_loop().time(), _memory()
         for _ in range(10):
             await viewer.next()
         assert asyncio.get_running_loop().time() - began < 8.0
+        assert _memory() - taken < 32 << 20, "what they do not take is not kept for them"
+
+
+def _memory() -> int:
+    """Resident bytes of this process, in which the server is; 0 where the system does not say."""
+    statm = Path("/proc/self/statm")
+    return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if statm.exists() else 0
 
 
 def _get(listening: Listening, path: str, **params: Any) -> Any:
