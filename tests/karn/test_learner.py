@@ -106,3 +106,24 @@ def test_a_reward_that_falls_back_is_an_anomaly_though_the_metric_rises() -> Non
     assert _rewarded(10, 20, 30, 40, 50, 40, 30, 20) == {"reward_falling"}
     assert _rewarded(10, 20, 30, 40, 50, 45) == set(), "a tenth of it may go"
     assert _rewarded(10, 16, 10, 16, 10) == set(), "noise is no fall"
+
+
+def test_a_learners_progress_is_in_rounds() -> None:
+    rec = _said()
+    rec.events[0].data |= {"kind": "ppo", "episodes": 8}
+    assert not hasattr(build(fold(rec.events), START).run.progress.share, "real")
+    rec.say(T.PPO_UPDATE_COMPLETED, round=2)
+    for epoch in range(1, 30):
+        epoch_done(rec, 0, epoch, 50.0)
+    assert build(fold(rec.events), START).run.progress.share == 0.25
+
+
+def test_slots_stand_in_the_order_of_the_network() -> None:
+    rec = _said()
+    for slot in ("neck", "stem"):
+        rec.say(
+            T.SEED_STAGE_CHANGED, env_id=0, epoch=1, slot_id=slot, seed_id=slot, **{"from": "DORMANT"}, to="TRAINING"
+        )
+    state = fold(rec.events)
+    assert list(build(state, START).environments["0"].slots) == ["stem", "neck"]
+    assert list(build_detail(state, 0, START).slots) == ["stem", "neck"]

@@ -20,7 +20,7 @@ from esper.karn.schema import (
     wire_safe,
 )
 from esper.karn.series import Series
-from esper.karn.snapshot import environment_row, figure, known, stale_factor
+from esper.karn.snapshot import environment_row, figure, in_order, known, stale_factor
 from esper.karn.state import ActionRecord, EnvironmentFold, Facts, GateRecord, RunState, SeedFold, SlotFold
 from esper.leyline import HEADS, RELEVANT_HEADS, unknown
 
@@ -33,11 +33,11 @@ def build_detail(state: RunState, env_id: int, now: float) -> EnvironmentDetail:
     if fold is None:
         raise unknown("environment", str(env_id), map(str, state.environments))
     return EnvironmentDetail(
-        row=environment_row(fold, stale_factor(state, fold, now)),
+        row=environment_row(fold, stale_factor(state, fold, now), state.run.slots),
         metric=curve(fold.metric),
         loss=curve(fold.loss),
         facts=_figures(fold.facts, fold.epoch),
-        slots={name: _slot(slot, fold) for name, slot in fold.slots.items()},
+        slots={name: _slot(fold.slots[name], fold) for name in in_order(fold.slots, state.run.slots)},
         actions=[_action(record) for record in fold.actions],
         actions_seen=fold.actions_seen,
         compute=_figures(fold.compute, fold.epoch),

@@ -11,6 +11,7 @@ from esper.karn.state import EnvironmentFold, Measured, RunState
 from esper.leyline import TelemetryEvent
 
 UPDATE_FACTS = (
+    "round",
     "kl",
     "clip_fraction",
     "explained_variance",

@@ -27,7 +27,7 @@ def shown(value: Figure | Any, unit: str = "", epoch: int | Any = UNSET) -> str:
         return ABSENT
     text = number(value.value) + (f" {unit}" if unit else "")
     if value.epoch is UNSET:
-        return f"{text} (age unknown)"
+        return text if value.time is not UNSET else f"{text} (age unknown)"
     if value.stale and epoch is not UNSET:
         return f"{text} (stale, {epoch - value.epoch} epochs old)"
     return text
@@ -156,7 +156,8 @@ def _warnings(snapshot: Snapshot) -> Iterator[str]:
     for damage in snapshot.damage:
         yield f"JOURNAL {damage.kind.upper()}  {damage.text}"
     for drop in snapshot.drops:
-        yield f"DROPPED  {drop.count} {drop.type} by {drop.sink} ({drop.reason})"
+        by = "" if drop.sink == "*" else f" by {drop.sink}"
+        yield f"DROPPED  {drop.count} {drop.type}{by} ({drop.reason})"
     if snapshot.missing:
         yield f"MISSING  {snapshot.missing} events that the sequence numbers count are not in the journal"
     if snapshot.unplaced:

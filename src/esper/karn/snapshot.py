@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -118,7 +118,7 @@ class Builder:
         cached = self._rows.get(env_id)
         if cached is not None and cached[0] == key:
             return cached[1]
-        row = environment_row(fold, stale)
+        row = environment_row(fold, stale, state.run.slots)
         self._rows[env_id] = (key, row)
         return row
 
@@ -184,8 +184,10 @@ def _part(fold: EnvironmentFold) -> _Part:
     return steps, tuple(sorted(Counter(slot.stage or "UNKNOWN" for slot in fold.slots.values()).items()))
 
 
-def environment_row(fold: EnvironmentFold, stale: FactorRecord | None = None) -> EnvironmentRow:
-    """One row of the flight board; ``stale`` joins its factors."""
+def environment_row(
+    fold: EnvironmentFold, stale: FactorRecord | None = None, order: Sequence[str] = ()
+) -> EnvironmentRow:
+    """One row of the flight board; ``stale`` joins its factors, and slots stand in ``order``, then as they spoke."""
     factors = [*fold.anomaly.factors, *([stale] if stale is not None else [])]
     extra = 0.0 if stale is None else stale.weight * stale.level
     rank = fold.anomaly.rank + extra
@@ -210,11 +212,16 @@ def environment_row(fold: EnvironmentFold, stale: FactorRecord | None = None) ->
         parameters=fact(facts, "parameters", fold.epoch),
         host_parameters=known(fold.host_parameters),
         step_ms=_step(facts, fold.epoch),
-        slots={name: _chip(slot, fold.epoch) for name, slot in fold.slots.items()},
+        slots={name: _chip(fold.slots[name], fold.epoch) for name in in_order(fold.slots, order)},
         spark=[number(bucket.last) for bucket in fold.metric.buckets[-SPARK:]],
         last_action=_last_action(fold),
         last_time=known(fold.last_time),
     )
+
+
+def in_order(slots: Mapping[str, Any], order: Sequence[str]) -> list[str]:
+    """Names of ``slots``, first those in ``order``."""
+    return [*(name for name in order if name in slots), *(name for name in slots if name not in order)]
 
 
 def figure(measured: Measured, epoch_now: int | None) -> Figure:
@@ -358,10 +365,14 @@ def _condition(state: RunState, now: float) -> tuple[str, str]:
 
 
 def _progress(state: RunState) -> Progress:
-    run, total = state.run, None
-    if run.episodes is not None and run.envs is not None and run.max_epochs is not None:
+    run, total, share = state.run, None, None
+    if run.kind == "ppo":
+        # rounds, since twins that do not grow are played beside the learner's own episodes
+        done = state.pulse.get("round")
+        share = float(done.value) / run.episodes if done is not None and run.episodes else None
+    elif run.episodes is not None and run.envs is not None and run.max_epochs is not None:
         total = run.episodes * run.envs * run.max_epochs
-    share = None if not total else min(1.0, state.epochs_done / total)
+        share = min(1.0, state.epochs_done / total) if total else None
     eta = None
     if share and run.started is not None and state.last_time is not None and run.end_status is None:
         eta = (state.last_time - run.started) * (1 - share) / share

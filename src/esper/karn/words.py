@@ -156,7 +156,9 @@ _SENTENCES: dict[T, Callable[[Mapping[str, Any]], str]] = {
         f"another repeats {d.get('epochs_repeated')} epochs"
     ),
     T.TELEMETRY_DROPPED: lambda d: (
-        f"{figure(d.get('count'))} {d.get('event_type')} dropped by {d.get('sink')} ({d.get('reason')})"
+        f"{figure(d.get('count'))} {d.get('event_type')} dropped"
+        + ("" if d.get("sink") == "*" else f" by {d.get('sink')}")
+        + f" ({_reason(d)})"
     ),
     T.TELEMETRY_LEVEL_SET: lambda d: (
         f"telemetry level {d.get('level')}" + (", lifecycle only" if d.get("lifecycle_only") else "")

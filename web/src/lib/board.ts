@@ -46,6 +46,9 @@ export function layoutOf(width: number, height: number, lines: number): Layout {
   return { width, height, narrow, double, line, head, ratio: Math.min(2, devicePixelRatio || 1), map: overflow && !narrow ? 36 : 0 };
 }
 
+/** Stages in which a gate can hold a seed back. */
+const LIVE = new Set(["GERMINATED", "TRAINING", "BLENDING", "HOLDING"]);
+
 /** How strongly a level colours its row. */
 const TINT = { watch: 0.07, bad: 0.14, critical: 0.2 } as const;
 
@@ -245,7 +248,7 @@ function drawReason(context: CanvasRenderingContext2D, layout: Layout, at: Place
   const factors = row.factors ?? [];
   const first = factors[0];
   const all = factors.map((factor) => factor.text).join(" · ");
-  const held = Object.values(row.slots ?? {}).filter((chip) => chip.gate_passed === false && chip.gate);
+  const held = Object.values(row.slots ?? {}).filter((chip) => chip.gate_passed === false && chip.gate && LIVE.has(chip.stage ?? ""));
   const calm = row.status === "running" || row.status === "" ? (row.last_action ?? "").toLowerCase() : row.status;
   const quiet = held.length ? held.map((chip) => `${chip.gate} holds back ${chip.blueprint ?? "a seed"} in ${chip.slot}`).join(" · ") : calm;
   const score = first ? row.score.toFixed(2) : "";
