@@ -15,17 +15,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import test_slot
 import tiny as tiny_task
 import torch
 from tiny import tiny
 from torch import Tensor
 
+from esper.karn import anomaly
 from esper.karn.aggregator import fold
 from esper.karn.bound import detect
 from esper.karn.schema import Bound, StepSplit
 from esper.karn.snapshot import build
 from esper.karn.state import RunState
 from esper.karn.vitals import Sampler
+from esper.kasmina.slot import Stamp
 from esper.leyline import WAIT, Blend, Decision, FactoredAction, Op, RowSpec, TelemetryEvent
 from esper.simic.assembly import FORGIVING, build_executor, workload
 from esper.simic.config import RunConfig
@@ -125,6 +128,19 @@ def test_a_policy_that_prunes_what_it_grows_is_a_storm() -> None:
     grow = [Decision(FactoredAction(Op.GERMINATE, slot, "norm", Blend.LINEAR, 1.0, 1), "") for slot in sites]
     prune = [Decision(FactoredAction(Op.PRUNE, slot), "") for slot in sites]
     assert "prune_storm" in factors(ran(task, [*grow, *prune]))
+
+
+def test_a_policy_that_asks_a_gate_again_and_again_is_a_storm() -> None:
+    slot, events = test_slot.make()
+    slot.stamp = Stamp(env_id=0, episode=0, epoch=3)
+    assert slot.germinate("mlp")
+    slot.tick()
+    for _ in range(11):
+        assert not slot.advance_stage(), "nothing was measured that speaks for it"
+    state = fold(events)
+    state.environments[0].epoch = 3
+    anomaly.update(state, state.environments[0])
+    assert factors(state) == {"gate_storm"}
 
 
 @contextmanager

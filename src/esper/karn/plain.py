@@ -173,7 +173,7 @@ def _learner(snapshot: Snapshot) -> Iterator[str]:
         parts = [
             f"{name.removeprefix(prefix)} {value.value:.0%}"
             for name, value in snapshot.learner.items()
-            if name.startswith(prefix)
+            if name.startswith(prefix) and value.value
         ]
         if parts:
             yield f"  {title}: {', '.join(parts)}"
