@@ -5,10 +5,13 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -35,7 +38,7 @@ pytestmark = [
 VIEWS = {
     "flight": "#/flight",
     "environment": f"#/flight?env={demo.BLOCKED}&seed=e{demo.BLOCKED}-stem-1",
-    "events": "#/events",
+    "events": f"#/events?filter=env%3D{demo.BROKEN}",
     "governor": "#/governor",
     "compare": "#/compare",
     "leaders": "#/leaders",
@@ -150,7 +153,8 @@ class Clock:
         return time.time() + self.ahead
 
 
-def test_a_killed_writer_is_no_contact_and_not_an_end(browser: Browser, tmp_path: Path) -> None:
+@pytest.mark.parametrize("scheme", ["dark", pytest.param("light", marks=pytest.mark.slow)])
+def test_a_killed_writer_is_no_contact_and_not_an_end(browser: Browser, tmp_path: Path, scheme: str) -> None:
     run, clock = tmp_path / "killed", Clock()
     writer = subprocess.Popen(
         [sys.executable, str(ROOT / "tests" / "karn" / "demo.py"), str(run), "--pace", "0.1", "--epochs", "5000"]
@@ -158,7 +162,7 @@ def test_a_killed_writer_is_no_contact_and_not_an_end(browser: Browser, tmp_path
     try:
         until(lambda: (run / "run.json").is_file() and any(run.glob("events-*.jsonl")))
         with serving(run, tmp_path / "cache", clock=clock) as listening:
-            go(browser, listening.link)
+            go(browser, listening.link, scheme=scheme)
             until(lambda: "running" in browser.text(selector=".state"))
             os.kill(writer.pid, signal.SIGKILL)
             writer.wait()
@@ -167,7 +171,9 @@ def test_a_killed_writer_is_no_contact_and_not_an_end(browser: Browser, tmp_path
             notices = browser.text(selector="[aria-label=Notices]")
             assert "No contact with the run" in notices and "has not said that it ended" in notices
             assert "ended" not in browser.text(selector=".state")
-            browser.shot(path=str(ARTIFACTS / "no-contact-with-the-run.png"))
+            assert "old" in browser.text(selector="footer .mode")
+            browser.shot(path=str(ARTIFACTS / f"no-contact-{scheme}.png"))
+            assert browser.axe() == []
     finally:
         writer.kill()
         writer.wait()
@@ -366,3 +372,16 @@ def test_without_a_token_the_page_asks_for_it(browser: Browser, finished: str, s
     browser.press(key="Enter")
     browser.wait(selector=".state")
     assert "token" not in browser.eval(code="location.href")
+
+
+def test_a_wheel_carries_the_page_that_was_built(browser: Browser, tmp_path: Path) -> None:
+    if shutil.which("uv") is None:
+        pytest.skip("no uv here to build a wheel")
+    build = ["uv", "build", "--wheel", "--offline", "--quiet", "--out-dir", str(tmp_path)]
+    subprocess.run(build, cwd=ROOT, check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as content:
+        static = {name.removeprefix("esper/karn/web/static/"): name for name in content.namelist()}
+        page = content.read(static["index.html"]).decode()
+    wanted = re.findall(r'(?:src|href)="\./([^"]+)"', page)
+    assert len(wanted) >= 3 and set(wanted) <= set(static)

@@ -50,7 +50,7 @@ export function layoutOf(width: number, height: number, lines: number): Layout {
 const LIVE = new Set(["GERMINATED", "TRAINING", "BLENDING", "HOLDING"]);
 
 /** How strongly a level colours its row. */
-const TINT = { watch: 0.07, bad: 0.14, critical: 0.2 } as const;
+const TINT = { watch: 0.07, bad: 0.11, critical: 0.15 } as const;
 
 export const stageName = (code: number | undefined): string | undefined => STAGES[code ?? WIRE.noStage];
 export const glyphOf = (stage: string | undefined): string => GLYPHS[stage ?? ""] ?? "?";
