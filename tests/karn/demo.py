@@ -13,7 +13,7 @@ import math
 import random
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +30,17 @@ BLUEPRINTS = ("conv3", "norm", "attention", "bottleneck")
 S = SeedStage
 
 
-def epochs(envs: int = 12, count: int = 60, start: float = 1_760_000_000.0, step: float = 2.0) -> Iterator[list[Any]]:
-    """Events of the beginning, then of each epoch of all environments, then of the end."""
+def epochs(
+    envs: int = 12,
+    count: int = 60,
+    start: float = 1_760_000_000.0,
+    step: float = 2.0,
+    clock: Callable[[], float] | None = None,
+) -> Iterator[list[Any]]:
+    """Events of the beginning, then of each epoch of all environments, then of the end.
+
+    An epoch is at ``step`` seconds behind the one before, or at the time of the ``clock``.
+    """
     rec, dice = Recorder(start), random.Random(4)
     begin(rec, envs=envs, max_epochs=count)
     hosts = [Host(env, dice) for env in range(envs)]
@@ -39,7 +48,7 @@ def epochs(envs: int = 12, count: int = 60, start: float = 1_760_000_000.0, step
         begin_episode(rec, env, arm="static" if hosts[env].static else "grown", max_epochs=count)
     yield _taken(rec)
     for epoch in range(1, count + 1):
-        rec.now = max(rec.now, start + epoch * step)
+        rec.now = max(rec.now, start + epoch * step if clock is None else clock())
         for host in hosts:
             host.epoch(rec, epoch)
         yield _taken(rec)
@@ -269,14 +278,15 @@ def main() -> None:
     parser.add_argument("--pace", type=float, default=0.0)
     parser.add_argument("--epochs", type=int, default=60)
     parser.add_argument("--envs", type=int, default=12)
-    parser.add_argument("--behind", type=float, default=0.0, help="seconds that the writer's clock is behind")
     parser.add_argument("--end", action="store_true", help="say that the run ended; else it just stops")
     given = parser.parse_args()
     run = RunDirectory.create(given.directory.parent, given.directory.name, {})
-    start = time.time() - given.behind - (0.0 if given.pace else 2.0 * given.epochs)
+    start = time.time() - (0.0 if given.pace else 2.0 * given.epochs)
+    clock = time.time if given.pace else None
     with JournalWriter(run.path, given.directory.name) as writer:
-        parts = list(epochs(given.envs, given.epochs, start, given.pace or 2.0))
-        for events in parts if given.end else parts[:-1]:
+        for events in epochs(given.envs, given.epochs, start, clock=clock):
+            if events[-1].event_type is T.TRAINING_ENDED and not given.end:
+                break
             for event in events:
                 writer(event)
             writer.flush()

@@ -167,7 +167,7 @@ def test_a_killed_writer_is_no_contact_and_not_an_end(browser: Browser, tmp_path
             os.kill(writer.pid, signal.SIGKILL)
             writer.wait()
             clock.ahead = 41.0  # nobody needs to sit through the silence itself
-            until(lambda: "no event for 4" in browser.text(selector=".state"))
+            until(lambda: "no event for" in browser.text(selector=".state"))
             notices = browser.text(selector="[aria-label=Notices]")
             assert "No contact with the run" in notices and "has not said that it ended" in notices
             assert "ended" not in browser.text(selector=".state")
