@@ -44,21 +44,15 @@ RULES: Final = {
     "non_finite": Rule(1.0, 0, 1, "fields", "{measured} figure{s} of the last epoch not finite"),
     "panic": Rule(0.6, 0, 2, "panics", "{measured} governor panic{s} in the last 5 epochs"),
     "stale": Rule(0.5, 1, 3, "x", "silent for {measured} times the longest wait that is usual"),
-    "falling": Rule(
-        0.5, 0.25, 1, "share", "{measured} of the progress since the start is lost (more than {threshold})"
-    ),
-    "reward_falling": Rule(
-        0.5, 0.25, 1, "share", "{measured} of the reward since the start is lost again (more than {threshold})"
-    ),
-    "prune_storm": Rule(0.4, 2, 6, "prunes", "{measured} prune{s} in the last 5 epochs (more than {threshold})"),
-    "gate_storm": Rule(
-        0.3, 10, 30, "failures", "{measured} failed gate{s} in the last 5 epochs (more than {threshold})"
-    ),
+    "falling": Rule(0.5, 0.25, 1, "share", "{measured} of its progress lost (limit {threshold})"),
+    "reward_falling": Rule(0.5, 0.25, 1, "share", "{measured} of its reward lost again (limit {threshold})"),
+    "prune_storm": Rule(0.4, 2, 6, "prunes", "{measured} prune{s} in the last 5 epochs (limit {threshold})"),
+    "gate_storm": Rule(0.3, 10, 30, "failures", "{measured} failed gate{s} in the last 5 epochs (limit {threshold})"),
     "rent_without_gain": Rule(
         0.4, 0.05, 0.5, "share", "seeds add {measured} of the host's parameters and measure no gain"
     ),
-    "slow": Rule(0.3, 2, 6, "x", "an epoch takes {measured} times the run's typical one (more than {threshold})"),
-    "stalled": Rule(0.4, 10, 30, "epochs", "no better metric for {measured} epoch{s} (more than {threshold})"),
+    "slow": Rule(0.3, 2, 6, "x", "an epoch takes {measured} times the typical one (limit {threshold})"),
+    "stalled": Rule(0.4, 10, 30, "epochs", "no better metric for {measured} epoch{s} (limit {threshold})"),
 }
 """Name -> rule."""
 
@@ -199,5 +193,5 @@ def _rent_without_gain(environment: EnvironmentFold) -> float:
 
 def _figure(value: float, unit: str) -> str:
     if unit == "share":
-        return f"{value:.0%}"
+        return f"{100 * value:.3g}%"
     return f"{value:.0f}" if value.is_integer() else f"{value:.2g}"
