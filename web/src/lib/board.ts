@@ -148,7 +148,9 @@ function columnsOf(layout: Layout, slots: number): Places {
     return { env: 34, metric: 150, spark: wide ? 166 : 0, epoch: wide ? 300 : 232, slots: start, chip, reason: 70, end };
   }
   const reason = Math.max(190, (end - start) * 0.48);
-  const chip = Math.min(150, (end - start - reason - 16) / Math.max(1, slots));
+  const room = Math.min(150, (end - start - reason - 16) / Math.max(1, slots));
+  // where only the glyph fits, the reason gets what the glyph does not need
+  const chip = room < 40 ? Math.min(room, 23) : room;
   return { env: 34, metric: 150, spark: wide ? 166 : 0, epoch: wide ? 302 : 232, slots: start, chip, reason: start + chip * slots + 16, end };
 }
 
