@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol
 
-from esper.karn.fold_run import EPOCH_FACTS
 from esper.karn.fold_seed import CONTRIBUTION, ROW_CONTRIBUTION
+from esper.karn.state import EPOCH_FACTS
 from esper.leyline import TelemetryEvent
 from esper.leyline import TelemetryEventType as T
 from esper.nissa.reader import JournalTail
