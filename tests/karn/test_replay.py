@@ -14,7 +14,8 @@ from esper.karn.replay import Timeline
 from esper.karn.snapshot import Builder, build, encode
 from esper.karn.source import Follower
 from esper.leyline import DataError, TelemetryEvent
-from karn.journals import write_run
+from esper.nissa.journal import JournalConfig, JournalWriter
+from karn.journals import RUN_ID, write_run
 from karn.streams import random_run, runs, story
 
 
@@ -61,6 +62,46 @@ def test_the_cache_is_used_and_lies_outside_the_run(tmp_path: Path) -> None:
     again = Timeline(path, cache=tmp_path / "cache", progress=lambda done, total: read.append(done))
     assert len(read) < 6
     assert states.encode(again.at(again.events)) == states.encode(fold(events))
+
+
+def test_read_ahead_by_another_process_it_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    events = random_run(3)
+    path = write_run(tmp_path, events)
+    here = Timeline(path, cache=tmp_path / "here")
+    monkeypatch.setattr(replay, "AHEAD", 0)
+    told: list[tuple[int, int]] = []
+    ahead = Timeline(path, cache=tmp_path / "ahead", progress=lambda done, total: told.append((done, total)))
+    assert ahead.end == here.end and ahead.marks == here.marks
+    stored = [sorted(file.name for file in (tmp_path / name).glob("*/*")) for name in ("here", "ahead")]
+    assert stored[0] == stored[1] and len(stored[0]) > 3
+    size = (path / "events-00001.jsonl").stat().st_size
+    assert told == sorted(told) and told[-1] == (size, size)
+
+
+def test_damage_met_by_the_other_process_is_said_by_this_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replay, "AHEAD", 0)
+    events = random_run(3)
+    path = write_run(tmp_path, events)
+    journal = path / "events-00001.jsonl"
+    data = bytearray(journal.read_bytes())
+    data[len(data) // 2] ^= 1
+    journal.write_bytes(data)
+    timeline = Timeline(path, cache=tmp_path / "cache")
+    assert 0 < timeline.events < len(events)
+    assert [damage.kind for damage in timeline.damage] == ["damaged"]
+
+
+def test_progress_counts_over_all_segments(tmp_path: Path) -> None:
+    with JournalWriter(tmp_path, RUN_ID, config=JournalConfig(batch_events=32, segment_bytes=4096)) as writer:
+        for event in random_run(3):
+            writer(event)
+            if len(list(tmp_path.iterdir())) < 4:
+                writer.flush()
+    told: list[tuple[int, int]] = []
+    Timeline(tmp_path, cache=tmp_path / "cache", progress=lambda done, total: told.append((done, total)))
+    size = sum(path.stat().st_size for path in tmp_path.glob("events-*.jsonl"))
+    assert len(list(tmp_path.glob("events-*.jsonl"))) > 2
+    assert told == sorted(told) and told[-1] == (size, size)
 
 
 def test_a_damaged_cache_is_built_again(tmp_path: Path) -> None:

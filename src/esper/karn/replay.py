@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import bisect
 import contextlib
+import gc
 import hashlib
 import itertools
 import os
@@ -16,6 +17,7 @@ import shutil
 import tempfile
 import zlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
@@ -28,13 +30,16 @@ from esper.karn.source import damage_of, report_damage
 from esper.karn.state import RunState
 from esper.leyline import DataError, TelemetryEvent
 from esper.leyline import TelemetryEventType as T
+from esper.nissa.ahead import DecodedBatch, read_ahead
 from esper.nissa.reader import Batch, Position, Reading, read_journal
-from esper.nissa.segments import read_header
+from esper.nissa.segments import list_segments, read_header
 
 KEYFRAME_EVENTS: Final = 4096
 """Fewest events between keyframes."""
 BYTES_PER_EVENT: Final = 60
 """A keyframe of ``n`` bytes is written after at least ``n / BYTES_PER_EVENT`` events, to bound time and disk."""
+AHEAD: Final = 32 << 20
+"""From so many bytes on, another process reads and decodes while this one folds; starting it costs half a second."""
 KEPT_RUNS: Final = 20
 """Caches of so many runs are kept, the most recently used ones."""
 
@@ -76,7 +81,7 @@ class Keyframe(msgspec.Struct, array_like=True, gc=False):
     crc32: int
     file: str
     digest: int
-    """crc32 of the stored bytes."""
+    """crc32 of the encoded state."""
 
 
 class _Index(msgspec.Struct):
@@ -104,6 +109,8 @@ class Timeline:
         identity = _identity(self.directory)
         self._cache = self._open_cache(Path(cache) if cache is not None else cache_home(), identity)
         self._index = _load(self._cache, identity)
+        self._stored: Future[None] = Future()
+        self._stored.set_result(None)
         self._state = RunState()
         self._rest: Iterator[TelemetryEvent] = iter(())
         self._jump(self._index.keyframes[-1] if self._index.keyframes else None)
@@ -225,7 +232,6 @@ class Timeline:
 
     def _read_to_end(self, progress: Progress | None) -> None:
         index, state = self._index, self._state
-        total = sum(path.stat().st_size for path in self.directory.glob("events-*.jsonl"))
         last = index.keyframes[-1].events if index.keyframes else 0
         start = None
         if index.keyframes and state.events == last:
@@ -236,24 +242,42 @@ class Timeline:
             self._index = index = _Index(index.identity)
             state, last = RunState(), 0
         self._end_position, spacing, grown = start, KEYFRAME_EVENTS, False
-        try:
-            for batch in self._reading.batches(start):
-                if state.events - last >= spacing:
-                    last, grown = state.events, True
-                    spacing = max(KEYFRAME_EVENTS, self._keep(state, batch.start) // BYTES_PER_EVENT)
-                self._fold(state, batch)
-                self._end_position = batch.end
-                if progress is not None:
-                    progress(batch.end.offset, total)
-        except (DataError, OSError) as problem:
-            self._stopped = damage_of(problem)
+        with ThreadPoolExecutor(1) as self._storing, _no_collection():
+            try:
+                for batch in self._to_end(start, progress):
+                    if state.events - last >= spacing:
+                        last, grown = state.events, True
+                        spacing = max(KEYFRAME_EVENTS, self._keep(state, batch.start) // BYTES_PER_EVENT)
+                    self._fold(state, batch)
+                    self._end_position = batch.end
+                self._stored.result()
+            except (DataError, OSError) as problem:
+                self._stopped = damage_of(problem)
         if grown:
             _store(self._cache / "index.msgpack", msgspec.msgpack.encode(index))
         self._end_bytes = states.encode(state)
         self._end = state
         self._jump(None)
 
-    def _fold(self, state: RunState, batch: Batch) -> None:
+    def _to_end(self, start: Position | None, progress: Progress | None) -> Iterator[Batch | DecodedBatch]:
+        """Batches from ``start`` on, read ahead while they are many."""
+        sizes = [path.stat().st_size for path in list_segments(self.directory).values()]
+        total = sum(sizes)
+
+        def bytes_before(position: Position | None) -> int:
+            return 0 if position is None else sum(sizes[: position.segment - 1]) + position.offset
+
+        ways: list[Callable[[], Iterator[Batch | DecodedBatch]]] = [lambda: self._reading.batches(start)]
+        if total - bytes_before(start) >= AHEAD:
+            ways.insert(0, lambda: read_ahead(self.directory, start))
+        for way in ways:
+            for batch in way():
+                yield batch
+                start = batch.end
+                if progress is not None:
+                    progress(bytes_before(start), total)
+
+    def _fold(self, state: RunState, batch: Batch | DecodedBatch) -> None:
         for piece in batch.pieces():
             for event in piece:
                 apply(state, event)
@@ -272,11 +296,11 @@ class Timeline:
     def _keep(self, state: RunState, position: Position) -> int:
         """Store a keyframe and return its size in memory."""
         data = states.encode(state)
-        packed = zlib.compress(data, 1)
         name = f"{state.events}.keyframe"
-        _store(self._cache / name, packed)
+        self._stored.result()
+        self._stored = self._storing.submit(_pack, self._cache / name, data)
         place = (position.segment, position.offset, position.crc32)
-        self._index.keyframes.append(Keyframe(state.events, state.last_time, *place, name, zlib.crc32(packed)))
+        self._index.keyframes.append(Keyframe(state.events, state.last_time, *place, name, zlib.crc32(data)))
         return len(data)
 
     def _open_cache(self, home: Path, identity: str) -> Path:
@@ -320,10 +344,27 @@ def _load(cache: Path, identity: str) -> _Index:
 def _restore(cache: Path, keyframe: Keyframe) -> RunState | None:
     """A stored state; ``None`` when it is gone or not what was stored."""
     try:
-        packed = (cache / keyframe.file).read_bytes()
-        return states.decode(zlib.decompress(packed)) if zlib.crc32(packed) == keyframe.digest else None
+        data = zlib.decompress((cache / keyframe.file).read_bytes())
+        return states.decode(data) if zlib.crc32(data) == keyframe.digest else None
     except (OSError, ValueError, zlib.error):
         return None
+
+
+def _pack(path: Path, data: bytes) -> None:
+    """Compress and store; both let other threads run."""
+    _store(path, zlib.compress(data, 1))
+
+
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """No search for cycles meanwhile: a fold makes none, and its state is much to search."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _store(path: Path, data: bytes) -> None:
