@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from esper.karn import watch
 from esper.karn.web import assets
 from esper.leyline import UsageError
 from esper.scripts import overwatch
@@ -27,6 +28,38 @@ def test_once_with_a_filter(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     run = write_run(tmp_path, story())
     assert overwatch.main([str(run), "--once", "--filter", "env=0"]) == 0
     assert "ended, completed" in capsys.readouterr().out
+
+
+def test_a_long_reading_says_how_far_it_is_each_second(capsys: pytest.CaptureFixture[str]) -> None:
+    now = 0.0
+    reading = overwatch.Reading(lambda: now)
+    for journal in range(2):
+        for done in range(10, 110, 10):
+            now = 100.0 * journal + done / 25
+            reading(done, 100)
+    said = [line.removeprefix("overwatch: reading the journal, ") for line in capsys.readouterr().err.splitlines()]
+    assert said == ["40%", "70%", "100%"] * 2
+
+
+@pytest.mark.parametrize("face", ["--once", "--tui", "page"])
+def test_every_face_says_its_first_reading(
+    face: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told: list[int] = []
+    monkeypatch.setattr(overwatch, "Reading", lambda: lambda done, total: told.append(done))
+    monkeypatch.setattr(watch, "LONG", 0)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    run = write_run(tmp_path, story())
+    if face == "--tui":
+        tui = pytest.importorskip("esper.karn.tui", reason="needs the extra 'tui'")
+        monkeypatch.setattr(tui.Overwatch, "run", lambda app: app.viewer)
+    if face == "page":
+        server = pytest.importorskip("esper.karn.web.server", reason="needs the extra 'web'")
+        deck = server.Deck(run, progress=overwatch.Reading())
+        assert deck.feed(None).watch.tick().clock.events == len(story())
+    else:
+        assert overwatch.main([str(run), face]) == 0
+    assert told == sorted(told) and told[-1] == (run / "events-00001.jsonl").stat().st_size
 
 
 @pytest.mark.parametrize(

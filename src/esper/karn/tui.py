@@ -17,6 +17,7 @@ from esper.karn.board import HEAD, row_pieces
 from esper.karn.drawer import drawer_text
 from esper.karn.filter import Filter, parse
 from esper.karn.player import Player
+from esper.karn.replay import Progress
 from esper.karn.schema import EnvironmentRow, Snapshot
 from esper.karn.watch import Watch
 from esper.karn.words import duration
@@ -394,9 +395,12 @@ def head_text(shot: Snapshot) -> str:
     return "\n".join(lines)
 
 
-def run_tui(directory: str | Path, *, replay: bool = False) -> None:
-    """Open the run in ``directory`` in the terminal; with ``replay`` from its first event on."""
-    Overwatch(Watch(directory), replay=replay).run()
+def run_tui(directory: str | Path, *, replay: bool = False, progress: Progress | None = None) -> None:
+    """Open the run in ``directory`` in the terminal; with ``replay`` from its first event on.
+
+    ``progress`` is told about the first reading of a long journal, which comes before the screen is taken.
+    """
+    Overwatch(Watch(directory, progress=progress), replay=replay).run()
 
 
 def _place(item: Any) -> str:

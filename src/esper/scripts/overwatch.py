@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from esper.karn.runs import describe_run, resolve_run
@@ -55,7 +55,7 @@ def main(argv: Sequence[str]) -> int:
     if given.tui:
         from esper.karn.tui import run_tui
 
-        run_tui(resolve(given.run), replay=given.replay)
+        run_tui(resolve(given.run), replay=given.replay, progress=Reading())
         return 0
     return browse(given)
 
@@ -75,7 +75,7 @@ def once(run: Path, terms: str) -> int:
     from esper.karn.plain import render
     from esper.karn.watch import VITALS_EVERY, Watch
 
-    wanted, watch = parse(terms), Watch(run)
+    wanted, watch = parse(terms), Watch(run, progress=Reading())
     snapshot = watch.tick()
     if snapshot.host is not UNSET:
         time.sleep(VITALS_EVERY)
@@ -97,7 +97,7 @@ def browse(given: argparse.Namespace) -> int:
     else:
         target = Path(given.run) if list_runs(given.run) else resolve_run(given.run)
     listening = listen(given.bind, given.port, given.allowed_host)
-    server = make_server(target, listening)
+    server = make_server(target, listening, progress=Reading())
     link = listening.link
     if given.replay:
         link += "&at=0"
@@ -116,6 +116,23 @@ def browse(given: argparse.Namespace) -> int:
     with contextlib.suppress(KeyboardInterrupt):
         server.run(sockets=[listening.socket])
     return 0
+
+
+class Reading:
+    """Says on stderr, once a second, how far the reading of a long journal is; a short one passes in silence."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._done, self._next = 0, 0.0
+
+    def __call__(self, done: int, total: int) -> None:
+        now = self._clock()
+        if done <= self._done or not self._done:
+            self._next = now + 1.0
+        elif now >= self._next:
+            self._next = now + 1.0
+            print(f"overwatch: reading the journal, {done / total:.0%}", file=sys.stderr, flush=True)
+        self._done = done
 
 
 def ready_page(anew: bool) -> None:

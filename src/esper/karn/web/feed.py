@@ -18,6 +18,7 @@ import msgspec
 
 from esper.karn.detail import build_detail
 from esper.karn.player import Player
+from esper.karn.replay import Progress
 from esper.karn.schema import EnvironmentDetail, Snapshot
 from esper.karn.snapshot import Builder
 from esper.karn.state import RunState
@@ -42,8 +43,14 @@ class RunFeed:
     The run is read in a worker thread; ``lock`` is held while its state may change.
     """
 
-    def __init__(self, directory: Path, clock: Callable[[], float] = time.time, cache: Path | None = None) -> None:
-        self.directory, self.clock, self.cache = directory, clock, cache
+    def __init__(
+        self,
+        directory: Path,
+        clock: Callable[[], float] = time.time,
+        cache: Path | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        self.directory, self.clock, self.cache, self.progress = directory, clock, cache, progress
         self.lock = anyio.Lock()
         self.snapshot: Snapshot | None = None
         self.board = NO_BOARD
@@ -90,7 +97,7 @@ class RunFeed:
     def watch(self) -> Watch:
         """The watch behind the feed; the first use reads the journal. Only to be used under ``lock``."""
         if self._watch is None:
-            self._watch = Watch(self.directory, clock=self.clock, cache=self.cache)
+            self._watch = Watch(self.directory, clock=self.clock, cache=self.cache, progress=self.progress)
         return self._watch
 
     async def __aenter__(self) -> RunFeed:
@@ -221,7 +228,7 @@ class Client:
         if all(move is None for move in moves) and not request.pause:
             return
         if self.player is None:
-            self.player = Player(self.feed.directory, self.feed.clock, self.feed.cache)
+            self.player = Player(self.feed.directory, self.feed.clock, self.feed.cache, self.feed.progress)
             self.player.seek(self.player.timeline.events)
         elif not self.player.playing:
             self.player.reopen()

@@ -20,7 +20,7 @@ from esper.karn import runs as run_list
 from esper.karn.compare import compare
 from esper.karn.detail import build_detail
 from esper.karn.filter import parse
-from esper.karn.replay import Timeline
+from esper.karn.replay import Progress, Timeline
 from esper.karn.snapshot import build, feed_item
 from esper.leyline import DataError, EsperError, MissingExtraError, UsageError, unknown
 from esper.nissa.rundir import list_runs
@@ -64,6 +64,8 @@ class Deck:
     target: Path
     clock: Callable[[], float] = time.time
     cache: Path | None = None
+    progress: Progress | None = None
+    """Told about the first reading of a long journal."""
     feeds: dict[Path, RunFeed] = field(default_factory=dict)
     clients: int = 0
 
@@ -78,7 +80,7 @@ class Deck:
             raise unknown("run", name, paths)
         path = paths[name] if name is not None else list(paths.values())[-1]
         if path not in self.feeds:
-            self.feeds[path] = RunFeed(path, self.clock, self.cache)
+            self.feeds[path] = RunFeed(path, self.clock, self.cache, self.progress)
         return self.feeds[path]
 
 
@@ -206,7 +208,7 @@ async def _compare(deck: Deck, request: HttpRequest) -> Response:
 
 async def _open_timeline(deck: Deck, request: HttpRequest) -> Timeline:
     feed = deck.feed(request.query_params.get("run"))
-    return await anyio.to_thread.run_sync(lambda: Timeline(feed.directory, cache=deck.cache))
+    return await anyio.to_thread.run_sync(lambda: Timeline(feed.directory, cache=deck.cache, progress=deck.progress))
 
 
 async def _schema(deck: Deck, request: HttpRequest) -> Response:
