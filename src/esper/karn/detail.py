@@ -62,7 +62,7 @@ def curve(series: Series) -> Curve:
 
 
 def _figures(facts: Facts, epoch: int | None) -> dict[str, Any]:
-    return {name: figure(measured, epoch) for name, measured in facts.items()}
+    return {name: figure(measured, epoch) for name, measured in sorted(facts.items())}
 
 
 def _slot(slot: SlotFold, fold: EnvironmentFold) -> Slot:
