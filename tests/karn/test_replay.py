@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import random
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -46,9 +49,9 @@ def test_seeking_by_time(tmp_path: Path) -> None:
     timeline = Timeline(write_run(tmp_path, events), cache=tmp_path / "cache")
     dice = random.Random(0)
     for _ in range(20):
-        time = dice.uniform((events[0].timestamp or 0) - 1, (events[-1].timestamp or 0) + 1)
-        known = [event for event in events if (event.timestamp or 0) <= time]
-        assert states.encode(timeline.at_time(time)) == states.encode(fold(known))
+        moment = dice.uniform((events[0].timestamp or 0) - 1, (events[-1].timestamp or 0) + 1)
+        known = [event for event in events if (event.timestamp or 0) <= moment]
+        assert states.encode(timeline.at_time(moment)) == states.encode(fold(known))
 
 
 def test_the_cache_is_used_and_lies_outside_the_run(tmp_path: Path) -> None:
@@ -89,6 +92,44 @@ def test_damage_met_by_the_other_process_is_said_by_this_one(tmp_path: Path, mon
     timeline = Timeline(path, cache=tmp_path / "cache")
     assert 0 < timeline.events < len(events)
     assert [damage.kind for damage in timeline.damage] == ["damaged"]
+
+
+def test_two_at_once_read_the_journal_once(tmp_path: Path) -> None:
+    events = random_run(3)
+    path = write_run(tmp_path, events)
+    begun, go = threading.Event(), threading.Event()
+    first: list[int] = []
+    second: list[int] = []
+
+    def slowly(done: int, total: int) -> None:
+        begun.set()
+        go.wait(30)
+        first.append(done)
+
+    def follow(done: int, total: int) -> None:
+        second.append(done)
+
+    with ThreadPoolExecutor(2) as pool:
+        one = pool.submit(Timeline, path, cache=tmp_path / "cache", progress=slowly)
+        assert begun.wait(30)
+        other = pool.submit(Timeline, path, cache=tmp_path / "cache", progress=follow)
+        time.sleep(0.2)
+        assert not second
+        go.set()
+        assert one.result(30).end == other.result(30).end
+    assert len(second) < 6 < len(first)
+
+
+def test_a_reader_that_stands_still_does_not_hold_up_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replay, "PATIENCE", 0.1)
+    path = write_run(tmp_path, story())
+    again: list[Timeline] = []
+
+    def meanwhile(done: int, total: int) -> None:
+        if not again:
+            again.append(Timeline(path, cache=tmp_path / "cache"))
+
+    assert Timeline(path, cache=tmp_path / "cache", progress=meanwhile).end == again[0].end
 
 
 def test_progress_counts_over_all_segments(tmp_path: Path) -> None:

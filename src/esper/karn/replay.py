@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import bisect
 import contextlib
+import fcntl
 import gc
 import hashlib
 import itertools
 import os
 import shutil
 import tempfile
+import time
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -40,6 +42,8 @@ BYTES_PER_EVENT: Final = 60
 """A keyframe of ``n`` bytes is written after at least ``n / BYTES_PER_EVENT`` events, to bound time and disk."""
 AHEAD: Final = 32 << 20
 """From so many bytes on, another process reads and decodes while this one folds; starting it costs half a second."""
+PATIENCE: Final = 60.0
+"""Most seconds to wait for another reader of the same journal."""
 KEPT_RUNS: Final = 20
 """Caches of so many runs are kept, the most recently used ones."""
 
@@ -108,13 +112,14 @@ class Timeline:
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
         identity = _identity(self.directory)
         self._cache = self._open_cache(Path(cache) if cache is not None else cache_home(), identity)
-        self._index = _load(self._cache, identity)
         self._stored: Future[None] = Future()
         self._stored.set_result(None)
         self._state = RunState()
         self._rest: Iterator[TelemetryEvent] = iter(())
-        self._jump(self._index.keyframes[-1] if self._index.keyframes else None)
-        self._read_to_end(progress)
+        with _turn(self._cache):
+            self._index = _load(self._cache, identity)
+            self._jump(self._index.keyframes[-1] if self._index.keyframes else None)
+            self._read_to_end(progress)
 
     @property
     def events(self) -> int:
@@ -307,12 +312,29 @@ class Timeline:
         directory = home / identity
         try:
             directory.mkdir(parents=True, exist_ok=True)
+            (directory / "lock").touch()
             os.utime(directory)
             _forget_old(home)
             return directory
         except OSError:
             self._scratch = tempfile.TemporaryDirectory(prefix="esper-overwatch-")
             return Path(self._scratch.name)
+
+
+@contextlib.contextmanager
+def _turn(cache: Path) -> Iterator[None]:
+    """Wait for another reader of the same journal, here or in another process: what it found is in the cache then."""
+    with (cache / "lock").open("a") as file:
+        end = time.monotonic() + PATIENCE
+        while time.monotonic() < end:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                time.sleep(0.05)
+            except OSError:  # a file system without locks
+                break
+        yield
 
 
 def cache_home() -> Path:
