@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import random
 import threading
 import time
@@ -72,6 +73,7 @@ def test_read_ahead_by_another_process_it_is_the_same(tmp_path: Path, monkeypatc
     path = write_run(tmp_path, events)
     here = Timeline(path, cache=tmp_path / "here")
     monkeypatch.setattr(replay, "AHEAD", 0)
+    monkeypatch.setattr(replay, "spare_core", lambda: True)
     told: list[tuple[int, int]] = []
     ahead = Timeline(path, cache=tmp_path / "ahead", progress=lambda done, total: told.append((done, total)))
     assert ahead.end == here.end and ahead.marks == here.marks
@@ -81,8 +83,16 @@ def test_read_ahead_by_another_process_it_is_the_same(tmp_path: Path, monkeypatc
     assert told == sorted(told) and told[-1] == (size, size)
 
 
+@pytest.mark.parametrize(("load", "spare"), [(0.9, True), (1.0, True), (1.1, False), (9.0, False)])
+def test_a_core_is_spare_where_the_load_leaves_one(load: float, spare: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "getloadavg", lambda: (load, 0.0, 0.0))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1})
+    assert replay.spare_core() is spare
+
+
 def test_damage_met_by_the_other_process_is_said_by_this_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(replay, "AHEAD", 0)
+    monkeypatch.setattr(replay, "spare_core", lambda: True)
     events = random_run(3)
     path = write_run(tmp_path, events)
     journal = path / "events-00001.jsonl"

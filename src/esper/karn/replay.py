@@ -41,7 +41,7 @@ KEYFRAME_EVENTS: Final = 4096
 BYTES_PER_EVENT: Final = 60
 """A keyframe of ``n`` bytes is written after at least ``n / BYTES_PER_EVENT`` events, to bound time and disk."""
 AHEAD: Final = 32 << 20
-"""From so many bytes on, another process reads and decodes while this one folds; starting it costs half a second."""
+"""From so many bytes on another process reads and decodes while this one folds, if there is a core for it."""
 PATIENCE: Final = 60.0
 """Most seconds to wait for another reader of the same journal."""
 KEPT_RUNS: Final = 20
@@ -273,7 +273,7 @@ class Timeline:
             return 0 if position is None else sum(sizes[: position.segment - 1]) + position.offset
 
         ways: list[Callable[[], Iterator[Batch | DecodedBatch]]] = [lambda: self._reading.batches(start)]
-        if total - bytes_before(start) >= AHEAD:
+        if total - bytes_before(start) >= AHEAD and spare_core():
             ways.insert(0, lambda: read_ahead(self.directory, start))
         for way in ways:
             for batch in way():
@@ -335,6 +335,11 @@ def _turn(cache: Path) -> Iterator[None]:
             except OSError:  # a file system without locks
                 break
         yield
+
+
+def spare_core() -> bool:
+    """Whether a core was idle in the last minute; where none is, two processes take turns and are slower than one."""
+    return os.getloadavg()[0] <= len(os.sched_getaffinity(0)) - 1
 
 
 def cache_home() -> Path:

@@ -20,6 +20,8 @@ from esper.nissa.reader import Position, read_journal
 
 _SIZE: Final = 4
 """Bytes of the number that says how long a message is."""
+_PIPE: Final = 1 << 20
+"""Bytes in flight. They must be some batches: with less than one, the two processes would wait for each other."""
 
 
 class DecodedBatch(msgspec.Struct, array_like=True, frozen=True):
@@ -45,7 +47,7 @@ def read_ahead(directory: Path, start: Position | None = None) -> Iterator[Decod
     command = [sys.executable, "-P", "-m", "esper.nissa.ahead", str(directory.absolute()), *place]
     quiet = subprocess.DEVNULL
     try:
-        process = subprocess.Popen(command, stdin=quiet, stdout=subprocess.PIPE, stderr=quiet)
+        process = subprocess.Popen(command, stdin=quiet, stdout=subprocess.PIPE, stderr=quiet, pipesize=_PIPE)
     except OSError:
         return
     with process:
