@@ -5,7 +5,8 @@
 
 Times are CPU time of this process unless they say wall. The first opening reads in a second process where a core is
 idle (load of the last minute), and that one's CPU time stands beside. The journal is written once, in a temporary
-directory or in ``--keep DIR``, from a made-up run of 16 environments with 3 slots each, over as many episodes as the count asks for.
+directory or in ``--keep DIR``, from a made-up run of 16 environments with 3 slots each, over as many episodes as the
+count asks for.
 
 ``--cost PAIRS`` measures instead what an open Overwatch costs a training run: the same short run with nobody looking
 and with ``esper overwatch`` and a WebSocket client on it, in turns. The figure is the CPU time of the training process
