@@ -1,41 +1,28 @@
 """How fast Overwatch is: indexing, opening and seeking a long journal, snapshots and frames of a wide run.
 
     uv run python benchmarks/overwatch.py --events 2000000
-    uv run python benchmarks/overwatch.py --cost 5
 
 Times are CPU time of this process unless they say wall. The first opening reads in a second process where a core is
 idle (load of the last minute), and that one's CPU time stands beside. The journal is written once, in a temporary
 directory or in ``--keep DIR``, from a made-up run of 16 environments with 3 slots each, over as many episodes as the
 count asks for.
-
-``--cost PAIRS`` measures instead what an open Overwatch costs a training run: the same short run with nobody looking
-and with ``esper overwatch`` and a WebSocket client on it, in turns. The figure is the CPU time of the training process
-alone (``getrusage``, from behind its imports), as the median over pairs. On a machine that is busy with other things
-the CPU time of one and the same run wanders by more than what is to be seen.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import itertools
-import json
 import math
 import os
 import random
 import resource
 import shutil
-import signal
-import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
-
-from websockets.sync.client import connect
 
 from esper.karn.aggregator import fold
 from esper.karn.diff import diff
@@ -213,78 +200,6 @@ def follow(directory: Path) -> None:
     print(f"{'polling a quiet journal':<58} {(time.process_time() - before) * 10:9.3f} ms CPU a poll")
 
 
-TRAINER = """
-import json, resource, sys
-import torch.optim, esper.scripts.heuristic
-from esper.scripts.main import main
-used = lambda: sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
-before = used()
-status = main(json.loads(sys.argv[1]))
-print(used() - before, file=sys.stderr)
-sys.exit(status)
-"""
-
-
-def trained(run: Path, epochs: int, watched: bool) -> tuple[float, int]:
-    """CPU seconds of a training process, and the frames that a viewer got of it."""
-    arguments = ["train", "heuristic", "--task", "digits", "--max-epochs", str(epochs), "--episodes", "1"]
-    arguments += ["--threads", "1", "--no-export", "--quiet", "--run-dir", str(run)]
-    trainer = subprocess.Popen(
-        [sys.executable, "-c", TRAINER, json.dumps(arguments)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    frames = _look(run, trainer) if watched else 0
-    _, said = trainer.communicate()
-    if trainer.returncode:
-        sys.exit(f"the training run failed: {said}")
-    return float(said.splitlines()[-1]), frames
-
-
-def _look(run: Path, trainer: subprocess.Popen[str]) -> int:
-    """Open Overwatch on ``run`` and take its frames until the trainer is done."""
-    while not (run / "run.json").is_file() and trainer.poll() is None:
-        time.sleep(0.05)
-    command = [sys.executable, "-m", "esper.scripts.main", "overwatch", str(run), "--port", "0"]
-    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert server.stdout is not None
-    link = server.stdout.readline().split(" ", 1)[1].strip()
-    place, token = link.split("/#token=")
-    frames = 0
-    try:
-        with connect(
-            f"ws://{place.removeprefix('http://')}/ws",
-            additional_headers={"authorization": f"Bearer {token}"},
-            max_size=None,
-        ) as socket:
-            while trainer.poll() is None:
-                with contextlib.suppress(TimeoutError):
-                    socket.recv(timeout=0.2)
-                    frames += 1
-    finally:
-        server.send_signal(signal.SIGINT)
-        server.wait()
-    return frames
-
-
-def cost(pairs: int, epochs: int, directory: Path) -> None:
-    """The same run with and without a viewer, in turns, whichever first."""
-    ratios = []
-    for pair in range(pairs):
-        took: dict[bool, float] = {}
-        for watched in (False, True) if pair % 2 else (True, False):
-            took[watched], frames = trained(directory / f"cost-{pair}-{watched}", epochs, watched)
-            if watched:
-                seen = frames
-        ratios.append(took[True] / took[False] - 1)
-        print(
-            f"pair {pair + 1}: {took[False]:.2f} s alone, {took[True]:.2f} s watched ({seen} frames): {ratios[-1]:+.1%}"
-        )
-    print(f"{'trainer CPU with a viewer, median over pairs':<58} {statistics.median(ratios):+.2%}")
-    print(f"{'load of the machine':<58} {os.getloadavg()[0]:9.1f}")
-
-
 def main() -> None:
     """Run the parts that were asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -292,14 +207,9 @@ def main() -> None:
     parser.add_argument("--envs", type=int, default=1000)
     parser.add_argument("--slots", type=int, default=10)
     parser.add_argument("--keep", type=Path, help="keep the journal in this directory")
-    parser.add_argument("--cost", type=int, metavar="PAIRS", help="measure what a viewer costs a training run instead")
-    parser.add_argument("--epochs", type=int, default=60, help="of the runs of --cost")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="esper-bench-") as scratch:
         directory = given.keep or Path(scratch)
-        if given.cost is not None:
-            cost(given.cost, given.epochs, directory)
-            return
         print(f"{given.events} events, {write(directory, given.events):.0f} MB")
         long_run(directory)
         wide_run(given.envs, given.slots, directory)
