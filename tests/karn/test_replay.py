@@ -155,6 +155,25 @@ def test_progress_counts_over_all_segments(tmp_path: Path) -> None:
     assert told == sorted(told) and told[-1] == (size, size)
 
 
+def test_progress_of_a_journal_that_grows_while_it_is_read_is_never_more_than_the_whole(tmp_path: Path) -> None:
+    told: list[tuple[int, int]] = []
+    with JournalWriter(tmp_path, RUN_ID) as writer:
+        for event in random_run(3):
+            writer(event)
+        writer.flush()
+
+        def grow(done: int, total: int) -> None:
+            told.append((done, total))
+            if len(told) == 1:
+                for event in random_run(4):
+                    writer(event)
+                writer.flush()
+
+        Timeline(tmp_path, cache=tmp_path / "cache", progress=grow)
+    assert len(told) > 1 and all(0 < done <= total for done, total in told)
+    assert told[-1][1] > told[0][1]
+
+
 def test_a_damaged_cache_is_built_again(tmp_path: Path) -> None:
     events = random_run(3)
     path = write_run(tmp_path, events)

@@ -280,7 +280,9 @@ class Timeline:
                 yield batch
                 start = batch.end
                 if progress is not None:
-                    progress(bytes_before(start), total)
+                    done = bytes_before(start)
+                    # a running journal grows while it is read
+                    progress(done, max(done, total))
 
     def _fold(self, state: RunState, batch: Batch | DecodedBatch) -> None:
         for piece in batch.pieces():
