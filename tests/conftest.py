@@ -20,3 +20,10 @@ def one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """What a test draws does not depend on the tests before it in the same process."""
+    import torch
+
+    torch.manual_seed(0)

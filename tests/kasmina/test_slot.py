@@ -115,7 +115,10 @@ def test_graft_is_blended_in_from_the_start_and_detached_for_some_epochs() -> No
     assert torch.equal(out, h)
     out.sum().backward()
     assert h.grad is not None and torch.equal(h.grad, torch.ones(3, 4))
-    poison(slot, 0.3)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in slot.seed_parameters():
+            parameter.normal_()
     slot.tick()
     slot.tick()
     assert not slot.isolated
