@@ -204,7 +204,8 @@ class Overwatch {
     const began = performance.now();
     try {
       this.timeline = await get<Timeline>("api/timeline", { run: this.place.run });
-      this.timelineDue = performance.now() + Math.max(4000, 20 * (performance.now() - began));
+      // the server reads on meanwhile: its frames must not be late for the sake of marks
+      this.timelineDue = performance.now() + Math.max(10_000, 100 * (performance.now() - began));
     } catch {
       this.timelineDue = performance.now() + 10_000;
     }
