@@ -90,20 +90,6 @@ def test_a_core_is_spare_where_the_load_leaves_one(load: float, spare: bool, mon
     assert replay.spare_core() is spare
 
 
-def test_damage_met_by_the_other_process_is_said_by_this_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(replay, "AHEAD", 0)
-    monkeypatch.setattr(replay, "spare_core", lambda: True)
-    events = random_run(3)
-    path = write_run(tmp_path, events)
-    journal = path / "events-00001.jsonl"
-    data = bytearray(journal.read_bytes())
-    data[len(data) // 2] ^= 1
-    journal.write_bytes(data)
-    timeline = Timeline(path, cache=tmp_path / "cache")
-    assert 0 < timeline.events < len(events)
-    assert [damage.kind for damage in timeline.damage] == ["damaged"]
-
-
 def test_two_at_once_read_the_journal_once(tmp_path: Path) -> None:
     events = random_run(3)
     path = write_run(tmp_path, events)
@@ -225,7 +211,12 @@ def test_many_marks_are_thinned_evenly(tmp_path: Path, monkeypatch: pytest.Monke
     assert len(timeline.marks) <= 8 < timeline.marks_seen
 
 
-def test_damage_in_the_middle_leaves_what_is_before(tmp_path: Path) -> None:
+@pytest.mark.parametrize("spare", [False, True])
+def test_damage_in_the_middle_leaves_what_is_before_whichever_process_meets_it(
+    spare: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replay, "AHEAD", 0)
+    monkeypatch.setattr(replay, "spare_core", lambda: spare)
     events = random_run(3)
     path = write_run(tmp_path, events)
     journal = path / "events-00001.jsonl"

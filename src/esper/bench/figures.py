@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from esper.bench.analysis import Findings, Line, macs
 from esper.bench.campaign import Evidence
@@ -63,18 +64,18 @@ def mean_course(outcomes: Sequence[Outcome]) -> list[tuple[float, float]]:
     """Mean metric at points that are evenly spaced in log MACs, where all runs have one; empty without runs."""
     if not outcomes:
         return []
-    first = max(outcome.curve[0][0] for outcome in outcomes)
-    last = min(outcome.curve[-1][0] for outcome in outcomes)
-    if first >= last:
-        return [(float(last), _mean_at(outcomes, last))]
-    step = (math.log(last) - math.log(first)) / (GRID_POINTS - 1)
-    places = [math.exp(math.log(first) + i * step) for i in range(GRID_POINTS - 1)] + [float(last)]
-    return [(at, _mean_at(outcomes, at)) for at in places]
-
-
-def _mean_at(outcomes: Sequence[Outcome], at: float) -> float:
-    """Mean over runs of the metric at ``at``, straight between two measurements."""
     courses = [np.array(outcome.curve, dtype=np.float64).T for outcome in outcomes]
+    first = max(float(spent[0]) for spent, _ in courses)
+    last = min(float(spent[-1]) for spent, _ in courses)
+    if first >= last:
+        return [(last, _mean_at(courses, last))]
+    step = (math.log(last) - math.log(first)) / (GRID_POINTS - 1)
+    places = [math.exp(math.log(first) + i * step) for i in range(GRID_POINTS - 1)] + [last]
+    return [(at, _mean_at(courses, at)) for at in places]
+
+
+def _mean_at(courses: Sequence[npt.NDArray[np.float64]], at: float) -> float:
+    """Mean over runs ``[spent, metric]`` of the metric at ``at``, straight between two measurements."""
     return math.fsum(float(np.interp(at, spent, metric)) for spent, metric in courses) / len(courses)
 
 

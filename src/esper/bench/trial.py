@@ -160,13 +160,13 @@ class _Player:
         return load, executor
 
     def _policy(self) -> Policy:
-        trial = self.trial
+        trial, rules = self.trial, HeuristicConfig(thresholds=self.thresholds)
         if trial.policy == "schedule":
             return SchedulePolicy(trial.entries, self.thresholds)
         if trial.policy in ("heuristic", "blind"):
-            return HeuristicPolicy(HeuristicConfig(thresholds=self.thresholds))
+            return HeuristicPolicy(rules)
         if trial.policy == "frugal":
-            return FrugalPolicy(HeuristicConfig(first="middle", thresholds=self.thresholds))
+            return FrugalPolicy(rules)
         if trial.policy == "nurtured":
             return NurturedPolicy(seed=trial.seed, thresholds=self.thresholds)
         if trial.policy in ("net2net", "gradmax"):

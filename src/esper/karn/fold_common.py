@@ -17,6 +17,11 @@ def trim(items: list[X], keep: int) -> None:
         del items[:-keep]
 
 
+def smoothed(average: float | None, value: float) -> float:
+    """The moving average with one more value, which weighs a fifth."""
+    return value if average is None else 0.8 * average + 0.2 * value
+
+
 def slot_of(state: RunState, event: TelemetryEvent, environment: EnvironmentFold | None) -> SlotFold | None:
     """The slot the event is about; an event that names none is counted, and ``None`` is returned."""
     name = event.slot_id

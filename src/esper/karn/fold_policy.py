@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any, Final
 
-from esper.karn.fold_common import measure
+from esper.karn.fold_common import measure, smoothed
 from esper.karn.state import EnvironmentFold, Measured, RunState
 from esper.leyline import TelemetryEvent
 
@@ -54,8 +54,8 @@ def _objective(environment: EnvironmentFold, objective: float, before: Measured 
     if best is None or objective > best:
         environment.best_objective = objective
     if before is not None and math.isfinite(float(before.value)):
-        change, wobble = abs(objective - float(before.value)), environment.objective_wobble
-        environment.objective_wobble = change if wobble is None else 0.8 * wobble + 0.2 * change
+        change = abs(objective - float(before.value))
+        environment.objective_wobble = smoothed(environment.objective_wobble, change)
 
 
 def _chosen(state: RunState, event: TelemetryEvent) -> None:

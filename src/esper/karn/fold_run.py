@@ -6,7 +6,7 @@ import math
 from typing import Any, Final
 
 from esper.karn import anomaly
-from esper.karn.fold_common import measure, slot_in, tally, trim
+from esper.karn.fold_common import measure, slot_in, smoothed, tally, trim
 from esper.karn.fold_seed import GOVERNOR, set_stage
 from esper.karn.state import (
     EPOCH_FACTS,
@@ -160,8 +160,7 @@ def _pace(environment: EnvironmentFold, now: float | None) -> None:
     before = environment.last_epoch_time
     environment.last_epoch_time = now
     if now is not None and before is not None and now >= before:
-        pace = environment.epoch_seconds
-        environment.epoch_seconds = now - before if pace is None else 0.8 * pace + 0.2 * (now - before)
+        environment.epoch_seconds = smoothed(environment.epoch_seconds, now - before)
 
 
 def _curves(state: RunState, environment: EnvironmentFold, epoch: int, event: TelemetryEvent) -> None:
@@ -177,8 +176,7 @@ def _curves(state: RunState, environment: EnvironmentFold, epoch: int, event: Te
     if environment.first_metric is None:
         environment.first_metric = metric
     if before is not None and math.isfinite(before):
-        change = abs(metric - before)
-        environment.wobble = change if environment.wobble is None else 0.8 * environment.wobble + 0.2 * change
+        environment.wobble = smoothed(environment.wobble, abs(metric - before))
     best = environment.best
     better = best is None or (metric > best.value if state.run.higher_is_better else metric < best.value)  # type: ignore[operator]
     if better:

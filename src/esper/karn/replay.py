@@ -341,7 +341,9 @@ def _turn(cache: Path) -> Iterator[None]:
 
 def spare_core() -> bool:
     """Whether a core was idle in the last minute; where none is, two processes take turns and are slower than one."""
-    return os.getloadavg()[0] <= len(os.sched_getaffinity(0)) - 1
+    mine = getattr(os, "sched_getaffinity", None)  # not on every Unix
+    cores = len(mine(0)) if mine is not None else os.cpu_count() or 1
+    return os.getloadavg()[0] <= cores - 1
 
 
 def cache_home() -> Path:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from esper.kasmina.gates import GateThresholds
@@ -153,7 +153,7 @@ class FrugalPolicy(HeuristicPolicy):
     name = "frugal"
 
     def __init__(self, config: HeuristicConfig | None = None) -> None:
-        super().__init__(config or HeuristicConfig(first="middle"))
+        super().__init__(replace(config or HeuristicConfig(), first="middle"))
 
 
 def _surely_negative(difference: Paired, thresholds: GateThresholds) -> bool:
