@@ -14,7 +14,7 @@ from esper.bench.growtable.check import FRESH, compare, pooled_deviation
 from esper.bench.growtable.host import SPACE, TableHost
 from esper.bench.growtable.parts import Parts
 from esper.bench.growtable.play import executor_of, play
-from esper.bench.growtable.record import Record, action_at
+from esper.bench.growtable.record import COLUMNS, Record, action_at
 from esper.bench.growtable.sequences import Choice, Choices
 from esper.bench.growtable.table import Table, table_of
 from esper.bench.growtable.tabular import TabularWorld
@@ -23,6 +23,7 @@ from esper.leyline import DataError, Op, RowSpec, UsageError
 from esper.simic.env import GrowEnv, flat_observation
 from esper.tamiyo.masks import to_indices
 from esper.tamiyo.policies import SchedulePolicy
+from esper.tolaria.executor import Executor
 
 SMALL = WorldSpec("small", "digits", channels=4, epochs=8, times=(0, 1))
 EARLY = Choice(0, "block0", "conv5")
@@ -39,11 +40,19 @@ def small_world() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def records() -> dict[Choices, Record]:
-    return dict(play(SMALL, 0, [LATER, TOGETHER]))
+    return dict(play(SMALL, 0, [(), (EARLY,), LATER, TOGETHER]))
 
 
-def test_what_a_sequence_starts_from_is_played_too(records: dict[Choices, Record]) -> None:
-    assert set(records) == {(), (EARLY,), LATER, TOGETHER}
+def test_what_a_sequence_starts_from_is_played_as_far_as_it_is_needed(
+    records: dict[Choices, Record], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    epochs: list[int] = []
+    step = Executor.step
+    monkeypatch.setattr(Executor, "step", lambda self, decisions: epochs.append(self.epoch) or step(self, decisions))
+    (alone,) = play(SMALL, 0, [LATER])
+    assert alone[0] == LATER and alone[1].ending == records[LATER].ending
+    assert all(np.array_equal(alone[1].steps[name], records[LATER].steps[name], equal_nan=True) for name in COLUMNS)
+    assert epochs == list(range(SMALL.epochs)), "the trunk, its branch and the branch's branch take turns, once each"
 
 
 def test_sequences_with_shared_beginnings_end_as_whole_ones_do(records: dict[Choices, Record]) -> None:

@@ -126,8 +126,6 @@ def _play_unit(task: tuple[Unit, Path]) -> Unit:
     unit, root = task
     torch.set_num_threads(1)
     parts = Parts(root)
-    there = parts.done(unit.world, unit.number)
     for choices, record in play(unit.world, unit.number, unit.wanted):
-        if choices not in there:
-            parts.write(Part(unit.world, unit.number, choices, record))
+        parts.write(Part(unit.world, unit.number, choices, record))
     return unit

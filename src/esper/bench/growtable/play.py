@@ -46,9 +46,9 @@ def executor_of(world: WorldSpec, *, test: bool = True) -> Executor:
 def play(world: WorldSpec, number: int, wanted: Sequence[Choices]) -> Iterator[tuple[Choices, Record]]:
     """Play ``wanted`` on host ``number``, shared beginnings once; yields each sequence as it is done.
 
-    What ``wanted`` needs to start from is played too, and yielded too.
+    What ``wanted`` needs to start from, and is not wanted itself, is played as far as it is needed.
     """
-    table = _Player(world, number)
+    table = _Player(world, number, frozenset(wanted))
     singles: set[Choices] = {choices for choices in wanted if len(choices) == 1}
     pairs = sorted(choices for choices in wanted if len(choices) == 2)
     later = [pair for pair in pairs if _branch(pair)[0]]
@@ -59,7 +59,11 @@ def play(world: WorldSpec, number: int, wanted: Sequence[Choices]) -> Iterator[t
     for epoch, group in groupby(first, key=lambda choices: choices[0].epoch):
         batch = list(group)
         children = [pair for pair in later if _branch(pair)[0] in batch]
-        yield from table.branch(batch, epoch, {pair[:1]: _times(children, pair[:1]) for pair in children})
+        keep: Keep = {pair[:1]: _times(children, pair[:1]) for pair in children}
+        whole = [choices for choices in batch if choices in table.wanted]
+        for rows in (whole, [choices for choices in batch if choices not in table.wanted]):
+            if rows:
+                yield from table.branch(rows, epoch, keep)
         children.sort(key=lambda pair: pair[1].epoch)
         for later_epoch, siblings in groupby(children, key=lambda pair: pair[1].epoch):
             yield from table.branch(list(siblings), later_epoch, {})
@@ -90,8 +94,8 @@ def _times(children: Sequence[Choices], parent: Choices) -> set[int]:
 class _Player:
     """Host ``number`` of one world, its trunk and the states that others start from."""
 
-    def __init__(self, world: WorldSpec, number: int) -> None:
-        self.world, self.seed = world, world.seed(number)
+    def __init__(self, world: WorldSpec, number: int, wanted: frozenset[Choices]) -> None:
+        self.world, self.seed, self.wanted = world, world.seed(number), wanted
         self.executor = executor_of(world)
         self.start_metric = 0.0
         self._forks: dict[tuple[Choices, int], Fork] = {}
@@ -132,11 +136,14 @@ class _Player:
     def _run(
         self, batch: Sequence[Choices], policies: Sequence[SchedulePolicy], told: list[list[Row]], keep: Keep
     ) -> Iterator[tuple[Choices, Record]]:
-        """From the present epoch to the end."""
+        """From the present epoch to the end, or as far as is kept where none of ``batch`` is wanted."""
         executor = self.executor
         views = executor.engine.views(executor.rows)
+        last = max((epoch for choices in batch for epoch in keep.get(choices, ())), default=0)
         while executor.epoch < self.world.epochs:
             self._keep(batch, policies, told, keep)
+            if executor.epoch >= last and self.wanted.isdisjoint(batch):
+                return
             decisions = [policy.decide([view])[0] for policy, view in zip(policies, views, strict=True)]
             views = [report.view for report in executor.step(decisions)]
             if executor.epoch == self.world.epochs:
