@@ -1,5 +1,6 @@
-"""What Overwatch says is wrong, where it really is: hosts that sleep, forget or explode, loaders that are slow, memory
-that is read back from disk. Synthetic evidence for every factor and class is in ``tests/karn``."""
+"""What Overwatch says is wrong, where it really is: hosts that sleep, forget or explode, seeds that learn what is
+wrong, loaders that are slow, memory that is used up or read back from disk. Synthetic evidence for every factor and
+class is in ``tests/karn``."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import pytest
 import test_slot
 import tiny as tiny_task
 import torch
+from fading import forgetful, misled
 from tiny import tiny
 from torch import Tensor
 
@@ -28,20 +30,31 @@ from esper.karn.schema import Bound, StepSplit
 from esper.karn.snapshot import build
 from esper.karn.state import RunState
 from esper.karn.vitals import Sampler
+from esper.kasmina.gates import GateThresholds
 from esper.kasmina.slot import Stamp
 from esper.leyline import WAIT, Blend, Decision, FactoredAction, Op, RowSpec, TelemetryEvent
-from esper.simic.assembly import FORGIVING, build_executor, workload
+from esper.nissa.hub import NissaHub
+from esper.simic.assembly import FORGIVING, build_executor, trainer_config, workload
 from esper.simic.config import RunConfig
+from esper.simic.growth import GrowthEnvironments, Hosts
+from esper.simic.scribe import Scribe
+from esper.simic.vectorized import fresh_network
+from esper.simic.workers import Crew
+from esper.simic.world import World, WorldConfig
+from esper.tamiyo.masks import to_indices
 from esper.tasks.base import TaskSpec
 
 WAITING = Decision(WAIT, "")
 
 
-def ran(task: TaskSpec, decisions: list[Decision], rows: int = 1) -> RunState:
+def ran(task: TaskSpec, decisions: list[Decision], rows: int = 1, thresholds: GateThresholds | None = None) -> RunState:
     """What is known of ``rows`` hosts after so many epochs, each with the decision of that epoch."""
     events: list[TelemetryEvent] = []
     config = RunConfig(task="tiny:tiny", device="cpu")
-    executor = build_executor(workload(task, config), config, events.append, governor=FORGIVING)
+    load = workload(task, config)
+    trainer = trainer_config(load, config)
+    trainer = replace(trainer, thresholds=thresholds or trainer.thresholds)
+    executor = build_executor(load, config, events.append, governor=FORGIVING, trainer=trainer)
     executor.reset([RowSpec(row, 0, 7, task.budget.max_epochs) for row in range(rows)])
     for decision in decisions:
         executor.step([decision] * rows)
@@ -98,20 +111,33 @@ def test_a_host_that_sleeps_in_its_step_is_the_slow_one_and_stands_first() -> No
 
 
 def test_a_host_that_forgets_is_falling() -> None:
-    class Forgetful(tiny_task._Host):
-        batches = 0
+    assert "falling" in factors(ran(forgetful(), [WAITING] * 14))
 
-        def forward(self, inputs: Tensor) -> Tensor:
-            for layer in list(self)[:-1]:
-                inputs = torch.relu(layer(inputs))
-            self.batches += self.training
-            output = self[-1](inputs)
-            forgotten = max(0, self.batches // 8 - 8) * 0.05 * (not self.training)
-            return torch.cat([-output[: int(forgotten * len(output))], output[int(forgotten * len(output)) :]])
 
-    task = replace(tiny(14), host=Forgetful)
-    state = ran(replace(task, budget=replace(task.budget, batch_size=8, lr=0.05)), [WAITING] * 14)
-    assert "falling" in factors(state)
+def test_a_host_that_forgets_under_a_learner_takes_its_reward_back() -> None:
+    events: list[TelemetryEvent] = []
+    config, task = RunConfig(task="fading:forgetful", device="cpu"), forgetful()
+    crew = Crew.here(
+        lambda emit: build_executor(workload(task, config), config, emit, governor=FORGIVING, test=False), events.append
+    )
+    world = World(crew, task.metric, WorldConfig(task.budget.max_epochs))
+    world.begin([7])
+    hub = NissaHub()
+    hub.add_sink(events.append)
+    learner = GrowthEnvironments(world, world.space, fresh_network(0, cells=8), Hosts(1, 7), Scribe(hub))
+    learner.reset(0)
+    waiting = torch.tensor([to_indices(world.space, WAIT)])
+    for _ in range(task.budget.max_epochs):
+        learner.step(waiting)
+    assert {"falling", "reward_falling"} <= factors(fold(events))
+
+
+def test_seeds_that_learn_what_is_wrong_pay_rent_for_nothing() -> None:
+    grow = Decision(FactoredAction(Op.GERMINATE, "first", "mlp", Blend.LINEAR, 1.0, 1), "")
+    on = Decision(FactoredAction(Op.ADVANCE, "first"), "")
+    unseen = GateThresholds(min_training_epochs=1, min_gradient_ratio=0.0, min_gradient_health=0.0, ask_for_gain=False)
+    state = ran(misled(), [grow, *[on] * 8], thresholds=unseen)
+    assert "rent_without_gain" in factors(state)
 
 
 def test_a_host_that_learns_nothing_is_stalled() -> None:
@@ -223,7 +249,48 @@ def _faults(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[9])
 
 
-def test_the_last_of_the_memory(tmp_path: Path) -> None:
+TAKES_MEMORY = """\
+import os, sys, time
+from pathlib import Path
+limit, usage, members = (Path(name) for name in sys.argv[1:])
+members.write_text(str(os.getpid()))
+taken = []
+while int(usage.read_text()) < 0.96 * int(limit.read_text()):
+    taken.append(bytearray(os.urandom(1 << 18)))
+print(flush=True)
+time.sleep(60)
+"""
+
+
+@contextmanager
+def memory_group(limit: int) -> Iterator[list[str]]:
+    """A control group of the kernel's, where this process may make one; files of its limit, usage and members."""
+    for mount, names in (
+        ("/sys/fs/cgroup/memory", ("memory.limit_in_bytes", "memory.usage_in_bytes")),
+        ("/sys/fs/cgroup", ("memory.max", "memory.current")),
+    ):
+        folder = Path(mount) / f"esper-test-{os.getpid()}"
+        try:
+            folder.mkdir()
+        except OSError:
+            continue
+        try:
+            with suppress(OSError):
+                (folder / names[0]).write_text(str(limit))
+                yield [str(folder / name) for name in (*names, "cgroup.procs")]
+                return
+        finally:
+            folder.rmdir()
+    pytest.skip("control groups cannot be made here")
+
+
+def test_the_last_of_the_memory_of_a_container() -> None:
+    with memory_group(48 << 20) as files, process(TAKES_MEMORY, *files) as pid:
+        found = bound_of(Sampler(pid), "memory")
+    assert "of the memory that the run may use is left" in found.text
+
+
+def test_the_last_of_the_memory_of_a_machine(tmp_path: Path) -> None:
     """As the kernel tells it: a test must not really take it."""
     assert bound_of(Sampler(os.getpid(), root=machine(tmp_path, left=3)), "memory").text.startswith("3%")
 

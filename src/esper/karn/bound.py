@@ -14,7 +14,7 @@ from esper.karn.schema import Bound, HostVitals, Number, StepSplit
 INPUT_SHARE: Final = 0.25
 """Share of training time spent waiting for data, from which on the run is input-bound."""
 MEMORY_LEFT: Final = 0.05
-"""Share of the host's memory still available, below which it is about to swap or be killed."""
+"""Share of the memory that the run may use still available, below which it is about to swap or be killed."""
 FAULTS: Final = 50.0
 """Major page faults a second: memory is being read back from disk."""
 BUSY: Final = 0.85
@@ -57,7 +57,7 @@ def _memory(vitals: HostVitals) -> Bound | None:
     if left is not UNSET and total is not UNSET and total > 0 and left / total < MEMORY_LEFT:
         return Bound(
             kind="memory",
-            text=f"{left / total:.0%} of the host's memory is left",
+            text=f"{left / total:.0%} of the memory that the run may use is left",
             advice="Run fewer environments at once or a smaller batch before the system ends the run.",
             evidence=_known(memory_left=left / total),
         )

@@ -33,21 +33,18 @@ def update_completed(state: RunState, event: TelemetryEvent, environment: Enviro
 
 
 def reward_computed(state: RunState, event: TelemetryEvent, environment: EnvironmentFold | None) -> None:
-    """What the last step of an environment paid."""
+    """What the last step's reward is made of."""
     if environment is None:
         state.unplaced += 1
         return
-    before = environment.loose_facts.get("objective")
     parts = {f"reward.{name}": value for name, value in event.data.get("components", {}).items()}
-    facts = {"reward": event.data.get("total"), "objective": event.data.get("objective"), **parts}
-    measure(environment.loose_facts, facts, facts, event)
-    objective = event.data.get("objective")
-    if objective is not None and math.isfinite(objective):
-        _objective(environment, float(objective), before)
+    measure(environment.loose_facts, parts, parts, event)
 
 
 def _objective(environment: EnvironmentFold, objective: float, before: Measured | None) -> None:
     """How far the objective came. It is higher the better, whatever the metric's direction."""
+    if not math.isfinite(objective):
+        return
     best = environment.best_objective
     if best is None:
         environment.first_objective = objective
@@ -91,8 +88,11 @@ def _summary(environment: EnvironmentFold, event: TelemetryEvent) -> None:
 
 
 def _last_action(environment: EnvironmentFold, event: TelemetryEvent) -> None:
-    """Which heads of the newest command masks had narrowed; waiting is no command."""
-    data = event.data
+    """What it paid, and which heads masks had narrowed if it is the newest command; waiting is none."""
+    data, before = event.data, environment.loose_facts.get("objective")
+    measure(environment.loose_facts, data, ("reward", "objective"), event)
+    if "objective" in data:
+        _objective(environment, float(data["objective"]), before)
     for record in reversed(environment.actions[-4:]):
         if (record.op, record.slot, record.epoch) == (data.get("op"), data.get("slot"), event.epoch):
             record.masked = [head for head, narrowed in data.get("masked", {}).items() if narrowed]

@@ -311,6 +311,7 @@ class HostVitals(Part, kw_only=True, frozen=True):
     cores: int | UnsetType = UNSET
     process_memory: int | UnsetType = UNSET
     memory_total: int | UnsetType = UNSET
+    """Bytes that the run may use: the host's, or its control group's where those leave it less."""
     memory_available: int | UnsetType = UNSET
     io_wait_share: float | UnsetType = UNSET
     read_bytes_per_second: float | UnsetType = UNSET

@@ -7,6 +7,7 @@ a GPU without its driver or without the package ``nvidia-ml-py``.
 from __future__ import annotations
 
 import importlib
+import math
 import os
 import time
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from typing import Any
 
 from msgspec import UNSET, UnsetType
 
+from esper.karn.cgroups import memory_limit, read
 from esper.karn.schema import HostVitals
 
 _TICKS = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
@@ -109,7 +111,7 @@ class Sampler:
     ) -> None:
         self.pid = pid
         self._gpu = gpu
-        self._proc, self._sys = root / "proc", root / "sys"
+        self._root, self._proc, self._sys = root, root / "proc", root / "sys"
         self._clock = clock
         self._last: _Counters | None = None
 
@@ -120,7 +122,7 @@ class Sampler:
         """
         counters = self._counters()
         before, self._last = self._last or counters, counters
-        memory = _fields(self._proc / "meminfo")
+        memory = self._memory()
         stat = _process(self._proc, self.pid)
         if counters.total is None and not memory and stat is None:
             return None
@@ -145,15 +147,23 @@ class Sampler:
             gpu_memory_total=gpu_total,
         )
 
+    def _memory(self) -> dict[str, int]:
+        """The host's, or what the process's control group allows where that leaves it less."""
+        memory = _fields(self._proc / "meminfo")
+        limit = None if self.pid is None else memory_limit(self._root, self.pid)
+        if limit is None or limit.available >= memory.get("MemAvailable", math.inf):
+            return memory
+        return {"MemTotal": limit.total, "MemAvailable": limit.available}
+
     def _counters(self) -> _Counters:
         stat = _process(self._proc, self.pid)
         io = _fields(self._proc / str(self.pid) / "io") if self.pid is not None else {}
-        line = _text(self._proc / "stat").partition("\n")[0].split()
+        line = read(self._proc / "stat").partition("\n")[0].split()
         cpu = [float(word) / _TICKS for word in line[1:9]] if line[:1] == ["cpu"] and len(line) >= 9 else None
         throttles = [
             float(text)
             for path in sorted(self._sys.glob("devices/system/cpu/cpu*/thermal_throttle/core_throttle_count"))
-            if (text := _text(path).strip()).isdigit()
+            if (text := read(path).strip()).isdigit()
         ]
         return _Counters(
             at=self._clock(),
@@ -167,28 +177,21 @@ class Sampler:
         )
 
     def _temperature(self) -> float | UnsetType:
-        readings = [_text(path).strip() for path in sorted(self._sys.glob("class/thermal/thermal_zone*/temp"))]
+        readings = [read(path).strip() for path in sorted(self._sys.glob("class/thermal/thermal_zone*/temp"))]
         degrees = [int(reading) / 1000 for reading in readings if reading.lstrip("-").isdigit()]
         return max(degrees) if degrees else UNSET
 
 
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
-
-
 def _process(proc: Path, pid: int | None) -> list[str] | None:
     """Fields of ``/proc/PID/stat`` from the state on; the name before them may hold spaces and brackets."""
-    fields = _text(proc / str(pid) / "stat").rpartition(")")[2].split() if pid is not None else []
+    fields = read(proc / str(pid) / "stat").rpartition(")")[2].split() if pid is not None else []
     return fields if len(fields) > 21 else None
 
 
 def _fields(path: Path) -> dict[str, int]:
     """``Name: 123 kB`` lines in bytes."""
     fields = {}
-    for line in _text(path).splitlines():
+    for line in read(path).splitlines():
         name, _, rest = line.partition(":")
         words = rest.split()
         if words and words[0].isdigit():

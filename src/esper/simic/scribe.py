@@ -39,6 +39,8 @@ def last_action(action: FactoredAction, choices: Choices, row: int, outcome: Ste
         "masked": {head: restricted[k] for k, head in enumerate(HEADS) if consumed[k]},
         "success": said.success,
         "illegal": said.illegal,
+        "reward": outcome.paid.total,
+        "objective": outcome.paid.objective,
         **({} if said.why_not is None else {"why_not": said.why_not}),
     }
 

@@ -24,10 +24,13 @@ class LastAction(TypedDict):
     masked: dict[str, bool]
     success: bool
     illegal: bool
+    reward: float
+    objective: float
     why_not: NotRequired[str]
 
 
-"""``masked``: for each head that the op consumed, whether availability forbade some of its choices."""
+"""``masked``: for each head that the op consumed, whether availability forbade some of its choices. ``reward`` is what
+the step paid, ``objective`` what the environment was worth after it."""
 
 
 class ActionDistribution(TypedDict):
