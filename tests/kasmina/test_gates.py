@@ -52,6 +52,15 @@ def test_a_ready_seed_passes_and_the_gate_changes_nothing(target: SeedStage) -> 
     assert state == before
 
 
+def test_a_graft_that_is_never_isolated_has_no_isolation_to_show() -> None:
+    state = ready(SeedStage.BLENDING)
+    state.metrics.isolation_violations = None
+    state.incubation, state.detach_epochs = Incubation.GRAFT, 0
+    assert evaluate_gate(state, SeedStage.BLENDING)
+    state.detach_epochs = 1
+    assert evaluate_gate(state, SeedStage.BLENDING).checks_failed == ("isolation_violations_not_measured",)
+
+
 def broken(change: Callable[[SeedState], None], target: SeedStage) -> tuple[str, ...]:
     state = ready(target)
     change(state)

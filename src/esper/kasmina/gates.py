@@ -124,7 +124,7 @@ def _train(state: SeedState, thresholds: GateThresholds) -> list[GateCheck]:
 
 
 def _blend(state: SeedState, thresholds: GateThresholds) -> list[GateCheck]:
-    """G2: the seed has trained long enough, in isolation, with healthy gradients, and would help."""
+    """G2: the seed has trained long enough, in isolation if it is meant to, with healthy gradients, and would help."""
     metrics = state.metrics
     evidence = "removal_cost_loss" if state.incubation is Incubation.GRAFT else "probe_gain_loss"
     return [
@@ -132,7 +132,11 @@ def _blend(state: SeedState, thresholds: GateThresholds) -> list[GateCheck]:
         *(_certain_gain(state, evidence, thresholds) if thresholds.ask_for_gain else ()),
         check("gradient_ratio", metrics.seed_gradient_norm_ratio, ">=", thresholds.min_gradient_ratio),
         check("gradient_health", state.telemetry.gradient_health, ">=", thresholds.min_gradient_health),
-        check("isolation_violations", metrics.isolation_violations, "<=", thresholds.max_isolation_violations),
+        *(
+            [check("isolation_violations", metrics.isolation_violations, "<=", thresholds.max_isolation_violations)]
+            if state.isolated_epochs
+            else ()
+        ),
     ]
 
 

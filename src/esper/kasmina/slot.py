@@ -147,10 +147,7 @@ class SeedSlot(nn.Module):
     @property
     def isolated(self) -> bool:
         """Whether the seed sees the host's feature without a path back to the host."""
-        state = self.state
-        if state is None or state.stage is not SeedStage.TRAINING:
-            return False
-        return state.incubation is not Incubation.GRAFT or state.epochs_in_stage < self.config.detach_epochs
+        return self.state is not None and self.state.isolated
 
     @property
     def _straight_through(self) -> bool:
@@ -272,6 +269,7 @@ class SeedSlot(nn.Module):
             blueprint_id=blueprint,
             slot_id=self.slot_id,
             incubation=self.config.incubation,
+            detach_epochs=self.config.detach_epochs,
             parameters=parameter_count(seed),
             alpha_target=plan.alpha_target,
             blend=plan.blend,

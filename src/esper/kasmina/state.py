@@ -88,6 +88,8 @@ class SeedState:
     slot_id: str = ""
     stage: SeedStage = SeedStage.DORMANT
     incubation: Incubation = Incubation.PROBE
+    detach_epochs: int = 3
+    """Epochs of TRAINING in which a grafted seed sees the host without a path back to it."""
     parameters: int | None = None
     """Parameters of the seed module; ``None`` until one was built."""
     alpha: float = 0.0
@@ -129,6 +131,16 @@ class SeedState:
         """Take the next step of the ramp; the last one lands on the target exactly."""
         self.ramp_step = min(self.ramp_step + 1, self.tempo)
         self.alpha = ramp(self.alpha_from, self.alpha_target, self.blend, self.ramp_step, self.tempo)
+
+    @property
+    def isolated(self) -> bool:
+        """Whether the seed sees the host's feature without a path back to the host."""
+        return self.stage is SeedStage.TRAINING and self.epochs_in_stage < self.isolated_epochs
+
+    @property
+    def isolated_epochs(self) -> float:
+        """Epochs of TRAINING in isolation; only a graft ever leaves it before it is blended, or has none."""
+        return self.detach_epochs if self.incubation is Incubation.GRAFT else math.inf
 
     @property
     def ramp_complete(self) -> bool:
