@@ -1,16 +1,18 @@
 """Differences between snapshots, so that a frame carries only what changed.
 
-A patch is plain data, one of
+A patch is one of
 
     ["=", value]                          put ``value`` here
     ["{}", {key: patch}, [gone, ...]]     change some keys, forget others
     ["[]", skip, {index: patch}, [new]]   forget the first ``skip`` items, change some, append others
 
-so that a page applies it in a dozen lines. ``apply(plain(a), diff(a, b)) == plain(b)`` for any two snapshots.
+so that a page applies it in a dozen lines. Values are parts of the new snapshot as they are: the encoder takes them.
+``apply(plain(a), plain(diff(a, b))) == plain(b)`` for any two snapshots.
 """
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import msgspec
@@ -28,12 +30,12 @@ def diff(old: Any, new: Any) -> Patch | None:
     if old is new or (type(old) is type(new) and old == new):
         return None
     if isinstance(old, msgspec.Struct) and type(old) is type(new):
-        return _fields(_known(old), _known(new))
+        return _struct(old, new)
     if isinstance(old, dict) and isinstance(new, dict):
         return _fields(old, new)
     if isinstance(old, list) and isinstance(new, list):
         return _items(old, new)
-    return ["=", plain(new)]
+    return ["=", new]
 
 
 def apply(value: Any, patch: Patch | None) -> Any:
@@ -55,46 +57,61 @@ def apply(value: Any, patch: Patch | None) -> Any:
     raise ValueError(f"not a patch: {patch!r}")
 
 
-def _known(struct: msgspec.Struct) -> dict[str, Any]:
-    """Fields that are on the wire: neither unset nor at a default that is left out."""
-    config = struct.__struct_config__
+_NO_DEFAULT = object()
+
+
+@functools.cache
+def _shape(struct: type[msgspec.Struct]) -> tuple[tuple[str, Any], ...]:
+    """Names of the fields, each with the default that is left out on the wire."""
     names, defaults = struct.__struct_fields__, struct.__struct_defaults__
-    missing = dict(zip(names[len(names) - len(defaults) :], defaults, strict=True)) if config.omit_defaults else {}
-    known = {}
-    for name in names:
-        value = getattr(struct, name)
-        if value is msgspec.UNSET or (name in missing and _is_default(value, missing[name])):
-            continue
-        known[name] = value
-    return known
+    if not struct.__struct_config__.omit_defaults:
+        defaults = ()
+    return tuple(zip(names, (*[_NO_DEFAULT] * (len(names) - len(defaults)), *defaults), strict=True))
 
 
-def _is_default(value: Any, default: Any) -> bool:
-    """As msgspec leaves defaults out: the same object, or an empty collection for one that is made."""
+def _is_sent(value: Any, default: Any) -> bool:
+    """As msgspec leaves fields out: unset, the default itself, or an empty collection for a default that is made."""
     if isinstance(default, msgspec._core.Factory):
-        return type(value) is default.factory and not value
-    return value is default
+        return type(value) is not default.factory or bool(value)
+    return value is not msgspec.UNSET and value is not default
+
+
+def _struct(old: msgspec.Struct, new: msgspec.Struct) -> Patch:
+    changed, gone = {}, []
+    for name, default in _shape(type(new)):
+        before, now = getattr(old, name), getattr(new, name)
+        if before is now:
+            continue
+        was_sent = _is_sent(before, default)
+        if not _is_sent(now, default):
+            if was_sent:
+                gone.append(name)
+        elif not was_sent:
+            changed[name] = ["=", now]
+        elif (inner := diff(before, now)) is not None:
+            changed[name] = inner
+    return ["{}", changed, gone]
 
 
 def _fields(old: dict[str, Any], new: dict[str, Any]) -> Patch:
     changed = {}
     for key, value in new.items():
         if key not in old:
-            changed[str(key)] = ["=", plain(value)]
+            changed[str(key)] = ["=", value]
         elif (inner := diff(old[key], value)) is not None:
             changed[str(key)] = inner
     return ["{}", changed, [str(key) for key in old if key not in new]]
 
 
 def _items(old: list[Any], new: list[Any]) -> Patch:
-    """A list that slid (a feed) or one whose items changed in place; else a new list."""
+    """A list that slid (a feed) or one whose items changed in place; else a new list, also where they are bare."""
     skip = _slide(old, new)
     if skip is not None:
-        return ["[]", skip, {}, plain(new[len(old) - skip :])]
-    if len(old) <= len(new):
+        return ["[]", skip, {}, new[len(old) - skip :]]
+    if len(old) <= len(new) and isinstance(new[0], (msgspec.Struct, dict, list)):
         inner = {str(i): p for i, (a, b) in enumerate(zip(old, new, strict=False)) if (p := diff(a, b)) is not None}
-        return ["[]", 0, inner, plain(new[len(old) :])]
-    return ["=", plain(new)]
+        return ["[]", 0, inner, new[len(old) :]]
+    return ["=", new]
 
 
 def _slide(old: list[Any], new: list[Any]) -> int | None:

@@ -47,8 +47,10 @@ STEP_PARTS: Final = ("train_ms", "validate_ms", "counterfactual_ms", "policy_ms"
 """Parts of an epoch's time that add up; ``input_wait_ms`` lies within ``train_ms``."""
 
 
-_Part = tuple[list[tuple[str, float]], tuple[tuple[str, int], ...]]
-"""Of one environment: times of its newest epoch, and its slots by stage."""
+_TIMES: Final = (*STEP_PARTS, "input_wait_ms")
+
+_Part = tuple[tuple[float | None, ...], tuple[str, ...]]
+"""Of one environment: ``_TIMES`` of its newest epoch, and the stages of its slots, sorted."""
 
 
 class Builder:
@@ -72,8 +74,8 @@ class Builder:
         ``damage`` is what the reader met; ``host`` are vitals sampled beside a live run, which a replay does not have.
         With ``worst``, rows are only built for so many environments, the worst ones.
         """
-        ranks = {env_id: self._rank(state, fold, now) for env_id, fold in sorted(state.environments.items())}
-        ranked = sorted(ranks, key=lambda env_id: (-ranks[env_id], env_id))
+        ranks = ranks_of(state, now)
+        ranked = sorted(ranks, key=ranks.__getitem__, reverse=True)  # stable: equals stay in order of their ids
         rows = {str(env_id): self.row(state, env_id, now) for env_id in sorted(ranked[:worst])}
         ended = state.run.end_status is not None
         parts = [self._part(fold) for fold in state.environments.values()]
@@ -131,10 +133,6 @@ class Builder:
         self._parts[fold.env_id] = (key, part)
         return part
 
-    def _rank(self, state: RunState, fold: EnvironmentFold, now: float) -> float:
-        stale = stale_factor(state, fold, now)
-        return fold.anomaly.rank + (0.0 if stale is None else stale.weight * stale.level)
-
     def _feeds(self, state: RunState) -> dict[str, list[FeedItem]]:
         lists = {"feed": state.feed[-FEED:], "alarms": state.alarms[-FEED:], "governor": state.governor[-FEED:]}
         before, self._items = self._items, {}
@@ -162,6 +160,18 @@ def encode(snapshot: msgspec.Struct) -> bytes:
 _ENCODER = msgspec.json.Encoder(order="deterministic")
 
 
+def ranks_of(state: RunState, now: float) -> dict[int, float]:
+    """What orders the board at ``now``, by environment in order of their ids: the anomaly's rank and silence."""
+    ranks = {}
+    for env_id in sorted(state.environments):
+        fold = state.environments[env_id]
+        ranks[env_id] = fold.anomaly.rank
+        stale = stale_factor(state, fold, now)
+        if stale is not None:
+            ranks[env_id] += stale.weight * stale.level
+    return ranks
+
+
 def stale_factor(state: RunState, fold: EnvironmentFold, now: float) -> FactorRecord | None:
     """The anomaly factor of silence, where the run and the environment should still be talking."""
     last = fold.last_time
@@ -179,9 +189,9 @@ def _identity(fold: EnvironmentFold) -> tuple[Any, ...]:
 
 def _part(fold: EnvironmentFold) -> _Part:
     facts = fold.facts
-    times = [(name, facts.get(name)) for name in (*STEP_PARTS, "input_wait_ms")]
-    steps = [(name, float(known.value)) for name, known in times if known is not None and known.epoch == fold.epoch]
-    return steps, tuple(sorted(Counter(slot.stage or "UNKNOWN" for slot in fold.slots.values()).items()))
+    times = [facts.get(name) for name in _TIMES]
+    steps = [None if fact is None or fact.epoch != fold.epoch else float(fact.value) for fact in times]
+    return tuple(steps), tuple(sorted([slot.stage or "UNKNOWN" for slot in fold.slots.values()]))
 
 
 def environment_row(
@@ -402,14 +412,9 @@ def _pulse(state: RunState) -> list[Pulse]:
 
 
 def _steps(parts: list[_Part]) -> StepSplit:
-    sums: dict[str, float] = {}
-    counts: dict[str, int] = {}
-    for steps, _ in parts:
-        for name, value in steps:
-            sums[name] = sums.get(name, 0.0) + value
-            counts[name] = counts.get(name, 0) + 1
-    means: dict[str, Number] = {name.removesuffix("_ms"): number(sums[name] / counts[name]) for name in sums}
-    return StepSplit(**means, environments=counts.get("train_ms", 0))
+    known = {name: [t for steps, _ in parts if (t := steps[at]) is not None] for at, name in enumerate(_TIMES)}
+    means = {name.removesuffix("_ms"): number(sum(times) / len(times)) for name, times in known.items() if times}
+    return StepSplit(**means, environments=len(known["train_ms"]))
 
 
 def _levels(ranks: Iterable[float]) -> dict[str, int]:
@@ -432,8 +437,8 @@ def _stages(parts: list[_Part]) -> dict[str, int]:
     counts: Counter[str] = Counter()
     # many environments are in the same state
     for stages, times in Counter(stages for _, stages in parts).items():
-        for name, count in stages:
-            counts[name] += count * times
+        for name in stages:
+            counts[name] += times
     return dict(sorted(counts.items()))
 
 

@@ -7,14 +7,15 @@ cannot tell absent from NaN, nor fresh from stale.
 from __future__ import annotations
 
 import math
+from array import array
 from enum import IntEnum
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
-from esper.karn.snapshot import STALE_EPOCHS, stale_factor
-from esper.karn.state import EnvironmentFold, Facts, Measured, RunState, SlotFold
+from esper.karn.snapshot import STALE_EPOCHS, ranks_of
+from esper.karn.state import Facts, Measured, RunState, SlotFold
 from esper.leyline import SeedStage
 
 ENV_COLUMNS: Final = ("rank", "metric", "loss", "epoch", "max_epochs", "parameters", "train_ms", "last_time")
@@ -48,6 +49,11 @@ class Gate(IntEnum):
     FAILED = 2
 
 
+_ABSENT, _VALUE, _STALE = int(Kind.ABSENT), int(Kind.VALUE), int(Kind.STALE)
+_NONE, _PASSED, _FAILED = int(Gate.NONE), int(Gate.PASSED), int(Gate.FAILED)
+# plain numbers: an enum's members are slow to look up, and these are for every slot of every view
+
+
 class Columns:
     """Keeps the board's arrays and rewrites the rows of environments that changed."""
 
@@ -66,19 +72,20 @@ class Columns:
     def pack(self, state: RunState, now: float) -> tuple[int, int, bytes]:
         """``(environments, slots, bytes)``: int32 ids[E], float32 env[C,E], float32 cell[D,E,S], then as uint8
         env kinds[C,E], cell kinds[D,E,S], stage[E,S], gate[E,S]. Environments are in order of their ids."""
-        ids, slots = sorted(state.environments), state.run.slots
+        ranks, slots = ranks_of(state, now), state.run.slots
+        ids = list(ranks)
         if ids != self._ids or slots != self._slots:
             self._resize(ids, list(slots))
-        start = state.first_time or 0.0
-        for line, env_id in enumerate(ids):
+        changed = []
+        for line, (env_id, rank) in enumerate(ranks.items()):
             fold = state.environments[env_id]
-            stale = stale_factor(state, fold, now)
-            rank = fold.anomaly.rank + (0.0 if stale is None else stale.weight * stale.level)
             version = (fold.version, fold.episode, rank)
             if self._versions[line] != version:
                 self._versions[line] = version
-                self._write(line, fold, rank, start)
-        arrays = (
+                changed.append(line)
+        if changed:
+            self._write(changed, state, ranks)
+        columns = (
             np.array(ids, np.int32),
             self._env.T,
             np.moveaxis(self._cell, 2, 0),
@@ -87,7 +94,7 @@ class Columns:
             self._stage,
             self._gate,
         )
-        return len(ids), len(slots), b"".join(np.ascontiguousarray(array).tobytes() for array in arrays)
+        return len(ids), len(slots), b"".join(np.ascontiguousarray(column).tobytes() for column in columns)
 
     def _resize(self, ids: list[int], slots: list[str]) -> None:
         self._ids, self._slots = ids, slots
@@ -99,60 +106,71 @@ class Columns:
         self._stage = np.full((rows, cells), NO_STAGE, np.uint8)
         self._gate = np.zeros((rows, cells), np.uint8)
 
-    def _write(self, line: int, fold: EnvironmentFold, rank: float, start: float) -> None:
-        epoch, facts = fold.epoch, fold.facts
-        seen = None if fold.last_time is None else fold.last_time - start
-        values = (
-            (rank, Kind.VALUE),
-            _fact(facts, "validation_metric", epoch),
-            _fact(facts, "validation_loss", epoch),
-            _plain(epoch),
-            _plain(fold.max_epochs),
-            _fact(facts, "parameters", epoch),
-            _fact(facts, "train_ms", epoch),
-            _plain(seen),
-        )
-        self._env[line], self._env_kind[line] = zip(*values, strict=True)
-        # one assignment a row: writing number by number costs more than all the rest
-        slots = [fold.slots.get(name) for name in self._slots]
-        if not slots:
-            return
-        self._stage[line] = [_STAGES.get((slot and slot.stage) or "", NO_STAGE) for slot in slots]
-        self._gate[line] = [_gate(slot) for slot in slots]
-        cells = [_cell(slot, epoch) for slot in slots]
-        self._cell[line] = [[value for value, _ in cell] for cell in cells]
-        self._cell_kind[line] = [[kind for _, kind in cell] for cell in cells]
+    def _write(self, lines: list[int], state: RunState, ranks: dict[int, float]) -> None:
+        """All rows at once: going through numpy for each costs more than all the rest."""
+        start = state.first_time or 0.0
+        env, env_kind, cell, cell_kind = array("f"), bytearray(), array("f"), bytearray()
+        stage, gate = bytearray(), bytearray()
+        for line in lines:
+            env_id = self._ids[line]
+            fold = state.environments[env_id]
+            epoch, facts = fold.epoch, fold.facts
+            _put(env, env_kind, ranks[env_id])
+            _put_fact(env, env_kind, facts.get("validation_metric"), epoch)
+            _put_fact(env, env_kind, facts.get("validation_loss"), epoch)
+            _put(env, env_kind, epoch)
+            _put(env, env_kind, fold.max_epochs)
+            _put_fact(env, env_kind, facts.get("parameters"), epoch)
+            _put_fact(env, env_kind, facts.get("train_ms"), epoch)
+            _put(env, env_kind, None if fold.last_time is None else fold.last_time - start)
+            for name in self._slots:
+                slot = fold.slots.get(name)
+                stage.append(_STAGES.get((slot and slot.stage) or "", NO_STAGE))
+                gate.append(_gate(slot))
+                told: Facts = {} if slot is None or slot.seed is None else slot.seed.facts
+                for column in CELL_COLUMNS:
+                    _put_fact(cell, cell_kind, told.get(column), epoch)
+        for rows, written in (
+            (self._env, env),
+            (self._env_kind, env_kind),
+            (self._cell, cell),
+            (self._cell_kind, cell_kind),
+            (self._stage, stage),
+            (self._gate, gate),
+        ):
+            rows[lines] = np.frombuffer(written, rows.dtype).reshape(len(lines), *rows.shape[1:])
 
 
-def _gate(slot: SlotFold | None) -> Gate:
+def _gate(slot: SlotFold | None) -> int:
     if slot is None or slot.gate is None:
-        return Gate.NONE
-    return Gate.PASSED if slot.gate.passed else Gate.FAILED
+        return _NONE
+    return _PASSED if slot.gate.passed else _FAILED
 
 
-def _cell(slot: SlotFold | None, epoch: int | None) -> list[tuple[float, Kind]]:
-    facts: Facts = {} if slot is None or slot.seed is None else slot.seed.facts
-    return [_fact(facts, name, epoch) for name in CELL_COLUMNS]
+def _put_fact(values: array[float], kinds: bytearray, measured: Measured | None, epoch: int | None) -> None:
+    if measured is None:
+        values.append(0.0)
+        kinds.append(_ABSENT)
+        return
+    value, since = float(measured.value), measured.epoch
+    if not math.isfinite(value):
+        values.append(0.0)
+        kinds.append(_odd(value))
+        return
+    values.append(value)
+    kinds.append(_STALE if since is None or (epoch is not None and epoch - since > STALE_EPOCHS) else _VALUE)
+
+
+def _put(values: array[float], kinds: bytearray, value: float | None) -> None:
+    values.append(0.0 if value is None else value)
+    kinds.append(_ABSENT if value is None else _VALUE)
+
+
+def _odd(value: float) -> Kind:
+    if math.isnan(value):
+        return Kind.NAN
+    return Kind.POSITIVE_INFINITY if value > 0 else Kind.NEGATIVE_INFINITY
 
 
 def _pair(rows: int, columns: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
     return np.zeros((rows, columns), np.float32), np.zeros((rows, columns), np.uint8)
-
-
-def _fact(facts: Facts, name: str, epoch: int | None) -> tuple[float, Kind]:
-    measured = facts.get(name)
-    return (0.0, Kind.ABSENT) if measured is None else _kind(measured, epoch)
-
-
-def _kind(measured: Measured, epoch: int | None) -> tuple[float, Kind]:
-    value = float(measured.value)
-    if math.isnan(value):
-        return 0.0, Kind.NAN
-    if math.isinf(value):
-        return 0.0, Kind.POSITIVE_INFINITY if value > 0 else Kind.NEGATIVE_INFINITY
-    stale = measured.epoch is None or (epoch is not None and epoch - measured.epoch > STALE_EPOCHS)
-    return value, Kind.STALE if stale else Kind.VALUE
-
-
-def _plain(value: float | None) -> tuple[float, Kind]:
-    return (0.0, Kind.ABSENT) if value is None else (value, Kind.VALUE)
