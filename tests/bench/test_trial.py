@@ -73,7 +73,7 @@ def test_blind_growth_keeps_without_evidence_what_the_heuristic_measures():
     assert len(blind.seeds) == 3
 
 
-def test_the_frugal_rules_grow_the_middle_blueprint_where_the_heuristic_grows_the_largest():
+def test_the_frugal_rules_grow_a_cheap_blueprint_where_the_heuristic_grows_the_largest():
     work = Work("digits", (), 7)
     setting = Setting(lr=4.0, quick=True)
     trials = {name: bench_toys.trial(work=work, policy=name, setting=setting) for name in ("heuristic", "frugal")}

@@ -60,11 +60,15 @@ def test_it_grows_early_the_largest_first_from_the_input_on_and_keeps_all() -> N
     assert not last.pruned
 
 
-def test_the_frugal_one_begins_in_the_middle_and_then_goes_up_before_it_goes_down() -> None:
+def test_the_frugal_one_begins_at_a_third_and_then_goes_up_before_it_goes_down() -> None:
     world = World(row_view(epoch=0, max_seeds=1, max_epochs=60), gains={})
     world.play(FrugalPolicy())
     assert [blueprint for _, _, blueprint in world.done(Op.GERMINATE)][:3] == ["middle", "large", "small"]
     assert everything_helps().play(FrugalPolicy()).fossilized == {"middle": 3}
+    for share, first in ((0.01, "small"), (0.1, "small"), (0.5, "middle"), (0.99, "middle"), (1.0, "large")):
+        world = everything_helps()
+        world.play(HeuristicPolicy(heuristic.HeuristicConfig(first_size=share)))
+        assert world.done(Op.GERMINATE)[0][2] == first, share
 
 
 def test_what_has_failed_makes_way_for_what_has_not() -> None:

@@ -50,7 +50,12 @@ ARMS: Final[Mapping[str, Arm]] = {
         Arm("random", "random growth, kept on evidence", Family.POLICY, policy="nurtured"),
         Arm("schedule", "the best fixed schedule, found on other seeds", Family.POLICY, policy="schedule"),
         Arm("heuristic", "growth by rules on counterfactual evidence", Family.POLICY, policy="heuristic"),
-        Arm("frugal", "the heuristic with seeds of middle size first", Family.POLICY, policy="frugal"),
+        Arm(
+            "frugal",
+            "the heuristic with seeds of a third of the largest one's size first",
+            Family.POLICY,
+            policy="frugal",
+        ),
         Arm("blind", "the heuristic without counterfactuals: whatever grew is kept", Family.POLICY, policy="blind"),
         Arm("net2net", "largest seeds as identities, all at a fixed time", Family.INSERTION, policy="net2net"),
         Arm("gradmax", _GRADMAX, Family.INSERTION, policy="gradmax"),

@@ -3,7 +3,7 @@
 An audition costs compute but cannot harm: a seed in TRAINING leaves the host's output as it is. So the heuristic
 auditions early, since growth pays most while learning rates are high, and commits only on evidence:
 
-- *what*: the largest blueprint that fits, or the one of middle size, corrected by what was kept and what was pruned in
+- *what*: the largest blueprint that fits, or a much cheaper one, corrected by what was kept and what was pruned in
   this episode (a blueprint that failed goes behind every one that did not, one that was kept goes before);
 - *where*: the first free slot in network order, since auditions favour late slots, which learn fastest against a host
   held constant (``growth.md`` section 8), while seeds near the input prove best;
@@ -18,7 +18,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import Literal
 
 from esper.kasmina.gates import GateThresholds
 from esper.leyline import WAIT, Blend, Decision, FactoredAction, Op, Paired, RowView, SeedStage, SlotView
@@ -31,9 +30,9 @@ from esper.tolaria.legality import legal_blueprints, legal_slots
 class HeuristicConfig:
     """When the heuristic acts. Lengths in epochs."""
 
-    first: Literal["largest", "middle"] = "largest"
-    """Which blueprint has its turn first, by parameters. The largest is worth most for an epoch, the middle one
-    for a multiply-accumulate."""
+    first_size: float = 1.0
+    """The largest blueprint of at most this share of the largest one's parameters has its turn first. The largest of
+    all is worth most for an epoch, one of a third for a multiply-accumulate."""
     first_epoch: int = 1
     """Epochs before the first germination; 1 lets the host's level be measured first."""
     patience: int = 5
@@ -131,11 +130,10 @@ class HeuristicPolicy(RowPolicy):
     def _promise(self, view: RowView, slot: str, blueprint: str) -> tuple[float, float]:
         """What has worked goes first, what has failed last; among equals size decides."""
         sizes = view.blueprint_parameters[slot]
-        if self.config.first == "largest":
-            return _record(view, blueprint), float(sizes[blueprint])
         ladder = sorted(sizes, key=sizes.__getitem__)
-        steps = ladder.index(blueprint) - (len(ladder) - 1) // 2
-        # as far from the middle, the larger one goes first
+        limit = self.config.first_size * sizes[ladder[-1]]
+        steps = ladder.index(blueprint) - max(0, sum(size <= limit for size in sizes.values()) - 1)
+        # as many steps away, the larger one goes first
         return _record(view, blueprint), 0.5 * (steps > 0) - abs(steps)
 
     def _loss_fall(self, view: RowView) -> float | None:
@@ -148,12 +146,12 @@ class HeuristicPolicy(RowPolicy):
 
 
 class FrugalPolicy(HeuristicPolicy):
-    """The heuristic for those who pay by the multiply-accumulate: seeds of middle size first."""
+    """The heuristic for those who pay by the multiply-accumulate: seeds of a third of the largest one's size first."""
 
     name = "frugal"
 
     def __init__(self, config: HeuristicConfig | None = None) -> None:
-        super().__init__(replace(config or HeuristicConfig(), first="middle"))
+        super().__init__(replace(config or HeuristicConfig(), first_size=1 / 3))
 
 
 def _surely_negative(difference: Paired, thresholds: GateThresholds) -> bool:
