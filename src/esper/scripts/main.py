@@ -60,7 +60,7 @@ def guarded(run: Callable[[], int]) -> int:
         print(f"esper: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print("esper: interrupted; what was committed to the run directory stays readable", file=sys.stderr)
+        print("esper: interrupted; what was committed so far stays readable", file=sys.stderr)
         return 130
     except BrokenPipeError:
         sys.stderr.close()
