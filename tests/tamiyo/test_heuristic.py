@@ -124,8 +124,8 @@ def test_the_last_moment_to_germinate_is_early_enough() -> None:
         ({"gradient_ratio": Fact(0.01, 3)}, False),
         ({"gradient_health": None}, False),
         ({"gradient_health": Fact(math.nan, 3)}, False),
-        ({"isolation_violations": None}, False),
         ({"isolation_violations": 1}, False),
+        ({"isolation_violations": None}, True),
     ],
 )
 def test_it_blends_only_with_every_piece_of_evidence(fields: dict[str, object], blends: bool) -> None:

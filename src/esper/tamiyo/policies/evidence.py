@@ -29,10 +29,8 @@ def before_blending(view: RowView, slot: SlotView, thresholds: GateThresholds) -
         (name, not thresholds.ask_for_gain or _certain(view, slot, fact, thresholds)),
         ("gradient ratio", ratio is not None and ratio.value >= thresholds.min_gradient_ratio),
         ("gradient health", health is not None and health.value >= thresholds.min_gradient_health),
-        (
-            "isolation",
-            slot.isolation_violations is not None and slot.isolation_violations <= thresholds.max_isolation_violations,
-        ),
+        # none are measured where nothing is isolated: a graft may never be
+        ("isolation", (slot.isolation_violations or 0) <= thresholds.max_isolation_violations),
     )
     return Verdict(_first_failed(checks), _figures({name: fact, "gradient_ratio": ratio, "gradient_health": health}))
 
