@@ -45,7 +45,7 @@ addEventListener("overwatch:frame", (event) => {
   const channel = new MessageChannel();
   channel.port1.onmessage = () => {
     const now = performance.now();
-    if (window.drawn < told) window.late += 1;
+    if (window.drawn < event.detail.received) window.late += 1;
     window.lags.push([performance.timeOrigin + now - taken, now - event.detail.received]);
   };
   channel.port2.postMessage(0);

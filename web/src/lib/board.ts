@@ -21,14 +21,13 @@ export interface Layout {
 
 export interface Scene {
   lines: Line[];
-  rows: Record<string, EnvironmentRow>;
+  rowOf: (env: number) => EnvironmentRow | undefined;
   columns: Columns | null;
   slots: string[];
   unit: string;
   scroll: number;
   cursor: number | null;
   opened: number | undefined;
-  now: number | undefined;
 }
 
 export type Paint = (name: string) => string;
@@ -100,31 +99,81 @@ function figureOf(value: number | undefined, kind: number | undefined): Figure |
   return undefined;
 }
 
-/** Draw the part of the board that is in sight. */
-export function paint(context: CanvasRenderingContext2D, layout: Layout, scene: Scene, colour: Paint): void {
-  const { width, height, head, line, ratio, map } = layout;
-  context.setTransform(ratio, 0, 0, ratio, 0, 0);
-  context.fillStyle = colour("ground");
-  context.fillRect(0, 0, width, height);
-  context.textBaseline = "middle";
-  const columns = columnsOf(layout, scene.slots.length);
-  const indexOf = scene.columns ? indexer(scene.columns) : null;
-  const first = Math.max(0, Math.floor(scene.scroll / line));
-  const last = Math.min(scene.lines.length, Math.ceil((scene.scroll + height - head) / line) + 1);
-  for (let at = first; at < last; at += 1) {
-    const y = head + at * line - scene.scroll;
-    const entry = scene.lines[at];
-    if (entry === undefined) continue;
-    if ("device" in entry) {
-      drawDevice(context, layout, entry, y, colour);
-      continue;
+/** What a line of the canvas shows; a row that did not change is the same object. */
+interface Drawn {
+  entry: Line;
+  row: EnvironmentRow | null;
+  marked: boolean;
+}
+
+/** Draws the part of the board that is in sight, and of that only the lines that show something else than before. */
+export class Painter {
+  private before: { layout: Layout; scene: Scene; colour: Paint } | null = null;
+  private drawn = new Map<number, Drawn>();
+
+  constructor(private readonly canvas: HTMLCanvasElement) {}
+
+  paint(layout: Layout, scene: Scene, colour: Paint): void {
+    const context = this.canvas.getContext("2d", { alpha: false });
+    if (!context || !layout.width) return;
+    const { height, head, line, map } = layout;
+    const columns = columnsOf(layout, scene.slots.length);
+    const indexOf = scene.columns ? indexer(scene.columns) : null;
+    if (!this.goesOn(layout, scene, colour)) this.clear(context, layout, colour);
+    this.before = { layout, scene, colour };
+    const first = Math.max(0, Math.floor(scene.scroll / line));
+    const last = Math.ceil((scene.scroll + height - head) / line) + 1;
+    let changed = false;
+    for (let at = first; at < last; at += 1) {
+      const entry = scene.lines[at];
+      const now = entry === undefined ? null : this.shown(entry, scene, indexOf);
+      if (same(now, this.drawn.get(at))) continue;
+      const y = head + at * line - scene.scroll;
+      context.fillStyle = colour("ground");
+      context.fillRect(0, y, layout.width - map, line);
+      if (now === null) this.drawn.delete(at);
+      else this.drawn.set(at, now);
+      if (now && "device" in now.entry) drawDevice(context, layout, now.entry, y, colour);
+      else if (now && "env" in now.entry) drawRow(context, layout, columns, scene, { env: now.entry.env, row: now.row, y }, colour);
+      changed = true;
     }
-    const index = indexOf?.(entry.env);
-    const row = scene.rows[entry.env] ?? (scene.columns && index !== undefined ? rowFromColumns(scene.columns, index, scene.slots) : null);
-    drawRow(context, layout, columns, scene, { env: entry.env, row, y }, colour);
+    if (head && changed) drawHead(context, layout, columns, scene, colour);
+    if (map && scene.columns) drawMap(context, layout, scene, colour);
   }
-  if (head) drawHead(context, layout, columns, scene, colour);
-  if (map && scene.columns) drawMap(context, layout, scene, colour);
+
+  /** Whether what was drawn can be drawn on. */
+  private goesOn(layout: Layout, scene: Scene, colour: Paint): boolean {
+    const before = this.before;
+    if (before?.layout !== layout || before.colour !== colour) return false;
+    return before.scene.scroll === scene.scroll && before.scene.slots === scene.slots && before.scene.unit === scene.unit;
+  }
+
+  private clear(context: CanvasRenderingContext2D, layout: Layout, colour: Paint): void {
+    const { width, height, ratio } = layout;
+    this.canvas.width = Math.round(width * ratio);
+    this.canvas.height = Math.round(height * ratio);
+    context.setTransform(ratio, 0, 0, ratio, 0, 0);
+    context.textBaseline = "middle";
+    context.fillStyle = colour("ground");
+    context.fillRect(0, 0, width, height);
+    this.drawn.clear();
+  }
+
+  private shown(entry: Line, scene: Scene, indexOf: ((env: number) => number | undefined) | null): Drawn {
+    if ("device" in entry) return { entry, row: null, marked: false };
+    const { env } = entry;
+    const index = indexOf?.(env);
+    const row = scene.rowOf(env) ?? (scene.columns && index !== undefined ? rowFromColumns(scene.columns, index, scene.slots) : null);
+    return { entry, row, marked: env === scene.cursor || env === scene.opened };
+  }
+}
+
+function same(now: Drawn | null, before: Drawn | undefined): boolean {
+  if (now === null || before === undefined) return now === null && before === undefined;
+  if (now.marked || before.marked || now.row !== before.row) return false;
+  const [one, other] = [now.entry, before.entry];
+  if ("env" in one) return "env" in other && one.env === other.env;
+  return "device" in other && one.device === other.device && one.count === other.count;
 }
 
 interface Places {
@@ -326,6 +375,8 @@ function drawMap(context: CanvasRenderingContext2D, layout: Layout, scene: Scene
   const columns = scene.columns;
   if (!columns) return;
   const { width, height, map, line, head } = layout;
+  context.fillStyle = colour("ground");
+  context.fillRect(width - map, 0, map, height);
   const left = width - map + 6;
   const inner = map - 10;
   const step = height / scene.lines.length;

@@ -81,7 +81,7 @@ class Overwatch {
   /** The lines of the flight board in the order shown. */
   lines = $derived.by<Line[]>(() => {
     const wanted = this.filter.filter;
-    const rows = { ...(wanted ? this.everyRow : null), ...this.listed };
+    const rows = wanted ? { ...this.everyRow, ...this.listed } : {};
     const lines: Line[] = [];
     for (const group of this.devices ?? []) {
       let envs = group.environments;
@@ -255,11 +255,20 @@ class Overwatch {
     }
     if (this.painting) return;
     this.painting = true;
-    requestAnimationFrame(() => this.publish());
+    // asked for before the work, so that it is not waited for behind it
+    requestAnimationFrame(() => this.painted());
+    this.publish();
+  }
+
+  /** The animation frame that shows what was published: of what came since, only the newest is drawn. */
+  private painted(): void {
+    if (this.view !== this.latest) this.publish();
+    this.painting = false;
+    const detail = { taken: this.view?.snapshot.clock.now, received: this.lastFrame };
+    dispatchEvent(new CustomEvent("overwatch:frame", { detail }));
   }
 
   private publish(): void {
-    this.painting = false;
     if (this.boardChanged) this.boardVersion += 1;
     this.boardChanged = false;
     this.view = this.latest;
@@ -268,8 +277,6 @@ class Overwatch {
     const events = this.view?.snapshot.clock.events;
     if (this.replay && !this.view?.mode.playing && events !== undefined && events !== this.place.at)
       this.go({ at: events }, true);
-    const detail = { taken: this.view?.snapshot.clock.now, received: this.lastFrame };
-    dispatchEvent(new CustomEvent("overwatch:frame", { detail }));
   }
 
   private tick(): void {
