@@ -6,9 +6,10 @@ import sys
 
 from hypothesis import given, settings
 
+from esper.karn import anomaly
 from esper.karn import state as states
 from esper.karn.aggregator import FEED, HANDLERS, apply, fold
-from esper.karn.state import Measured, RunState
+from esper.karn.state import EPOCH_FACTS, Measured, RunState
 from esper.leyline import SeedStage, TelemetryEvent, TelemetryEventType
 from esper.leyline import TelemetryEventType as T
 from karn.streams import Recorder, begin, begin_episode, epoch_done, gate, random_run, runs, story
@@ -48,8 +49,28 @@ def test_non_finite_fields_are_named_and_clear_up() -> None:
     at = next(i for i, event in enumerate(events) if event.event_type is T.GOVERNOR_PANIC)
     state = fold(events[:at])
     assert state.environments[1].non_finite == ["train_loss", "validation_loss"]
-    assert [factor.name for factor in state.environments[1].anomaly.factors] == ["non_finite"]
+    assert state.environments[1].anomaly.evidence == {"non_finite": 2.0}
     assert fold(events[at:], state).environments[1].non_finite == []
+
+
+@settings(max_examples=20)
+@given(runs())
+def test_what_an_epoch_does_not_say_is_known_from_the_last_that_did(events: list[TelemetryEvent]) -> None:
+    slow: dict[tuple[int | None, str], Measured] = {}
+    for event in events:
+        if event.event_type is T.EPISODE_STARTED:
+            slow = {key: fact for key, fact in slow.items() if key[0] != event.env_id}
+        if event.event_type is T.EPOCH_COMPLETED:
+            for name in EPOCH_FACTS:
+                if name in event.data:
+                    slow[event.env_id, name] = Measured(event.data[name], event.epoch, event.timestamp)
+    found = {
+        (env, name): fact
+        for env, environment in fold(events).environments.items()
+        for name, fact in environment.facts.items()
+        if name in EPOCH_FACTS
+    }
+    assert repr(sorted(found.items())) == repr(sorted(slow.items()))
 
 
 def test_a_run_without_an_end_event_has_not_ended() -> None:
@@ -154,5 +175,5 @@ def test_stalled_metric_scores() -> None:
     begin_episode(rec, 0, max_epochs=60)
     for epoch in range(1, 41):
         epoch_done(rec, 0, epoch, 50.0 + min(epoch, 8))
-    (factor,) = fold(rec.events).environments[0].anomaly.factors
+    (factor,) = anomaly.factors(fold(rec.events).environments[0].anomaly)
     assert (factor.name, factor.measured, factor.threshold, factor.level) == ("stalled", 32, 10, 1.0)

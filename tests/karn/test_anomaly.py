@@ -25,7 +25,7 @@ def _run(metrics: list[float], **data: object) -> RunState:
 
 
 def _names(state: RunState) -> set[str]:
-    return {factor.name for factor in state.environments[0].anomaly.factors}
+    return set(state.environments[0].anomaly.evidence)
 
 
 def test_a_calm_environment_has_no_factor() -> None:
@@ -35,7 +35,7 @@ def test_a_calm_environment_has_no_factor() -> None:
 
 def test_falling_is_the_share_of_progress_lost() -> None:
     state = _run([50, 55, 60, 65, 70, 75, 80, 62])
-    (factor,) = state.environments[0].anomaly.factors
+    (factor,) = anomaly.factors(state.environments[0].anomaly)
     assert factor.name == "falling" and abs(factor.measured - 18 / 30) < 1e-9
 
 
@@ -46,7 +46,7 @@ def test_noise_is_not_falling() -> None:
 def test_slow_compares_with_the_other_environments() -> None:
     state = _run([50.0 + epoch for epoch in range(10)], train_ms=500.0)
     assert _names(state) == {"slow"}
-    assert state.environments[1].anomaly.factors == []
+    assert state.environments[1].anomaly.evidence == {}
 
 
 def test_one_environment_is_never_slow() -> None:
@@ -158,4 +158,6 @@ def test_factors_are_those_of_the_obvious_reckoning(events: list[TelemetryEvent]
     state = fold(events)
     for environment in copy.deepcopy(state).environments.values():
         anomaly.update(state, environment)
-        assert {factor.name: factor.measured for factor in environment.anomaly.factors} == _obvious(state, environment)
+        factors = anomaly.factors(environment.anomaly)
+        assert {factor.name: factor.measured for factor in factors} == _obvious(state, environment)
+        assert environment.anomaly.score == sum(factor.weight * factor.level for factor in factors)

@@ -99,7 +99,7 @@ def _rewarded(*objectives: float) -> set[str]:
         done = {"kind": "last_action", "op": "WAIT", "masked": {}, "success": True, "illegal": False, "reward": 0.0}
         rec.say(T.ANALYTICS_SNAPSHOT, env_id=0, episode=0, epoch=epoch, objective=objective, **done)
         epoch_done(rec, 0, epoch, 50.0 + epoch)
-    return {factor.name for factor in fold(rec.events).environments[0].anomaly.factors}
+    return set(fold(rec.events).environments[0].anomaly.evidence)
 
 
 def test_a_reward_that_falls_back_is_an_anomaly_though_the_metric_rises() -> None:

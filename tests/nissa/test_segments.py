@@ -163,7 +163,7 @@ def test_a_committed_line_that_is_no_event_is_named_by_its_own_offset(
 ) -> None:
     monkeypatch.setattr(segments, "_PIECE", piece)
     first = encode(note("x"))
-    body = first + strange + encode(note("y"))
+    body = first + strange + encode(note("NaN"))
     batch = Batch(Path("f"), Position(1, 100, 0), Position(1, 0, 0), body, 3, kept, None, None)
     standing = [note("x")][:kept]
     readers = [lambda: batch.events(superseded=kept == 1), lambda: list(batch.pieces())]

@@ -20,7 +20,7 @@ from esper.leyline import (
     TelemetryEvent,
     TelemetryEventType,
 )
-from esper.nissa.wire import NewerSchemaError, WireError, decode, encode, json_schema, plain
+from esper.nissa.wire import NewerSchemaError, WireError, decode, encode, json_schema, non_finite_lines, plain
 
 T = TelemetryEventType
 
@@ -36,6 +36,13 @@ def test_every_event_comes_back_as_it_was(kind: T, data: st.DataObject) -> None:
     # the strict reader turns an int into a float where the contract says float, and nothing else
     assert encode(decode(line)) == line
     json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+
+
+@given(st.lists(st.lists(st.sampled_from(['"NaN"', '"-Infinity"', '"Infinity"', "NaN", '"', "x", "é"]), max_size=4)))
+def test_lines_with_non_finite_floats_are_those_that_hold_their_words(lines: list[list[str]]) -> None:
+    body = b"".join(" ".join(words).encode() + b"\n" for words in lines)
+    slow = {at for at, line in enumerate(body.split(b"\n")) if b'"NaN"' in line or b'Infinity"' in line}
+    assert non_finite_lines(body) == slow
 
 
 def test_non_finite_and_absent_are_three_things_on_the_wire() -> None:

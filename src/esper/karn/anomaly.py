@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from esper.karn.schema import Level
-from esper.karn.state import EnvironmentFold, FactorRecord, Measured, RunState
+from esper.karn.state import AnomalyFold, EnvironmentFold, Measured, RunState
 from esper.leyline import SeedStage
 
 MARGIN: Final = 0.1
@@ -38,6 +38,24 @@ class Rule:
     unit: str
     words: str
     """For a person; ``{measured}``, ``{threshold}`` and the plural's ``{s}`` are filled in."""
+
+    def level(self, measured: float) -> float:
+        """How far ``measured`` is past the threshold, in [0, 1]."""
+        level = (measured - self.threshold) / (self.full - self.threshold)
+        return 1.0 if level > 1.0 else level
+
+
+@dataclass(frozen=True, slots=True)
+class FactorRecord:
+    """One named part of an anomaly score: ``weight * level``, with what was measured against what."""
+
+    name: str
+    measured: float
+    threshold: float
+    weight: float
+    level: float
+    """How far past the threshold, in [0, 1]."""
+    unit: str = ""
 
 
 RULES: Final = {
@@ -69,13 +87,12 @@ STALE_EPOCHS: Final = 5.0
 
 def update(state: RunState, environment: EnvironmentFold) -> None:
     """Score the environment anew from what was folded, and steady its rank."""
-    fold, factors, score = environment.anomaly, [], 0.0
-    for name, value in _evidence(state, environment):
-        factor = _factor(name, value)
-        if factor is not None:
-            factors.append(factor)
-            score += factor.weight * factor.level
-    fold.factors, fold.score = factors, score
+    fold, score = environment.anomaly, 0.0
+    fold.evidence = evidence = _evidence(state, environment)
+    for name, measured in evidence.items():
+        rule = RULES[name]
+        score += rule.weight * rule.level(measured)
+    fold.score = score
     if score > fold.rank + MARGIN or (score > fold.rank and status(score) != status(fold.rank)):
         fold.rank, fold.calmer = score, 0
     elif score < fold.rank - MARGIN:
@@ -89,7 +106,13 @@ def update(state: RunState, environment: EnvironmentFold) -> None:
 def stale_factor(environment: EnvironmentFold, silent_for: float) -> FactorRecord | None:
     """The one factor that depends on the clock: ``silent_for`` seconds against what an epoch takes here."""
     allowed = max(STALE_AT_LEAST, STALE_EPOCHS * (environment.epoch_seconds or 0.0))
-    return _factor("stale", round(silent_for / allowed, 1))
+    waited = round(silent_for / allowed, 1)
+    return _factor("stale", waited) if waited > RULES["stale"].threshold else None
+
+
+def factors(fold: AnomalyFold) -> list[FactorRecord]:
+    """The parts of the score."""
+    return [_factor(name, measured) for name, measured in fold.evidence.items()]
 
 
 def status(rank: float) -> Level:
@@ -106,49 +129,45 @@ def words(factor: FactorRecord) -> str:
     return RULES[factor.name].words.format(**figures, s="" if factor.measured == 1 else "s")
 
 
-def _factor(name: str, measured: float) -> FactorRecord | None:
-    """The factor, ``None`` when it is not past its threshold."""
+def _factor(name: str, measured: float) -> FactorRecord:
     rule = RULES[name]
-    if not measured > rule.threshold:
-        return None
-    level = min(1.0, (measured - rule.threshold) / (rule.full - rule.threshold))
-    return FactorRecord(name, float(measured), float(rule.threshold), rule.weight, level, rule.unit)
+    return FactorRecord(name, measured, float(rule.threshold), rule.weight, rule.level(measured), rule.unit)
 
 
-def _evidence(state: RunState, environment: EnvironmentFold) -> list[tuple[str, float]]:
+def _evidence(state: RunState, environment: EnvironmentFold) -> dict[str, float]:
     """What is past its threshold, by factor. It is gathered at every epoch, so nothing is worked out for calm ones."""
     epoch, best, report = environment.epoch or 0, environment.best, environment.report
-    evidence: list[tuple[str, float]] = []
+    evidence: dict[str, float] = {}
     if environment.non_finite:
-        evidence.append(("non_finite", len(environment.non_finite)))
+        evidence["non_finite"] = float(len(environment.non_finite))
     if (panics := _recent(environment.panics, _PANICS, epoch)) > _PANICS:
-        evidence.append(("panic", panics))
+        evidence["panic"] = panics
     if (prunes := _recent(environment.prunes, _PRUNES, epoch)) > _PRUNES:
-        evidence.append(("prune_storm", prunes))
+        evidence["prune_storm"] = prunes
     if (failures := _recent(environment.gate_failures, _FAILURES, epoch)) > _FAILURES:
-        evidence.append(("gate_storm", failures))
+        evidence["gate_storm"] = failures
     if best is not None and best.epoch is not None and environment.metric.seen >= MIN_EPOCHS:
         if epoch - best.epoch > _STALLED:
-            evidence.append(("stalled", epoch - best.epoch))
+            evidence["stalled"] = float(epoch - best.epoch)
         if (lost := _lost_share(environment, best)) > _FALLING:
-            evidence.append(("falling", lost))
+            evidence["falling"] = lost
     if environment.best_objective is not None and (lost := _reward_lost(environment)) > _REWARD:
-        evidence.append(("reward_falling", lost))
+        evidence["reward_falling"] = lost
     train, typical = None if report is None else report.data.get("train_ms"), state.typical_train_ms
     if train is not None and typical is not None and typical > 0 and len(state.environments) > 1:
         slower = train / typical
         if _SLOW < slower < math.inf:
-            evidence.append(("slow", slower))
+            evidence["slow"] = slower
     if (rent := _rent_without_gain(environment)) > _RENT:
-        evidence.append(("rent_without_gain", rent))
+        evidence["rent_without_gain"] = rent
     return evidence
 
 
-def _recent(epochs: list[int], allowed: int, epoch: int) -> int:
+def _recent(epochs: list[int], allowed: int, epoch: int) -> float:
     """How many of ``epochs``, which ascend, are recent at ``epoch``; 0 where they are no more than ``allowed``."""
     if len(epochs) <= allowed or epochs[-1 - allowed] <= epoch - RECENT:
-        return 0
-    return len(epochs) - bisect.bisect_right(epochs, epoch - RECENT)
+        return 0.0
+    return float(len(epochs) - bisect.bisect_right(epochs, epoch - RECENT))
 
 
 def _lost_share(environment: EnvironmentFold, best: Measured) -> float:

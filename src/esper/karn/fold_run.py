@@ -17,7 +17,6 @@ from esper.karn.state import (
     EpisodeRow,
     Measured,
     RunState,
-    facts_of,
 )
 from esper.leyline import TelemetryEvent
 from esper.leyline import TelemetryEventType as T
@@ -144,16 +143,16 @@ def epoch_completed(state: RunState, event: TelemetryEvent, environment: Environ
 def _report(environment: EnvironmentFold, event: TelemetryEvent) -> None:
     """Keep the event for what it measured, and of the one before only what this one does not say."""
     data, before = event.data, environment.report
-    if before is not None and not before.data.keys() <= data.keys():
-        left = {name: fact for name, fact in facts_of(before).items() if name not in data}
-        environment.loose_facts |= left
-    environment.report = event
+    said = _NOTHING if before is None else before.data
     odd: list[str] = []
     for name in EPOCH_FACTS:
         value = data.get(name)
-        if value is not None and value - value:  # NaN for NaN and infinities, 0 for every other number
+        if value is None:
+            if before is not None and (old := said.get(name)) is not None:
+                environment.loose_facts[name] = Measured(old, before.epoch, before.timestamp)
+        elif value - value:  # NaN for NaN and infinities, 0 for every other number
             odd.append(name)
-    environment.non_finite = odd
+    environment.report, environment.non_finite = event, odd
 
 
 def _pace(environment: EnvironmentFold, now: float | None) -> None:

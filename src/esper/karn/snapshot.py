@@ -35,7 +35,7 @@ from esper.karn.schema import (
     StepSplit,
     number,
 )
-from esper.karn.state import EnvironmentFold, EpisodeRow, FactorRecord, Facts, Measured, RunState, SlotFold
+from esper.karn.state import EnvironmentFold, EpisodeRow, Facts, Measured, RunState, SlotFold
 from esper.leyline import TelemetryEvent
 
 STALE_EPOCHS: Final = 2
@@ -172,7 +172,7 @@ def ranks_of(state: RunState, now: float) -> dict[int, float]:
     return ranks
 
 
-def stale_factor(state: RunState, fold: EnvironmentFold, now: float) -> FactorRecord | None:
+def stale_factor(state: RunState, fold: EnvironmentFold, now: float) -> anomaly.FactorRecord | None:
     """The anomaly factor of silence, where the run and the environment should still be talking."""
     last = fold.last_time
     if last is None or now - last <= anomaly.STALE_AT_LEAST:
@@ -195,10 +195,10 @@ def _part(fold: EnvironmentFold) -> _Part:
 
 
 def environment_row(
-    fold: EnvironmentFold, stale: FactorRecord | None = None, order: Sequence[str] = ()
+    fold: EnvironmentFold, stale: anomaly.FactorRecord | None = None, order: Sequence[str] = ()
 ) -> EnvironmentRow:
     """One row of the flight board; ``stale`` joins its factors, and slots stand in ``order``, then as they spoke."""
-    factors = [*fold.anomaly.factors, *([stale] if stale is not None else [])]
+    factors = [*anomaly.factors(fold.anomaly), *([stale] if stale is not None else [])]
     extra = 0.0 if stale is None else stale.weight * stale.level
     rank = fold.anomaly.rank + extra
     facts = fold.facts
@@ -277,7 +277,7 @@ def feed_item(event: TelemetryEvent) -> FeedItem:
     )
 
 
-def _factor(record: FactorRecord) -> Factor:
+def _factor(record: anomaly.FactorRecord) -> Factor:
     return Factor(
         name=record.name,
         text=anomaly.words(record),

@@ -13,7 +13,7 @@ import msgspec
 from esper.karn.series import Series
 from esper.leyline import TelemetryEvent
 
-STATE_VERSION = 4
+STATE_VERSION = 5
 """Raised whenever the structs below change, so that stored keyframes of another version are not used."""
 
 Value = float | int | bool | str
@@ -137,18 +137,6 @@ class ActionRecord(msgspec.Struct, omit_defaults=True):
     """Heads of which availability forbade some choices."""
 
 
-class FactorRecord(msgspec.Struct, omit_defaults=True):
-    """One named part of an anomaly score: ``weight * level``, with what was measured against what."""
-
-    name: str
-    measured: float
-    threshold: float
-    weight: float
-    level: float
-    """How far past the threshold, in [0, 1]."""
-    unit: str = ""
-
-
 class AnomalyFold(msgspec.Struct, omit_defaults=True):
     """Score of an environment and the steadied one that orders the board."""
 
@@ -156,7 +144,8 @@ class AnomalyFold(msgspec.Struct, omit_defaults=True):
     rank: float = 0.0
     calmer: int = 0
     """Own epochs in a row in which the score was clearly below ``rank``."""
-    factors: list[FactorRecord] = []
+    evidence: dict[str, float] = {}
+    """Name of each rule past its threshold -> what was measured."""
 
 
 class EnvironmentFold(msgspec.Struct, omit_defaults=True):

@@ -7,6 +7,7 @@ end, damage, a process that cannot be started), the reader goes on from there an
 from __future__ import annotations
 
 import contextlib
+import gc
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -29,7 +30,7 @@ class DecodedBatch(msgspec.Struct, array_like=True, frozen=True):
 
     start: Position
     end: Position
-    packed: list[msgspec.Raw]
+    packed: list[memoryview]
 
     def pieces(self) -> Iterator[list[TelemetryEvent]]:
         """The events, a few at a time, as :meth:`~esper.nissa.segments.Batch.pieces` has them."""
@@ -70,9 +71,10 @@ def main(arguments: list[str]) -> None:
     """The other process: write the batches to standard output."""
     directory, *place = arguments
     start = Position(*map(int, place)) if place else None
+    gc.disable()  # events hold no cycles, and looking for some takes a tenth of the time
     with contextlib.suppress(EsperError, OSError, OverflowError):
         for batch in read_journal(directory).batches(start):
-            pieces = [msgspec.Raw(_encode(piece)) for piece in batch.pieces()]
+            pieces = [memoryview(_encode(piece)) for piece in batch.pieces()]
             message = _encode(DecodedBatch(batch.start, batch.end, pieces))
             sys.stdout.buffer.write(len(message).to_bytes(_SIZE, "little"))
             sys.stdout.buffer.write(message)

@@ -24,7 +24,7 @@ from zlib import crc32
 import msgspec
 
 from esper.leyline import SCHEMA_VERSION, DataError, TelemetryEvent
-from esper.nissa.wire import NewerSchemaError, WireError, decode, may_hold_non_finite, revive
+from esper.nissa.wire import NewerSchemaError, WireError, decode, non_finite_lines, revive
 
 FORMAT_VERSION: Final = 1
 MAX_BATCH_BYTES: Final = 64 << 20
@@ -129,14 +129,12 @@ def _decode_lines(body: bytes) -> list[TelemetryEvent] | None:
     """The event of each line; ``None`` when one of them is none of this schema."""
     try:
         events: list[TelemetryEvent] = _events.decode_lines(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        if max(map(_schema_of, events), default=0) > SCHEMA_VERSION:
+            return None
+        for number in non_finite_lines(body):
+            revive(events[number])
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, IndexError):  # no event for an empty line
         return None
-    if max(map(_schema_of, events), default=0) > SCHEMA_VERSION:
-        return None
-    if may_hold_non_finite(body):
-        for event, line in zip(events, body.split(b"\n"), strict=False):
-            if may_hold_non_finite(line):
-                revive(event)
     return events
 
 

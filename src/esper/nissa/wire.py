@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from enum import Enum, StrEnum
 from functools import cache
 from pathlib import Path
@@ -72,7 +72,7 @@ def decode(
             event.data = msgspec.convert(
                 _reviver(event.event_type, True)(event.data), _payload_type(event.event_type, event.data)
             )
-        elif may_hold_non_finite(line):
+        elif non_finite_lines(line):
             revive(event)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise _typed(error, line, file, offset) from None
@@ -81,9 +81,24 @@ def decode(
     return event
 
 
-def may_hold_non_finite(line: bytes) -> bool:
-    """Whether a non-finite float may be in ``line`` (of one event or of many)."""
-    return b'"NaN"' in line or b'Infinity"' in line
+def non_finite_lines(body: bytes) -> set[int]:
+    """Which lines of ``body``, counted from 0, may hold a non-finite float."""
+    lines, number, last = set[int](), 0, 0
+    for place in sorted(place for word in _WORDS for place in _places(word, body)):
+        number += body.count(b"\n", last, place)
+        lines.add(number)
+        last = place
+    return lines
+
+
+_WORDS: Final = (b'"NaN"', b'Infinity"')
+
+
+def _places(word: bytes, body: bytes) -> Iterator[int]:
+    place = body.find(word)
+    while place >= 0:
+        yield place
+        place = body.find(word, place + len(word))
 
 
 def revive(event: TelemetryEvent) -> None:
