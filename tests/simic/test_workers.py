@@ -50,7 +50,7 @@ def specs(rows: int = ROWS) -> list[RowSpec]:
 
 def decisions(epoch: int, rows: int = ROWS) -> list[Decision]:
     """Another action for every row."""
-    return [Decision(SCRIPT[(epoch + row) % len(SCRIPT)], "scripted") for row in range(rows)]
+    return [Decision(SCRIPT[(epoch + row) % len(SCRIPT)], "scripted", macs=7) for row in range(rows)]
 
 
 def play(crew: Crew, epochs: range = range(EPOCHS), begin: bool = True) -> list[Any]:
@@ -59,7 +59,7 @@ def play(crew: Crew, epochs: range = range(EPOCHS), begin: bool = True) -> list[
     if begin:
         seen.append([(row.view, row.metric, row.cost) for row in crew.begin(specs())])
     for epoch in epochs:
-        stepped = crew.step(decisions(epoch), policy_macs=7)
+        stepped = crew.step(decisions(epoch))
         seen.append([(row.report.view, row.report.readout, row.report.outcome, row.cost) for row in stepped])
     return seen
 

@@ -11,10 +11,12 @@ from hypothesis import given, settings
 from safetensors.torch import save_file
 
 from esper.leyline import WAIT, DataError, Op, RowSpec, RowView, SeedStage, SlotView, UsageError
+from esper.tamiyo.batch import action_space, observe
 from esper.tamiyo.features import LAYOUT
 from esper.tamiyo.network import GrowthNetwork, GrowthNetworkConfig
 from esper.tamiyo.policies import make_policy
 from esper.tamiyo.policies.learned import LearnedPolicy, load_policy, save_policy
+from esper.tamiyo.recurrent import acting_macs
 from esper.tolaria.checkpoint import decode, encode
 from esper.tolaria.legality import why_illegal
 from row_views import live_slot, row_view, row_views
@@ -88,7 +90,10 @@ def test_many_rows_take_several_batches() -> None:
     policy = LearnedPolicy(network())
     specs = [RowSpec(i, 0, i, 30) for i in range(11)]
     policy.reset(specs)
-    assert len(policy.decide([row_view()] * 11)) == 11
+    decisions = policy.decide([row_view()] * 11)
+    assert len(decisions) == 11
+    one = observe([row_view()], action_space(row_view()), policy.network.config)
+    assert {decision.macs for decision in decisions} == {acting_macs(policy.network, one)} and decisions[0].macs > 0
 
 
 def test_after_the_last_epoch_it_waits() -> None:

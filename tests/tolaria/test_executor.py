@@ -116,6 +116,14 @@ def test_a_command_leaves_its_reason_and_evidence() -> None:
     }
 
 
+def test_what_deciding_took_is_on_each_rows_bill() -> None:
+    run, events = executor(FakeEngine())
+    run.reset([spec(0), spec(1)])
+    run.step([Decision(WAIT, "", macs=5), WAITING])
+    run.finish([Decision(WAIT, "", macs=7), WAITING])
+    assert [event.data["policy_macs"] for event in of(events, T.COMPUTE_SPENT)] == [12, 0]
+
+
 def test_a_sick_epoch_is_rolled_back_and_not_recorded() -> None:
     run, events = executor(FakeEngine(poison=[3]))
     run.reset([spec()])

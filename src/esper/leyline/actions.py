@@ -94,6 +94,8 @@ class Decision:
     action: FactoredAction
     reason: str
     evidence: tuple[tuple[str, float], ...] = ()
+    macs: int = 0
+    """Multiply-accumulates that deciding took; they are charged to the row."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from esper.tamiyo.batch import mask_tables, observe
 from esper.tamiyo.heads import growth_heads
 from esper.tamiyo.masks import to_action
 from esper.tamiyo.network import GrowthNetwork
-from esper.tolaria import ledger
+from esper.tamiyo.recurrent import acting_macs
 from esper.tolaria.legality import why_illegal
 from esper.tolaria.nested import State, join, plain_state, split
 
@@ -123,10 +123,7 @@ class GrowthEnvironments:
         """Multiply-accumulates of choosing one action in one environment."""
         if self._acting_macs is None:
             seen = observe(self.world.views, self.space, self._network.config)
-            state, starts = self._network.initial_state(self.size), torch.ones(self.size, dtype=torch.bool)
-            self._acting_macs = ledger.count(
-                lambda: self._network.step(seen, state, starts), self.size, model=self._network
-            ).forward
+            self._acting_macs = acting_macs(self._network, seen)
         return self._acting_macs
 
     def step(self, actions: Tensor) -> Outcome:
@@ -137,9 +134,9 @@ class GrowthEnvironments:
         self.illegal += sum(
             why_illegal(view, action) is not None for view, action in zip(self.world.views, chosen, strict=True)
         )
-        decisions = [Decision(action, "the learner's draw") for action in chosen]
+        decisions = [Decision(action, "the learner's draw", macs=self.acting_macs) for action in chosen]
         choices = self._choices(actions)
-        outcomes = self.world.step(decisions, policy_seconds, self.acting_macs)
+        outcomes = self.world.step(decisions, policy_seconds)
         self._watcher.step(Played(tuple(chosen), choices, tuple(outcomes)))
         ended = torch.tensor([outcome.ended for outcome in outcomes])
         return Outcome(

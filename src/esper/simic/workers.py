@@ -117,7 +117,6 @@ class Step:
 
     decisions: tuple[Decision, ...]
     policy_seconds: float | None
-    policy_macs: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,9 +188,6 @@ class Share:
 
     def _step(self, request: Step) -> list[Stepped]:
         executor = self.executor
-        if request.policy_macs:
-            for i in executor.rows:
-                executor.engine.charge(i, "policy", request.policy_macs)
         reports = executor.step(request.decisions, request.policy_seconds)
         results: Sequence[EpisodeResult | None] = [None] * len(reports)
         if executor.epoch >= reports[0].view.max_epochs:
@@ -300,11 +296,9 @@ class Crew:
         self.epoch = 0
         return self._each(Begun, lambda rows: Begin(tuple(specs[i] for i in rows)))
 
-    def step(
-        self, decisions: Sequence[Decision], policy_seconds: float | None = None, policy_macs: int = 0
-    ) -> list[Stepped]:
-        """One epoch of every row. ``policy_seconds`` and ``policy_macs`` are what deciding took, per row."""
-        stepped = self._each(Stepped, lambda rows: Step(tuple(decisions[i] for i in rows), policy_seconds, policy_macs))
+    def step(self, decisions: Sequence[Decision], policy_seconds: float | None = None) -> list[Stepped]:
+        """One epoch of every row. ``policy_seconds`` is what deciding took, per row."""
+        stepped = self._each(Stepped, lambda rows: Step(tuple(decisions[i] for i in rows), policy_seconds))
         self.epoch += 1
         return stepped
 

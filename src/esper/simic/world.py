@@ -113,13 +113,11 @@ class World:
         return self.views
 
     @torch.enable_grad()
-    def step(
-        self, decisions: Sequence[Decision], policy_seconds: float | None = None, policy_macs: int = 0
-    ) -> list[StepOutcome]:
+    def step(self, decisions: Sequence[Decision], policy_seconds: float | None = None) -> list[StepOutcome]:
         """One epoch in every row; what deciding took is per row. Raises ``UsageError`` when no episode is under way."""
         if self._ended:
             raise UsageError("no episode is under way; begin one first")
-        stepped = self.crew.step(decisions, policy_seconds, policy_macs)
+        stepped = self.crew.step(decisions, policy_seconds)
         self._ended = self.crew.epoch >= self.config.max_epochs
         self.views = [row.report.view if row.result is None else row.result.view for row in stepped]
         return [self._paid(i, row) for i, row in enumerate(stepped)]

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from esper.tamiyo.normalise import RunningMoments, RunningNorm
+from esper.tolaria import ledger
 
 Observation = Mapping[str, Tensor]
 """Named parts of an observation, each ``[B, ...]`` (or ``[T, N, ...]`` in a rollout)."""
@@ -201,3 +202,10 @@ def linear(inputs: int, outputs: int, gain: float = 2.0**0.5) -> nn.Linear:
     nn.init.orthogonal_(layer.weight, gain)
     nn.init.zeros_(layer.bias)
     return layer
+
+
+def acting_macs(network: PolicyNetwork, observation: Observation) -> int:
+    """Multiply-accumulates of deciding once in one of the rows of ``observation``."""
+    rows = len(next(iter(observation.values())))
+    state, starts = network.initial_state(rows), torch.ones(rows, dtype=torch.bool)
+    return ledger.count(lambda: network.step(observation, state, starts), rows, model=network).forward

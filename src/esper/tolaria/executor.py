@@ -227,7 +227,9 @@ class Executor:
         """Ask the governor, then the engine; every command other than WAIT leaves two events."""
         views = self.engine.views(self.rows)
         vetoes: list[str | None] = []
-        for row, view, decision in zip(self._rows, views, decisions, strict=True):
+        for i, (row, view, decision) in enumerate(zip(self._rows, views, decisions, strict=True)):
+            if decision.macs:
+                self.engine.charge(i, "policy", decision.macs)
             row.narrator.command_issued(decision)
             vetoes.append(row.governor.preflight(view, decision.action))
         allowed = [d.action if veto is None else FactoredAction() for d, veto in zip(decisions, vetoes, strict=True)]

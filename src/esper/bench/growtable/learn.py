@@ -23,7 +23,7 @@ from esper.tamiyo.distribution import FactoredDistribution
 from esper.tamiyo.heads import growth_heads
 from esper.tamiyo.masks import to_action
 from esper.tamiyo.network import GrowthNetwork, GrowthNetworkConfig
-from esper.tolaria import ledger
+from esper.tamiyo.recurrent import acting_macs
 from esper.tolaria.rng import derive
 
 
@@ -136,7 +136,7 @@ def learn(hosts: Sequence[TableHost], plan: LearnPlan, tell: Callable[[int, floa
     environments = TableEnvironments(hosts, plan.rows, network.config, plan.reward)
     learner = PPOLearner(network, plan.ppo(0.0), derive(plan.seed, "minibatches"))
     collector = Collector(environments, network, plan.ppo(0.0).gamma, derive(plan.seed, "policy draws"))
-    macs = plan.updates * plan.steps * acting_macs(network, collector.seen)
+    macs = plan.updates * plan.steps * plan.rows * acting_macs(network, collector.seen.observation)
     for update in range(plan.updates):
         progress = update / plan.updates
         learner.config = plan.ppo(progress)
@@ -146,13 +146,6 @@ def learn(hosts: Sequence[TableHost], plan: LearnPlan, tell: Callable[[int, floa
         if episodes:
             tell(update + 1, fmean(episode.episode_return for episode in episodes), report.entropy)
     return Learned(network, plan.updates * plan.rows * plan.steps, macs)
-
-
-def acting_macs(network: GrowthNetwork, seen: Seen) -> int:
-    """Multiply-accumulates of deciding once for all rows of ``seen``."""
-    rows = len(next(iter(seen.observation.values())))
-    state, starts = network.initial_state(rows), torch.ones(rows, dtype=torch.bool)
-    return rows * ledger.count(lambda: network.step(seen.observation, state, starts), rows, model=network).forward
 
 
 def network_player(network: GrowthNetwork, *, greedy: bool = True) -> Player:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,7 +22,7 @@ from esper.tamiyo.distribution import FactoredDistribution
 from esper.tamiyo.heads import growth_heads
 from esper.tamiyo.masks import to_action
 from esper.tamiyo.network import GrowthNetwork, GrowthNetworkConfig
-from esper.tamiyo.recurrent import State
+from esper.tamiyo.recurrent import State, acting_macs
 from esper.tolaria.rng import derive
 
 FORMAT: Final = "esper-policy-1"
@@ -93,6 +93,7 @@ class LearnedPolicy:
         self._states: list[State] = []
         self._generators: list[torch.Generator] = []
         self._fresh: list[bool] = []
+        self._macs: int | None = None
 
     @classmethod
     def from_file(cls, path: str | Path, *, greedy: bool = False) -> LearnedPolicy:
@@ -144,7 +145,10 @@ class LearnedPolicy:
         batch = [views[row] for row in padded]
         state: State = tuple(torch.cat(parts) for parts in zip(*(self._states[row] for row in padded), strict=True))
         starts = torch.tensor([self._fresh[row] for row in padded])
-        output, after = self.network.step(observe(batch, space, self.network.config), state, starts)
+        seen = observe(batch, space, self.network.config)
+        output, after = self.network.step(seen, state, starts)
+        if self._macs is None:
+            self._macs = acting_macs(self.network, seen)
         heads = growth_heads(space)
         distribution = FactoredDistribution(heads, output.logits, mask_tables(batch, space))
         actions = self._choose(distribution, rows, len(heads))
@@ -152,7 +156,8 @@ class LearnedPolicy:
         for i, row in enumerate(rows):
             self._states[row] = tuple(part[i : i + 1].clone() for part in after)
             self._fresh[row] = False
-            decisions.append(_decision(views[row], space, actions[i], float(output.value[i])))
+            decided = _decision(views[row], space, actions[i], float(output.value[i]))
+            decisions.append(replace(decided, macs=self._macs))
         return decisions
 
     def _choose(self, distribution: FactoredDistribution, rows: range, heads: int) -> Tensor:
