@@ -2,7 +2,8 @@ import { describe, expect, test } from "vitest";
 import { csv } from "../src/lib/export";
 import { ageOf, duration, limit, marked, number, sortOf } from "../src/lib/format";
 import { formatPlace, parsePlace } from "../src/lib/route";
-import { applyPatch, decodeFrame } from "../src/lib/wire";
+import { WIRE } from "../src/lib/schema";
+import { applyPatch, columnsAfter, decodeFrame } from "../src/lib/wire";
 
 describe("values that must not look alike", () => {
   test("absent, zero, non-finite, stale and of unknown age", () => {
@@ -39,6 +40,46 @@ describe("patches", () => {
 
 describe("frames", () => {
   test("anything else is refused", () => expect(() => decodeFrame(new ArrayBuffer(40))).toThrow(/not a frame/));
+
+  /** A frame whose numbers all are `start`, `start + 1`, ... */
+  function frame(envs: number[], slots: number, start: number, rows: number[] = []): ArrayBuffer {
+    const count = rows.length || envs.length;
+    const floats = count * (WIRE.envColumns.length + WIRE.cellColumns.length * slots);
+    const bytes = floats + 2 * count * slots;
+    const buffer = new ArrayBuffer(32 + 8 + 4 * rows.length + 4 * count + 4 * floats + bytes);
+    new Uint8Array(buffer, 0, 4).set([...WIRE.magic].map((letter) => letter.charCodeAt(0)));
+    new Uint32Array(buffer, 4, 7).set([1, 0, 8, envs.length, slots, 0, rows.length]);
+    new Uint8Array(buffer, 32, 8).set([..."null    "].map((letter) => letter.charCodeAt(0)));
+    new Int32Array(buffer, 40, rows.length + count).set([...rows, ...(rows.length ? rows.map((row) => envs[row] ?? -1) : envs)]);
+    new Float32Array(buffer, 40 + 4 * (rows.length + count), floats).set(Array.from({ length: floats }, (_, at) => start + at));
+    new Uint8Array(buffer, buffer.byteLength - bytes).set(Array.from({ length: bytes }, (_, at) => (start + at) % 256));
+    return buffer;
+  }
+
+  test("columns of some environments are written over those of all", () => {
+    const envs = [0, 4, 9];
+    const whole = columnsAfter(null, decodeFrame(frame(envs, 2, 0)));
+    const fresh = columnsAfter(null, decodeFrame(frame(envs, 2, 0)));
+    const some = decodeFrame(frame(envs, 2, 100, [2, 0]));
+    const after = columnsAfter(whole, some);
+    for (let row = 0; row < 3; row += 1) {
+      const [source, count, at] = row === 1 ? [fresh, 3, 1] : [some.columns, 2, row === 2 ? 0 : 1];
+      for (let column = 0; column < WIRE.envColumns.length; column += 1) {
+        expect(after?.env[column * 3 + row]).toBe(source?.env[column * count + at]);
+        expect(after?.envKind[column * 3 + row]).toBe(source?.envKind[column * count + at]);
+      }
+      for (let slot = 0; slot < 2; slot += 1) {
+        for (let column = 0; column < WIRE.cellColumns.length; column += 1) {
+          expect(after?.cell[(column * 3 + row) * 2 + slot]).toBe(source?.cell[(column * count + at) * 2 + slot]);
+          expect(after?.cellKind[(column * 3 + row) * 2 + slot]).toBe(source?.cellKind[(column * count + at) * 2 + slot]);
+        }
+        expect(after?.stage[row * 2 + slot]).toBe(source?.stage[at * 2 + slot]);
+        expect(after?.gate[row * 2 + slot]).toBe(source?.gate[at * 2 + slot]);
+      }
+    }
+    expect([...(after?.ids ?? [])]).toEqual(envs);
+    expect(() => columnsAfter(null, some)).toThrow(/before those of all/);
+  });
 });
 
 describe("places", () => {

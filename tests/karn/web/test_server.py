@@ -45,10 +45,10 @@ class Page:
     """A client that does what the page does: keeps the view and applies patches to it."""
 
     def __init__(self, socket: Any) -> None:
-        self.socket, self.view, self.last = socket, None, Frame(0, 0, False, None, None)  # type: ignore[arg-type]
+        self.socket, self.view, self.last = socket, None, Frame(0, 0, False, None, None, 0)
 
     async def next(self) -> Any:
-        self.last = decode_frame(await asyncio.wait_for(self.socket.recv(), 10))
+        self.last = decode_frame(await asyncio.wait_for(self.socket.recv(), 10), self.last.board)
         self.view = self.last.content if self.last.whole else apply(self.view, self.last.content)
         return self.view
 
@@ -80,9 +80,9 @@ async def test_live_frames(story_server: Listening) -> None:
         view = await viewer.next()
         assert viewer.last.whole and view["mode"]["kind"] == "live"
         assert view["snapshot"]["run"]["text"] == "ended, completed"
-        assert viewer.last.board.environments == 2 and viewer.last.board.slots == 3
+        assert viewer.last.board is not None and viewer.last.board.stage.shape == (2, 3)
         await viewer.next()
-        assert not viewer.last.whole and viewer.last.board.environments == 0
+        assert not viewer.last.whole and viewer.last.rows == 0
         assert viewer.socket.subprotocol == PROTOCOL
 
 

@@ -145,6 +145,8 @@ export class Painter {
   private goesOn(layout: Layout, scene: Scene, colour: Paint): boolean {
     const before = this.before;
     if (before?.layout !== layout || before.colour !== colour) return false;
+    // a line that begins within a pixel cannot be cleared without its neighbour
+    if (!Number.isInteger(layout.ratio) || !Number.isInteger(scene.scroll)) return false;
     return before.scene.scroll === scene.scroll && before.scene.slots === scene.slots && before.scene.unit === scene.unit;
   }
 
@@ -273,7 +275,7 @@ function drawRow(context: CanvasRenderingContext2D, layout: Layout, at: Places, 
   if (env === scene.cursor) {
     context.strokeStyle = colour("accent");
     context.lineWidth = 1.5;
-    context.strokeRect(1, y + 0.5, width - 2, layout.line - 2);
+    context.strokeRect(1, y + 1, width - 2, layout.line - 3);
   }
   const middle = y + (layout.double ? 14 : layout.line / 2);
   write(context, LEVEL_GLYPH[level], 20, middle, colour(level), sans(13), "center");

@@ -3,7 +3,7 @@ import { Connection, get, takeToken } from "./connection";
 import { parse, rowSubject, type Filter } from "./filter";
 import { formatPlace, parsePlace, type Place } from "./route";
 import type { EnvironmentRow, Request, Snapshot, View } from "./schema";
-import { advance, decodeFrame, type Columns } from "./wire";
+import { advance, columnsAfter, decodeFrame, type Columns } from "./wire";
 
 /** Milliseconds without a frame after which the page says that it has no contact. */
 export const NO_CONTACT = 2000;
@@ -249,10 +249,8 @@ class Overwatch {
     if (!frame.whole && this.latest === null) return;
     this.latest = advance(this.latest, frame);
     this.missed = frame.missed;
-    if (frame.columns) {
-      this.columns = frame.columns;
-      this.boardChanged = true;
-    }
+    this.columns = columnsAfter(this.columns, frame);
+    if (frame.columns) this.boardChanged = true;
     if (this.painting) return;
     this.painting = true;
     // asked for before the work, so that it is not waited for behind it

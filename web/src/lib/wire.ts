@@ -3,7 +3,7 @@ import { WIRE, type View } from "./schema";
 
 const HEADER = 32;
 
-/** The flight board as columns; see esper.karn.web.columns. All arrays are views into one frame. */
+/** The flight board as columns; see esper.karn.web.columns. */
 export interface Columns {
   count: number;
   slots: number;
@@ -21,7 +21,10 @@ export interface Frame {
   missed: number;
   whole: boolean;
   content: unknown;
+  /** Columns of all environments, or of some. */
   columns: Columns | null;
+  /** Places of those some. */
+  rows: Int32Array | null;
 }
 
 export type Patch = readonly unknown[] | null;
@@ -34,13 +37,15 @@ export function decodeFrame(buffer: ArrayBuffer): Frame {
   const word = (index: number) => header.getUint32(index * 4, true);
   const length = word(3);
   const text = new TextDecoder().decode(new Uint8Array(buffer, HEADER, length));
-  const count = word(4);
+  const [count, slots, changed] = [word(4), word(5), word(7)];
+  const rows = changed ? new Int32Array(buffer, HEADER + length, changed) : null;
   return {
     sequence: word(1),
     missed: word(2),
     whole: word(6) === 1,
     content: JSON.parse(text),
-    columns: count ? decodeColumns(buffer, HEADER + length, count, word(5)) : null,
+    columns: count ? decodeColumns(buffer, HEADER + length + 4 * changed, changed || count, slots) : null,
+    rows,
   };
 }
 
@@ -65,6 +70,29 @@ function decodeColumns(buffer: ArrayBuffer, start: number, count: number, slots:
     stage: take(codes, count * slots, 1),
     gate: take(codes, count * slots, 1),
   };
+}
+
+/** The columns after `frame`: others, or those `before` with some environments written over. */
+export function columnsAfter(before: Columns | null, { columns, rows }: Frame): Columns | null {
+  if (columns === null || rows === null) return columns ?? before;
+  if (before === null) throw new Error("columns of some environments before those of all");
+  const { envColumns, cellColumns } = WIRE;
+  const { count, slots } = before;
+  rows.forEach((row, at) => {
+    for (let column = 0; column < envColumns.length; column += 1) {
+      const [to, from] = [column * count + row, column * columns.count + at];
+      before.env[to] = columns.env[from] ?? 0;
+      before.envKind[to] = columns.envKind[from] ?? 0;
+    }
+    for (let column = 0; column < cellColumns.length; column += 1) {
+      const [to, from] = [(column * count + row) * slots, (column * columns.count + at) * slots];
+      before.cell.set(columns.cell.subarray(from, from + slots), to);
+      before.cellKind.set(columns.cellKind.subarray(from, from + slots), to);
+    }
+    before.stage.set(columns.stage.subarray(at * slots, (at + 1) * slots), row * slots);
+    before.gate.set(columns.gate.subarray(at * slots, (at + 1) * slots), row * slots);
+  });
+  return before;
 }
 
 /** `value` with `patch` applied, as a new object; parts that the patch leaves alone are shared. */

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from array import array
 from enum import IntEnum
-from typing import Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -54,28 +54,88 @@ _NONE, _PASSED, _FAILED = int(Gate.NONE), int(Gate.PASSED), int(Gate.FAILED)
 # plain numbers: an enum's members are slow to look up, and these are for every slot of every view
 
 
+Column = npt.NDArray[Any]
+
+
+class Board(NamedTuple):
+    """The columns of one view, a row for each environment in order of their ids."""
+
+    ids: Column
+    """int32 [E]"""
+    env: Column
+    """float32 [E, ``ENV_COLUMNS``]"""
+    cell: Column
+    """float32 [E, S, ``CELL_COLUMNS``]"""
+    env_kind: Column
+    """uint8, as ``env``"""
+    cell_kind: Column
+    stage: Column
+    """uint8 [E, S]"""
+    gate: Column
+
+    def changed(self, before: Board) -> npt.NDArray[np.intp] | None:
+        """Rows that are not as they were; ``None`` where environments or slots are others."""
+        if self.stage.shape != before.stage.shape or not np.array_equal(self.ids, before.ids):
+            return None
+        return np.flatnonzero(np.logical_or.reduce([_differs(*pair) for pair in zip(self, before, strict=True)]))
+
+    def rows(self, which: npt.NDArray[np.intp]) -> Board:
+        """Some of the rows, as a copy."""
+        return Board(*(column[which] for column in self))
+
+    def pack(self) -> bytes:
+        """int32 ids[E], float32 env[C,E], float32 cell[D,E,S], then as uint8 env kinds[C,E], cell kinds[D,E,S],
+        stage[E,S], gate[E,S]."""
+        env, cell = self.env.T, np.moveaxis(self.cell, 2, 0)
+        kinds = self.env_kind.T, np.moveaxis(self.cell_kind, 2, 0)
+        return b"".join(column.tobytes() for column in (self.ids, env, cell, *kinds, self.stage, self.gate))
+
+
+def _differs(new: Column, old: Column) -> npt.NDArray[np.bool_]:
+    bits = f"u{new.itemsize}"
+    rows = (len(new), math.prod(new.shape[1:]))
+    found: npt.NDArray[np.bool_] = (new.view(bits).reshape(rows) != old.view(bits).reshape(rows)).any(axis=1)
+    return found
+
+
+def unpack(data: bytes, environments: int, slots: int) -> Board:
+    """Undo of :meth:`Board.pack`. Raises ``ValueError`` for another length."""
+    at, found = 0, []
+    for dtype, shape in (
+        (np.int32, (environments,)),
+        (np.float32, (len(ENV_COLUMNS), environments)),
+        (np.float32, (len(CELL_COLUMNS), environments, slots)),
+        (np.uint8, (len(ENV_COLUMNS), environments)),
+        (np.uint8, (len(CELL_COLUMNS), environments, slots)),
+        (np.uint8, (environments, slots)),
+        (np.uint8, (environments, slots)),
+    ):
+        column: Column = np.frombuffer(data, dtype, math.prod(shape), at).reshape(shape)
+        at += column.nbytes
+        found.append(column)
+    if at != len(data):
+        raise ValueError(f"not a board of {environments} environments of {slots} slots: {len(data)} bytes, not {at}")
+    ids, env, cell, env_kind, cell_kind, stage, gate = found
+    cells = (np.ascontiguousarray(np.moveaxis(column, 0, 2)) for column in (cell, cell_kind))
+    envs = (np.ascontiguousarray(column.T) for column in (env, env_kind))
+    return Board(ids, next(envs), next(cells), next(envs), next(cells), stage, gate)
+
+
 class Columns:
     """Keeps the board's arrays and rewrites the rows of environments that changed."""
 
     def __init__(self) -> None:
-        self._shape = (0, 0)
-        self._ids: list[int] = []
         self._slots: list[str] = []
         self._versions: list[tuple[int, int | None, float]] = []
-        self._env = np.zeros((0, len(ENV_COLUMNS)), np.float32)
-        self._env_kind = np.zeros((0, len(ENV_COLUMNS)), np.uint8)
-        self._cell = np.zeros((0, 0, len(CELL_COLUMNS)), np.float32)
-        self._cell_kind = np.zeros((0, 0, len(CELL_COLUMNS)), np.uint8)
-        self._stage = np.zeros((0, 0), np.uint8)
-        self._gate = np.zeros((0, 0), np.uint8)
+        self._board = _blank([], 0)
 
-    def pack(self, state: RunState, now: float) -> tuple[int, int, bytes]:
-        """``(environments, slots, bytes)``: int32 ids[E], float32 env[C,E], float32 cell[D,E,S], then as uint8
-        env kinds[C,E], cell kinds[D,E,S], stage[E,S], gate[E,S]. Environments are in order of their ids."""
+    def board(self, state: RunState, now: float) -> Board:
+        """The board at ``now``."""
         ranks, slots = ranks_of(state, now), state.run.slots
         ids = list(ranks)
-        if ids != self._ids or slots != self._slots:
-            self._resize(ids, list(slots))
+        if ids != self._board.ids.tolist() or slots != self._slots:
+            self._slots, self._versions = list(slots), [(-1, None, 0.0)] * len(ids)
+            self._board = _blank(ids, len(slots))
         changed = []
         for line, (env_id, rank) in enumerate(ranks.items()):
             fold = state.environments[env_id]
@@ -85,34 +145,15 @@ class Columns:
                 changed.append(line)
         if changed:
             self._write(changed, state, ranks)
-        columns = (
-            np.array(ids, np.int32),
-            self._env.T,
-            np.moveaxis(self._cell, 2, 0),
-            self._env_kind.T,
-            np.moveaxis(self._cell_kind, 2, 0),
-            self._stage,
-            self._gate,
-        )
-        return len(ids), len(slots), b"".join(np.ascontiguousarray(column).tobytes() for column in columns)
-
-    def _resize(self, ids: list[int], slots: list[str]) -> None:
-        self._ids, self._slots = ids, slots
-        rows, cells = len(ids), len(slots)
-        self._versions = [(-1, None, 0.0)] * rows
-        self._env, self._env_kind = _pair(rows, len(ENV_COLUMNS))
-        self._cell = np.zeros((rows, cells, len(CELL_COLUMNS)), np.float32)
-        self._cell_kind = np.zeros((rows, cells, len(CELL_COLUMNS)), np.uint8)
-        self._stage = np.full((rows, cells), NO_STAGE, np.uint8)
-        self._gate = np.zeros((rows, cells), np.uint8)
+        return Board(*(column.copy() for column in self._board))
 
     def _write(self, lines: list[int], state: RunState, ranks: dict[int, float]) -> None:
         """All rows at once: going through numpy for each costs more than all the rest."""
-        start = state.first_time or 0.0
+        board, start = self._board, state.first_time or 0.0
         env, env_kind, cell, cell_kind = array("f"), bytearray(), array("f"), bytearray()
         stage, gate = bytearray(), bytearray()
         for line in lines:
-            env_id = self._ids[line]
+            env_id = int(board.ids[line])
             fold = state.environments[env_id]
             epoch, facts = fold.epoch, fold.facts
             _put(env, env_kind, ranks[env_id])
@@ -130,15 +171,22 @@ class Columns:
                 told: Facts = {} if slot is None or slot.seed is None else slot.seed.facts
                 for column in CELL_COLUMNS:
                     _put_fact(cell, cell_kind, told.get(column), epoch)
-        for rows, written in (
-            (self._env, env),
-            (self._env_kind, env_kind),
-            (self._cell, cell),
-            (self._cell_kind, cell_kind),
-            (self._stage, stage),
-            (self._gate, gate),
-        ):
-            rows[lines] = np.frombuffer(written, rows.dtype).reshape(len(lines), *rows.shape[1:])
+        written: tuple[array[float] | bytearray, ...] = (env, cell, env_kind, cell_kind, stage, gate)
+        for rows, values in zip(board[1:], written, strict=True):
+            rows[lines] = np.frombuffer(values, rows.dtype).reshape(len(lines), *rows.shape[1:])
+
+
+def _blank(ids: list[int], slots: int) -> Board:
+    rows, env, cell = len(ids), (len(ids), len(ENV_COLUMNS)), (len(ids), slots, len(CELL_COLUMNS))
+    return Board(
+        ids=np.array(ids, np.int32),
+        env=np.zeros(env, np.float32),
+        cell=np.zeros(cell, np.float32),
+        env_kind=np.zeros(env, np.uint8),
+        cell_kind=np.zeros(cell, np.uint8),
+        stage=np.full((rows, slots), NO_STAGE, np.uint8),
+        gate=np.zeros((rows, slots), np.uint8),
+    )
 
 
 def _gate(slot: SlotFold | None) -> int:
@@ -170,7 +218,3 @@ def _odd(value: float) -> Kind:
     if math.isnan(value):
         return Kind.NAN
     return Kind.POSITIVE_INFINITY if value > 0 else Kind.NEGATIVE_INFINITY
-
-
-def _pair(rows: int, columns: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
-    return np.zeros((rows, columns), np.float32), np.zeros((rows, columns), np.uint8)

@@ -23,8 +23,8 @@ from esper.karn.schema import EnvironmentDetail, Snapshot
 from esper.karn.snapshot import Builder
 from esper.karn.state import RunState
 from esper.karn.watch import Watch
-from esper.karn.web.columns import Columns
-from esper.karn.web.frames import NO_BOARD, Board, Mode, View, encode_frame
+from esper.karn.web.columns import Board, Columns
+from esper.karn.web.frames import Mode, Sight, View, encode_frame
 from esper.leyline import EsperError
 
 _log = logging.getLogger(__name__)
@@ -52,8 +52,7 @@ class RunFeed:
     ) -> None:
         self.directory, self.clock, self.cache, self.progress = directory, clock, cache, progress
         self.lock = anyio.Lock()
-        self.snapshot: Snapshot | None = None
-        self.board = NO_BOARD
+        self.newest: tuple[Snapshot, Board] | None = None
         self.sequence = 0
         self._watch: Watch | None = None
         self._builder = Builder()
@@ -62,15 +61,15 @@ class RunFeed:
         self._looking = 0
         self._task: asyncio.Task[None] | None = None
 
-    async def refresh(self) -> Snapshot:
+    async def refresh(self) -> tuple[Snapshot, Board]:
         """Take in what is new and tell those who wait."""
         async with self.lock:
-            snapshot, board = await anyio.to_thread.run_sync(self._take_in)
+            newest = await anyio.to_thread.run_sync(self._take_in)
         async with self._changed:
-            self.snapshot, self.board = snapshot, board
+            self.newest = newest
             self.sequence += 1
             self._changed.notify_all()
-        return snapshot
+        return newest
 
     async def whole(self) -> Snapshot:
         """The newest snapshot with the rows of all environments."""
@@ -124,7 +123,7 @@ class RunFeed:
 
     def _take_in(self) -> tuple[Snapshot, Board]:
         snapshot = self.watch.tick(worst=LISTED)
-        return snapshot, Board(*self._columns.pack(self.watch.state, self.watch.now))
+        return snapshot, self._columns.board(self.watch.state, self.watch.now)
 
     def _fresh_detail(self, env_id: int) -> EnvironmentDetail:
         self.watch.tick(worst=0)
@@ -168,8 +167,7 @@ class Client:
         self.missed = 0
         self._note = ""
         self._sent = 0
-        self._before: View | None = None
-        self._board: Board | None = None
+        self._before: Sight | None = None
         self._columns = Columns()
         self._builder = Builder()
         self._lock = anyio.Lock()
@@ -195,30 +193,29 @@ class Client:
     async def frame(self, skipped: int) -> bytes:
         """The next frame, from what was sent last to what is so now; ``skipped`` views were missed meanwhile."""
         self.missed += skipped
-        view, board = await self._view()
+        sight = await self._look()
         self._sent += 1
-        columns = NO_BOARD if board == self._board else board
-        data = encode_frame(self._sent, self.missed, self._before, view, columns)
-        self._before, self._board = view, board
+        data = encode_frame(self._sent, self.missed, self._before, sight)
+        self._before = sight
         return data
 
-    async def _view(self) -> tuple[View, Board]:
+    async def _look(self) -> Sight:
         async with self._lock:
             player = self.player
             if player is not None:
                 snapshot, detail, board = await anyio.to_thread.run_sync(self._replayed, player)
-                return View(snapshot, Mode("replay", player.playing, player.speed, self._note), detail), board
-        newest, board = self.feed.snapshot or await self.feed.refresh(), self.feed.board
+                return Sight(View(snapshot, Mode("replay", player.playing, player.speed, self._note), detail), board)
+        newest, board = self.feed.newest or await self.feed.refresh()
         if self.envs or self.focus is not None:
             snapshot, detail = await self.feed.add(newest, self.envs, self.focus)
         else:
             snapshot, detail = newest, None
-        return View(snapshot, Mode("live", note=self._note), detail), board
+        return Sight(View(snapshot, Mode("live", note=self._note), detail), board)
 
     def _replayed(self, player: Player) -> tuple[Snapshot, EnvironmentDetail | None, Board]:
         snapshot = player.tick(worst=LISTED)
         snapshot, detail = complete(snapshot, self._builder, player.state, player.now, self.envs, self.focus)
-        return snapshot, detail, Board(*self._columns.pack(player.state, player.now))
+        return snapshot, detail, self._columns.board(player.state, player.now)
 
     def _travel(self, request: Request) -> None:
         if request.live:
