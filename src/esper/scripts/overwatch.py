@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import os
 import subprocess
 import sys
@@ -19,6 +20,9 @@ from esper.scripts.cli import Parser
 
 LINGER = 20.0
 """Seconds that an Overwatch started beside a run stays after the run's process is gone and nobody looks."""
+COLLECT_AFTER = 50_000
+"""New objects after which the server looks for cycles. By Python's own 700 that is twice in each view of a wide run, and
+now and then through the whole folded state, for 50 to 90 ms, while a view waits."""
 BEHIND = 5
 """Niceness of an Overwatch beside a run: the run goes first."""
 
@@ -98,6 +102,7 @@ def browse(given: argparse.Namespace) -> int:
         target = Path(given.run) if list_runs(given.run) else resolve_run(given.run)
     listening = listen(given.bind, given.port, given.allowed_host)
     server = make_server(target, listening, progress=Reading())
+    gc.set_threshold(COLLECT_AFTER)
     link = listening.link
     if given.replay:
         link += "&at=0"

@@ -319,7 +319,7 @@ def listen(bind: str = "127.0.0.1", port: int | None = None, allowed_hosts: Sequ
 
 
 def make_server(target: str | Path, listening: Listening, **options: Any) -> uvicorn.Server:
-    """A server over ``target``; ``run(sockets=[listening.socket])`` or ``serve`` starts it."""
+    """A server over ``target``; ``run(sockets=[listening.socket])`` starts it."""
     config = uvicorn.Config(
         make_app(target, listening.access, **options),
         ws="websockets-sansio",
@@ -334,8 +334,3 @@ def make_server(target: str | Path, listening: Listening, **options: Any) -> uvi
         timeout_graceful_shutdown=1,
     )
     return uvicorn.Server(config)
-
-
-def serve(target: str | Path, listening: Listening, **options: Any) -> None:
-    """Serve until interrupted."""
-    make_server(target, listening, **options).run(sockets=[listening.socket])
