@@ -21,8 +21,8 @@ from esper.scripts.cli import Parser
 LINGER = 20.0
 """Seconds that an Overwatch started beside a run stays after the run's process is gone and nobody looks."""
 COLLECT_AFTER = 50_000
-"""New objects after which the server looks for cycles. By Python's own 700 that is twice in each view of a wide run, and
-now and then through the whole folded state, for 50 to 90 ms, while a view waits."""
+"""New objects after which the server looks for cycles. By Python's own 700 that is twice in each view of a wide run,
+and now and then through the whole folded state, for 50 to 90 ms, while a view waits."""
 BEHIND = 5
 """Niceness of an Overwatch beside a run: the run goes first."""
 
