@@ -113,7 +113,7 @@ CHOICES: Final = MappingProxyType(
         },
         "size of the first seed, of the largest": {
             "a third (base)": BASE,
-            "a tenth": _rules(first_size=0.1),
+            "a twentieth": _rules(first_size=0.05),
             "a half": _rules(first_size=0.5),
             "all of it": _rules(first_size=1.0),
         },

@@ -76,9 +76,11 @@ def test_blind_growth_keeps_without_evidence_what_the_heuristic_measures():
 def test_the_frugal_rules_grow_a_cheap_blueprint_where_the_heuristic_grows_the_largest():
     work = Work("digits", (), 7)
     setting = Setting(lr=4.0, quick=True)
-    trials = {name: bench_toys.trial(work=work, policy=name, setting=setting) for name in ("heuristic", "frugal")}
-    kept = {name: set(run_trial(trial).seeds.values()) for name, trial in trials.items()}
-    assert kept == {"heuristic": {"conv5"}, "frugal": {"depthwise3"}}
+    names = ("heuristic", "frugal", "grafted")
+    outcomes = {name: run_trial(bench_toys.trial(work=work, policy=name, setting=setting)) for name in names}
+    kept = {name: set(outcome.seeds.values()) for name, outcome in outcomes.items()}
+    assert kept == {"heuristic": {"conv5"}, "frugal": {"depthwise3"}, "grafted": {"depthwise3"}}
+    assert outcomes["frugal"].spent["probe_macs"] > 0 == outcomes["grafted"].spent["probe_macs"]
 
 
 def test_quick_gates_let_a_seed_through_sooner():

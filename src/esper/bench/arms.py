@@ -56,6 +56,7 @@ ARMS: Final[Mapping[str, Arm]] = {
             Family.POLICY,
             policy="frugal",
         ),
+        Arm("grafted", "the same, with seeds that are grafted", Family.POLICY, policy="grafted"),
         Arm("blind", "the heuristic without counterfactuals: whatever grew is kept", Family.POLICY, policy="blind"),
         Arm("net2net", "largest seeds as identities, all at a fixed time", Family.INSERTION, policy="net2net"),
         Arm("gradmax", _GRADMAX, Family.INSERTION, policy="gradmax"),
@@ -63,7 +64,7 @@ ARMS: Final[Mapping[str, Arm]] = {
     )
 }
 
-FULL: Final = tuple(name for name in ARMS if name not in ("small-equal", "policy"))
+FULL: Final = tuple(name for name in ARMS if name not in ("small-equal", "grafted", "policy"))
 QUICK: Final = ("small", "large-equal", "retrained-equal", "frugal")
 LARGE_EQUAL: Final = "large-equal"
 RETRAINED_EQUAL: Final = "retrained-equal"

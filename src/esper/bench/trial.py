@@ -12,6 +12,7 @@ from typing import Any, Final
 from esper.bench.plant import Planted, by_gradient, largest, plant
 from esper.bench.settings import Setting
 from esper.kasmina.gates import GateThresholds
+from esper.kasmina.state import Incubation
 from esper.leyline import EsperError, Policy, RowSpec, SeedStage
 from esper.simic.assembly import Workload, build_executor, trainer_config, workload
 from esper.simic.config import RunConfig
@@ -57,7 +58,8 @@ class Trial:
     seed: int
     setting: Setting
     policy: str = "static"
-    """``static``, ``net2net``, ``gradmax``, ``blind``, ``schedule``, a registered name, or a policy's file."""
+    """``static``, ``net2net``, ``gradmax``, ``blind``, ``grafted``, ``schedule``, a registered name, or a policy's
+    file."""
     entries: tuple[Mapping[str, Any], ...] = ()
     """Of a schedule."""
     topology: Mapping[str, str] | str | None = None
@@ -149,6 +151,7 @@ class _Player:
             max_epochs=trial.work.epochs,
             device=trial.work.device,
             counterfactual_every=every,
+            incubation=Incubation.GRAFT if trial.policy == "grafted" else None,
         )
         load = workload(task, config)
         budget = load.task.budget
@@ -165,7 +168,7 @@ class _Player:
             return SchedulePolicy(trial.entries, self.thresholds)
         if trial.policy in ("heuristic", "blind"):
             return HeuristicPolicy(rules)
-        if trial.policy == "frugal":
+        if trial.policy in ("frugal", "grafted"):
             return FrugalPolicy(rules)
         if trial.policy == "nurtured":
             return NurturedPolicy(seed=trial.seed, thresholds=self.thresholds)
