@@ -118,8 +118,7 @@ def main() -> None:
         write(given.write, given.envs, given.slots, given.rate)
     if (lacking := missing()) is not None:
         sys.exit(f"overwatch_web: {lacking}")
-    if assets.state() != "ready":
-        assets.build(print)
+    assets.make_ready(print)
     with tempfile.TemporaryDirectory(prefix="esper-bench-") as scratch:
         run = Path(scratch) / "wide"
         size = ["--envs", str(given.envs), "--slots", str(given.slots), "--rate", str(given.rate)]

@@ -7,9 +7,12 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 ROOT = Path(__file__).parents[3]
 WEB = ROOT / "web"
@@ -25,6 +28,13 @@ def missing() -> str | None:
     if not (WEB / "node_modules" / "playwright-core").is_dir():
         return "the page's packages are not installed (npm ci in web/)"
     return None
+
+
+def in_a_browser() -> list[pytest.MarkDecorator]:
+    """Marks of a module whose tests need the page: skipped where something is missing, but not in CI."""
+    lacking = missing()
+    skip = pytest.mark.skipif(lacking is not None and os.environ.get("CI") != "true", reason=str(lacking))
+    return [pytest.mark.browser, skip]
 
 
 def chromium() -> str | None:
@@ -75,3 +85,29 @@ def launched() -> Iterator[Browser]:
             process.wait()
         assert process.stdout is not None
         process.stdout.close()
+
+
+def go(browser: Browser, link: str, place: str = "#/flight", **size: Any) -> None:
+    """Open the page at a place and wait for its first frame."""
+    browser.open(url=link, **size)
+    browser.wait(selector=".state")
+    turn(browser, place)
+
+
+def turn(browser: Browser, place: str) -> None:
+    """Follow a link within the page."""
+    browser.eval(code=f"location.hash = {place!r}")
+
+
+def until(condition: Callable[[], Any], seconds: float = 15.0) -> Any:
+    """What ``condition`` gives once it is true."""
+    end = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < end, "it did not become so"
+        time.sleep(0.05)
+    return found
+
+
+def rows(browser: Browser) -> list[str]:
+    """The board's lines in sight, as they are read out."""
+    return list(browser.texts(selector="[role=option]"))

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import shutil
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -60,6 +62,25 @@ def test_a_failed_build_says_where_and_why(checkout: tuple[Path, Path], monkeypa
     with pytest.raises(DataError, match=r"failed in .*web \(exit 1\)"):
         assets.build(print, static, sources)
     assert assets.state(static, sources) == "ready", "what was there stays"
+
+
+def test_of_two_who_need_the_page_one_builds_it(checkout: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    static, sources = checkout
+    (static / assets.STAMP).write_text("of others")
+    built: list[str] = []
+
+    def slow(say: object, static: Path, sources: Path) -> None:
+        time.sleep(0.1)
+        built.append(assets.state(static, sources))
+        (static / assets.STAMP).write_text(assets.digest(sources))
+
+    monkeypatch.setattr(assets, "build", slow)
+    both = [threading.Thread(target=assets.make_ready, args=(print, static, sources)) for _ in range(2)]
+    for one in both:
+        one.start()
+    for one in both:
+        one.join()
+    assert built == ["stale"]
 
 
 def test_the_lock_names_no_host() -> None:

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import os
 import shutil
@@ -54,6 +56,15 @@ def state(static: Path = STATIC, sources: Path = SOURCES) -> str:
     except OSError:
         return "stale"
     return "ready" if built == digest(sources) else "stale"
+
+
+def make_ready(say: Callable[[str], None], static: Path = STATIC, sources: Path = SOURCES) -> None:
+    """Build the page unless it is ready; of several processes one builds and the others wait for it."""
+    with contextlib.ExitStack() as stack:
+        if (sources / "package.json").is_file():
+            fcntl.flock(stack.enter_context((sources / "package.json").open()), fcntl.LOCK_EX)
+        if state(static, sources) != "ready":
+            build(say, static, sources)
 
 
 def build(say: Callable[[str], None], static: Path = STATIC, sources: Path = SOURCES) -> None:
