@@ -211,6 +211,7 @@ const mono = (size = 12.5, weight = 400) => `${weight} ${size}px ${MONO}`;
 const sans = (size = 12.5, weight = 400) => `${weight} ${size}px ${SANS}`;
 
 function write(context: CanvasRenderingContext2D, text: string, x: number, y: number, style: string, font: string, align: CanvasTextAlign = "left"): void {
+  if (!text) return;
   context.font = font;
   context.fillStyle = style;
   context.textAlign = align;
@@ -220,15 +221,14 @@ function write(context: CanvasRenderingContext2D, text: string, x: number, y: nu
 /** `text` cut with an ellipsis so that it fits. */
 export function fit(context: CanvasRenderingContext2D, text: string, width: number): string {
   if (width <= 0) return "";
-  if (context.measureText(text).width <= width) return text;
-  let low = 0;
-  let high = text.length;
-  while (low < high) {
-    const middle = (low + high + 1) >> 1;
-    if (context.measureText(`${text.slice(0, middle)}…`).width <= width) low = middle;
-    else high = middle - 1;
-  }
-  return low ? `${text.slice(0, low)}…` : "";
+  const whole = context.measureText(text).width;
+  if (whole <= width) return text;
+  const fits = (length: number) => context.measureText(`${text.slice(0, length)}…`).width <= width;
+  // letters are about equally wide, so the cut is near their share
+  let length = Math.min(text.length - 1, Math.max(0, Math.floor((text.length * width) / whole)));
+  while (length > 0 && !fits(length)) length -= 1;
+  while (length < text.length - 1 && fits(length + 1)) length += 1;
+  return length ? `${text.slice(0, length)}…` : "";
 }
 
 function drawHead(context: CanvasRenderingContext2D, layout: Layout, at: Places, scene: Scene, colour: Paint): void {
