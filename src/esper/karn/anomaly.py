@@ -92,10 +92,10 @@ def update(state: RunState, environment: EnvironmentFold) -> None:
     for name, measured in evidence.items():
         rule = RULES[name]
         score += rule.weight * rule.level(measured)
-    fold.score = score
-    if score > fold.rank + MARGIN or (score > fold.rank and status(score) != status(fold.rank)):
+    fold.score, rank = score, fold.rank
+    if score > rank and (score > rank + MARGIN or status(score) != status(rank)):
         fold.rank, fold.calmer = score, 0
-    elif score < fold.rank - MARGIN:
+    elif score < rank - MARGIN:
         fold.calmer += 1
         if fold.calmer >= CALM:
             fold.rank, fold.calmer = score, 0

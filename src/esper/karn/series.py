@@ -28,23 +28,26 @@ class Series(msgspec.Struct, array_like=True):
     """
 
     width: int = 1
-    """Points per bucket."""
-    seen: int = 0
+    """Points per bucket; the last one may still hold fewer."""
     buckets: list[Bucket] = []
 
     def add(self, at: int, value: float) -> None:
         """Append one point; positions must not decrease."""
         if type(value) is not float:
             value = float(value)  # an integer would come back from a stored state as another type
-        self.seen += 1
         buckets = self.buckets
         if self.width > 1 and buckets[-1].points < self.width:
             _grow(buckets[-1], at, value)
             return
-        if len(buckets) >= 2 * CAPACITY:
+        if len(buckets) >= _FULL:
             self.buckets = buckets = _halve(buckets)
             self.width *= 2
         buckets.append(Bucket(at, at, 1, value, value, value, 1 if value != value else 0))
+
+    @property
+    def seen(self) -> int:
+        """Points there were."""
+        return (len(self.buckets) - 1) * self.width + self.buckets[-1].points if self.buckets else 0
 
     @property
     def last(self) -> float | None:
@@ -54,6 +57,7 @@ class Series(msgspec.Struct, array_like=True):
 
 CAPACITY = 32
 """Fewest buckets of a full series; the most is twice as many."""
+_FULL = 2 * CAPACITY
 
 
 def _grow(bucket: Bucket, at: int, value: float) -> None:

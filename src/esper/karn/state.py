@@ -13,7 +13,7 @@ import msgspec
 from esper.karn.series import Series
 from esper.leyline import TelemetryEvent
 
-STATE_VERSION = 5
+STATE_VERSION = 6
 """Raised whenever the structs below change, so that stored keyframes of another version are not used."""
 
 Value = float | int | bool | str
