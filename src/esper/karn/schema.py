@@ -255,7 +255,7 @@ class Progress(Part, kw_only=True, frozen=True):
 class RunHeader(Part, kw_only=True, frozen=True):
     """What runs, and how it is."""
 
-    state: Literal["waiting", "running", "silent", "ended"]
+    state: Literal["reading", "waiting", "running", "silent", "ended"]
     """``ended`` only after an end event; ``silent`` is not a verdict on the process."""
     text: str
     progress: Progress

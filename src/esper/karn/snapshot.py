@@ -152,6 +152,13 @@ def build(state: RunState, now: float, damage: Sequence[Damage] = (), host: Host
     return Builder().build(state, now, damage, host)
 
 
+def opening(now: float, done: int, total: int) -> Snapshot:
+    """What is shown while a long journal is read for the first time, after ``done`` of ``total`` bytes."""
+    nothing = build(RunState(), now)
+    text = f"reading the journal, {100 * done // max(1, total)} %"
+    return msgspec.structs.replace(nothing, run=msgspec.structs.replace(nothing.run, state="reading", text=text))
+
+
 def encode(snapshot: msgspec.Struct) -> bytes:
     """JSON; the same snapshot gives the same bytes."""
     return _ENCODER.encode(snapshot)

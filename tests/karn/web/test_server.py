@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 import json
 import os
-from collections.abc import AsyncIterator, Iterator
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ websockets = pytest.importorskip("websockets")
 
 from websockets.asyncio.client import connect  # noqa: E402
 
+from esper.karn import watch  # noqa: E402
 from esper.karn.diff import apply  # noqa: E402
 from esper.karn.web.frames import Frame, decode_frame  # noqa: E402
 from esper.karn.web.guard import PROTOCOL, TOKEN_PREFIX  # noqa: E402
@@ -28,8 +30,8 @@ from karn.streams import START, random_run, story  # noqa: E402
 from karn.web import serve  # noqa: E402
 
 
-def serving(target: Path, cache: Path) -> contextlib.AbstractContextManager[Listening]:
-    return serve.serving(target, cache, clock=lambda: START + 60)
+def serving(target: Path, cache: Path, **options: Any) -> contextlib.AbstractContextManager[Listening]:
+    return serve.serving(target, cache, clock=lambda: START + 60, **options)
 
 
 @pytest.fixture(scope="module")
@@ -243,3 +245,29 @@ async def test_a_run_that_starts_later_and_grows(tmp_path: Path) -> None:
                     writer(event)
             view = await viewer.until(lambda view: view["snapshot"]["run"]["state"] == "ended")
             assert view["snapshot"]["clock"]["events"] == len(events)
+
+
+@pytest.mark.anyio
+async def test_the_first_reading_says_how_far_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, go_on = write_run(tmp_path, story(), run_id="long"), threading.Event()
+
+    class Slow(watch.Timeline):
+        def __init__(self, directory: Path, *, cache: Path, progress: Callable[[int, int], None]) -> None:
+            progress(43, 100)
+            go_on.wait(20)
+            super().__init__(directory, cache=cache)
+
+    monkeypatch.setattr(watch, "LONG", 0)
+    monkeypatch.setattr(watch, "Timeline", Slow)
+    told: list[int] = []
+    with serving(run, tmp_path / "cache", progress=lambda done, total: told.append(done)) as listening:
+        async with page(listening) as viewer:
+            await viewer.ask(focus=0)
+            view = await viewer.next()
+            assert (view["snapshot"]["run"]["state"], view["snapshot"]["clock"]["events"]) == ("reading", 0)
+            assert view["snapshot"]["run"]["text"] == "reading the journal, 43 %" and told == [43]
+            go_on.set()
+            view = await viewer.until(lambda view: view["snapshot"]["run"]["state"] != "reading")
+            assert view["snapshot"]["clock"]["events"] == len(story())
+            await viewer.until(lambda view: "detail" in view)
+            assert viewer.last.board is not None and len(viewer.last.board.ids) == 2

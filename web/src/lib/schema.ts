@@ -292,7 +292,7 @@ export interface Request {
 
 /** What runs, and how it is. */
 export interface RunHeader {
-  state: "ended" | "running" | "silent" | "waiting";
+  state: "ended" | "reading" | "running" | "silent" | "waiting";
   text: string;
   progress: Progress;
   run_id?: string;

@@ -20,7 +20,7 @@ from esper.karn.detail import build_detail
 from esper.karn.player import Player
 from esper.karn.replay import Progress
 from esper.karn.schema import EnvironmentDetail, Snapshot
-from esper.karn.snapshot import Builder
+from esper.karn.snapshot import Builder, opening
 from esper.karn.state import RunState
 from esper.karn.watch import Watch
 from esper.karn.web.columns import Board, Columns
@@ -33,6 +33,8 @@ RATE: Final = 10.0
 """Views per second."""
 LISTED: Final = 64
 """Environments whose whole rows every client gets, the worst first; others on request."""
+READING_RATE: Final = 4.0
+"""Views per second while the journal is read for the first time."""
 REQUESTED: Final = 128
 """Most rows a client may ask for besides."""
 
@@ -53,6 +55,8 @@ class RunFeed:
         self.directory, self.clock, self.cache, self.progress = directory, clock, cache, progress
         self.lock = anyio.Lock()
         self.newest: tuple[Snapshot, Board] | None = None
+        self.reading: tuple[int, int] | None = None
+        """Bytes read and bytes in all, while a long journal is read for the first time."""
         self.sequence = 0
         self._watch: Watch | None = None
         self._builder = Builder()
@@ -63,13 +67,33 @@ class RunFeed:
 
     async def refresh(self) -> tuple[Snapshot, Board]:
         """Take in what is new and tell those who wait."""
-        async with self.lock:
-            newest = await anyio.to_thread.run_sync(self._take_in)
+        saying = asyncio.create_task(self._say_reading()) if self._watch is None else None
+        try:
+            async with self.lock:
+                newest = await anyio.to_thread.run_sync(self._take_in)
+        finally:
+            if saying is not None:
+                saying.cancel()
+        await self._publish(newest)
+        return newest
+
+    async def _publish(self, newest: tuple[Snapshot, Board]) -> None:
         async with self._changed:
             self.newest = newest
             self.sequence += 1
             self._changed.notify_all()
-        return newest
+
+    async def _say_reading(self) -> None:
+        while True:
+            await asyncio.sleep(1 / READING_RATE)
+            if self.reading is not None:
+                now = self.clock()
+                await self._publish((opening(now, *self.reading), Columns().board(RunState(), now)))
+
+    def _read(self, done: int, total: int) -> None:
+        self.reading = done, total
+        if self.progress is not None:
+            self.progress(done, total)
 
     async def whole(self) -> Snapshot:
         """The newest snapshot with the rows of all environments."""
@@ -96,7 +120,10 @@ class RunFeed:
     def watch(self) -> Watch:
         """The watch behind the feed; the first use reads the journal. Only to be used under ``lock``."""
         if self._watch is None:
-            self._watch = Watch(self.directory, clock=self.clock, cache=self.cache, progress=self.progress)
+            try:
+                self._watch = Watch(self.directory, clock=self.clock, cache=self.cache, progress=self._read)
+            finally:
+                self.reading = None
         return self._watch
 
     async def __aenter__(self) -> RunFeed:
@@ -206,7 +233,7 @@ class Client:
                 snapshot, detail, board = await anyio.to_thread.run_sync(self._replayed, player)
                 return Sight(View(snapshot, Mode("replay", player.playing, player.speed, self._note), detail), board)
         newest, board = self.feed.newest or await self.feed.refresh()
-        if self.envs or self.focus is not None:
+        if self.feed.reading is None and (self.envs or self.focus is not None):
             snapshot, detail = await self.feed.add(newest, self.envs, self.focus)
         else:
             snapshot, detail = newest, None
