@@ -37,15 +37,14 @@ CanvasRenderingContext2D.prototype.fillRect = function (...at) {
   window.drawn = performance.now();
   return fill.apply(this, at);
 };
-window.late = 0;
+window.undrawn = 0;
 addEventListener("overwatch:frame", (event) => {
   // told within an animation frame, whose painting is done when the next task begins
   const taken = event.detail.taken * 1000;
-  const told = performance.now();
   const channel = new MessageChannel();
   channel.port1.onmessage = () => {
     const now = performance.now();
-    if (window.drawn < event.detail.received) window.late += 1;
+    if (window.drawn < event.detail.received) window.undrawn += 1;
     window.lags.push([performance.timeOrigin + now - taken, now - event.detail.received]);
   };
   channel.port2.postMessage(0);
@@ -93,10 +92,10 @@ def measure(link: str, seconds: float) -> None:
             lags += browser.eval(code="window.lags.splice(0)")
             heaps.append(browser.metrics()["heap"] / 1e6)
         took, after = time.monotonic() - began, browser.metrics()
-        late = browser.eval(code="window.late")
+        undrawn = browser.eval(code="window.undrawn")
         busy = (after["TaskDuration"] - before["TaskDuration"]) / took
     print(f"frames {len(lags)} in {took:.0f} s ({len(lags) / took:.1f} a second), load {os.getloadavg()[0]:.1f}")
-    print(f"frames whose board was drawn only afterwards: {late}")
+    print(f"frames painted without a new drawing of the board: {undrawn}")
     for name, times in zip(("server to paint, ms", "of it in the page, ms"), zip(*lags, strict=True), strict=True):
         ordered = sorted(times)
         at = [ordered[min(len(lags) - 1, int(len(lags) * share))] for share in (0.5, 0.95, 0.99)]
