@@ -62,7 +62,7 @@ def ran(task: TaskSpec, decisions: list[Decision], rows: int = 1, thresholds: Ga
 
 
 def factors(state: RunState, env: int = 0) -> set[str]:
-    return {factor.name for factor in state.environments[env].anomaly.factors}
+    return {factor.name for factor in anomaly.factors(state.environments[env].anomaly)}
 
 
 def at_rate(task: TaskSpec, lr: float) -> TaskSpec:
