@@ -35,6 +35,8 @@ def test_a_score_goes_into_a_page(table: Path, capsys: pytest.CaptureFixture[str
         f"`{name_of((B, C))}`",
         "| random | 1.00 (",
         "learned policy `p.safetensors`",
+        "| `p.safetensors`, real runs | ",
+        "| frugal, real runs | ",
         "MACs a use",
         "| oracle",
     ):

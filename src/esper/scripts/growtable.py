@@ -35,8 +35,8 @@ from esper.bench.growtable.worlds import HELD_OUT, TRAINING, WORLDS
 from esper.bench.report import into_page
 from esper.leyline import DataError, UsageError
 from esper.scripts.cli import Parser
-from esper.tamiyo.policies import HeuristicPolicy, StaticPolicy
-from esper.tamiyo.policies.learned import load_policy, save_policy
+from esper.tamiyo.policies import FrugalPolicy, HeuristicPolicy, StaticPolicy
+from esper.tamiyo.policies.learned import LearnedPolicy, load_policy, save_policy
 
 _PLAN = BuildPlan()
 _LEARN = LearnPlan()
@@ -166,14 +166,21 @@ def run_score(args: argparse.Namespace, console: Console) -> None:
         line("random", {key: norm.random for key, norm in ends.items()}, ends, rival),
         line("static", played(table, held_out, by_views(StaticPolicy())), ends, rival),
         line("best fixed schedule", rival, ends, None),
-        line("heuristic", played(table, held_out, by_views(HeuristicPolicy())), ends, rival),
-        line("heuristic, real runs", played_freely(table, held_out, HeuristicPolicy()), ends, rival),
     ]
+    for rules in (HeuristicPolicy(), FrugalPolicy()):
+        lines += [
+            line(rules.name, played(table, held_out, by_views(rules)), ends, rival),
+            line(f"{rules.name}, real runs", played_freely(table, held_out, rules), ends, rival),
+        ]
     remarks = []
     for path in args.policy:
         saved = load_policy(path)
         found = played(table, held_out, network_player(saved.network))
-        lines.append(line(f"learned policy `{path.name}`", found, ends, rival))
+        freely = played_freely(table, held_out, LearnedPolicy(saved.network))
+        lines += [
+            line(f"learned policy `{path.name}`", found, ends, rival),
+            line(f"`{path.name}`, real runs", freely, ends, rival),
+        ]
         cost = saved.card.get("policy_macs", 0) + saved.card.get("table_macs", 0)
         if cost:
             remarks.append(f"`{path.name}`: {report.paid_off(break_even(table, held_out, found, cost))}")
