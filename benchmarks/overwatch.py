@@ -32,7 +32,7 @@ from esper.karn.source import Follower
 from esper.karn.state import RunState
 from esper.karn.web.columns import Columns
 from esper.karn.web.feed import LISTED
-from esper.karn.web.frames import Board, Mode, View, encode_frame
+from esper.karn.web.frames import Mode, Sight, View, encode_frame
 from esper.leyline import TelemetryEvent
 from esper.nissa.journal import JournalWriter
 
@@ -129,16 +129,20 @@ def wide_run(envs: int, slots: int, directory: Path) -> None:
             epoch_done(rec, env, epoch, 50.0 + epoch, stages=dict.fromkeys(names, "BLENDING"), alphas=alphas)
     fold(rec.events, state)
     builder, columns = Builder(), Columns()
+
+    def seen() -> Sight:
+        view = View(builder.build(state, rec.now, worst=LISTED), Mode("live"))
+        return Sight(view, columns.board(state, rec.now))
+
     for changed in (envs, envs // 10, 0):
         rec.events.clear()
         for env in range(changed):
             alphas = {name: 0.5 for name in names}
             epoch_done(rec, env, 5, 55.0, stages=dict.fromkeys(names, "BLENDING"), alphas=alphas)
-        before = View(builder.build(state, rec.now, worst=LISTED), Mode("live"))
+        before = seen()
         fold(rec.events, state)
         began = time.process_time()
-        after = View(builder.build(state, rec.now, worst=LISTED), Mode("live"))
-        frame = encode_frame(2, 0, before, after, Board(*columns.pack(state, rec.now)))
+        frame = encode_frame(2, 0, before, seen())
         took = (time.process_time() - began) * 1000
         label = f"web frame, {changed} of {envs} environments changed"
         print(f"{label:<58} {took:9.1f} ms CPU, {len(frame) / 1e3:.0f} kB")
