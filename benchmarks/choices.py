@@ -28,9 +28,10 @@ from esper.karn.stats import interval
 from esper.kasmina.gates import GateThresholds
 from esper.kasmina.slot import SlotConfig
 from esper.kasmina.state import Incubation
-from esper.leyline import Blend, RowSpec
+from esper.leyline import Blend
 from esper.simic.assembly import build_executor, trainer_config, workload
 from esper.simic.config import RunConfig
+from esper.simic.evaluation import play as episodes
 from esper.tamiyo.policies import HeuristicConfig, HeuristicPolicy
 from esper.tasks import get_task
 from esper.tolaria.rng import derive
@@ -134,12 +135,8 @@ def play(task_name: str, choice: Choice, number: int) -> dict[str, Any]:
     trainer = replace(base, lr=rate, schedule=choice.schedule, thresholds=gates, slot=slot)
     executor = build_executor(load, config, lambda event: None, test=False, trainer=trainer)
     policy = HeuristicPolicy(replace(choice.rules, thresholds=gates))
-    spec = RowSpec(0, 0, derive(number, "choices", task_name), load.max_epochs, policy=policy.name)
-    views = executor.reset([spec])
-    policy.reset([spec])
-    for _ in range(load.max_epochs):
-        views = [report.view for report in executor.step(policy.decide(views))]
-    (result,) = executor.finish(policy.decide(views))
+    seed = derive(number, "choices", task_name)
+    ((result,),) = episodes(executor, {policy.name: policy}, [seed], load.max_epochs)
     kept = sum(result.view.fossilized.values())
     return {"validation": result.validation_metric, "macs": result.total_macs, "kept": kept}
 
