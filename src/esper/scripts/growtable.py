@@ -1,4 +1,4 @@
-"""``esper growtable``: build the tabular worlds, check them against real runs, learn in them, score policies."""
+"""``esper growtable``: build the tabular worlds, check them, learn in them and in real runs, score policies."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -16,6 +16,7 @@ from rich.text import Text
 from esper.bench.growtable import report
 from esper.bench.growtable.build import BuildPlan, Progress, build, planned, units
 from esper.bench.growtable.check import compare
+from esper.bench.growtable.clone import ClonePlan, open_up
 from esper.bench.growtable.learn import LearnPlan, learn, network_player
 from esper.bench.growtable.parts import Parts
 from esper.bench.growtable.score import (
@@ -31,7 +32,8 @@ from esper.bench.growtable.score import (
     table_macs,
 )
 from esper.bench.growtable.table import STORED, load_table, save_table, table_of
-from esper.bench.growtable.worlds import HELD_OUT, TRAINING, WORLDS
+from esper.bench.growtable.tune import Look, TunePlan, tune
+from esper.bench.growtable.worlds import HELD_OUT, TRAINING, WORLDS, chosen
 from esper.bench.report import into_page
 from esper.leyline import DataError, UsageError
 from esper.scripts.cli import Parser
@@ -40,6 +42,7 @@ from esper.tamiyo.policies.learned import LearnedPolicy, load_policy, save_polic
 
 _PLAN = BuildPlan()
 _LEARN = LearnPlan()
+_TUNE = TunePlan()
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -66,6 +69,11 @@ def build_parser() -> argparse.ArgumentParser:
     three.add_argument("--updates", type=int, default=_LEARN.updates, metavar="N")
     three.add_argument("--seed", type=int, default=_LEARN.seed)
     three.add_argument("--output", type=Path, required=True, metavar="FILE", help="a policy.safetensors")
+    five = commands.add_parser("tune", help="let a policy learn on in real runs of the training worlds")
+    five.add_argument("--policy", type=Path, required=True, metavar="FILE", help="a policy.safetensors to go on from")
+    five.add_argument("--updates", type=int, default=_TUNE.ppo.updates, metavar="N")
+    five.add_argument("--seed", type=int, default=_TUNE.ppo.seed)
+    five.add_argument("--output", type=Path, required=True, metavar="FILE")
     four = commands.add_parser("score", help="regret of policies on held-out worlds")
     four.add_argument("--policy", type=Path, action="append", default=[], metavar="FILE", help="may be repeated")
     for command in (two, three, four):
@@ -82,7 +90,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(list(sys.argv[1:] if argv is None else argv))
     torch.set_num_threads(1)
     console = Console(highlight=False)
-    {"build": run_build, "check": run_check, "train": run_train, "score": run_score}[args.command](args, console)
+    commands = {"build": run_build, "check": run_check, "train": run_train, "tune": run_tune, "score": run_score}
+    commands[args.command](args, console)
     return 0
 
 
@@ -133,7 +142,9 @@ def run_train(args: argparse.Namespace, console: Console) -> None:
         if update % 10 == 0:
             _say(console, f"update {update}: mean return {mean_return:.2f}, entropy {entropy:.2f} nats")
 
-    learned = learn(hosts, LearnPlan(updates=args.updates, seed=args.seed), tell)
+    plan = LearnPlan(updates=args.updates, seed=args.seed)
+    learned = learn(hosts, plan, tell)
+    opened = open_up(learned.network, hosts, plan, ClonePlan())
     seconds = time.perf_counter() - began
     card = {
         "trained_on": "GrowTable",
@@ -141,11 +152,36 @@ def run_train(args: argparse.Namespace, console: Console) -> None:
         "hosts": len(hosts),
         "seed": args.seed,
         "steps": learned.steps,
-        "policy_macs": learned.macs,
+        "imitated_steps": opened.steps,
+        "policy_macs": learned.macs + opened.macs,
         "table_macs": table_macs(table, worlds),
     }
-    written = save_policy(args.output, learned.network, card)
+    written = save_policy(args.output, opened.network, card)
     _say(console, f"{args.output}: {written.bytes:,} bytes, {learned.steps:,} steps in {seconds:.0f} s")
+
+
+def run_tune(args: argparse.Namespace, console: Console) -> None:
+    """Learn on in real runs, and save what did best on fresh hosts."""
+    saved = load_policy(args.policy)
+    plan = replace(_TUNE, ppo=replace(_TUNE.ppo, updates=args.updates, seed=args.seed))
+    began = time.perf_counter()
+
+    def tell(look: Look) -> None:
+        learning = "" if look.mean_return is None else f", mean return {look.mean_return:.2f}"
+        _say(console, f"update {look.update}: objective {look.objective:.2f} on fresh hosts{learning}")
+
+    tuned = tune(saved.network, chosen(TRAINING), plan, tell)
+    best = max(tuned.looks, key=lambda look: look.objective)
+    card = saved.card | {
+        "tuned_on": "real runs of the training worlds",
+        "tuning_seed": args.seed,
+        "tuning_steps": tuned.steps,
+        "tuning_macs": tuned.macs,
+        "tuning_objective": [tuned.looks[0].objective, best.objective],
+    }
+    written = save_policy(args.output, tuned.network, card)
+    seconds = time.perf_counter() - began
+    _say(console, f"{args.output}: {written.bytes:,} bytes, of update {best.update}, {seconds:.0f} s")
 
 
 def run_score(args: argparse.Namespace, console: Console) -> None:
@@ -176,12 +212,12 @@ def run_score(args: argparse.Namespace, console: Console) -> None:
     for path in args.policy:
         saved = load_policy(path)
         found = played(table, held_out, network_player(saved.network))
-        freely = played_freely(table, held_out, LearnedPolicy(saved.network))
+        freely = played_freely(table, held_out, LearnedPolicy(saved.network, greedy=True))
         lines += [
             line(f"learned policy `{path.name}`", found, ends, rival),
             line(f"`{path.name}`, real runs", freely, ends, rival),
         ]
-        cost = saved.card.get("policy_macs", 0) + saved.card.get("table_macs", 0)
+        cost = sum(saved.card.get(part, 0) for part in ("policy_macs", "table_macs", "tuning_macs"))
         if cost:
             remarks.append(f"`{path.name}`: {report.paid_off(break_even(table, held_out, found, cost))}")
     text = "\n\n".join([report.sampled(table), report.regrets(lines, schedule), *remarks])

@@ -6,7 +6,7 @@ A run is one object, :class:`PPORun`, that holds everything which lives from rou
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 from types import MappingProxyType
@@ -105,10 +105,13 @@ OP_PRIOR: Final = MappingProxyType({Op.ADVANCE: 1.0, Op.SET_ALPHA: -2.0, Op.PRUN
 random never shows what it is worth: without this hardly one random episode in thirty keeps a seed."""
 
 
-def fresh_network(seed: int, **sizes: Any) -> GrowthNetwork:
-    """A policy that has learnt nothing but :data:`OP_PRIOR`; the same seed gives the same weights."""
+def fresh_network(seed: int, names: Sequence[str] | None = None, **sizes: Any) -> GrowthNetwork:
+    """A policy that has learnt nothing but :data:`OP_PRIOR`; the same seed gives the same weights.
+
+    Of ``names`` each has an embedding of its own; default: :func:`vocabulary`.
+    """
     with seeded(derive(seed, "policy network")):
-        network = GrowthNetwork(GrowthNetworkConfig.for_layout(LAYOUT, vocabulary(), **sizes))
+        network = GrowthNetwork(GrowthNetworkConfig.for_layout(LAYOUT, names or vocabulary(), **sizes))
     with torch.no_grad():
         for op, logit in OP_PRIOR.items():
             network.op_out.bias[op] = logit

@@ -6,7 +6,7 @@ Shapes: B rows, S slots, P blueprints, O ops.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 from esper.leyline import ActionSpace, RowView
 from esper.tamiyo.features import LAYOUT, encode
 from esper.tamiyo.masks import Availability, availability
-from esper.tamiyo.network import GrowthNetworkConfig
+from esper.tamiyo.network import UNKNOWN, GrowthNetworkConfig
 
 _COST_RANGE = 5.0
 """Largest ``log(1 + seed / host)`` that is told apart."""
@@ -39,6 +39,12 @@ def observe(views: Sequence[RowView], space: ActionSpace, config: GrowthNetworkC
         "blueprints": config.vocabulary(space.blueprints).repeat(rows, 1),
         "costs": torch.tensor([_costs(view, space) for view in views], dtype=torch.float32)[..., None],
     }
+
+
+def without_names(observation: Mapping[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
+    """What ``rows`` ``[B]`` bool show to a network that was trained with none of their blueprints: costs, no names."""
+    names = observation["blueprints"]
+    return {**observation, "blueprints": torch.where(rows[:, None], UNKNOWN, names)}
 
 
 def _costs(view: RowView, space: ActionSpace) -> list[list[float]]:

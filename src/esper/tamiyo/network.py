@@ -19,7 +19,7 @@ from esper.leyline import ALPHA_TARGETS, BLENDS, TEMPOS, ObservationLayout, Op, 
 from esper.tamiyo.normalise import RunningNorm
 from esper.tamiyo.recurrent import Observation, PolicyNetwork, linear
 
-_UNKNOWN, _EMPTY = 0, 1
+UNKNOWN, _EMPTY = 0, 1
 """Embedding of a blueprint that training never saw, and of a slot without a seed."""
 
 
@@ -75,7 +75,7 @@ class GrowthNetworkConfig:
     def vocabulary(self, names: Sequence[str]) -> Tensor:
         """Embedding index of each blueprint name, ``[P]``; 0 for one that this network was not built with."""
         known = {name: index for index, name in enumerate(self.blueprints, start=_EMPTY + 1)}
-        return torch.tensor([known.get(name, _UNKNOWN) for name in names], dtype=torch.long)
+        return torch.tensor([known.get(name, UNKNOWN) for name in names], dtype=torch.long)
 
 
 class GrowthNetwork(PolicyNetwork):

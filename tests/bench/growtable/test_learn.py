@@ -12,7 +12,6 @@ from esper.bench.growtable.score import walk
 from esper.bench.growtable.sequences import Choices
 from esper.bench.growtable.worlds import WORLDS
 from esper.leyline import UsageError
-from esper.simic.rewards import RewardConfig
 from esper.simic.vectorized import fresh_network
 from esper.tamiyo.masks import to_indices
 
@@ -22,8 +21,8 @@ SHORT = WORLDS["digits-wide-short"]
 def test_rows_end_when_their_worlds_do_and_start_again_at_once() -> None:
     hosts = [made_up_host(0), made_up_host(1, sequences=((), (A,)), world=SHORT)]
     config = fresh_network(0).config
-    environments = TableEnvironments(hosts, 8, config, RewardConfig())
-    seen = environments.reset(3)
+    environments = TableEnvironments(hosts, config, LearnPlan(rows=8))
+    seen = environments.reset(4)
     environments.heads.check_masks(seen.masks)
     lengths = [node.host.world.epochs for node in environments.world.nodes]
     assert set(lengths) == {9, 12}, "both hosts were drawn"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 
@@ -13,12 +13,13 @@ from torch import Tensor
 from esper.bench.growtable.host import SPACE, Node, TableHost
 from esper.bench.growtable.score import Player
 from esper.bench.growtable.tabular import TabularWorld
+from esper.bench.growtable.worlds import BLUEPRINTS
 from esper.leyline import FactoredAction, UsageError
-from esper.simic.collect import Collector, Outcome, Seen
+from esper.simic.collect import Collector, Outcome, RolloutEnvironments, Seen
 from esper.simic.ppo import PPOConfig, PPOLearner
 from esper.simic.rewards import RewardConfig
 from esper.simic.vectorized import fresh_network
-from esper.tamiyo.batch import observe, tables
+from esper.tamiyo.batch import observe, tables, without_names
 from esper.tamiyo.distribution import FactoredDistribution
 from esper.tamiyo.heads import growth_heads
 from esper.tamiyo.masks import to_action
@@ -47,33 +48,36 @@ class Sights:
 
 
 class TableEnvironments:
-    """``size`` rows on hosts drawn at random; implements :class:`esper.simic.collect.RolloutEnvironments`."""
+    """``size`` rows on hosts drawn at random; implements :class:`esper.simic.collect.RolloutEnvironments`.
 
-    def __init__(
-        self, hosts: Sequence[TableHost], size: int, config: GrowthNetworkConfig, reward: RewardConfig
-    ) -> None:
-        self.hosts, self.size = hosts, size
+    In a share ``nameless`` of the episodes blueprints are told apart by cost alone, as they are where the policy was
+    trained with none of them.
+    """
+
+    def __init__(self, hosts: Sequence[TableHost], config: GrowthNetworkConfig, plan: LearnPlan) -> None:
+        self.hosts, self.size, self.nameless = hosts, plan.rows, plan.nameless
         self.heads = growth_heads(SPACE)
-        self.world = TabularWorld(reward)
-        self._sights = Sights(config)
+        self.world = TabularWorld(plan.reward)
+        self.sights = Sights(config)
         self._random = np.random.default_rng(0)
+        self._blind = torch.zeros(plan.rows, dtype=torch.bool)
 
     def reset(self, seed: int) -> Seen:
         """Start everywhere; ``seed`` decides which hosts come when."""
         self._random = np.random.default_rng(seed % 2**63)
-        self.world.begin([self._draw() for _ in range(self.size)])
-        return self._sights.of(self.world.nodes)
+        self.world.begin([self._draw(row) for row in range(self.size)])
+        return self._seen()
 
     def step(self, actions: Tensor) -> Outcome:
         """One epoch in every row; a row that ended starts on another host at once."""
         answers = [self.world.step(row, to_action(SPACE, chosen)) for row, chosen in enumerate(actions.tolist())]
         ended = [answer.ended for answer in answers]
-        final = self._sights.of(self.world.nodes).observation if any(ended) else None
+        final = self._seen().observation if any(ended) else None
         for row in (row for row, over in enumerate(ended) if over):
-            self.world.enter(row, self._draw())
+            self.world.enter(row, self._draw(row))
         over = torch.tensor(ended)
         return Outcome(
-            seen=self._sights.of(self.world.nodes),
+            seen=self._seen(),
             rewards=torch.tensor([answer.paid.total for answer in answers], dtype=torch.float64),
             terminated=over,
             ended=over,
@@ -82,13 +86,18 @@ class TableEnvironments:
             final=final,
         )
 
-    def _draw(self) -> TableHost:
+    def _seen(self) -> Seen:
+        seen = self.sights.of(self.world.nodes)
+        return Seen(without_names(seen.observation, self._blind), seen.masks)
+
+    def _draw(self, row: int) -> TableHost:
+        self._blind[row] = bool(self._random.random() < self.nameless)
         return self.hosts[int(self._random.integers(len(self.hosts)))]
 
 
 @dataclass(frozen=True, slots=True)
 class LearnPlan:
-    """How to learn in the table."""
+    """How to learn, in the table or in real runs."""
 
     updates: int = 150
     rows: int = 64
@@ -101,6 +110,10 @@ class LearnPlan:
     learning_rate: float = 1e-3
     epochs: int = 3
     minibatches: int = 4
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    """Fields of ``GrowthNetworkConfig`` in which a fresh network is not of the usual size."""
+    nameless: float = 0.25
+    """Share of the table's episodes in which blueprints have no names."""
 
     def __post_init__(self) -> None:
         for name in ("updates", "rows", "steps"):
@@ -127,16 +140,22 @@ class Learned:
     macs: int
 
 
-def learn(hosts: Sequence[TableHost], plan: LearnPlan, tell: Callable[[int, float, float], None]) -> Learned:
-    """Train a fresh network on ``hosts``.
+Tell = Callable[[int, float, float], None]
+"""Is given an update's number, the mean return of the episodes that ended and the entropy, in nats."""
 
-    ``tell`` is given the update's number, the mean return of the episodes that ended and the entropy, in nats.
-    """
-    network = fresh_network(plan.seed)
-    environments = TableEnvironments(hosts, plan.rows, network.config, plan.reward)
+
+def learn(hosts: Sequence[TableHost], plan: LearnPlan, tell: Tell) -> Learned:
+    """Train a fresh network on ``hosts``."""
+    network = fresh_network(plan.seed, BLUEPRINTS, **plan.sizes)
+    return improve(network, TableEnvironments(hosts, network.config, plan), plan, tell)
+
+
+def improve(network: GrowthNetwork, environments: RolloutEnvironments, plan: LearnPlan, tell: Tell) -> Learned:
+    """Train ``network`` in ``environments``, in place."""
     learner = PPOLearner(network, plan.ppo(0.0), derive(plan.seed, "minibatches"))
     collector = Collector(environments, network, plan.ppo(0.0).gamma, derive(plan.seed, "policy draws"))
-    macs = plan.updates * plan.steps * plan.rows * acting_macs(network, collector.seen.observation)
+    steps = plan.updates * plan.steps * environments.size
+    macs = steps * acting_macs(network, collector.seen.observation)
     for update in range(plan.updates):
         progress = update / plan.updates
         learner.config = plan.ppo(progress)
@@ -145,7 +164,7 @@ def learn(hosts: Sequence[TableHost], plan: LearnPlan, tell: Callable[[int, floa
         macs += report.update_macs
         if episodes:
             tell(update + 1, fmean(episode.episode_return for episode in episodes), report.entropy)
-    return Learned(network, plan.updates * plan.rows * plan.steps, macs)
+    return Learned(network, steps, macs)
 
 
 def network_player(network: GrowthNetwork, *, greedy: bool = True) -> Player:
