@@ -106,7 +106,8 @@ CHOICES: Final = MappingProxyType(
             "the host's restarts, too": _rates(host_restart=True),
         },
         "first germination": {
-            "after 1 epoch (base)": BASE,
+            "before the first epoch": _rules(first_epoch=0),
+            "after 1 (base)": BASE,
             "after 3": _rules(first_epoch=3),
             "after 6": _rules(first_epoch=6),
             "after 10": _rules(first_epoch=10),

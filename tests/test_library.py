@@ -88,6 +88,25 @@ def test_a_model_comes_back_plain_and_grown(tmp_path: Path) -> None:
     assert accuracy == pytest.approx(arm.test.mean)
 
 
+def test_unless_told_otherwise_the_shipped_policy_decides_and_leaves_gates_to_evidence(tmp_path: Path) -> None:
+    result = grow(
+        narrow(),
+        train=loader(640, 0, shuffle=True),
+        val=loader(256, 1),
+        loss=nn.CrossEntropyLoss(),
+        at=["1"],
+        budget=Budget(epochs=EPOCHS, lr=5e-3, parameters=5000),
+        run_dir=tmp_path / "run",
+    )
+    told = {
+        e.data["op"]: e.data["reason"] for e in read_journal(result.run_dir) if "reason" in e.data and "op" in e.data
+    }
+    assert told["GERMINATE"] == "the learned policy's likeliest choice"
+    assert "behind the host: blend it in" in told["ADVANCE"]
+    (arm,) = result.report.table.arms
+    assert arm.arm == "esper-v1"
+
+
 def test_the_own_loop_does_what_grow_does(tmp_path: Path) -> None:
     budget = Budget(epochs=EPOCHS, parameters=5000)
     model = narrow()

@@ -24,6 +24,7 @@ from esper.simic.own import Budget, Loader, OwnChoices, OwnModel, Scored, Traini
 from esper.simic.session import Session, SessionConfig, open_session
 from esper.simic.training import Plan, run_episodes
 from esper.tamiyo.policies import make_policy
+from esper.tamiyo.policies.learned import SHIPPED
 from esper.tasks.loader import LoaderBatches
 from esper.tolaria import surgery
 from esper.tolaria.engine import ModuleEngine
@@ -53,7 +54,7 @@ def grow(  # noqa: PLR0913
     optimizer: Optimizer | None = None,
     forward: Forward = call,
     at: str | Sequence[str] | Mapping[str, str] = "auto",
-    policy: str | Policy = "heuristic",
+    policy: str | Policy = SHIPPED,
     budget: Budget | None = None,
     seed: int = 0,
     device: str = "auto",
@@ -65,8 +66,9 @@ def grow(  # noqa: PLR0913
     ``DataLoader``; validation drives every decision, test is looked at once. ``loss`` maps ``(output, targets)`` to a
     scalar. ``metric`` is ``"accuracy"`` (percent), ``"loss"``, ``"mae"`` or a :class:`Scored` of your own.
     ``forward(model, inputs)`` says how to call the model where ``model(inputs)`` does not. ``at`` names submodules by
-    path (``["layer3.1"]``), or ``"auto"``. An ``optimizer`` that has trained already keeps its state. The model is
-    trained in place; the one in the result is a plain copy.
+    path (``["layer3.1"]``), or ``"auto"``. ``policy`` is a name (``esper-v1``, ``heuristic``, ``frugal``, ``static``,
+    ...), a learned one's file, or a policy of your own. An ``optimizer`` that has trained already keeps its state. The
+    model is trained in place; the one in the result is a plain copy.
 
     Raises ``UsageError`` or ``DataError`` naming what is wrong and what is legal.
     """
@@ -108,7 +110,7 @@ class Grower:
         val: Loader,
         test: Loader | None = None,
         choices: OwnChoices,
-        policy: str | Policy = "heuristic",
+        policy: str | Policy = SHIPPED,
         run_dir: str | Path | None = None,
     ) -> None:
         self._own = OwnModel.of(model, _splits(val, test), choices, optimizer)

@@ -34,8 +34,10 @@ def test_a_score_goes_into_a_page(table: Path, capsys: pytest.CaptureFixture[str
     for part in (
         f"`{name_of((B, C))}`",
         "| random | 1.00 (",
-        "learned policy `p.safetensors`",
-        "| `p.safetensors`, real runs | ",
+        "| `p` | ",
+        "| `p`, real runs | ",
+        "| `esper-v1`, real runs | ",
+        "`esper-v1`: In real runs it is ahead of frugal by ",
         "| frugal, real runs | ",
         "MACs a use",
         "| oracle",

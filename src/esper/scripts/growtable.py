@@ -14,31 +14,19 @@ from rich.console import Console
 from rich.text import Text
 
 from esper.bench.growtable import report
+from esper.bench.growtable.arms import scored
 from esper.bench.growtable.build import BuildPlan, Progress, build, planned, units
 from esper.bench.growtable.check import compare
-from esper.bench.growtable.clone import ClonePlan, open_up
-from esper.bench.growtable.learn import LearnPlan, learn, network_player
+from esper.bench.growtable.learn import LearnPlan, learn
 from esper.bench.growtable.parts import Parts
-from esper.bench.growtable.score import (
-    Line,
-    best_schedule,
-    break_even,
-    by_views,
-    fixed,
-    line,
-    norms,
-    played,
-    played_freely,
-    table_macs,
-)
+from esper.bench.growtable.score import best_schedule, table_macs
 from esper.bench.growtable.table import STORED, load_table, save_table, table_of
 from esper.bench.growtable.tune import Look, TunePlan, tune
 from esper.bench.growtable.worlds import HELD_OUT, TRAINING, WORLDS, chosen
 from esper.bench.report import into_page
 from esper.leyline import DataError, UsageError
 from esper.scripts.cli import Parser
-from esper.tamiyo.policies import FrugalPolicy, HeuristicPolicy, StaticPolicy
-from esper.tamiyo.policies.learned import LearnedPolicy, load_policy, save_policy
+from esper.tamiyo.policies.learned import SHIPPED_FILE, load_policy, save_policy
 
 _PLAN = BuildPlan()
 _LEARN = LearnPlan()
@@ -75,7 +63,14 @@ def build_parser() -> argparse.ArgumentParser:
     five.add_argument("--seed", type=int, default=_TUNE.ppo.seed)
     five.add_argument("--output", type=Path, required=True, metavar="FILE")
     four = commands.add_parser("score", help="regret of policies on held-out worlds")
-    four.add_argument("--policy", type=Path, action="append", default=[], metavar="FILE", help="may be repeated")
+    four.add_argument(
+        "--policy",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="beside the shipped one; may be repeated",
+    )
     for command in (two, three, four):
         command.add_argument("--table", type=Path, default=STORED, metavar="FILE")
     for command in (two, four):
@@ -144,7 +139,6 @@ def run_train(args: argparse.Namespace, console: Console) -> None:
 
     plan = LearnPlan(updates=args.updates, seed=args.seed)
     learned = learn(hosts, plan, tell)
-    opened = open_up(learned.network, hosts, plan, ClonePlan())
     seconds = time.perf_counter() - began
     card = {
         "trained_on": "GrowTable",
@@ -152,11 +146,10 @@ def run_train(args: argparse.Namespace, console: Console) -> None:
         "hosts": len(hosts),
         "seed": args.seed,
         "steps": learned.steps,
-        "imitated_steps": opened.steps,
-        "policy_macs": learned.macs + opened.macs,
+        "policy_macs": learned.macs,
         "table_macs": table_macs(table, worlds),
     }
-    written = save_policy(args.output, opened.network, card)
+    written = save_policy(args.output, learned.network, card)
     _say(console, f"{args.output}: {written.bytes:,} bytes, {learned.steps:,} steps in {seconds:.0f} s")
 
 
@@ -194,32 +187,8 @@ def run_score(args: argparse.Namespace, console: Console) -> None:
         raise UsageError(
             f"table {args.table}: holds no {'held-out world with two hosts' if training else 'training world'}"
         )
-    ends = norms(table, held_out)
     schedule = best_schedule(table, training)
-    rival = fixed(table, held_out, schedule)
-    lines: list[Line] = [
-        line("oracle", {key: norm.oracle for key, norm in ends.items()}, ends, rival),
-        line("random", {key: norm.random for key, norm in ends.items()}, ends, rival),
-        line("static", played(table, held_out, by_views(StaticPolicy())), ends, rival),
-        line("best fixed schedule", rival, ends, None),
-    ]
-    for rules in (HeuristicPolicy(), FrugalPolicy()):
-        lines += [
-            line(rules.name, played(table, held_out, by_views(rules)), ends, rival),
-            line(f"{rules.name}, real runs", played_freely(table, held_out, rules), ends, rival),
-        ]
-    remarks = []
-    for path in args.policy:
-        saved = load_policy(path)
-        found = played(table, held_out, network_player(saved.network))
-        freely = played_freely(table, held_out, LearnedPolicy(saved.network, greedy=True))
-        lines += [
-            line(f"learned policy `{path.name}`", found, ends, rival),
-            line(f"`{path.name}`, real runs", freely, ends, rival),
-        ]
-        cost = sum(saved.card.get(part, 0) for part in ("policy_macs", "table_macs", "tuning_macs"))
-        if cost:
-            remarks.append(f"`{path.name}`: {report.paid_off(break_even(table, held_out, found, cost))}")
+    lines, remarks = scored(table, held_out, schedule, [SHIPPED_FILE, *args.policy])
     text = "\n\n".join([report.sampled(table), report.regrets(lines, schedule), *remarks])
     _publish(args.into, "growtable", text, console)
 

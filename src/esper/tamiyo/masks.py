@@ -35,11 +35,11 @@ class Availability:
     blueprint: BoolArray
     """``[slot, blueprint]``; consumed by GERMINATE alone."""
     blend: BoolArray
-    """``[blend]``; never restricted."""
+    """``[blend]``; no state restricts it, who offers less than all that is legal may."""
     alpha_target: BoolArray
     """``[slot, alpha_target]``; GERMINATE and SET_ALPHA never share a slot, so the slot decides."""
     tempo: BoolArray
-    """``[tempo]``; never restricted."""
+    """``[tempo]``; as ``blend``."""
 
     def allows(self, space: ActionSpace, action: FactoredAction) -> bool:
         """Whether sampling head by head could have said ``action``."""
@@ -53,6 +53,8 @@ class Availability:
             self.slot[op, slot]
             and (action.blueprint is None or self.blueprint[slot, space.blueprints.index(action.blueprint)])
             and (action.alpha_target is None or self.alpha_target[slot, space.alpha_targets.index(action.alpha_target)])
+            and (action.blend is None or self.blend[space.blends.index(action.blend)])
+            and (action.tempo is None or self.tempo[space.tempos.index(action.tempo)])
         )
 
     def marginals(self) -> dict[str, BoolArray]:

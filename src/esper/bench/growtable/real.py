@@ -1,4 +1,8 @@
-"""Real runs of several worlds at once, as environments for the learner: ``esper/Grow-v0`` where the table ends."""
+"""Real runs of several worlds at once, as environments for the learner: ``esper/Grow-v0``, with rules for nurture.
+
+What can be chosen is what the table holds and all that it does not: any germination, at any time. Gates and pruning are
+left to rules on evidence (:mod:`esper.tamiyo.policies.nurture`), as in the table.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +21,11 @@ from esper.simic.collect import Outcome, Seen
 from esper.simic.rewards import RewardConfig
 from esper.simic.workers import Crew
 from esper.simic.world import StepOutcome, World, WorldConfig
-from esper.tamiyo.batch import mask_tables, observe
+from esper.tamiyo.batch import observe, tables
 from esper.tamiyo.heads import growth_heads
 from esper.tamiyo.masks import to_action
 from esper.tamiyo.network import GrowthNetworkConfig
+from esper.tamiyo.policies.nurture import Nurture
 from esper.tolaria.executor import Executor
 from esper.tolaria.rng import derive
 
@@ -39,6 +44,7 @@ class RealEnvironments:
         self.host_macs = 0
         """Multiply-accumulates of the episodes that have ended."""
         self._config = config
+        self._nurture = Nurture()
         self._worlds = [_world(spec, reward) for spec in worlds]
         self._episodes = [0] * len(worlds)
         self._seed = 0
@@ -84,7 +90,9 @@ class RealEnvironments:
 
     def _seen(self) -> Seen:
         views = self._views()
-        return Seen(observe(views, SPACE, self._config), mask_tables(views, SPACE))
+        return Seen(
+            observe(views, SPACE, self._config), tables([self._nurture.offer(v, SPACE).available for v in views])
+        )
 
 
 def _world(spec: WorldSpec, reward: RewardConfig) -> World:

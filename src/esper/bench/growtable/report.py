@@ -11,7 +11,7 @@ from esper.bench.growtable.score import BreakEven, Line, oracle_of
 from esper.bench.growtable.sequences import Choices, name_of, singles
 from esper.bench.growtable.table import Table
 from esper.bench.growtable.tabular import value
-from esper.karn.stats import Interval
+from esper.karn.stats import Interval, interval
 
 
 def sampled(table: Table) -> str:
@@ -68,6 +68,11 @@ def _bounds(found: Interval | None) -> str:
     if found.low is None or found.high is None:
         return f"{found.mean:.2f}"
     return f"{found.mean:.2f} ({found.low:.2f} to {found.high:.2f})"
+
+
+def ahead(rival: str, differences: Sequence[float]) -> str:
+    """One sentence on paired differences in objective, one per host."""
+    return f"In real runs it is ahead of {rival} by {_bounds(interval(differences))} points, {len(differences)} hosts."
 
 
 def paid_off(even: BreakEven) -> str:

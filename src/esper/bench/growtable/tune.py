@@ -1,4 +1,4 @@
-"""Learning on in real runs of the training worlds, where every action is open and nothing is looked up."""
+"""Learning on in real runs of the training worlds, where nothing is looked up and all that may grow is on offer."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from esper.bench.growtable.worlds import WorldFacts, WorldSpec
 from esper.leyline import Policy
 from esper.tamiyo.network import GrowthNetwork
 from esper.tamiyo.policies.learned import LearnedPolicy
+from esper.tamiyo.policies.nurture import Nurture
 
 _FRESH = 1000
 """Number of the first host that policies are chosen on; tables hold lower ones."""
@@ -67,7 +68,7 @@ def tune(network: GrowthNetwork, worlds: Sequence[WorldSpec], plan: TunePlan, te
 
     def look(update: int, entropy: float | None) -> None:
         nonlocal best, looking
-        objective, macs = objective_of(LearnedPolicy(pupil, greedy=True), worlds, plan.hosts)
+        objective, macs = objective_of(LearnedPolicy(pupil, greedy=True, nurture=Nurture()), worlds, plan.hosts)
         looking += macs
         if looks and objective > max(each.objective for each in looks):
             best = copy.deepcopy(pupil)

@@ -16,7 +16,7 @@ auditions early, since growth pays most while learning rates are high, and commi
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
 from esper.kasmina.gates import GateThresholds
@@ -62,12 +62,20 @@ class HeuristicPolicy(RowPolicy):
 
     def decide_row(self, row: int, view: RowView) -> Decision:
         """Decide from the view alone; nothing is remembered between epochs."""
-        for rule in (self._remove_harm, self._blend, self._grow, self._keep, self._remove_failure):
-            for decision in rule(view):
-                # what was refused last epoch must not keep the rest from its turn
-                if not just_failed(view, decision.action):
-                    return decision
-        return Decision(WAIT, "every seed is learning, settled or gathering evidence, and no growth is due")
+        return (
+            self.before_growth(view)
+            or _first(view, self._grow)
+            or self.after_growth(view)
+            or Decision(WAIT, "every seed is learning, settled or gathering evidence, and no growth is due")
+        )
+
+    def before_growth(self, view: RowView) -> Decision | None:
+        """What goes before growth: a seed that does harm is taken out, one that is ready is blended in."""
+        return _first(view, self._remove_harm, self._blend)
+
+    def after_growth(self, view: RowView) -> Decision | None:
+        """What waits for growth: a seed that is proven is kept, one that had its time is taken out."""
+        return _first(view, self._keep, self._remove_failure)
 
     def _remove_harm(self, view: RowView) -> Iterator[Decision]:
         """Seeds whose evidence is not finite, or without which the host would certainly be better."""
@@ -152,6 +160,11 @@ class FrugalPolicy(HeuristicPolicy):
 
     def __init__(self, config: HeuristicConfig | None = None) -> None:
         super().__init__(replace(config or HeuristicConfig(), first_size=1 / 3))
+
+
+def _first(view: RowView, *rules: Callable[[RowView], Iterator[Decision]]) -> Decision | None:
+    """The first decision of ``rules`` in turn that was not refused last epoch, so that the rest gets its turn."""
+    return next((each for rule in rules for each in rule(view) if not just_failed(view, each.action)), None)
 
 
 def _surely_negative(difference: Paired, thresholds: GateThresholds) -> bool:

@@ -15,17 +15,21 @@ import torch
 from safetensors.torch import save as pack
 from torch import Tensor
 
-from esper.leyline import WAIT, ActionSpace, DataError, Decision, FactoredAction, RowSpec, RowView, UsageError
+from esper.leyline import WAIT, DataError, Decision, FactoredAction, RowSpec, RowView, UsageError
 from esper.nissa.files import write_atomically
-from esper.tamiyo.batch import action_space, mask_tables, observe
+from esper.tamiyo.batch import action_space, observe, tables
 from esper.tamiyo.distribution import FactoredDistribution
 from esper.tamiyo.heads import growth_heads
-from esper.tamiyo.masks import to_action
+from esper.tamiyo.masks import availability, to_action
 from esper.tamiyo.network import GrowthNetwork, GrowthNetworkConfig
+from esper.tamiyo.policies.nurture import Nurture, Offer
 from esper.tamiyo.recurrent import State, acting_macs
 from esper.tolaria.rng import derive
 
 FORMAT: Final = "esper-policy-1"
+SHIPPED: Final = "esper-v1"
+"""The policy that comes with the package; ``docs/growtable.md`` says how it was made and what it is worth."""
+SHIPPED_FILE: Final = Path(__file__).with_name(f"{SHIPPED}.safetensors")
 ROWS: Final = 8
 """Rows of every inference: a matrix product of another shape rounds differently, and one bit can turn a choice."""
 
@@ -85,11 +89,14 @@ class LearnedPolicy:
     waits.
     """
 
-    name = "ppo"
-
-    def __init__(self, network: GrowthNetwork, *, greedy: bool = False) -> None:
+    def __init__(
+        self, network: GrowthNetwork, *, greedy: bool = False, nurture: Nurture | None = None, name: str = "ppo"
+    ) -> None:
+        """With ``nurture`` it chooses what grows, where and when, and rules on evidence do the rest."""
         self.network = network.eval()
+        self.name = name
         self.greedy = greedy
+        self.nurture = nurture
         self._states: list[State] = []
         self._generators: list[torch.Generator] = []
         self._fresh: list[bool] = []
@@ -99,6 +106,11 @@ class LearnedPolicy:
     def from_file(cls, path: str | Path, *, greedy: bool = False) -> LearnedPolicy:
         """From a file that :func:`save_policy` wrote."""
         return cls(load_policy(Path(path)).network, greedy=greedy)
+
+    @classmethod
+    def shipped(cls) -> LearnedPolicy:
+        """:data:`SHIPPED`. It takes its likeliest choices among what nurture offers."""
+        return cls(load_policy(SHIPPED_FILE).network, greedy=True, nurture=Nurture(), name=SHIPPED)
 
     def reset(self, specs: Sequence[RowSpec]) -> None:
         """Empty memory and a fresh stream for each row."""
@@ -131,7 +143,7 @@ class LearnedPolicy:
 
     @torch.no_grad()
     def decide(self, views: Sequence[RowView]) -> list[Decision]:
-        """One legal action per view; the evidence is the probability of its op and the state's value."""
+        """One legal action per view; the evidence is the action's probability and the state's value."""
         if len(views) != len(self._states):
             raise UsageError(f"{len(views)} views for {len(self._states)} rows; reset the policy first")
         decisions: list[Decision] = []
@@ -150,25 +162,32 @@ class LearnedPolicy:
         if self._macs is None:
             self._macs = acting_macs(self.network, seen)
         heads = growth_heads(space)
-        distribution = FactoredDistribution(heads, output.logits, mask_tables(batch, space))
-        actions = self._choose(distribution, rows, len(heads))
+        offers = [None if self.nurture is None else self.nurture.offer(view, space) for view in batch]
+        available = [availability(v, space) if o is None else o.available for v, o in zip(batch, offers, strict=True)]
+        distribution = FactoredDistribution(heads, output.logits, tables(available))
+        actions, log_probs = self._choose(distribution, rows, len(heads))
+        likely = log_probs.exp().tolist()
         decisions = []
         for i, row in enumerate(rows):
             self._states[row] = tuple(part[i : i + 1].clone() for part in after)
             self._fresh[row] = False
-            decided = _decision(views[row], space, actions[i], float(output.value[i]))
+            evidence = (("probability", likely[i]), ("value", float(output.value[i])))
+            decided = self._decision(views[row], to_action(space, actions[i].tolist()), offers[i], evidence)
             decisions.append(replace(decided, macs=self._macs))
         return decisions
 
-    def _choose(self, distribution: FactoredDistribution, rows: range, heads: int) -> Tensor:
+    def _choose(self, distribution: FactoredDistribution, rows: range, heads: int) -> tuple[Tensor, Tensor]:
         if self.greedy:
-            return distribution.mode()[0]
+            return distribution.mode()
         drawn = [torch.rand(heads, generator=self._generators[row]) for row in rows]
-        return distribution.sample(torch.stack([*drawn, *(drawn[0] for _ in range(ROWS - len(rows)))]))[0]
+        return distribution.sample(torch.stack([*drawn, *(drawn[0] for _ in range(ROWS - len(rows)))]))
 
-
-def _decision(view: RowView, space: ActionSpace, indices: Tensor, value: float) -> Decision:
-    if view.epoch >= view.max_epochs:
-        return Decision(WAIT, "the last epoch is over")
-    action: FactoredAction = to_action(space, indices.tolist())
-    return Decision(action, "the learned policy's draw", (("value", value),))
+    def _decision(
+        self, view: RowView, action: FactoredAction, offer: Offer | None, evidence: tuple[tuple[str, float], ...]
+    ) -> Decision:
+        if view.epoch >= view.max_epochs:
+            return Decision(WAIT, "the last epoch is over")
+        if offer is not None and action == offer.otherwise.action:
+            return offer.otherwise
+        reason = "the learned policy's likeliest choice" if self.greedy else "the learned policy's draw"
+        return Decision(action, reason, evidence)

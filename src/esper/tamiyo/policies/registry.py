@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from esper.leyline import Policy, UsageError, unknown
 from esper.tamiyo.policies.heuristic import FrugalPolicy, HeuristicPolicy
-from esper.tamiyo.policies.learned import LearnedPolicy
+from esper.tamiyo.policies.learned import SHIPPED, LearnedPolicy
 from esper.tamiyo.policies.random import NurturedPolicy, RandomPolicy
 from esper.tamiyo.policies.schedule import SchedulePolicy
 from esper.tamiyo.policies.static import StaticPolicy
@@ -28,7 +28,9 @@ LEARNED: Final = ".safetensors"
 Maker = Callable[..., Policy]
 
 _MAKERS: Final = (StaticPolicy, RandomPolicy, NurturedPolicy, SchedulePolicy, HeuristicPolicy, FrugalPolicy)
-BUILT_IN: Final = MappingProxyType[str, Maker]({maker.name: maker for maker in _MAKERS})
+BUILT_IN: Final = MappingProxyType[str, Maker](
+    {maker.name: maker for maker in _MAKERS} | {SHIPPED: LearnedPolicy.shipped}
+)
 
 
 def policy_names() -> tuple[str, ...]:

@@ -1,0 +1,98 @@
+"""What is compared on held-out worlds: end points, the best fixed schedule, rules and learned policies.
+
+Rules and policies play twice: in the table, where they can do only what it holds, and on the same hosts for real.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Final
+
+from esper.bench.growtable import report
+from esper.bench.growtable.learn import network_player
+from esper.bench.growtable.score import (
+    HostKey,
+    Line,
+    Norm,
+    Outcomes,
+    Player,
+    break_even,
+    by_views,
+    fixed,
+    line,
+    norms,
+    played,
+    played_freely,
+)
+from esper.bench.growtable.sequences import Choices
+from esper.bench.growtable.table import Table
+from esper.leyline import Policy
+from esper.tamiyo.policies import FrugalPolicy, HeuristicConfig, HeuristicPolicy, StaticPolicy
+from esper.tamiyo.policies.learned import LearnedPolicy, load_policy
+from esper.tamiyo.policies.nurture import Nurture
+
+RULES: Final = MappingProxyType[str, Policy](
+    {
+        "heuristic": HeuristicPolicy(),
+        "heuristic from epoch 0": HeuristicPolicy(HeuristicConfig(first_epoch=0)),
+        "frugal": FrugalPolicy(),
+    }
+)
+
+
+@dataclass
+class _Field:
+    """Everything that was played on ``worlds`` so far, by arm."""
+
+    table: Table
+    worlds: Sequence[str]
+    ends: Mapping[HostKey, Norm]
+    rival: Outcomes
+    tabulated: dict[str, Outcomes] = field(default_factory=dict)
+    real: dict[str, Outcomes] = field(default_factory=dict)
+
+    def line(self, arm: str, found: Outcomes) -> Line:
+        return line(arm, found, self.ends, self.rival)
+
+    def play(self, arm: str, player: Player, policy: Policy) -> list[Line]:
+        self.tabulated[arm] = played(self.table, self.worlds, player)
+        self.real[arm] = played_freely(self.table, self.worlds, policy)
+        return [self.line(arm, self.tabulated[arm]), self.line(f"{arm}, real runs", self.real[arm])]
+
+    def ahead(self, arm: str, rival: str) -> str:
+        mine, theirs = self.real[arm], self.real[rival]
+        return report.ahead(rival, [mine[key].objective - theirs[key].objective for key in mine])
+
+
+def scored(
+    table: Table, worlds: Sequence[str], schedule: Choices, policies: Sequence[Path]
+) -> tuple[list[Line], list[str]]:
+    """One line an arm, and remarks on the saved ``policies``. Raises ``DataError`` for a file that is none."""
+    rival = fixed(table, worlds, schedule)
+    all_of_it = _Field(table, worlds, norms(table, worlds), rival)
+    lines = [
+        all_of_it.line("oracle", {key: norm.oracle for key, norm in all_of_it.ends.items()}),
+        all_of_it.line("random", {key: norm.random for key, norm in all_of_it.ends.items()}),
+        all_of_it.line("static", played(table, worlds, by_views(StaticPolicy()))),
+        line("best fixed schedule", rival, all_of_it.ends, None),
+    ]
+    for name, rules in RULES.items():
+        lines += all_of_it.play(name, by_views(rules), rules)
+    remarks = []
+    for path in policies:
+        saved, name = load_policy(path), f"`{path.stem}`"
+        policy = LearnedPolicy(saved.network, greedy=True, nurture=Nurture())
+        lines += all_of_it.play(name, network_player(saved.network), policy)
+        remarks += [f"{name}: {all_of_it.ahead(name, each)}" for each in RULES]
+        cost = _cost(saved.card)
+        if cost:
+            remarks.append(f"{name}: {report.paid_off(break_even(table, worlds, all_of_it.tabulated[name], cost))}")
+    return lines, remarks
+
+
+def _cost(card: Mapping[str, Any]) -> float:
+    """Multiply-accumulates of everything that made a policy, as its card has them; 0 where it has none."""
+    return float(sum(card.get(part, 0) for part in ("policy_macs", "table_macs", "tuning_macs")))

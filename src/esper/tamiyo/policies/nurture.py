@@ -1,0 +1,68 @@
+"""What rules leave to a policy that has learnt where to grow: what germinates, in which slot, and when.
+
+A seed's fate is a matter of evidence. The heuristic's rules ask for its gates, and take out what fails or does harm;
+the policy chooses among what they offer. This is what the table of ``esper growtable`` holds, so that a policy which
+has learnt there plays by the same rules elsewhere.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from esper.leyline import WAIT, ActionSpace, Decision, FactoredAction, Op, RowView
+from esper.tamiyo.masks import Availability, availability
+from esper.tamiyo.policies.heuristic import HeuristicConfig, HeuristicPolicy
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """What a policy may choose from, as masks: to let a seed germinate, or what rules do otherwise."""
+
+    available: Availability
+    otherwise: Decision
+
+
+class Nurture:
+    """Offers growth to a policy, and does the rest itself. It remembers nothing."""
+
+    def __init__(self, config: HeuristicConfig | None = None) -> None:
+        self.rules = HeuristicPolicy(config)
+
+    def offer(self, view: RowView, space: ActionSpace) -> Offer:
+        """Harm and blending go before growth, and leave no choice; keeping and clearing away wait for it."""
+        urgent = self.rules.before_growth(view)
+        otherwise = urgent or self.rules.after_growth(view) or Decision(WAIT, "no seed is ready for its gate")
+        masks = availability(view, space)
+        growth = masks.op[Op.GERMINATE] and urgent is None and self._has_time(view) and not _refused(view)
+        return Offer(_narrowed(masks, space, otherwise.action, bool(growth), self.rules.config), otherwise)
+
+    def _has_time(self, view: RowView) -> bool:
+        return view.max_epochs - view.epoch >= self.rules.config.shortest_life
+
+
+def _refused(view: RowView) -> bool:
+    """Whether a germination failed last epoch; the next one waits, so that seeds get their turn."""
+    outcome = view.last_outcome
+    return outcome is not None and not outcome.success and outcome.action.op is Op.GERMINATE
+
+
+def _narrowed(
+    masks: Availability, space: ActionSpace, otherwise: FactoredAction, growth: bool, config: HeuristicConfig
+) -> Availability:
+    """``masks`` without all that is neither ``otherwise`` nor a germination in the rules' own manner of blending."""
+    op, slot = np.zeros_like(masks.op), np.zeros_like(masks.slot)
+    op[otherwise.op] = True
+    if otherwise.slot is not None:
+        slot[otherwise.op, space.slots.index(otherwise.slot)] = True
+    if growth:
+        op[Op.GERMINATE], slot[Op.GERMINATE] = True, masks.slot[Op.GERMINATE]
+    return replace(
+        masks,
+        op=op,
+        slot=slot,
+        blend=np.array([blend is config.blend for blend in space.blends]),
+        alpha_target=masks.alpha_target & np.array([target == 1.0 for target in space.alpha_targets]),
+        tempo=np.array([tempo == config.tempo for tempo in space.tempos]),
+    )

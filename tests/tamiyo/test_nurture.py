@@ -1,0 +1,106 @@
+"""What rules offer to a learned policy, and what they keep to themselves."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+
+from esper.leyline import ActionOutcome, ActionSpace, Blend, Fact, FactoredAction, Op, RowSpec, RowView, SeedStage
+from esper.simic.vectorized import fresh_network
+from esper.tamiyo.batch import action_space, tables
+from esper.tamiyo.heads import growth_heads
+from esper.tamiyo.masks import availability
+from esper.tamiyo.policies.learned import LearnedPolicy
+from esper.tamiyo.policies.nurture import Nurture, Offer
+from esper.tolaria.legality import why_illegal
+from row_views import GERMINATE, factored_actions, live_slot, measured, row_view, row_views
+
+READY = live_slot(
+    "slot0",
+    SeedStage.TRAINING,
+    epochs_in_stage=3,
+    gradient_ratio=Fact(1.0, 3),
+    gradient_health=Fact(1.0, 3),
+    isolation_violations=0,
+    probe_gain_loss=measured(0.1, 0.01),
+)
+PROVEN = live_slot(
+    "slot0",
+    SeedStage.HOLDING,
+    alpha=1.0,
+    gradient_health=Fact(1.0, 3),
+    removal_cost=measured(5.0, 0.1),
+    removal_cost_loss=measured(0.5, 0.01),
+)
+FREE = row_view().slots[1]
+
+
+def offered(view: RowView) -> tuple[Offer, ActionSpace]:
+    space = action_space(view)
+    return Nurture().offer(view, space), space
+
+
+def ops(view: RowView) -> set[Op]:
+    return {op for op in Op if offered(view)[0].available.op[op]}
+
+
+@given(row_views())
+def test_only_growth_and_what_rules_do_otherwise_is_offered_and_all_of_it_is_legal(view: RowView) -> None:
+    offer, space = offered(view)
+    growth_heads(space).check_masks(tables([offer.available]))
+    assert why_illegal(view, offer.otherwise.action) is None
+    everything = availability(view, space)
+    for action in factored_actions(space.slots, space.blueprints):
+        if not offer.available.allows(space, action):
+            continue
+        assert everything.allows(space, action)
+        assert action.op is Op.GERMINATE or action == offer.otherwise.action
+
+
+def test_a_seed_that_is_ready_is_blended_in_before_anything_grows() -> None:
+    view = row_view(READY, FREE)
+    assert ops(view) == {Op.ADVANCE} and availability(view, action_space(view)).op[Op.GERMINATE]
+
+
+def test_what_is_proven_waits_for_growth() -> None:
+    assert ops(row_view(PROVEN, FREE)) == {Op.FOSSILIZE, Op.GERMINATE}
+    assert ops(row_view(PROVEN)) == {Op.FOSSILIZE}
+
+
+def test_growth_is_offered_while_there_is_time_and_not_twice_in_a_row_where_it_was_refused() -> None:
+    assert ops(row_view(epoch=0)) == {Op.WAIT, Op.GERMINATE}
+    life = Nurture().rules.config.shortest_life
+    assert ops(row_view(epoch=30 - life)) == {Op.WAIT, Op.GERMINATE} and ops(row_view(epoch=31 - life)) == {Op.WAIT}
+    for success in (True, False):
+        view = row_view(last_outcome=ActionOutcome(GERMINATE, success, None if success else "the governor said no"))
+        assert (Op.GERMINATE in ops(view)) == success
+
+
+def test_germinations_blend_as_the_rules_blend() -> None:
+    offer, space = offered(row_view(epoch=0))
+    found = {
+        (action.blend, action.alpha_target, action.tempo)
+        for action in factored_actions(space.slots, space.blueprints)
+        if action.op is Op.GERMINATE and offer.available.allows(space, action)
+    }
+    assert found == {(Blend.LINEAR, 1.0, 1)}
+
+
+@pytest.mark.parametrize("greedy", [False, True])
+def test_a_learned_policy_chooses_growth_and_says_the_rules_reasons_for_the_rest(greedy: bool) -> None:
+    network = fresh_network(0, cells=8)
+    with torch.no_grad():
+        network.op_out.bias[Op.PRUNE] = 50.0
+    policy = LearnedPolicy(network, greedy=greedy, nurture=Nurture())
+    policy.reset([RowSpec(0, 0, 0, 30)])
+    (decision,) = policy.decide([row_view(READY, FREE)])
+    assert decision.action == FactoredAction(Op.ADVANCE, "slot0") and "lowers the loss" in decision.reason
+    assert decision.macs > 0, "the network ran all the same"
+    with torch.no_grad():
+        network.op_out.bias[Op.GERMINATE] = 50.0
+    policy.reset([RowSpec(0, 0, 0, 30)])
+    (decision,) = policy.decide([row_view(PROVEN, FREE)])
+    assert decision.action.op is Op.GERMINATE and decision.action.slot == "slot1"
+    assert decision.reason == f"the learned policy's {'likeliest choice' if greedy else 'draw'}"
+    assert 0 < dict(decision.evidence)["probability"] <= 1
