@@ -31,7 +31,7 @@ from esper.bench.report import into_page
 from esper.karn.stats import interval
 from esper.simic.rewards import RewardConfig
 
-BASE: Final = LearnPlan(updates=60)
+BASE: Final = LearnPlan()
 
 VARIANTS: Final = MappingProxyType(
     {
@@ -44,7 +44,7 @@ VARIANTS: Final = MappingProxyType(
         "half of everything": replace(BASE, sizes={"token": 16, "features": 32, "cells": 32}),
         "twice everything": replace(BASE, sizes={"token": 64, "features": 128, "cells": 128}),
         "every blueprint named": replace(BASE, nameless=0.0),
-        "half of the episodes without names": replace(BASE, nameless=0.5),
+        "no blueprint named": replace(BASE, nameless=1.0),
         "twice the updates": replace(BASE, updates=120),
         "a third of the learning rate": replace(BASE, learning_rate=3e-4),
     }

@@ -15,7 +15,7 @@ from esper.tamiyo.batch import action_space, observe
 from esper.tamiyo.features import LAYOUT
 from esper.tamiyo.network import GrowthNetwork, GrowthNetworkConfig
 from esper.tamiyo.policies import make_policy
-from esper.tamiyo.policies.learned import LearnedPolicy, load_policy, save_policy
+from esper.tamiyo.policies.learned import SHIPPED_FILE, LearnedPolicy, load_policy, save_policy
 from esper.tamiyo.recurrent import acting_macs
 from esper.tolaria.checkpoint import decode, encode
 from esper.tolaria.legality import why_illegal
@@ -41,7 +41,21 @@ def test_a_saved_policy_comes_back(tmp_path: Path) -> None:
     assert saved.card == {"task": "digits", "score": 0.5} and saved.network.config == network().config
     for name, tensor in network().state_dict().items():
         assert torch.equal(tensor, saved.network.state_dict()[name])
-    assert isinstance(make_policy(str(path), greedy=True), LearnedPolicy)
+    assert not saved.nurture and saved.player().nurture is None
+    save_policy(path, network(), {}, nurture=True)
+    played = make_policy(str(path), greedy=True)
+    assert isinstance(played, LearnedPolicy) and played.greedy and played.nurture is not None
+
+
+def test_the_shipped_policy_is_small_says_where_it_comes_from_and_does_the_same_every_time() -> None:
+    card = load_policy(SHIPPED_FILE).card
+    assert SHIPPED_FILE.stat().st_size < 1_000_000
+    assert {"trained_on", "worlds", "hosts", "seed", "steps", "policy_macs", "table_macs"} <= card.keys()
+    view = row_view(epoch=0)
+    first, second = make_policy("esper-v1"), make_policy("esper-v1")
+    for policy, seed in ((first, 0), (second, 1)):
+        policy.reset([RowSpec(0, 0, seed, 30)])
+    assert first.name == "esper-v1" and first.decide([view]) == second.decide([view])
 
 
 def test_files_that_are_no_policies_are_named(tmp_path: Path) -> None:

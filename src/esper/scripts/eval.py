@@ -25,7 +25,7 @@ from esper.simic.evaluation import Found, find_schedule, play
 from esper.simic.session import Announcement, Session, SessionConfig, open_session
 from esper.simic.world import held_out_seed
 from esper.tamiyo.policies import SchedulePolicy, make_seeded
-from esper.tamiyo.policies.learned import LearnedPolicy, load_policy
+from esper.tamiyo.policies.learned import load_policy
 from esper.tasks import get_task
 from esper.tolaria.executor import EpisodeResult
 
@@ -83,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     console = Console(highlight=False)
     with open_session(_session_config(config, load, path)) as session:
         session.announce("eval", _announcement(load, config))
-        arms: dict[str, Policy] = {POLICY: LearnedPolicy(saved.network, greedy=args.greedy)}
+        arms: dict[str, Policy] = {POLICY: saved.player(greedy=args.greedy)}
         arms |= comparisons(config, load, args.search_seeds, console)
         results = _play(session, load, config, arms)
     metric = load.task.metric

@@ -149,7 +149,7 @@ def run_train(args: argparse.Namespace, console: Console) -> None:
         "policy_macs": learned.macs,
         "table_macs": table_macs(table, worlds),
     }
-    written = save_policy(args.output, learned.network, card)
+    written = save_policy(args.output, learned.network, card, nurture=True)
     _say(console, f"{args.output}: {written.bytes:,} bytes, {learned.steps:,} steps in {seconds:.0f} s")
 
 
@@ -172,7 +172,7 @@ def run_tune(args: argparse.Namespace, console: Console) -> None:
         "tuning_macs": tuned.macs,
         "tuning_objective": [tuned.looks[0].objective, best.objective],
     }
-    written = save_policy(args.output, tuned.network, card)
+    written = save_policy(args.output, tuned.network, card, nurture=True)
     seconds = time.perf_counter() - began
     _say(console, f"{args.output}: {written.bytes:,} bytes, of update {best.update}, {seconds:.0f} s")
 

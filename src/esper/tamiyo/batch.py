@@ -41,10 +41,9 @@ def observe(views: Sequence[RowView], space: ActionSpace, config: GrowthNetworkC
     }
 
 
-def without_names(observation: Mapping[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
-    """What ``rows`` ``[B]`` bool show to a network that was trained with none of their blueprints: costs, no names."""
-    names = observation["blueprints"]
-    return {**observation, "blueprints": torch.where(rows[:, None], UNKNOWN, names)}
+def without_names(observation: Mapping[str, Tensor], hidden: Tensor) -> dict[str, Tensor]:
+    """As a network sees it that was trained without the blueprints ``hidden`` ``[B, P]`` bool: costs, no names."""
+    return {**observation, "blueprints": torch.where(hidden, UNKNOWN, observation["blueprints"])}
 
 
 def _costs(view: RowView, space: ActionSpace) -> list[list[float]]:

@@ -22,7 +22,7 @@ def test_rows_end_when_their_worlds_do_and_start_again_at_once() -> None:
     hosts = [made_up_host(0), made_up_host(1, sequences=((), (A,)), world=SHORT)]
     config = fresh_network(0).config
     environments = TableEnvironments(hosts, config, LearnPlan(rows=8))
-    seen = environments.reset(4)
+    seen = environments.reset(3)
     environments.heads.check_masks(seen.masks)
     lengths = [node.host.world.epochs for node in environments.world.nodes]
     assert set(lengths) == {9, 12}, "both hosts were drawn"

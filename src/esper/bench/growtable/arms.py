@@ -31,8 +31,7 @@ from esper.bench.growtable.sequences import Choices
 from esper.bench.growtable.table import Table
 from esper.leyline import Policy
 from esper.tamiyo.policies import FrugalPolicy, HeuristicConfig, HeuristicPolicy, StaticPolicy
-from esper.tamiyo.policies.learned import LearnedPolicy, load_policy
-from esper.tamiyo.policies.nurture import Nurture
+from esper.tamiyo.policies.learned import load_policy
 
 RULES: Final = MappingProxyType[str, Policy](
     {
@@ -84,8 +83,7 @@ def scored(
     remarks = []
     for path in policies:
         saved, name = load_policy(path), f"`{path.stem}`"
-        policy = LearnedPolicy(saved.network, greedy=True, nurture=Nurture())
-        lines += all_of_it.play(name, network_player(saved.network), policy)
+        lines += all_of_it.play(name, network_player(saved.network), saved.player(greedy=True))
         remarks += [f"{name}: {all_of_it.ahead(name, each)}" for each in RULES]
         cost = _cost(saved.card)
         if cost:

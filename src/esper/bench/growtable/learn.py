@@ -50,8 +50,8 @@ class Sights:
 class TableEnvironments:
     """``size`` rows on hosts drawn at random; implements :class:`esper.simic.collect.RolloutEnvironments`.
 
-    In a share ``nameless`` of the episodes blueprints are told apart by cost alone, as they are where the policy was
-    trained with none of them.
+    A blueprint has no name in a share ``nameless`` of the episodes, so that the policy learns to tell strangers by what
+    they cost, beside those that it knows.
     """
 
     def __init__(self, hosts: Sequence[TableHost], config: GrowthNetworkConfig, plan: LearnPlan) -> None:
@@ -60,7 +60,7 @@ class TableEnvironments:
         self.world = TabularWorld(plan.reward)
         self.sights = Sights(config)
         self._random = np.random.default_rng(0)
-        self._blind = torch.zeros(plan.rows, dtype=torch.bool)
+        self._hidden = torch.zeros(plan.rows, len(BLUEPRINTS), dtype=torch.bool)
 
     def reset(self, seed: int) -> Seen:
         """Start everywhere; ``seed`` decides which hosts come when."""
@@ -88,10 +88,10 @@ class TableEnvironments:
 
     def _seen(self) -> Seen:
         seen = self.sights.of(self.world.nodes)
-        return Seen(without_names(seen.observation, self._blind), seen.masks)
+        return Seen(without_names(seen.observation, self._hidden), seen.masks)
 
     def _draw(self, row: int) -> TableHost:
-        self._blind[row] = bool(self._random.random() < self.nameless)
+        self._hidden[row] = torch.from_numpy(self._random.random(len(BLUEPRINTS)) < self.nameless)
         return self.hosts[int(self._random.integers(len(self.hosts)))]
 
 
@@ -99,7 +99,7 @@ class TableEnvironments:
 class LearnPlan:
     """How to learn, in the table or in real runs."""
 
-    updates: int = 150
+    updates: int = 60
     rows: int = 64
     steps: int = 24
     """Of each row in a rollout."""
@@ -112,8 +112,8 @@ class LearnPlan:
     minibatches: int = 4
     sizes: Mapping[str, int] = field(default_factory=dict)
     """Fields of ``GrowthNetworkConfig`` in which a fresh network is not of the usual size."""
-    nameless: float = 0.25
-    """Share of the table's episodes in which blueprints have no names."""
+    nameless: float = 0.5
+    """Share of the table's episodes in which a blueprint has no name."""
 
     def __post_init__(self) -> None:
         for name in ("updates", "rows", "steps"):

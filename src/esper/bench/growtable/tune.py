@@ -27,11 +27,11 @@ class TunePlan:
     """How to learn on, and how to choose what is kept."""
 
     ppo: LearnPlan = field(
-        default_factory=lambda: LearnPlan(updates=40, steps=24, entropy=(0.01, 0.002), learning_rate=3e-4)
+        default_factory=lambda: LearnPlan(updates=30, steps=24, entropy=(0.03, 0.003), learning_rate=5e-4)
     )
     each: int = 2
     """Rows of every world."""
-    look_every: int = 10
+    look_every: int = 5
     """Updates between two looks at what the policy is worth."""
     hosts: int = 4
     """Fresh hosts of every world that a look plays, the same each time."""

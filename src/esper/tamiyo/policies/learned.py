@@ -40,6 +40,12 @@ class SavedPolicy:
 
     network: GrowthNetwork
     card: dict[str, Any]
+    nurture: bool
+    """Whether it was trained to choose growth alone, with rules for the rest."""
+
+    def player(self, *, greedy: bool = False, name: str = "ppo") -> LearnedPolicy:
+        """The policy as it was trained to play."""
+        return LearnedPolicy(self.network, greedy=greedy, nurture=Nurture() if self.nurture else None, name=name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +56,10 @@ class Written:
     seconds: float
 
 
-def save_policy(path: Path, network: GrowthNetwork, card: Mapping[str, Any]) -> Written:
+def save_policy(path: Path, network: GrowthNetwork, card: Mapping[str, Any], *, nurture: bool = False) -> Written:
     """Write the policy as one file, atomically. ``card`` is JSON that says where it comes from."""
     began = time.perf_counter()
-    about = {"format": FORMAT, "network": network.config.to_dict(), "card": dict(card)}
+    about = {"format": FORMAT, "network": network.config.to_dict(), "nurture": nurture, "card": dict(card)}
     tensors = {name: tensor.detach().contiguous() for name, tensor in network.state_dict().items()}
     content = pack(tensors, metadata={"esper": json.dumps(about, allow_nan=False)})
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -79,7 +85,7 @@ def load_policy(path: Path) -> SavedPolicy:
         raise DataError(f"policy {path}: its tensors do not fit its sizes: {error}") from error
     if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
         raise DataError(f"policy {path}: it holds weights that are not finite")
-    return SavedPolicy(network, about["card"])
+    return SavedPolicy(network, about["card"], bool(about.get("nurture")))
 
 
 class LearnedPolicy:
@@ -102,15 +108,15 @@ class LearnedPolicy:
         self._fresh: list[bool] = []
         self._macs: int | None = None
 
-    @classmethod
-    def from_file(cls, path: str | Path, *, greedy: bool = False) -> LearnedPolicy:
+    @staticmethod
+    def from_file(path: str | Path, *, greedy: bool = False) -> LearnedPolicy:
         """From a file that :func:`save_policy` wrote."""
-        return cls(load_policy(Path(path)).network, greedy=greedy)
+        return load_policy(Path(path)).player(greedy=greedy)
 
-    @classmethod
-    def shipped(cls) -> LearnedPolicy:
+    @staticmethod
+    def shipped() -> LearnedPolicy:
         """:data:`SHIPPED`. It takes its likeliest choices among what nurture offers."""
-        return cls(load_policy(SHIPPED_FILE).network, greedy=True, nurture=Nurture(), name=SHIPPED)
+        return load_policy(SHIPPED_FILE).player(greedy=True, name=SHIPPED)
 
     def reset(self, specs: Sequence[RowSpec]) -> None:
         """Empty memory and a fresh stream for each row."""
