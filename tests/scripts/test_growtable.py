@@ -7,12 +7,15 @@ from pathlib import Path
 import pytest
 from made_up_tables import B, C, made_up_host
 
+from esper.bench.growtable.score import Line
 from esper.bench.growtable.sequences import name_of
 from esper.bench.growtable.table import Table, load_table, save_table
 from esper.bench.growtable.worlds import WORLDS
+from esper.karn.stats import Interval
+from esper.scripts import growtable
 from esper.scripts.main import main
 from esper.simic.vectorized import fresh_network
-from esper.tamiyo.policies.learned import save_policy
+from esper.tamiyo.policies.learned import load_policy, save_policy
 
 
 @pytest.fixture
@@ -44,6 +47,26 @@ def test_a_score_goes_into_a_page(table: Path, capsys: pytest.CaptureFixture[str
     ):
         assert part in text
     assert "digits-deep-noisy" in capsys.readouterr().out
+
+
+def test_a_shipped_policy_has_its_scores_on_its_card(table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    policy, shipped = table.parent / "p.safetensors", table.parent / "package" / "esper-v1.safetensors"
+    save_policy(policy, fresh_network(0, cells=8), {"seed": 3}, nurture=True)
+    monkeypatch.setattr(growtable, "SHIPPED_FILE", shipped)
+
+    def scored(table: Table, worlds: list[str], schedule: object, policies: list[Path]) -> tuple[list[Line], list[str]]:
+        assert (worlds, policies) == (["digits-deep-noisy"], [policy])
+        return [Line("`p`, real runs", Interval(0.1, 2, 0.0, 0.2), {}, None, 1.0)], ["`p`: ahead"]
+
+    monkeypatch.setattr(growtable, "scored", scored)
+    assert main(["growtable", "ship", "--table", str(table), "--policy", str(policy)]) == 0
+    saved = load_policy(shipped)
+    assert saved.nurture and saved.card == {
+        "seed": 3,
+        "scored_on": ["digits-deep-noisy"],
+        "regret": {"`p`, real runs": [0.0, 0.1, 0.2]},
+        "remarks": ["`p`: ahead"],
+    }
 
 
 def test_what_was_built_is_packed_and_what_was_not_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,7 +20,7 @@ from esper.bench.growtable.check import compare
 from esper.bench.growtable.learn import LearnPlan, learn
 from esper.bench.growtable.parts import Parts
 from esper.bench.growtable.score import best_schedule, table_macs
-from esper.bench.growtable.table import STORED, load_table, save_table, table_of
+from esper.bench.growtable.table import STORED, Table, load_table, save_table, table_of
 from esper.bench.growtable.tune import Look, TunePlan, tune
 from esper.bench.growtable.worlds import HELD_OUT, TRAINING, WORLDS, chosen
 from esper.bench.report import into_page
@@ -71,7 +71,9 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="beside the shipped one; may be repeated",
     )
-    for command in (two, three, four):
+    six = commands.add_parser("ship", help="put a policy into the package as esper-v1, its scores on its card")
+    six.add_argument("--policy", type=Path, required=True, metavar="FILE")
+    for command in (two, three, four, six):
         command.add_argument("--table", type=Path, default=STORED, metavar="FILE")
     for command in (two, four):
         command.add_argument(
@@ -85,8 +87,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(list(sys.argv[1:] if argv is None else argv))
     torch.set_num_threads(1)
     console = Console(highlight=False)
-    commands = {"build": run_build, "check": run_check, "train": run_train, "tune": run_tune, "score": run_score}
-    commands[args.command](args, console)
+    {
+        "build": run_build,
+        "check": run_check,
+        "train": run_train,
+        "tune": run_tune,
+        "score": run_score,
+        "ship": run_ship,
+    }[args.command](args, console)
     return 0
 
 
@@ -179,18 +187,33 @@ def run_tune(args: argparse.Namespace, console: Console) -> None:
 
 def run_score(args: argparse.Namespace, console: Console) -> None:
     """Regret on held-out worlds."""
-    table = load_table(args.table)
-    training = [name for name in TRAINING if name in table.worlds]
-    # an oracle needs a host to be chosen on and one to be scored on
-    held_out = [name for name in HELD_OUT if name in table.worlds and len(table.of(name)) > 1]
-    if not training or not held_out:
-        raise UsageError(
-            f"table {args.table}: holds no {'held-out world with two hosts' if training else 'training world'}"
-        )
+    table, training, held_out = _split(args.table)
     schedule = best_schedule(table, training)
     lines, remarks = scored(table, held_out, schedule, [SHIPPED_FILE, *args.policy])
     text = "\n\n".join([report.sampled(table), report.regrets(lines, schedule), *remarks])
     _publish(args.into, "growtable", text, console)
+
+
+def run_ship(args: argparse.Namespace, console: Console) -> None:
+    """Score a policy, write the scores on its card and the file into the package."""
+    table, training, held_out = _split(args.table)
+    saved = load_policy(args.policy)
+    lines, remarks = scored(table, held_out, best_schedule(table, training), [args.policy])
+    regret = {each.arm: [each.regret.low, each.regret.mean, each.regret.high] for each in lines if each.regret}
+    card = saved.card | {"scored_on": held_out, "regret": regret, "remarks": remarks}
+    written = save_policy(SHIPPED_FILE, saved.network, card, nurture=saved.nurture)
+    _say(console, f"{SHIPPED_FILE}: {written.bytes:,} bytes")
+
+
+def _split(path: Path) -> tuple[Table, list[str], list[str]]:
+    """A table with its worlds to learn in and to be scored on. Raises ``UsageError`` where it lacks either."""
+    table = load_table(path)
+    training = [name for name in TRAINING if name in table.worlds]
+    # an oracle needs a host to be chosen on and one to be scored on
+    held_out = [name for name in HELD_OUT if name in table.worlds and len(table.of(name)) > 1]
+    if not training or not held_out:
+        raise UsageError(f"table {path}: holds no {'held-out world with two hosts' if training else 'training world'}")
+    return table, training, held_out
 
 
 def _publish(page: Path | None, name: str, text: str, console: Console) -> None:
