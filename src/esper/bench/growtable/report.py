@@ -56,7 +56,7 @@ def regrets(lines: Sequence[Line], schedule: Choices) -> str:
         f"|---|---:|---:|---:|{'---:|' * len(worlds)}",
     ]
     for each in lines:
-        by_world = " | ".join(f"{each.by_world[name]:.2f}" for name in worlds)
+        by_world = " | ".join("–" if value is None else f"{value:.2f}" for value in each.by_world.values())
         better = "" if each.better_than_fixed is None else _bounds(each.better_than_fixed)
         rows.append(f"| {each.arm} | {_bounds(each.regret)} | {better} | {each.macs:.2e} | {by_world} |")
     return "\n".join(rows)

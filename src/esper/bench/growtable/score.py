@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import comb
 from statistics import fmean
+from typing import Final
 
 from esper.bench.growtable.host import Node, TableHost
 from esper.bench.growtable.play import play_freely
@@ -53,6 +54,9 @@ class HostKey:
 
 
 Outcomes = dict[HostKey, Outcome]
+
+LEAST_TO_WIN: Final = 1.0
+"""Points between oracle and random below which a world's own regret would be a ratio of noise."""
 
 
 def outcome_of(host: TableHost, records: Iterable[Record]) -> Outcome:
@@ -170,7 +174,8 @@ class Line:
 
     arm: str
     regret: Interval | None
-    by_world: Mapping[str, float]
+    by_world: Mapping[str, float | None]
+    """``None`` where oracle and random are less than :data:`LEAST_TO_WIN` apart."""
     better_than_fixed: Interval | None
     """Regret of the best fixed schedule minus the arm's, paired by host; ``None`` for the schedule itself."""
     macs: float
@@ -186,7 +191,10 @@ def line(arm: str, found: Outcomes, ends: Mapping[HostKey, Norm], rival: Outcome
     return Line(
         arm=arm,
         regret=interval([points / unit for points in lost.values()]),
-        by_world={name: fmean(p for key, p in lost.items() if key.world == name) / scale[name] for name in worlds},
+        by_world={
+            name: fmean(p for key, p in lost.items() if key.world == name) / to_win if to_win >= LEAST_TO_WIN else None
+            for name, to_win in scale.items()
+        },
         better_than_fixed=None if gains is None else interval(gains),
         macs=fmean(outcome.macs for outcome in found.values()),
     )
