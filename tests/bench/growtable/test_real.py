@@ -12,11 +12,11 @@ from esper.bench.growtable import tune as tuning
 from esper.bench.growtable.learn import LearnPlan
 from esper.bench.growtable.real import RealEnvironments
 from esper.bench.growtable.tune import Look, TunePlan, objective_of, tune
-from esper.bench.growtable.worlds import WORLDS
+from esper.bench.growtable.worlds import HELD_OUT, WORLDS
 from esper.simic.collect import Collector
 from esper.simic.rewards import RewardConfig
 from esper.simic.vectorized import fresh_network
-from esper.tamiyo.policies import StaticPolicy
+from esper.tamiyo.policies import StaticPolicy, make_policy
 from esper.tamiyo.policies.learned import LearnedPolicy
 
 SHORT = replace(WORLDS["digits-wide-short"], epochs=2, times=(0, 1))
@@ -65,3 +65,10 @@ def test_a_policy_s_worth_is_by_validation_and_its_hosts_are_counted() -> None:
     objective, macs = objective_of(StaticPolicy(), [SHORT], 2)
     assert 0 < objective < 100 and macs > 0
     assert objective_of(StaticPolicy(), [SHORT], 2) == (objective, macs)
+
+
+@pytest.mark.slow
+def test_the_shipped_policy_is_ahead_of_the_heuristic_on_held_out_hosts_that_no_score_has_seen() -> None:
+    worlds = [WORLDS[name] for name in HELD_OUT]
+    shipped, rules = (objective_of(make_policy(name), worlds, 4)[0] for name in ("esper-v1", "heuristic"))
+    assert shipped > rules + 3.0
