@@ -197,7 +197,7 @@ DAMAGE: list[tuple[str, Callable[[Path], None], str]] = [
     (MANIFEST, lambda path: path.write_bytes(b""), "not JSON"),  # type: ignore[arg-type,return-value]
     (MANIFEST, lambda path: path.write_text("[" * 100_000), "not JSON"),  # type: ignore[arg-type,return-value]
     (MANIFEST, lambda path: path.write_text("[]"), "not the manifest"),  # type: ignore[arg-type,return-value]
-    (MANIFEST, edit(version=2), "format version 2; this Esper reads version 1"),
+    (MANIFEST, edit(version=1), "format version 1; this Esper reads version 2"),
     (MANIFEST, edit(step=99), "its own sha256 differs"),
     (MANIFEST, edit(files={"../../etc/passwd": {}}), "its own sha256 differs"),
     (MANIFEST, Path.unlink, "No such file"),

@@ -131,23 +131,50 @@ def test_snapshot_cadence() -> None:
     assert back is not None and (back.to_epoch, back.lost_epochs) == (9, 2)
 
 
-def test_an_action_in_the_lost_epochs_is_the_suspect() -> None:
+def test_a_move_after_which_the_run_fails_twice_is_the_suspect() -> None:
     run = Run().healthy(6)
     run.train(loss=math.nan, acted=ADVANCE)
-    back = run.governor.rollback(7)
+    first = run.governor.rollback(run.epoch)
+    assert first is not None
+    assert (first.cause, first.suspect) == ("external", None), "one panic proves nothing against the move before it"
+    assert run.governor.preflight(row_view(live_slot("slot0", SeedStage.TRAINING)), ADVANCE) is None
+    run.train(loss=math.nan, acted=ADVANCE)
+    back = run.governor.rollback(run.epoch)
     assert back is not None
     assert (back.cause, back.suspect, back.veto_epochs) == ("internal", "slot0", 5)
-    assert run.said(T.GOVERNOR_ROLLBACK)[0] | {"reason": "", "device": ""} == {
+    assert run.said(T.GOVERNOR_ROLLBACK)[1] | {"reason": "", "device": ""} == {
         "reason": "",
         "to_epoch": 6,
-        "lost_epochs": 1,
+        "lost_epochs": 2,
         "consecutive_panics": 1,
-        "rollbacks": 0,
+        "rollbacks": 1,
         "cause": "internal",
         "suspect": "ADVANCE slot0",
         "vetoed_epochs": 5,
         "device": "",
     }
+
+
+@pytest.mark.parametrize(
+    ("again", "loss", "cause"),
+    [
+        (ADVANCE, math.nan, "internal"),
+        (FactoredAction(Op.ADVANCE, "slot1"), math.nan, "external"),
+        (GERMINATE, math.nan, "external"),
+        (ADVANCE, 40.0, "external"),
+        (WAIT, math.nan, "external"),
+    ],
+)
+def test_long_after_it_is_the_suspect_only_where_move_and_reason_are_the_same(
+    again: FactoredAction, loss: float, cause: str
+) -> None:
+    run = Run().healthy(6)
+    run.train(loss=math.nan, acted=ADVANCE)
+    run.governor.rollback(run.epoch)
+    run.healthy(20)
+    assert not run.train(loss=loss, acted=again).ok
+    back = run.governor.rollback(run.epoch)
+    assert back is not None and (back.cause, back.suspect is not None) == (cause, cause == "internal")
 
 
 @pytest.mark.parametrize("innocent", [WAIT, FOSSILIZE])
@@ -192,8 +219,9 @@ def test_faults_far_apart_or_of_another_kind_stay_external() -> None:
 
 def test_a_suspected_removal_is_vetoed_instead_of_quarantined() -> None:
     run = Run().healthy(6)
-    run.train(loss=math.nan, acted=PRUNE)
-    back = run.governor.rollback(7)
+    for _ in range(2):
+        run.train(loss=math.nan, acted=PRUNE)
+        back = run.governor.rollback(run.epoch)
     assert back is not None and (back.cause, back.suspect) == ("internal", None)
     view = row_view(live_slot("slot0", SeedStage.HOLDING, alpha=0.3))
     assert "made the run fail before" in str(run.governor.preflight(view, PRUNE))

@@ -34,7 +34,7 @@ from torch import Tensor
 from esper.leyline import DataError, UsageError
 
 FORMAT: Final = "esper-checkpoint"
-VERSION: Final = 1
+VERSION: Final = 2
 TENSORS: Final = "tensors.safetensors"
 PLAIN: Final = "state.json"
 MANIFEST: Final = "manifest.json"

@@ -47,11 +47,13 @@ class GovernorConfig:
     vitals: VitalsConfig = field(default_factory=VitalsConfig)
     consecutive: int = 2
     """Ill epochs in a row that make a panic, where one alone is not certain."""
-    snapshot_every: int = 3
+    snapshot_every: int = 1
     max_rollbacks: int = 3
     """Rollbacks in an episode after which another panic fails the run."""
     recurrence: int = 5
-    """A panic for the same reason so soon after a rollback has an internal cause."""
+    """A panic for the same reason so soon after a rollback has an internal cause, and so has one after the same move
+    at any time. A first panic is no proof against the move before it: most moves are harmless, and what a good seed is
+    worth is far more than a second rollback."""
     memory: int = 10
     """How far back an action may lie to be suspected when a panic recurs."""
     veto: int = 5
@@ -106,6 +108,14 @@ class _Move:
     slot: str
 
 
+@dataclass(frozen=True, slots=True)
+class _Panic:
+    epoch: int
+    reason: str
+    before: tuple[Op, str] | None
+    """Op and slot of the last move since the good state; it was undone."""
+
+
 class Governor:
     """Safety of one environment during one episode."""
 
@@ -126,8 +136,8 @@ class Governor:
         self._verdict = Verdict(ok=True)
         self._observed = 0
         self._moves: list[_Move] = []
-        self._panics: list[tuple[int, str]] = []
-        """Epoch and reason of each panic that was rolled back."""
+        self._panics: list[_Panic] = []
+        """Those that were rolled back."""
         self._spared: dict[str, int] = {}
         """slot -> last epoch in which its seed must not be pruned"""
         self._calm_until = 0
@@ -225,7 +235,7 @@ class Governor:
             data |= {"suspect": f"{culprit.op.name} {culprit.slot}", "vetoed_epochs": self.config.veto}
         self._say(T.GOVERNOR_ROLLBACK, "warning", f"back to epoch {to_epoch}: {_in_words(verdict)}", data)
         self.rollbacks += 1
-        self._panics.append((epoch, verdict.reason))
+        self._panics.append(_Panic(epoch, verdict.reason, self._undone(to_epoch)))
         # what happened after the good state is undone; the culprit answers for it no longer
         self._moves = [move for move in self._moves if move.epoch <= to_epoch and move != culprit]
         self._verdict = Verdict(ok=True)
@@ -261,7 +271,7 @@ class Governor:
             "verdict": [verdict.ok, verdict.reason, verdict.measured, verdict.threshold, verdict.consecutive],
             "observed": self._observed,
             "moves": [[move.epoch, move.op.name, move.slot] for move in self._moves],
-            "panics": [list(panic) for panic in self._panics],
+            "panics": [[p.epoch, p.reason, p.before and [p.before[0].name, p.before[1]]] for p in self._panics],
             "spared": dict(self._spared),
             "calm_until": self._calm_until,
         }
@@ -277,18 +287,28 @@ class Governor:
         self._verdict = Verdict(*plain["verdict"])
         self._observed = plain["observed"]
         self._moves = [_Move(epoch, Op[op], slot) for epoch, op, slot in plain["moves"]]
-        self._panics = [(epoch, reason) for epoch, reason in plain["panics"]]
+        self._panics = [
+            _Panic(epoch, reason, before and (Op[before[0]], before[1])) for epoch, reason, before in plain["panics"]
+        ]
         self._spared = dict(plain["spared"])
         self._calm_until = plain["calm_until"]
 
     def _blame(self, epoch: int, to_epoch: int, reason: str) -> tuple[str, _Move | None]:
-        """Cause and suspect: the last move since the good state, or, when the panic recurs, the last one in memory."""
-        lost = [move for move in self._moves if move.epoch > to_epoch]
-        if lost:
-            return "internal", lost[-1]
-        if any(before == reason and epoch - when <= self.config.recurrence for when, before in self._panics):
-            return "internal", self._moves[-1] if self._moves else None
-        return "external", None
+        """Cause and suspect. Only a panic that recurs has an internal cause; the last move answers for it."""
+        before = self._undone(to_epoch)
+        recurs = any(
+            past.reason == reason
+            and (epoch - past.epoch <= self.config.recurrence or (before is not None and past.before == before))
+            for past in self._panics
+        )
+        if not recurs:
+            return "external", None
+        return "internal", self._moves[-1] if self._moves else None
+
+    def _undone(self, to_epoch: int) -> tuple[Op, str] | None:
+        """The last move that going back to ``to_epoch`` undoes."""
+        last = self._moves[-1] if self._moves else None
+        return (last.op, last.slot) if last is not None and last.epoch > to_epoch else None
 
     def _against_growing(self, view: RowView, slot: SlotView, action: FactoredAction) -> str | None:
         if action.op is Op.SET_ALPHA and action.alpha_target is not None and action.alpha_target < slot.alpha:

@@ -41,7 +41,7 @@ class GovernorRollback(TypedDict):
     device: NotRequired[str]
 
 
-"""``cause`` is ``external`` (the same step would succeed) or ``internal`` (it would recur; ``suspect`` is vetoed for
+"""``cause`` is ``external`` (the same step would succeed) or ``internal`` (it recurred; ``suspect`` is vetoed for
 ``vetoed_epochs``)."""
 
 
