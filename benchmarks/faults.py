@@ -1,6 +1,6 @@
 """Injected faults: is each one detected, and what does it cost in the end?
 
-    uv run python benchmarks/faults.py --faults 200 --run faults.jsonl          # goes on where it was interrupted
+    uv run python benchmarks/faults.py --run faults.jsonl --into docs/benchmarks.md     # resumable
 
 Four kinds in turn, on ``mnist1d`` with 20,000 test examples, each against a clean run and a static host of the same
 seed. Detected means that an event of the run itself speaks of it, after the injection and by the kind's own witness:
@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 
+from esper.bench.report import into_page
 from esper.karn.stats import Interval, interval
 from esper.leyline import Decision, Fact, FactoredAction, Op, Paired, Policy, RowSpec, RowView, TelemetryEvent
 from esper.leyline import TelemetryEventType as T
@@ -228,6 +229,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=10, help="different runs that the faults are spread over")
     parser.add_argument("--epochs", type=int)
     parser.add_argument("--run", type=Path, help="file of finished runs; begun or gone on with")
+    parser.add_argument("--into", type=Path, help="write the table between the marks of this page, too")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     task = get_task(arguments.task, **({"test": arguments.test} if arguments.task == "mnist1d" else {}))
@@ -239,7 +241,10 @@ def main() -> None:
         ends.append(ended(load, fault, book))
         faulty, clean, _ = ends[-1]
         print(f"{number + 1}/{len(faults)} {fault.kind}: {faulty['test']:.2f}, clean {clean['test']:.2f}", flush=True)
-    print("\n".join(table(faults, ends)))
+    text = "\n".join(table(faults, ends))
+    print(text)
+    if arguments.into is not None:
+        into_page(arguments.into, "faults", text)
     for fault, (faulty, _, static) in zip(faults, ends, strict=True):
         assert faulty["struck"] is not None, f"{fault} never happened"
         assert faulty["noticed"], f"{fault} was not detected"
