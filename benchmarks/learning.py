@@ -55,7 +55,7 @@ def play(asked: tuple[str, int, Path]) -> dict[str, Any]:
     """Learn once, and score."""
     name, seed, path = asked
     torch.set_num_threads(1)
-    table = load_table(path)
+    table = load_table(path).whole
     training = [world for world in TRAINING if world in table.worlds]
     held_out = [world for world in HELD_OUT if world in table.worlds]
     hosts = [host for world in training for host in table.of(world)]

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from made_up_tables import B, C, made_up_host
 
+from esper.bench.growtable.arms import Scores
 from esper.bench.growtable.score import Line
 from esper.bench.growtable.sequences import name_of
 from esper.bench.growtable.table import Table, load_table, save_table
@@ -40,6 +41,8 @@ def test_a_score_goes_into_a_page(table: Path, capsys: pytest.CaptureFixture[str
         "| `p` | ",
         "| `p`, real runs | ",
         "| `esper-v1`, real runs | ",
+        "| best schedule that fits | ",
+        "`esper-v1`: In the table it is ahead of best schedule that fits by ",
         "`esper-v1`: In real runs it is ahead of frugal by ",
         "| frugal, real runs | ",
         "MACs a use",
@@ -54,9 +57,9 @@ def test_a_shipped_policy_has_its_scores_on_its_card(table: Path, monkeypatch: p
     save_policy(policy, fresh_network(0, cells=8), {"seed": 3}, nurture=True)
     monkeypatch.setattr(growtable, "SHIPPED_FILE", shipped)
 
-    def scored(table: Table, worlds: list[str], schedule: object, policies: list[Path]) -> tuple[list[Line], list[str]]:
+    def scored(table: Table, training: list[str], worlds: list[str], policies: list[Path]) -> Scores:
         assert (worlds, policies) == (["digits-deep-noisy"], [policy])
-        return [Line("`p`, real runs", Interval(0.1, 2, 0.0, 0.2), {}, None, 1.0)], ["`p`: ahead"]
+        return Scores((), [Line("`p`, real runs", Interval(0.1, 2, 0.0, 0.2), {}, None, 1.0)], ["`p`: ahead"])
 
     monkeypatch.setattr(growtable, "scored", scored)
     assert main(["growtable", "ship", "--table", str(table), "--policy", str(policy)]) == 0

@@ -19,7 +19,7 @@ from esper.bench.growtable.build import BuildPlan, Progress, build, planned, uni
 from esper.bench.growtable.check import compare
 from esper.bench.growtable.learn import LearnPlan, learn
 from esper.bench.growtable.parts import Parts
-from esper.bench.growtable.score import best_schedule, table_macs
+from esper.bench.growtable.score import table_macs
 from esper.bench.growtable.table import STORED, Table, load_table, save_table, table_of
 from esper.bench.growtable.tune import Look, TunePlan, tune
 from esper.bench.growtable.worlds import HELD_OUT, TRAINING, WORLDS, chosen
@@ -134,7 +134,7 @@ def run_check(args: argparse.Namespace, console: Console) -> None:
 
 def run_train(args: argparse.Namespace, console: Console) -> None:
     """Learn, and save the policy with its card."""
-    table = load_table(args.table)
+    table = load_table(args.table).whole
     worlds = [name for name in TRAINING if name in table.worlds]
     hosts = [host for name in worlds for host in table.of(name)]
     if not hosts:
@@ -187,27 +187,27 @@ def run_tune(args: argparse.Namespace, console: Console) -> None:
 
 def run_score(args: argparse.Namespace, console: Console) -> None:
     """Regret on held-out worlds."""
-    table, training, held_out = _split(args.table)
-    schedule = best_schedule(table, training)
-    lines, remarks = scored(table, held_out, schedule, [SHIPPED_FILE, *args.policy])
-    text = "\n\n".join([report.sampled(table), report.regrets(lines, schedule), *remarks])
+    table = load_table(args.table)
+    found = scored(*_split(table, args.table), [SHIPPED_FILE, *args.policy])
+    text = "\n\n".join([report.sampled(table), report.regrets(found.lines, found.schedule), *found.remarks])
     _publish(args.into, "growtable", text, console)
 
 
 def run_ship(args: argparse.Namespace, console: Console) -> None:
     """Score a policy, write the scores on its card and the file into the package."""
-    table, training, held_out = _split(args.table)
     saved = load_policy(args.policy)
-    lines, remarks = scored(table, held_out, best_schedule(table, training), [args.policy])
-    regret = {each.arm: [each.regret.low, each.regret.mean, each.regret.high] for each in lines if each.regret}
-    card = saved.card | {"scored_on": held_out, "regret": regret, "remarks": remarks}
+    table, training, held_out = _split(load_table(args.table), args.table)
+    found = scored(table, training, held_out, [args.policy])
+    regret = {each.arm: [each.regret.low, each.regret.mean, each.regret.high] for each in found.lines if each.regret}
+    card = saved.card | {"scored_on": held_out, "regret": regret, "remarks": found.remarks}
     written = save_policy(SHIPPED_FILE, saved.network, card, nurture=saved.nurture)
     _say(console, f"{SHIPPED_FILE}: {written.bytes:,} bytes")
 
 
-def _split(path: Path) -> tuple[Table, list[str], list[str]]:
-    """A table with its worlds to learn in and to be scored on. Raises ``UsageError`` where it lacks either."""
-    table = load_table(path)
+def _split(whole_or_not: Table, path: Path) -> tuple[Table, list[str], list[str]]:
+    """A table's whole hosts, with its worlds to learn in and to be scored on. Raises ``UsageError`` where it lacks
+    either."""
+    table = whole_or_not.whole
     training = [name for name in TRAINING if name in table.worlds]
     # an oracle needs a host to be chosen on and one to be scored on
     held_out = [name for name in HELD_OUT if name in table.worlds and len(table.of(name)) > 1]

@@ -150,6 +150,9 @@ def test_a_check_plays_fresh_hosts_and_its_error_is_that_of_the_difference(recor
     assert found.predicted == pytest.approx(here / 2) and found.sequence == "static"
     assert found.standard_error == pytest.approx(here / 2**0.5 * 1.5**0.5)
     assert found.real == dict(play(SMALL, FRESH, [()]))[()].ending.test_metric
+    one = TableHost(SMALL, facts, 2, {(): other[()], (EARLY,): records[(EARLY,)]})
+    assert pooled_deviation([*hosts, one]) == pytest.approx(here / 3**0.5), "nobody shares what one host alone holds"
+    assert {each.sequence for each in compare(Table([*hosts, one], {}), 3)} == {"static"}
     assert not replace(found, real=found.predicted + 2.1 * found.standard_error).within
 
 

@@ -13,9 +13,9 @@ from esper.bench.growtable.host import TableHost
 from esper.bench.growtable.score import (
     HostKey,
     Outcome,
-    best_schedule,
     break_even,
     by_views,
+    fitting,
     fixed,
     held_part,
     line,
@@ -23,6 +23,7 @@ from esper.bench.growtable.score import (
     oracle_of,
     outcome_of,
     played,
+    schedules,
     table_macs,
     tries_to_match,
 )
@@ -96,7 +97,7 @@ def test_the_best_schedule_is_the_best_of_all() -> None:
     hosts = [made_up_host(n, worth=winners_curse) for n in range(4)]
     table = Table(hosts, {})
     means = {c: fmean(value(h, h.records[c], test=False) for h in hosts) for c in FEW}
-    assert best_schedule(table, ["digits"]) == max(sorted(FEW), key=lambda choices: means[choices])
+    assert schedules(table, ["digits"]) == sorted(sorted(FEW), key=lambda choices: means[choices], reverse=True)
 
 
 def test_a_schedule_plays_the_part_that_a_world_holds() -> None:
@@ -106,6 +107,13 @@ def test_a_schedule_plays_the_part_that_a_world_holds() -> None:
     without = made_up_host(0, sequences=((), (C,)))
     assert held_part(without, (A, C)) is without.records[(C,)]
     assert held_part(without, (A, B)) is without.records[()]
+
+
+def test_a_schedule_that_fits_is_the_first_that_a_host_holds_whole() -> None:
+    free, poor = made_up_host(0), made_up_host(1, sequences=((), (B,), (C,)))
+    found = fitting(Table([free, poor], {}), ["digits"], [(A, B), (A,), (C,), (B,), ()])
+    assert found[HostKey("digits", 0)] == outcome_of(free, [free.records[(A, B)]])
+    assert found[HostKey("digits", 1)] == outcome_of(poor, [poor.records[(C,)]])
 
 
 def test_policies_walk_by_what_they_see() -> None:

@@ -21,11 +21,13 @@ from esper.bench.growtable.score import (
     Player,
     break_even,
     by_views,
+    fitting,
     fixed,
     line,
     norms,
     played,
     played_freely,
+    schedules,
 )
 from esper.bench.growtable.sequences import Choices
 from esper.bench.growtable.table import Table
@@ -61,16 +63,28 @@ class _Field:
         self.real[arm] = played_freely(self.table, self.worlds, policy)
         return [self.line(arm, self.tabulated[arm]), self.line(f"{arm}, real runs", self.real[arm])]
 
-    def ahead(self, arm: str, rival: str) -> str:
-        mine, theirs = self.real[arm], self.real[rival]
-        return report.ahead(rival, [mine[key].objective - theirs[key].objective for key in mine])
+    def ahead(self, arm: str, rival: str, real: bool) -> str:
+        mine, theirs = ((self.real if real else self.tabulated)[each] for each in (arm, rival))
+        points = [mine[key].objective - theirs[key].objective for key in mine]
+        return report.ahead("real runs" if real else "the table", rival, points)
 
 
-def scored(
-    table: Table, worlds: Sequence[str], schedule: Choices, policies: Sequence[Path]
-) -> tuple[list[Line], list[str]]:
-    """One line an arm, and remarks on the saved ``policies``. Raises ``DataError`` for a file that is none."""
-    rival = fixed(table, worlds, schedule)
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """The best fixed schedule of the training worlds, one line an arm, and remarks on saved policies."""
+
+    schedule: Choices
+    lines: list[Line]
+    remarks: list[str]
+
+
+FITS: Final = "best schedule that fits"
+
+
+def scored(table: Table, training: Sequence[str], worlds: Sequence[str], policies: Sequence[Path]) -> Scores:
+    """Scores on held-out ``worlds``. Raises ``DataError`` for a file that holds no policy."""
+    ranked = schedules(table, training)
+    rival = fixed(table, worlds, ranked[0])
     all_of_it = _Field(table, worlds, norms(table, worlds), rival)
     lines = [
         all_of_it.line("oracle", {key: norm.oracle for key, norm in all_of_it.ends.items()}),
@@ -78,17 +92,20 @@ def scored(
         all_of_it.line("static", played(table, worlds, by_views(StaticPolicy()))),
         line("best fixed schedule", rival, all_of_it.ends, None),
     ]
+    all_of_it.tabulated[FITS] = fitting(table, worlds, ranked)
+    lines.append(all_of_it.line(FITS, all_of_it.tabulated[FITS]))
     for name, rules in RULES.items():
         lines += all_of_it.play(name, by_views(rules), rules)
     remarks = []
     for path in policies:
         saved, name = load_policy(path), f"`{path.stem}`"
         lines += all_of_it.play(name, network_player(saved.network), saved.player(greedy=True))
-        remarks += [f"{name}: {all_of_it.ahead(name, each)}" for each in RULES]
+        remarks.append(f"{name}: {all_of_it.ahead(name, FITS, real=False)}")
+        remarks += [f"{name}: {all_of_it.ahead(name, each, real=True)}" for each in RULES]
         cost = _cost(saved.card)
         if cost:
             remarks.append(f"{name}: {report.paid_off(break_even(table, worlds, all_of_it.tabulated[name], cost))}")
-    return lines, remarks
+    return Scores(ranked[0], lines, remarks)
 
 
 def _cost(card: Mapping[str, Any]) -> float:

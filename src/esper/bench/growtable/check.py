@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from statistics import fmean
@@ -36,24 +37,35 @@ class Comparison:
 
 
 def pooled_deviation(hosts: list[TableHost]) -> float:
-    """Standard deviation of the final test accuracy between hosts, pooled over all sequences that they share."""
-    common = set.intersection(*(set(host.records) for host in hosts))
-    variances = [np.var([host.records[c].ending.test_metric for host in hosts], ddof=1) for c in sorted(common)]
-    return math.sqrt(fmean(map(float, variances)))
+    """Standard deviation of the final test accuracy between hosts, pooled over all sequences that some share."""
+    samples = [_ends(hosts, choices) for choices in _shared(hosts)]
+    squares = sum(float(np.var(ends)) * len(ends) for ends in samples)
+    return math.sqrt(squares / sum(len(ends) - 1 for ends in samples))
+
+
+def _shared(hosts: list[TableHost]) -> list[Choices]:
+    """Sequences that two or more hosts hold, in a fixed order."""
+    held = Counter(choices for host in hosts for choices in host.records)
+    return sorted(choices for choices, count in held.items() if count > 1)
+
+
+def _ends(hosts: list[TableHost], choices: Choices) -> list[float]:
+    """Final test accuracy on each host that holds the sequence."""
+    return [host.records[choices].ending.test_metric for host in hosts if choices in host.records]
 
 
 def compare(table: Table, count: int, seed: int = 0) -> Iterator[Comparison]:
-    """``count`` sequences drawn from those that all hosts of their world share, each on a fresh host of its own."""
+    """``count`` sequences drawn from those that hosts of their world share, each on a fresh host of its own."""
     random = np.random.default_rng(seed)
     worlds = [name for name in table.worlds if len(table.of(name)) > 1]
     for i in range(count):
         hosts = table.of(worlds[int(random.integers(len(worlds)))])
-        common = sorted(set.intersection(*(set(host.records) for host in hosts)))
-        choices = common[int(random.integers(len(common)))]
-        predicted = fmean(host.records[choices].ending.test_metric for host in hosts)
-        error = pooled_deviation(hosts) * math.sqrt(1 + 1 / len(hosts))
+        shared = _shared(hosts)
+        choices = shared[int(random.integers(len(shared)))]
+        ends = _ends(hosts, choices)
+        error = pooled_deviation(hosts) * math.sqrt(1 + 1 / len(ends))
         real = _really(hosts[0], FRESH + i, choices)
-        yield Comparison(hosts[0].world.name, name_of(choices), predicted, real, error)
+        yield Comparison(hosts[0].world.name, name_of(choices), fmean(ends), real, error)
 
 
 def _really(host: TableHost, number: int, choices: Choices) -> float:

@@ -47,7 +47,7 @@ class GrowTableConfig:
 
     def hosts(self) -> list[TableHost]:
         """Every host that an episode may start on. Raises ``UsageError`` for a world that the table does not hold."""
-        table = self.table if isinstance(self.table, Table) else load_table(Path(self.table))
+        table = (self.table if isinstance(self.table, Table) else load_table(Path(self.table))).whole
         names = worlds_of(self.worlds, table)
         if not names:
             raise UsageError(f"the table holds no world of {self.worlds!r}; it holds {', '.join(table.worlds)}")

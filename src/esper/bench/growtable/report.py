@@ -21,15 +21,16 @@ def sampled(table: Table) -> str:
         "|---|---|---:|---:|---:|---:|---:|---:|---:|---|",
     ]
     for name in table.worlds:
-        hosts = table.of(name)
+        every, hosts = table.of(name), table.whole.of(name)
         world = hosts[0].world
         alone = max(sum(len(c) == 1 for c in host.records) for host in hosts)
         both = max(sum(len(c) == 2 for c in host.records) for host in hosts)
         static = fmean(value(host, host.records[()], test=True) for host in hosts)
         random = fmean(fmean(value(host, r, test=True) for r in host.records.values()) for host in hosts)
+        few = "" if len(hosts) == len(every) else f" on {len(hosts)}"
         rows.append(
-            f"| `{name}` | {'held out' if world.held_out else 'training'} | {len(hosts)} | {alone} of "
-            f"{len(singles(world))} | {both} | {world.epochs} | {static:.1f} | {random:.1f} | {_oracle(hosts)} |"
+            f"| `{name}` | {'held out' if world.held_out else 'training'} | {len(every)} | {alone} of "
+            f"{len(singles(world))} | {both}{few} | {world.epochs} | {static:.1f} | {random:.1f} | {_oracle(hosts)} |"
         )
     return "\n".join(rows)
 
@@ -70,9 +71,9 @@ def _bounds(found: Interval | None) -> str:
     return f"{found.mean:.2f} ({found.low:.2f} to {found.high:.2f})"
 
 
-def ahead(rival: str, differences: Sequence[float]) -> str:
+def ahead(where: str, rival: str, differences: Sequence[float]) -> str:
     """One sentence on paired differences in objective, one per host."""
-    return f"In real runs it is ahead of {rival} by {_bounds(interval(differences))} points, {len(differences)} hosts."
+    return f"In {where} it is ahead of {rival} by {_bounds(interval(differences))} points, {len(differences)} hosts."
 
 
 def paid_off(even: BreakEven) -> str:

@@ -102,8 +102,8 @@ def held_part(host: TableHost, choices: Choices) -> Record:
     return next(host.records[part] for part in parts if part in host.records)
 
 
-def best_schedule(table: Table, worlds: Sequence[str]) -> Choices:
-    """The sequence that, by validation, leaves the least regret on average over ``worlds``."""
+def schedules(table: Table, worlds: Sequence[str]) -> list[Choices]:
+    """All tabulated sequences, that which leaves the least regret on average over ``worlds``, by validation, first."""
     scales, means = {}, {}
     for name in worlds:
         hosts = table.of(name)
@@ -121,12 +121,21 @@ def best_schedule(table: Table, worlds: Sequence[str]) -> Choices:
             if scales[name] > 0
         )
 
-    return max(candidates, key=mean)
+    return sorted(candidates, key=mean, reverse=True)
 
 
 def fixed(table: Table, worlds: Iterable[str], choices: Choices) -> Outcomes:
     """What a fixed schedule achieves."""
     return {_key(h): outcome_of(h, [held_part(h, choices)]) for name in worlds for h in table.of(name)}
+
+
+def fitting(table: Table, worlds: Iterable[str], ranked: Sequence[Choices]) -> Outcomes:
+    """What the first of ``ranked`` achieves that a host holds whole: a schedule that knows what a world forbids."""
+    return {
+        _key(h): outcome_of(h, [h.records[next(choices for choices in ranked if choices in h.records)]])
+        for name in worlds
+        for h in table.of(name)
+    }
 
 
 def played(table: Table, worlds: Iterable[str], player: Player, draws: int = 1) -> Outcomes:

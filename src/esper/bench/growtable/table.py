@@ -56,6 +56,15 @@ class Table:
             raise unknown("world of the table", world, self.worlds)
         return self.hosts[world]
 
+    @property
+    def whole(self) -> Table:
+        """The same with only those hosts that hold every sequence of their world. Policies learn and are scored on
+        them: where a second choice is missing, it could not be made.
+        """
+        every = {name: set().union(*(host.records for host in hosts)) for name, hosts in self.hosts.items()}
+        hosts = (host for name in self.worlds for host in self.of(name) if set(host.records) == every[name])
+        return Table(hosts, self.about)
+
 
 def table_of(parts: Iterable[Part], about: Mapping[str, Any]) -> Table:
     """A table of what was built so far."""
