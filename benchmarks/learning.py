@@ -59,8 +59,9 @@ def play(asked: tuple[str, int, Path]) -> dict[str, Any]:
     training = [world for world in TRAINING if world in table.worlds]
     held_out = [world for world in HELD_OUT if world in table.worlds]
     hosts = [host for world in training for host in table.of(world)]
-    learned = learn(hosts, replace(VARIANTS[name], seed=seed), lambda update, mean_return, entropy: None)
-    player = network_player(learned.network)
+    plan = replace(VARIANTS[name], seed=seed)
+    learned = learn(hosts, plan, lambda update, mean_return, entropy: None)
+    player = network_player(learned.network, nameless=plan.nameless == 1.0)
 
     def regret(worlds: Sequence[str]) -> float:
         found = line(name, played(table, worlds, player), norms(table, worlds), None).regret
@@ -99,11 +100,14 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--table", type=Path, default=STORED)
-    parser.add_argument("--run", type=Path, required=True, help="JSONL of finished runs, of one table")
+    parser.add_argument(
+        "--run", type=Path, required=True, help="JSONL of finished runs; those of other tables are left"
+    )
     parser.add_argument("--into", type=Path, help="write the result between the marks of this page, too")
     given = parser.parse_args()
     known = [json.loads(text) for text in given.run.read_text().splitlines()] if given.run.exists() else []
-    runs = {(run["variant"], run["seed"]): run for run in known}
+    about = json.loads(json.dumps(load_table(given.table).about))
+    runs = {(run["variant"], run["seed"]): run for run in known if run["table"] == about}
     missing = [
         (name, seed, given.table) for seed in range(given.seeds) for name in VARIANTS if (name, seed) not in runs
     ]

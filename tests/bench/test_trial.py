@@ -83,9 +83,10 @@ def test_the_frugal_rules_grow_a_cheap_blueprint_where_the_heuristic_grows_the_l
     assert outcomes["frugal"].spent["probe_macs"] > 0 == outcomes["grafted"].spent["probe_macs"]
 
 
-def test_quick_gates_let_a_seed_through_sooner():
+@pytest.mark.parametrize("policy", ["heuristic", "esper-v1"])
+def test_quick_gates_let_a_seed_through_sooner(policy):
     usual, quick = (
-        run_trial(bench_toys.trial(work=Work("digits", (), 5), policy="heuristic", setting=Setting(quick=quick)))
+        run_trial(bench_toys.trial(work=Work("digits", (), 5), policy=policy, setting=Setting(quick=quick)))
         for quick in (False, True)
     )
     assert not usual.seeds and quick.seeds

@@ -57,8 +57,8 @@ def test_a_shipped_policy_has_its_scores_on_its_card(table: Path, monkeypatch: p
     save_policy(policy, fresh_network(0, cells=8), {"seed": 3}, nurture=True)
     monkeypatch.setattr(growtable, "SHIPPED_FILE", shipped)
 
-    def scored(table: Table, training: list[str], worlds: list[str], policies: list[Path]) -> Scores:
-        assert (worlds, policies) == (["digits-deep-noisy"], [policy])
+    def scored(table: Table, training: list[str], worlds: list[str], policies: dict[str, Path]) -> Scores:
+        assert (worlds, policies) == (["digits-deep-noisy"], {"esper-v1": policy})
         return Scores((), [Line("`p`, real runs", Interval(0.1, 2, 0.0, 0.2), {}, None, 1.0)], ["`p`: ahead"])
 
     monkeypatch.setattr(growtable, "scored", scored)
@@ -90,6 +90,10 @@ def test_what_was_built_is_packed_and_what_was_not_is_said(tmp_path: Path, capsy
         (["build", "--worlds", "digit"], 2, "unknown world 'digit'; did you mean 'digits'"),
         (["build", "--seeds", "1"], 2, "seeds is 1; it must be 2 or more"),
         (["score", "--table", "nowhere"], 1, "rebuild it with: esper growtable build"),
+        (["score", "--policy", "nowhere.safetensors"], 1, "policy nowhere.safetensors: No such file"),
+        (["score", "--into", "nowhere.md"], 2, "--into nowhere.md: no such page"),
+        (["train", "--output", "."], 2, "--output .: a directory; a file is needed"),
+        (["check", "--count", "0"], 2, "count is 0; it must be 1 or more"),
         (["prune"], 2, "invalid choice: 'prune'"),
         ([], 2, "required: COMMAND"),
     ],

@@ -12,6 +12,7 @@ from esper.leyline import TelemetryEventType as T
 from esper.leyline import UsageError
 from esper.nissa.reader import read_journal
 from esper.scripts.train import build_parser, given_flags, main
+from esper.tamiyo.policies.learned import SHIPPED_FILE
 
 TINY = f"{Path(__file__).parents[1] / 'simic'}"
 
@@ -93,6 +94,11 @@ def test_a_damaged_policy_is_named(tiny_task: str, tmp_path: Path) -> None:
     broken.write_bytes(b"not a policy")
     with pytest.raises(Exception, match=r"policy\.safetensors"):
         main(["ppo", "--task", tiny_task, "--policy-checkpoint", str(broken), "--run-dir", str(tmp_path / "run")])
+
+
+def test_a_policy_that_leaves_gates_to_rules_is_not_gone_on_with(tiny_task: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="leaves gates and pruning to rules"):
+        main(["ppo", "--task", tiny_task, "--policy-checkpoint", str(SHIPPED_FILE), "--run-dir", str(tmp_path / "run")])
 
 
 def test_heuristic_runs_look_deep_too(tiny_task: str, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from esper.tamiyo.batch import action_space, observe
 from esper.tamiyo.features import LAYOUT
 from esper.tamiyo.network import GrowthNetwork, GrowthNetworkConfig
 from esper.tamiyo.policies import make_policy
-from esper.tamiyo.policies.learned import SHIPPED_FILE, LearnedPolicy, load_policy, save_policy
+from esper.tamiyo.policies.learned import FORMAT, SHIPPED_FILE, LearnedPolicy, load_policy, save_policy
 from esper.tamiyo.recurrent import acting_macs
 from esper.tolaria.checkpoint import decode, encode
 from esper.tolaria.legality import why_illegal
@@ -43,8 +43,9 @@ def test_a_saved_policy_comes_back(tmp_path: Path) -> None:
         assert torch.equal(tensor, saved.network.state_dict()[name])
     assert not saved.nurture and saved.player().nurture is None
     save_policy(path, network(), {}, nurture=True)
-    played = make_policy(str(path), greedy=True)
-    assert isinstance(played, LearnedPolicy) and played.greedy and played.nurture is not None
+    played, drawing = make_policy(str(path)), make_policy(str(path), greedy=False)
+    assert isinstance(played, LearnedPolicy) and played.greedy and played.nurture is not None, "as it is scored"
+    assert isinstance(drawing, LearnedPolicy) and not drawing.greedy
 
 
 def test_the_shipped_policy_is_small_says_where_it_comes_from_and_does_the_same_every_time() -> None:
@@ -67,6 +68,12 @@ def test_files_that_are_no_policies_are_named(tmp_path: Path) -> None:
         path.write_bytes(damaged)
         with pytest.raises(DataError, match=name):
             load_policy(path)
+    tensors = {name: part.contiguous() for name, part in network().state_dict().items()}
+    for header in ({}, {"network": network().config.to_dict()}, {"network": {}, "card": {}}):
+        about = json.dumps({"format": FORMAT, **header})
+        save_file(tensors, tmp_path / "header.safetensors", metadata={"esper": about})
+        with pytest.raises(DataError, match="its header lacks sizes or a card"):
+            load_policy(tmp_path / "header.safetensors")
     save_file({"a": torch.ones(1)}, tmp_path / "other.safetensors")
     with pytest.raises(DataError, match="format"):
         load_policy(tmp_path / "other.safetensors")

@@ -104,3 +104,6 @@ def test_a_learned_policy_chooses_growth_and_says_the_rules_reasons_for_the_rest
     assert decision.action.op is Op.GERMINATE and decision.action.slot == "slot1"
     assert decision.reason == f"the learned policy's {'likeliest choice' if greedy else 'draw'}"
     assert 0 < dict(decision.evidence)["probability"] <= 1
+    policy.reset([RowSpec(0, 0, 0, 30)])
+    (last,) = policy.decide([row_view(PROVEN, FREE, epoch=3, max_epochs=3)])
+    assert last.action.op is Op.FOSSILIZE, "the last word is the rules'"

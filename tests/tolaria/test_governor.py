@@ -155,6 +155,16 @@ def test_a_move_after_which_the_run_fails_twice_is_the_suspect() -> None:
     }
 
 
+def test_a_move_that_was_first_made_after_a_panic_does_not_answer_for_it() -> None:
+    run = Run().healthy(6)
+    run.train(loss=math.nan)
+    run.governor.rollback(run.epoch)
+    run.train()
+    run.train(loss=math.nan, acted=ADVANCE)
+    back = run.governor.rollback(run.epoch)
+    assert back is not None and (back.cause, back.suspect) == ("internal", None)
+
+
 @pytest.mark.parametrize(
     ("again", "loss", "cause"),
     [

@@ -26,6 +26,8 @@ from esper.tamiyo.policies import (
     make_policy,
     make_seeded,
 )
+from esper.tamiyo.policies.learned import LearnedPolicy
+from esper.tamiyo.policies.nurture import Nurture
 from esper.tasks import get_task
 from esper.tasks.base import TaskSpec
 from esper.tolaria.engine import ModuleEngine
@@ -174,7 +176,10 @@ class _Player:
             return NurturedPolicy(seed=trial.seed, thresholds=self.thresholds)
         if trial.policy in ("net2net", "gradmax"):
             return make_policy("static")
-        return make_seeded(trial.policy, trial.seed)
+        policy = make_seeded(trial.policy, trial.seed)
+        if isinstance(policy, LearnedPolicy) and policy.nurture is not None:
+            policy.nurture = Nurture(rules)
+        return policy
 
     def _begin(self, epochs: int) -> None:
         trial = self.trial

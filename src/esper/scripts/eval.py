@@ -83,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     console = Console(highlight=False)
     with open_session(_session_config(config, load, path)) as session:
         session.announce("eval", _announcement(load, config))
-        arms: dict[str, Policy] = {POLICY: saved.player(greedy=args.greedy)}
+        arms: dict[str, Policy] = {POLICY: saved.player(greedy=args.greedy or None)}
         arms |= comparisons(config, load, args.search_seeds, console)
         results = _play(session, load, config, arms)
     metric = load.task.metric

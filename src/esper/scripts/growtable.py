@@ -26,7 +26,7 @@ from esper.bench.growtable.worlds import HELD_OUT, TRAINING, WORLDS, chosen
 from esper.bench.report import into_page
 from esper.leyline import DataError, UsageError
 from esper.scripts.cli import Parser
-from esper.tamiyo.policies.learned import SHIPPED_FILE, load_policy, save_policy
+from esper.tamiyo.policies.learned import SHIPPED, SHIPPED_FILE, load_policy, save_policy
 
 _PLAN = BuildPlan()
 _LEARN = LearnPlan()
@@ -85,6 +85,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     args = build_parser().parse_args(list(sys.argv[1:] if argv is None else argv))
+    _refuse_unwritable(args)
     torch.set_num_threads(1)
     console = Console(highlight=False)
     {
@@ -96,6 +97,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         "ship": run_ship,
     }[args.command](args, console)
     return 0
+
+
+def _refuse_unwritable(args: argparse.Namespace) -> None:
+    """Say at once that a result would have no place, not after the work."""
+    page, output = (getattr(args, name, None) for name in ("into", "output"))
+    if page is not None and not page.is_file():
+        raise UsageError(f"--into {page}: no such page")
+    if output is not None and output.is_dir():
+        raise UsageError(f"--output {output}: a directory; a file is needed")
 
 
 def run_build(args: argparse.Namespace, console: Console) -> None:
@@ -176,8 +186,8 @@ def run_tune(args: argparse.Namespace, console: Console) -> None:
     card = saved.card | {
         "tuned_on": "real runs of the training worlds",
         "tuning_seed": args.seed,
-        "tuning_steps": tuned.steps,
-        "tuning_macs": tuned.macs,
+        "tuning_steps": saved.card.get("tuning_steps", 0) + tuned.steps,
+        "tuning_macs": saved.card.get("tuning_macs", 0) + tuned.macs,
         "tuning_objective": [tuned.looks[0].objective, best.objective],
     }
     written = save_policy(args.output, tuned.network, card, nurture=True)
@@ -188,7 +198,9 @@ def run_tune(args: argparse.Namespace, console: Console) -> None:
 def run_score(args: argparse.Namespace, console: Console) -> None:
     """Regret on held-out worlds."""
     table = load_table(args.table)
-    found = scored(*_split(table, args.table), [SHIPPED_FILE, *args.policy])
+    names = [path.stem for path in args.policy]
+    others = {path.stem if names.count(path.stem) == 1 else str(path): path for path in args.policy}
+    found = scored(*_split(table, args.table), {SHIPPED: SHIPPED_FILE, **others})
     text = "\n\n".join([report.sampled(table), report.regrets(found.lines, found.schedule), *found.remarks])
     _publish(args.into, "growtable", text, console)
 
@@ -197,7 +209,7 @@ def run_ship(args: argparse.Namespace, console: Console) -> None:
     """Score a policy, write the scores on its card and the file into the package."""
     saved = load_policy(args.policy)
     table, training, held_out = _split(load_table(args.table), args.table)
-    found = scored(table, training, held_out, [args.policy])
+    found = scored(table, training, held_out, {SHIPPED: args.policy})
     regret = {each.arm: [each.regret.low, each.regret.mean, each.regret.high] for each in found.lines if each.regret}
     card = saved.card | {"scored_on": held_out, "regret": regret, "remarks": found.remarks}
     written = save_policy(SHIPPED_FILE, saved.network, card, nurture=saved.nurture)

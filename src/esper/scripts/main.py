@@ -13,7 +13,7 @@ COMMANDS = {
     "train": "train a host that grows: heuristic, ppo",
     "eval": "play a saved policy on held-out seeds beside its controls",
     "bench": "does growing pay? arms on paired seeds at equal compute",
-    "growtable": "tabular worlds with a known oracle: build, check, train, score",
+    "growtable": "tabular worlds with a known oracle: build, check, train, tune, score, ship",
     "report": "rewrite a run's report and figures from its journal",
     "overwatch": "watch a run, live or in replay, in the browser or the terminal",
     "query": "questions in SQL over what a run has committed",
@@ -65,6 +65,9 @@ def guarded(run: Callable[[], int]) -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return 0
+    except OSError as error:
+        print(f"esper: {error}", file=sys.stderr)
+        return 1
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 from rich.text import Text
 
-from esper.leyline import ActionSpace, Metric, TelemetryEventType
+from esper.leyline import ActionSpace, Metric, TelemetryEventType, UsageError
 from esper.nissa.console import ConsoleSink
 from esper.simic.assembly import FORGIVING, Workload, build_executor, workload
 from esper.simic.config import Resolved, resolve
@@ -115,7 +115,13 @@ def line(report: RoundReport, config: PPORunConfig, metric: Metric) -> Text:
 def _network(config: PPORunConfig) -> GrowthNetwork:
     if config.policy_checkpoint is None:
         return fresh_network(config.seed, cells=config.cells)
-    return load_policy(Path(config.policy_checkpoint)).network
+    saved = load_policy(Path(config.policy_checkpoint))
+    if saved.nurture:
+        raise UsageError(
+            f"policy {config.policy_checkpoint}: it leaves gates and pruning to rules, and PPO chooses them, too; "
+            "legal: a policy that `esper train ppo` wrote"
+        )
+    return saved.network
 
 
 def _save(session: Session, run: PPORun, config: PPORunConfig) -> Path:

@@ -60,7 +60,9 @@ def _add_workload(parser: argparse.ArgumentParser) -> None:
 def _add_arms(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("who decides")
     group.add_argument(
-        "--policy", default="heuristic", help="heuristic, schedule, random, nurtured, static or module:Attr"
+        "--policy",
+        default="heuristic",
+        help="heuristic, frugal, esper-v1, schedule, random, nurtured, static, a learned one's file, or module:Attr",
     )
     group.add_argument("--compare", default="random,static", metavar="NAMES", help="policies to run on the same seeds")
     group.add_argument("--episodes", type=int, default=3, metavar="N", help="paired seeds; episode e has seed + e")

@@ -294,16 +294,16 @@ class Governor:
         self._calm_until = plain["calm_until"]
 
     def _blame(self, epoch: int, to_epoch: int, reason: str) -> tuple[str, _Move | None]:
-        """Cause and suspect. Only a panic that recurs has an internal cause; the last move answers for it."""
-        before = self._undone(to_epoch)
-        recurs = any(
-            past.reason == reason
-            and (epoch - past.epoch <= self.config.recurrence or (before is not None and past.before == before))
-            for past in self._panics
-        )
-        if not recurs:
+        """Cause and suspect. Only a panic that recurs has an internal cause: after the same move as before, which then
+        answers for it, or so soon that it is the last move before the earlier panic.
+        """
+        before, alike = self._undone(to_epoch), [past for past in self._panics if past.reason == reason]
+        if before is not None and any(past.before == before for past in alike):
+            return "internal", self._moves[-1]
+        if not alike or epoch - alike[-1].epoch > self.config.recurrence:
             return "external", None
-        return "internal", self._moves[-1] if self._moves else None
+        earlier = [move for move in self._moves if move.epoch <= alike[-1].epoch]
+        return "internal", earlier[-1] if earlier else None
 
     def _undone(self, to_epoch: int) -> tuple[Op, str] | None:
         """The last move that going back to ``to_epoch`` undoes."""

@@ -8,16 +8,19 @@ from dataclasses import replace
 import pytest
 import torch
 
+from esper.bench.growtable import play
 from esper.bench.growtable import tune as tuning
 from esper.bench.growtable.learn import LearnPlan
+from esper.bench.growtable.play import executor_of
 from esper.bench.growtable.real import RealEnvironments
 from esper.bench.growtable.tune import Look, TunePlan, objective_of, tune
-from esper.bench.growtable.worlds import HELD_OUT, WORLDS
+from esper.bench.growtable.worlds import HELD_OUT, WORLDS, WorldSpec
 from esper.simic.collect import Collector
 from esper.simic.rewards import RewardConfig
 from esper.simic.vectorized import fresh_network
 from esper.tamiyo.policies import StaticPolicy, make_policy
 from esper.tamiyo.policies.learned import LearnedPolicy
+from esper.tolaria.executor import Executor
 
 SHORT = replace(WORLDS["digits-wide-short"], epochs=2, times=(0, 1))
 LONG = replace(WORLDS["mnist1d"], epochs=3, times=(0, 1))
@@ -62,9 +65,20 @@ def test_what_did_best_on_fresh_hosts_is_kept(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_policy_s_worth_is_by_validation_and_its_hosts_are_counted() -> None:
-    objective, macs = objective_of(StaticPolicy(), [SHORT], 2)
-    assert 0 < objective < 100 and macs > 0
-    assert objective_of(StaticPolicy(), [SHORT], 2) == (objective, macs)
+    executors: list[Executor] = []
+
+    def watched(world: WorldSpec, *, test: bool) -> Executor:
+        executors.append(executor_of(world, test=test))
+        return executors[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(play, "executor_of", watched)
+        objective, macs = objective_of(StaticPolicy(), [SHORT], 2)
+    (executor,) = executors
+    ends = executor.engine.evaluate(executor.rows, [({},), ({},)])
+    assert objective == pytest.approx(float(ends.metric[:, 0].mean())), "nothing was kept, so there is no rent"
+    spent = [cost.spent for cost in executor.engine.costs(executor.rows)]
+    assert all(each["test_macs"] == 0 < each["validation_macs"] for each in spent) and macs > 0
 
 
 @pytest.mark.slow

@@ -83,7 +83,7 @@ def test_a_world_in_which_nothing_can_be_won_has_no_regret_of_its_own() -> None:
     hosts = [made_up_host(n, worth=lambda choices, number: (50.0 + len(choices) / 2, 50.0)) for n in range(2)]
     ends = norms(Table(hosts, {}), ["digits"])
     found = line("random", {key: norm.random for key, norm in ends.items()}, ends, None)
-    assert found.by_world == {"digits": None}
+    assert found.by_world == {"digits": None} and (found.regret, found.better_than_fixed) == (None, None)
 
 
 def test_random_is_the_mean_over_what_was_tabulated() -> None:

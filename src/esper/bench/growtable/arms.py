@@ -81,8 +81,11 @@ class Scores:
 FITS: Final = "best schedule that fits"
 
 
-def scored(table: Table, training: Sequence[str], worlds: Sequence[str], policies: Sequence[Path]) -> Scores:
-    """Scores on held-out ``worlds``. Raises ``DataError`` for a file that holds no policy."""
+def scored(table: Table, training: Sequence[str], worlds: Sequence[str], policies: Mapping[str, Path]) -> Scores:
+    """Scores on held-out ``worlds``; ``policies`` are files by the names that they go by. Raises ``DataError`` for a
+    file that holds no policy.
+    """
+    learned = {f"`{name}`": load_policy(path) for name, path in policies.items()}
     ranked = schedules(table, training)
     rival = fixed(table, worlds, ranked[0])
     all_of_it = _Field(table, worlds, norms(table, worlds), rival)
@@ -97,8 +100,7 @@ def scored(table: Table, training: Sequence[str], worlds: Sequence[str], policie
     for name, rules in RULES.items():
         lines += all_of_it.play(name, by_views(rules), rules)
     remarks = []
-    for path in policies:
-        saved, name = load_policy(path), f"`{path.stem}`"
+    for name, saved in learned.items():
         lines += all_of_it.play(name, network_player(saved.network), saved.player(greedy=True))
         remarks.append(f"{name}: {all_of_it.ahead(name, FITS, real=False)}")
         remarks += [f"{name}: {all_of_it.ahead(name, each, real=True)}" for each in RULES]

@@ -14,6 +14,7 @@ from esper.bench.growtable.host import TableHost
 from esper.bench.growtable.play import play
 from esper.bench.growtable.sequences import Choices, name_of
 from esper.bench.growtable.table import Table
+from esper.leyline import UsageError
 
 FRESH = 1000
 """Number of the first host that no table holds."""
@@ -56,6 +57,8 @@ def _ends(hosts: list[TableHost], choices: Choices) -> list[float]:
 
 def compare(table: Table, count: int, seed: int = 0) -> Iterator[Comparison]:
     """``count`` sequences drawn from those that hosts of their world share, each on a fresh host of its own."""
+    if count < 1:
+        raise UsageError(f"count is {count}; it must be 1 or more")
     random = np.random.default_rng(seed)
     worlds = [name for name in table.worlds if len(table.of(name)) > 1]
     for i in range(count):

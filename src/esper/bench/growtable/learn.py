@@ -167,9 +167,10 @@ def improve(network: GrowthNetwork, environments: RolloutEnvironments, plan: Lea
     return Learned(network, steps, macs)
 
 
-def network_player(network: GrowthNetwork, *, greedy: bool = True) -> Player:
-    """A network as it acts in the table, under the table's masks."""
+def network_player(network: GrowthNetwork, *, greedy: bool = True, nameless: bool = False) -> Player:
+    """A network as it acts in the table, under the table's masks; ``nameless``: it is told no blueprint's name."""
     sights, heads = Sights(network.config), growth_heads(SPACE)
+    hidden = torch.ones(1, len(BLUEPRINTS), dtype=torch.bool)
 
     def begin(host: TableHost, draw: int) -> Callable[[Node], FactoredAction]:
         state, fresh = network.initial_state(1), True
@@ -179,7 +180,8 @@ def network_player(network: GrowthNetwork, *, greedy: bool = True) -> Player:
         def choose(node: Node) -> FactoredAction:
             nonlocal state, fresh
             seen = sights.of([node])
-            output, state = network.step(seen.observation, state, torch.tensor([fresh]))
+            told = without_names(seen.observation, hidden) if nameless else seen.observation
+            output, state = network.step(told, state, torch.tensor([fresh]))
             fresh = False
             distribution = FactoredDistribution(heads, output.logits, seen.masks)
             uniforms = torch.rand(1, len(heads), generator=generator)

@@ -70,15 +70,17 @@ def play(world: WorldSpec, number: int, wanted: Sequence[Choices]) -> Iterator[t
         table.forget(batch)
 
 
-def play_freely(world: WorldSpec, numbers: Sequence[int], policy: Policy) -> list[Ending]:
-    """Let ``policy`` play hosts ``numbers`` of a world for real, free of what was tabulated."""
-    executor = executor_of(world)
+def play_freely(world: WorldSpec, numbers: Sequence[int], policy: Policy, *, test: bool) -> list[EpisodeResult]:
+    """Let ``policy`` play hosts ``numbers`` of a world for real, free of what was tabulated; ``test``: whether the test
+    split is looked at in the end.
+    """
+    executor = executor_of(world, test=test)
     specs = [RowSpec(i, 0, world.seed(number), world.epochs) for i, number in enumerate(numbers)]
     views = executor.reset(specs)
     policy.reset(specs)
     while executor.epoch < world.epochs:
         views = [report.view for report in executor.step(policy.decide(views))]
-    return [_ending(result) for result in executor.finish()]
+    return executor.finish()
 
 
 def _branch(choices: Choices) -> tuple[Choices, int]:

@@ -56,7 +56,7 @@ class HostKey:
 Outcomes = dict[HostKey, Outcome]
 
 LEAST_TO_WIN: Final = 1.0
-"""Points between oracle and random below which a world's own regret would be a ratio of noise."""
+"""Points between oracle and random below which regret would be a ratio of noise."""
 
 
 def outcome_of(host: TableHost, records: Iterable[Record]) -> Outcome:
@@ -152,8 +152,11 @@ def played_freely(table: Table, worlds: Iterable[str], policy: Policy) -> Outcom
     found: Outcomes = {}
     for name in worlds:
         hosts = table.of(name)
-        for host, end in zip(hosts, play_freely(WORLDS[name], [h.number for h in hosts], policy), strict=True):
-            found[_key(host)] = Outcome(worth(host, end, test=True), end.total_macs)
+        ends = play_freely(WORLDS[name], [host.number for host in hosts], policy, test=True)
+        for host, end in zip(hosts, ends, strict=True):
+            if end.test_metric is None:
+                raise RuntimeError("scores are of the test split")
+            found[_key(host)] = Outcome(worth(host, end.test_metric, end.view.seed_parameters), end.total_macs)
     return found
 
 
@@ -178,7 +181,8 @@ def by_views(policy: Policy) -> Player:
 @dataclass(frozen=True, slots=True)
 class Line:
     """One arm on held-out worlds. ``regret`` is points lost over points to be had, pooled over the worlds, with its
-    interval over hosts: in a world where nothing can be won a ratio of its own is noise.
+    interval over hosts: in a world where nothing can be won a ratio of its own is noise. It is ``None`` where less than
+    :data:`LEAST_TO_WIN` can be won on average.
     """
 
     arm: str
@@ -196,17 +200,21 @@ def line(arm: str, found: Outcomes, ends: Mapping[HostKey, Norm], rival: Outcome
     scale = {name: fmean(n.oracle.objective - n.random.objective for n in _within(ends, name)) for name in worlds}
     lost = {key: ends[key].oracle.objective - found[key].objective for key in ends}
     unit = fmean(scale.values())
-    gains = None if rival is None else [(found[key].objective - rival[key].objective) / unit for key in ends]
+    gains = None if rival is None else [found[key].objective - rival[key].objective for key in ends]
     return Line(
         arm=arm,
-        regret=interval([points / unit for points in lost.values()]),
+        regret=_in_units(unit, list(lost.values())),
         by_world={
             name: fmean(p for key, p in lost.items() if key.world == name) / to_win if to_win >= LEAST_TO_WIN else None
             for name, to_win in scale.items()
         },
-        better_than_fixed=None if gains is None else interval(gains),
+        better_than_fixed=None if gains is None else _in_units(unit, gains),
         macs=fmean(outcome.macs for outcome in found.values()),
     )
+
+
+def _in_units(unit: float, points: Sequence[float]) -> Interval | None:
+    return interval([each / unit for each in points]) if unit >= LEAST_TO_WIN else None
 
 
 def _within(ends: Mapping[HostKey, Norm], world: str) -> list[Norm]:

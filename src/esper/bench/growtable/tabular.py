@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from esper.bench.growtable.host import Node, TableHost
-from esper.bench.growtable.record import Ending, Record
+from esper.bench.growtable.record import Record
 from esper.leyline import FactoredAction, Metric, RowView
 from esper.simic.rewards import Account, Paid, RewardConfig, Standing
 from esper.tasks.scoring import accuracy_metric
@@ -65,11 +65,13 @@ class TabularWorld:
 
 def value(host: TableHost, record: Record, *, test: bool, reward: RewardConfig | None = None) -> float:
     """The objective that a sequence ends with: its metric on the validation or the test split, minus the rent."""
-    return worth(host, record.ending, test=test, reward=reward)
+    ending = record.ending
+    metric = ending.test_metric if test else ending.validation_metric
+    return worth(host, metric, ending.kept_parameters, reward=reward)
 
 
-def worth(host: TableHost, ending: Ending, *, test: bool, reward: RewardConfig | None = None) -> float:
-    """The objective of any end on a host."""
-    growth = ending.kept_parameters / host.facts.host_parameters
+def worth(host: TableHost, metric: float, kept_parameters: int, *, reward: RewardConfig | None = None) -> float:
+    """The objective of a run on a host that ends with ``metric`` and seeds of so many parameters."""
+    growth = kept_parameters / host.facts.host_parameters
     account = Account(reward or RewardConfig(), METRIC, 1.0, host.world.epochs, Standing(0.0, 0.0))
-    return account.objective(Standing(ending.test_metric if test else ending.validation_metric, growth))
+    return account.objective(Standing(metric, growth))

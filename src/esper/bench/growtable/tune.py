@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 
+from esper.bench.growtable.check import FRESH
 from esper.bench.growtable.host import TableHost
 from esper.bench.growtable.learn import LearnPlan, improve
 from esper.bench.growtable.play import play_freely
@@ -17,9 +18,6 @@ from esper.leyline import Policy
 from esper.tamiyo.network import GrowthNetwork
 from esper.tamiyo.policies.learned import LearnedPolicy
 from esper.tamiyo.policies.nurture import Nurture
-
-_FRESH = 1000
-"""Number of the first host that policies are chosen on; tables hold lower ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +88,8 @@ def objective_of(policy: Policy, worlds: Sequence[WorldSpec], hosts: int) -> tup
     """Mean objective by validation on ``hosts`` fresh hosts of each world, and what that took in MACs."""
     found, macs = [], 0
     for world in worlds:
-        about = TableHost(world, WorldFacts.of(world), _FRESH, {})
-        for end in play_freely(world, range(_FRESH, _FRESH + hosts), policy):
-            found.append(worth(about, end, test=False))
+        about = TableHost(world, WorldFacts.of(world), FRESH, {})
+        for end in play_freely(world, range(FRESH, FRESH + hosts), policy, test=False):
+            found.append(worth(about, end.validation_metric, end.view.seed_parameters))
             macs += end.total_macs
     return fmean(found), macs

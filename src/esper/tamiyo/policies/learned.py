@@ -43,8 +43,11 @@ class SavedPolicy:
     nurture: bool
     """Whether it was trained to choose growth alone, with rules for the rest."""
 
-    def player(self, *, greedy: bool = False, name: str = "ppo") -> LearnedPolicy:
-        """The policy as it was trained to play."""
+    def player(self, *, greedy: bool | None = None, name: str = "ppo") -> LearnedPolicy:
+        """The policy as it was trained to play. Unless told, it takes its likeliest choices where rules do the rest, as
+        it was scored, and draws where every choice is its own.
+        """
+        greedy = self.nurture if greedy is None else greedy
         return LearnedPolicy(self.network, greedy=greedy, nurture=Nurture() if self.nurture else None, name=name)
 
 
@@ -78,21 +81,24 @@ def load_policy(path: Path) -> SavedPolicy:
     if not isinstance(about, dict) or about.get("format") != FORMAT:
         found = about.get("format") if isinstance(about, dict) else None
         raise DataError(f"policy {path}: the format is {found!r}; {FORMAT!r} is needed")
-    network = GrowthNetwork(GrowthNetworkConfig.from_dict(about["network"]))
+    try:
+        network, card = GrowthNetwork(GrowthNetworkConfig.from_dict(about["network"])), dict(about["card"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"policy {path}: its header lacks sizes or a card: {error!r}") from error
     try:
         network.load_state_dict(tensors)
     except RuntimeError as error:
         raise DataError(f"policy {path}: its tensors do not fit its sizes: {error}") from error
     if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
         raise DataError(f"policy {path}: it holds weights that are not finite")
-    return SavedPolicy(network, about["card"], bool(about.get("nurture")))
+    return SavedPolicy(network, card, bool(about.get("nurture")))
 
 
 class LearnedPolicy:
     """Plays a network: draws from its distribution with a stream per row, or takes its likeliest choices.
 
-    Implements :class:`esper.leyline.Policy`. It acts before every epoch, as it was trained to; after the last one it
-    waits.
+    Implements :class:`esper.leyline.Policy`. It acts before every epoch, as it was trained to; the last word, after the
+    last one, is the rules', or to wait where there are none.
     """
 
     def __init__(
@@ -109,14 +115,14 @@ class LearnedPolicy:
         self._macs: int | None = None
 
     @staticmethod
-    def from_file(path: str | Path, *, greedy: bool = False) -> LearnedPolicy:
-        """From a file that :func:`save_policy` wrote."""
+    def from_file(path: str | Path, *, greedy: bool | None = None) -> LearnedPolicy:
+        """From a file that :func:`save_policy` wrote; see :meth:`SavedPolicy.player`."""
         return load_policy(Path(path)).player(greedy=greedy)
 
     @staticmethod
     def shipped() -> LearnedPolicy:
-        """:data:`SHIPPED`. It takes its likeliest choices among what nurture offers."""
-        return load_policy(SHIPPED_FILE).player(greedy=True, name=SHIPPED)
+        """:data:`SHIPPED`."""
+        return load_policy(SHIPPED_FILE).player(name=SHIPPED)
 
     def reset(self, specs: Sequence[RowSpec]) -> None:
         """Empty memory and a fresh stream for each row."""
@@ -191,9 +197,10 @@ class LearnedPolicy:
     def _decision(
         self, view: RowView, action: FactoredAction, offer: Offer | None, evidence: tuple[tuple[str, float], ...]
     ) -> Decision:
-        if view.epoch >= view.max_epochs:
-            return Decision(WAIT, "the last epoch is over")
-        if offer is not None and action == offer.otherwise.action:
+        over = view.epoch >= view.max_epochs
+        if offer is not None and (over or action == offer.otherwise.action):
             return offer.otherwise
+        if over:
+            return Decision(WAIT, "the last epoch is over")
         reason = "the learned policy's likeliest choice" if self.greedy else "the learned policy's draw"
         return Decision(action, reason, evidence)
