@@ -19,6 +19,7 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -191,18 +192,25 @@ def shown(value: Interval | None) -> str:
 
 
 def table(faults: Sequence[Fault], ends: Sequence[tuple[Mapping[str, Any], ...]]) -> list[str]:
-    """One line a kind and one for all. ``ends``: the faulty, the clean and the static run of each fault."""
+    """One line a kind and one for all. ``ends``: the faulty, the clean and the static run of each fault.
+
+    Faults of one seed share its clean run, so that intervals are over seeds.
+    """
     lines = [
         "| fault | runs | detected | minus clean, points | least above static | rollbacks a run |",
         "|---|---:|---:|---|---:|---:|",
     ]
     for kind in (*KINDS, "all"):
-        rows = [end for fault, end in zip(faults, ends, strict=True) if kind in (fault.kind, "all")]
+        rows, by_seed = [], dict[int, list[float]]()
+        for fault, end in zip(faults, ends, strict=True):
+            if kind in (fault.kind, "all"):
+                rows.append(end)
+                by_seed.setdefault(fault.seed, []).append(end[0]["test"] - end[1]["test"])
         if not rows:
             continue
         detected = sum(faulty["noticed"] > 0 for faulty, _, _ in rows)
         lines.append(
-            f"| {kind} | {len(rows)} | {detected} | {shown(interval([f['test'] - c['test'] for f, c, _ in rows]))} | "
+            f"| {kind} | {len(rows)} | {detected} | {shown(interval([fmean(each) for each in by_seed.values()]))} | "
             f"{min(f['test'] - s['test'] for f, _, s in rows):+.2f} | "
             f"{sum(f['rollbacks'] for f, _, _ in rows) / len(rows):.2f} |"
         )
