@@ -7,10 +7,13 @@ from dataclasses import replace
 import bench_toys
 import pytest
 
+from esper.bench.analysis import analyse, macs
 from esper.bench.campaign import Campaign, work_of
+from esper.bench.report import tables
 from esper.bench.settings import BenchConfig
 from esper.bench.store import Store
 from esper.leyline import EsperError, UsageError
+from esper.tamiyo.policies.learned import SHIPPED_FILE, load_policy
 
 CONFIG = BenchConfig(
     task=bench_toys.TINY,
@@ -102,3 +105,11 @@ def test_a_lost_worker_is_said_in_one_line_and_what_was_finished_stays(run):
 def test_a_policy_arm_needs_its_file(run):
     with pytest.raises(UsageError, match="--policy-checkpoint"):
         Campaign(replace(CONFIG, arms=("policy",)), run[1].work, run[1].store)
+
+
+def test_what_a_learned_policy_took_to_train_is_said(run):
+    config = replace(CONFIG, policy="esper-v1")
+    findings = analyse(run[2], CONFIG.grown, bench_toys.tiny().metric)
+    *_, sentence = tables(config, run[1].work, run[2], findings)
+    card = load_policy(SHIPPED_FILE).card
+    assert sentence == f"Policy: esper-v1, {macs(card['policy_macs'] + card['table_macs'])} MACs to train."

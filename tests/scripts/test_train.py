@@ -12,7 +12,7 @@ from esper.leyline import TelemetryEventType as T
 from esper.leyline import UsageError
 from esper.nissa.reader import read_journal
 from esper.scripts.train import build_parser, given_flags, main
-from esper.tamiyo.policies.learned import SHIPPED_FILE
+from esper.tamiyo.policies.learned import SHIPPED_FILE, load_policy
 
 TINY = f"{Path(__file__).parents[1] / 'simic'}"
 
@@ -79,6 +79,10 @@ def test_ppo_learns_saves_and_goes_on(tiny_task: str, tmp_path: Path, capsys: py
     assert T.REWARD_COMPUTED not in types, "the full breakdown is for the debug level"
     (loaded,) = [event for event in read_journal(second, validate=True) if event.event_type is T.CHECKPOINT_LOADED]
     assert loaded.data["path"] == policy and loaded.data["step"] == 2
+    begun, gone_on = load_policy(Path(policy)), load_policy(second / "policy.safetensors")
+    spent = [event.data["total_macs"] for event in events if event.event_type is T.COMPUTE_SPENT]
+    assert begun.card["run_macs"] > sum(spent) > 0, "learning counts, too"
+    assert gone_on.training_macs == begun.training_macs + gone_on.card["run_macs"]
 
 
 def test_the_full_breakdown_is_told_at_debug_level(tiny_task: str, tmp_path: Path) -> None:

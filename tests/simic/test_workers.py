@@ -201,11 +201,13 @@ def test_a_policy_learns_the_same_from_any_crew(size: int) -> None:
 
         run = PPORun(world, space, fresh_network(3, cells=8), PPOPlan(rounds=2, envs=3, seed=3, hosts=4), Journal())
         run.run()
+        totals.append(run.training_macs)
         return told(events), {name: part.numpy().tobytes() for name, part in run.network.state_dict().items()}
 
     def make_four(emit: Callable[[TelemetryEvent], None]) -> Executor:
         return build_executor(workload(tiny(4), CONFIG), CONFIG, emit, governor=FORGIVING, test=False)
 
+    totals: list[int] = []
     one: list[TelemetryEvent] = []
     many: list[TelemetryEvent] = []
     first = learn(Crew.here(make_four, one.append), one)
@@ -213,6 +215,8 @@ def test_a_policy_learns_the_same_from_any_crew(size: int) -> None:
     spent = [event.data for event in one if event.event_type is T.COMPUTE_SPENT]
     acting = [event.data["acting_macs"] for event in one if event.event_type is T.PPO_UPDATE_COMPLETED]
     assert sum(acting) > 0 and sum(data["policy_macs"] for data in spent) == sum(acting)
+    learning = [event.data["update_macs"] for event in one if event.event_type is T.PPO_UPDATE_COMPLETED]
+    assert totals == [sum(data["total_macs"] for data in spent) + sum(learning)] * 2
     assert all((data["policy_macs"] == 0) == (data["arm"] == "static") for data in spent)
     for data in spent:
         parts = ("train_forward", "train_backward", "probe", "validation", "counterfactual", "test", "policy")

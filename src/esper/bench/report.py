@@ -19,6 +19,7 @@ from esper.bench.trial import Work
 from esper.karn.report import with_interval
 from esper.leyline import DataError, Metric, MissingExtraError
 from esper.nissa.files import write_atomically
+from esper.tamiyo.policies.learned import training_macs
 
 SCHEMA = 1
 
@@ -71,6 +72,8 @@ def tables(config: BenchConfig, work: Work, evidence: Evidence, findings: Findin
         parts.append(_pareto(findings))
     if evidence.schedule is not None:
         parts.append(_schedule(evidence.schedule, findings.metric))
+    if config.policy is not None:
+        parts.append(f"Policy: {config.policy}, {macs(training_macs(config.policy) or None)} MACs to train.")
     return parts
 
 

@@ -24,7 +24,7 @@ from esper.simic.workers import Crew, Recipe
 from esper.simic.workers_process import ProcessWorker
 from esper.simic.world import World, WorldConfig
 from esper.tamiyo.network import GrowthNetwork
-from esper.tamiyo.policies.learned import load_policy, save_policy
+from esper.tamiyo.policies.learned import load_policy, save_policy, training_macs
 from esper.tasks import get_task
 from esper.tolaria.rng import seed_process
 
@@ -135,6 +135,8 @@ def _save(session: Session, run: PPORun, config: PPORunConfig) -> Path:
         "episodes": run.episodes_completed,
         "run": session.directory.run_id,
         "started_from": config.policy_checkpoint,
+        "run_macs": run.training_macs,
+        "earlier_macs": 0 if config.policy_checkpoint is None else training_macs(config.policy_checkpoint),
     }
     saved = save_policy(path, run.network, card)
     session.say(

@@ -138,6 +138,7 @@ class PPORun:
         self.network = network
         self.rounds_done = 0
         self.episodes_completed = 0
+        self._update_macs = 0
         self.on_boundary: Callable[[int], None] | None = None
         """Called with :attr:`step` wherever the run can be saved: between two steps, and after an update."""
         self._collector: Collector | None = None
@@ -149,6 +150,11 @@ class PPORun:
         """Steps of all rows done so far."""
         world = self.environments.world
         return self.rounds_done * world.config.max_epochs + (world.crew.epoch if self._playing else 0)
+
+    @property
+    def training_macs(self) -> int:
+        """Multiply-accumulates so far: of finished episodes and their controls, of acting in them, and of learning."""
+        return self.environments.world.spent_macs + self._update_macs
 
     def run(self, on_round: Callable[[RoundReport], None] | None = None) -> list[RoundReport]:
         """Play and learn from the present round to the last."""
@@ -167,6 +173,7 @@ class PPORun:
         finished = list(self.scribe.finished)
         progress = self.rounds_done / self.plan.rounds
         update = self.learner.update(rollout, 1.0 - (1.0 - self.plan.anneal) * progress)
+        self._update_macs += update.update_macs
         self._playing = False
         self.rounds_done += 1
         self.episodes_completed += len(finished)
@@ -192,6 +199,7 @@ class PPORun:
         if self._collector is None:
             raise RuntimeError("a run that has not begun has no state yet")
         own = {"rounds_done": self.rounds_done, "episodes": self.episodes_completed, "playing": self._playing}
+        own |= {"update_macs": self._update_macs}
         return join(
             {
                 "own": plain_state(own),
@@ -209,7 +217,7 @@ class PPORun:
         parts = split(state)
         own = parts["own"]["plain"]
         self.rounds_done, self.episodes_completed = own["rounds_done"], own["episodes"]
-        self._playing = own["playing"]
+        self._playing, self._update_macs = own["playing"], own["update_macs"]
         self.learner.load(parts["learner"])
         self.scribe.load(parts["scribe"])
         self.watch.load(parts["watch"]["plain"])

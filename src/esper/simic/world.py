@@ -87,6 +87,8 @@ class World:
         self.crew, self.metric, self.config = crew, metric, config
         self.accounts: list[Account] = []
         self.views: list[RowView] = []
+        self.spent_macs = 0
+        """Multiply-accumulates of all rows that have ended, static controls and acting included."""
         self._costs: list[RowCost] | None = None
         self._curves: dict[int, tuple[float, ...]] = {}
         self._ended = True
@@ -117,7 +119,7 @@ class World:
         """One epoch in every row; what deciding took is per row. Raises ``UsageError`` when no episode is under way."""
         if self._ended:
             raise UsageError("no episode is under way; begin one first")
-        stepped = self.crew.step(decisions, policy_seconds)
+        stepped = self._stepped(decisions, policy_seconds)
         self._ended = self.crew.epoch >= self.config.max_epochs
         self.views = [row.report.view if row.result is None else row.result.view for row in stepped]
         return [self._paid(i, row) for i, row in enumerate(stepped)]
@@ -129,6 +131,7 @@ class World:
             "costs": None if self._costs is None else [asdict(replace(c, spent=dict(c.spent))) for c in self._costs],
             "curves": [[seed, list(curve)] for seed, curve in self._curves.items()],
             "ended": self._ended,
+            "spent_macs": self.spent_macs,
         }
         return join({"own": plain_state(own), "executor": self.crew.state()})
 
@@ -143,6 +146,7 @@ class World:
         self._costs = None if own["costs"] is None else [RowCost(**cost) for cost in own["costs"]]
         self._curves = {seed: tuple(curve) for seed, curve in own["curves"]}
         self._ended = own["ended"]
+        self.spent_macs = own["spent_macs"]
 
     def _account(self, start: Standing, curve: tuple[float, ...] | None = None) -> Account:
         return Account(
@@ -162,6 +166,11 @@ class World:
                 for env_id, seed in zip(env_ids, seeds, strict=True)
             ]
         )
+
+    def _stepped(self, decisions: Sequence[Decision], policy_seconds: float | None = None) -> list[Stepped]:
+        stepped = self.crew.step(decisions, policy_seconds)
+        self.spent_macs += sum(row.result.total_macs for row in stepped if row.result is not None)
+        return stepped
 
     def _standing(self, i: int, view: RowView, metric: float, worth: float | None, cost: RowCost) -> Standing:
         return Standing.of(view, metric, worth, None if self._costs is None else (self._costs[i], cost))
@@ -195,7 +204,7 @@ class World:
         curves = [[row.metric] for row in self._begin(fresh, new, episode, "static", "static")]
         wait = [Decision(FactoredAction(), "the static control never grows")] * len(new)
         for _ in range(self.config.max_epochs):
-            for curve, row in zip(curves, self.crew.step(wait), strict=True):
+            for curve, row in zip(curves, self._stepped(wait), strict=True):
                 metric = row.report.view.metric
                 curve.append(curve[0] if metric is None else metric)
         self._curves |= {seed: tuple(curve) for seed, curve in zip(fresh, curves, strict=True)}

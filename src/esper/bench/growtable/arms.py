@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Final
 
 from esper.bench.growtable import report
 from esper.bench.growtable.learn import network_player
@@ -104,12 +104,6 @@ def scored(table: Table, training: Sequence[str], worlds: Sequence[str], policie
         lines += all_of_it.play(name, network_player(saved.network), saved.player(greedy=True))
         remarks.append(f"{name}: {all_of_it.ahead(name, FITS, real=False)}")
         remarks += [f"{name}: {all_of_it.ahead(name, each, real=True)}" for each in RULES]
-        cost = _cost(saved.card)
-        if cost:
+        if cost := saved.training_macs:
             remarks.append(f"{name}: {report.paid_off(break_even(table, worlds, all_of_it.tabulated[name], cost))}")
     return Scores(ranked[0], lines, remarks)
-
-
-def _cost(card: Mapping[str, Any]) -> float:
-    """Multiply-accumulates of everything that made a policy, as its card has them; 0 where it has none."""
-    return float(sum(card.get(part, 0) for part in ("policy_macs", "table_macs", "tuning_macs")))

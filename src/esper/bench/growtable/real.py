@@ -41,13 +41,16 @@ class RealEnvironments:
     ) -> None:
         self.specs, self.each, self.size = tuple(worlds), each, each * len(worlds)
         self.heads = growth_heads(SPACE)
-        self.host_macs = 0
-        """Multiply-accumulates of the episodes that have ended."""
         self._config = config
         self._nurture = Nurture()
         self._worlds = [_world(spec, reward) for spec in worlds]
         self._episodes = [0] * len(worlds)
         self._seed = 0
+
+    @property
+    def host_macs(self) -> int:
+        """Multiply-accumulates of the episodes that have ended."""
+        return sum(world.spent_macs for world in self._worlds)
 
     def reset(self, seed: int) -> Seen:
         """Start everywhere; ``seed`` decides which hosts come when."""
@@ -64,7 +67,6 @@ class RealEnvironments:
             outcomes += world.step(decisions[number * self.each : (number + 1) * self.each])
         ended = torch.tensor([outcome.ended for outcome in outcomes])
         final = observe(self._views(), SPACE, self._config) if ended.any() else None
-        self.host_macs += sum(outcome.result.total_macs for outcome in outcomes if outcome.result is not None)
         for number in range(len(self.specs)):
             if ended[number * self.each]:
                 self._begin(number)

@@ -43,6 +43,12 @@ class SavedPolicy:
     nurture: bool
     """Whether it was trained to choose growth alone, with rules for the rest."""
 
+    @property
+    def training_macs(self) -> int:
+        """Multiply-accumulates of everything that made it, as its card has them; 0 where it has none."""
+        parts = ("policy_macs", "table_macs", "tuning_macs", "run_macs", "earlier_macs")
+        return sum(self.card.get(part, 0) for part in parts)
+
     def player(self, *, greedy: bool | None = None, name: str = "ppo") -> LearnedPolicy:
         """The policy as it was trained to play. Unless told, it takes its likeliest choices where rules do the rest, as
         it was scored, and draws where every choice is its own.
@@ -92,6 +98,11 @@ def load_policy(path: Path) -> SavedPolicy:
     if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
         raise DataError(f"policy {path}: it holds weights that are not finite")
     return SavedPolicy(network, card, bool(about.get("nurture")))
+
+
+def training_macs(name: str) -> int:
+    """:attr:`SavedPolicy.training_macs` of a policy's file, or of :data:`SHIPPED`."""
+    return load_policy(SHIPPED_FILE if name == SHIPPED else Path(name)).training_macs
 
 
 class LearnedPolicy:
