@@ -216,10 +216,11 @@ def run_ship(args: argparse.Namespace, console: Console) -> None:
     _say(console, f"{SHIPPED_FILE}: {written.bytes:,} bytes")
 
 
-def _split(whole_or_not: Table, path: Path) -> tuple[Table, list[str], list[str]]:
+def _split(every: Table, path: Path) -> tuple[Table, list[str], list[str]]:
     """A table's whole hosts, with its worlds to learn in and to be scored on. Raises ``UsageError`` where it lacks
-    either."""
-    table = whole_or_not.whole
+    either.
+    """
+    table = every.whole
     training = [name for name in TRAINING if name in table.worlds]
     # an oracle needs a host to be chosen on and one to be scored on
     held_out = [name for name in HELD_OUT if name in table.worlds and len(table.of(name)) > 1]
