@@ -84,12 +84,13 @@ def test_a_run_on_a_cluster_equals_one_in_a_single_process(client_port: int, tmp
     train = (
         "train ppo --task tiny:tiny --rounds 2 --envs 3 --episode-length 4 --checkpoint-every 3 --device cpu".split()
     )
-    for workers, name in (("1", "alone"), (f"ray://127.0.0.1:{client_port}", "cluster")):
+    # names of one length: a run's name stands on its policy's card, and the file's size is in the journal
+    for workers, name in (("1", "alone"), (f"ray://127.0.0.1:{client_port}", "apart")):
         where = ["--workers", workers, "--run-dir", str(tmp_path / name)]
         command = [sys.executable, "-m", "esper.scripts.main", *train, *where]
         ended = subprocess.run(command, capture_output=True, text=True, check=False)
         assert ended.returncode == 0, ended.stderr
-    assert_same(tmp_path / "cluster", tmp_path / "alone")
+    assert_same(tmp_path / "apart", tmp_path / "alone")
 
 
 def test_hosts_on_accelerators_are_not_for_actors() -> None:
