@@ -12,6 +12,7 @@ from esper.leyline import TelemetryEventType as T
 from esper.leyline import UsageError
 from esper.nissa.reader import read_journal
 from esper.scripts.train import build_parser, given_flags, main
+from esper.simic.vectorized import PPORun, RoundReport
 from esper.tamiyo.policies.learned import SHIPPED_FILE, load_policy
 
 TINY = f"{Path(__file__).parents[1] / 'simic'}"
@@ -98,6 +99,23 @@ def test_a_damaged_policy_is_named(tiny_task: str, tmp_path: Path) -> None:
     broken.write_bytes(b"not a policy")
     with pytest.raises(Exception, match=r"policy\.safetensors"):
         main(["ppo", "--task", tiny_task, "--policy-checkpoint", str(broken), "--run-dir", str(tmp_path / "run")])
+
+
+def test_a_start_that_is_gone_by_the_end_loses_nothing(
+    tiny_task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = ["ppo", "--task", tiny_task, "--envs", "2", "--episode-length", "2", "--rounds", "1", "--device", "cpu"]
+    assert main([*flags, "--run-dir", str(tmp_path / "a"), "--quiet"]) == 0
+    start = tmp_path / "a" / "policy.safetensors"
+    begun, play = load_policy(start), PPORun.play_round
+
+    def without_it(run: PPORun) -> RoundReport:
+        start.unlink()
+        return play(run)
+
+    monkeypatch.setattr(PPORun, "play_round", without_it)
+    assert main([*flags, "--run-dir", str(tmp_path / "b"), "--quiet", "--policy-checkpoint", str(start)]) == 0
+    assert load_policy(tmp_path / "b" / "policy.safetensors").card["earlier_macs"] == begun.training_macs > 0
 
 
 def test_a_policy_that_leaves_gates_to_rules_is_not_gone_on_with(tiny_task: str, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from esper.simic.workers import Crew, Recipe
 from esper.simic.workers_process import ProcessWorker
 from esper.simic.world import World, WorldConfig
 from esper.tamiyo.network import GrowthNetwork
-from esper.tamiyo.policies.learned import load_policy, save_policy, training_macs
+from esper.tamiyo.policies.learned import load_policy, save_policy
 from esper.tasks import get_task
 from esper.tolaria.rng import seed_process
 
@@ -71,7 +71,7 @@ def _train(
             console.print(*past.lines(), sep="\n", soft_wrap=True)
         past.restore_chance()
     elif config.policy_checkpoint is not None:
-        _say_loaded(session, config.policy_checkpoint)
+        _begin_from(session, run, config.policy_checkpoint)
     run.on_boundary = Keeper(session, about, run.state, every=config.checkpoint_every).boundary
     try:
         with session.stop.held():
@@ -136,7 +136,7 @@ def _save(session: Session, run: PPORun, config: PPORunConfig) -> Path:
         "run": session.directory.run_id,
         "started_from": config.policy_checkpoint,
         "run_macs": run.training_macs,
-        "earlier_macs": 0 if config.policy_checkpoint is None else training_macs(config.policy_checkpoint),
+        "earlier_macs": run.earlier_macs,
     }
     saved = save_policy(path, run.network, card)
     session.say(
@@ -150,9 +150,10 @@ def _save(session: Session, run: PPORun, config: PPORunConfig) -> Path:
     return path
 
 
-def _say_loaded(session: Session, path: str) -> None:
-    card = load_policy(Path(path)).card
-    session.say(TelemetryEventType.CHECKPOINT_LOADED, path=path, step=int(card.get("rounds", 0)), exact=True)
+def _begin_from(session: Session, run: PPORun, path: str) -> None:
+    saved = load_policy(Path(path))
+    run.earlier_macs = saved.training_macs
+    session.say(TelemetryEventType.CHECKPOINT_LOADED, path=path, step=int(saved.card.get("rounds", 0)), exact=True)
 
 
 def _session_config(resolved: Resolved[PPORunConfig], load: Workload, past: Past[PPORunConfig] | None) -> SessionConfig:

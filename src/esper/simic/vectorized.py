@@ -138,6 +138,8 @@ class PPORun:
         self.network = network
         self.rounds_done = 0
         self.episodes_completed = 0
+        self.earlier_macs = 0
+        """Multiply-accumulates of everything that made the network that it begins with."""
         self._update_macs = 0
         self.on_boundary: Callable[[int], None] | None = None
         """Called with :attr:`step` wherever the run can be saved: between two steps, and after an update."""
@@ -198,8 +200,13 @@ class PPORun:
         """All it takes to go on bit for bit, where ``on_boundary`` is called."""
         if self._collector is None:
             raise RuntimeError("a run that has not begun has no state yet")
-        own = {"rounds_done": self.rounds_done, "episodes": self.episodes_completed, "playing": self._playing}
-        own |= {"update_macs": self._update_macs}
+        own = {
+            "rounds_done": self.rounds_done,
+            "episodes": self.episodes_completed,
+            "playing": self._playing,
+            "earlier_macs": self.earlier_macs,
+            "update_macs": self._update_macs,
+        }
         return join(
             {
                 "own": plain_state(own),
@@ -217,7 +224,8 @@ class PPORun:
         parts = split(state)
         own = parts["own"]["plain"]
         self.rounds_done, self.episodes_completed = own["rounds_done"], own["episodes"]
-        self._playing, self._update_macs = own["playing"], own["update_macs"]
+        self._playing = own["playing"]
+        self.earlier_macs, self._update_macs = own["earlier_macs"], own["update_macs"]
         self.learner.load(parts["learner"])
         self.scribe.load(parts["scribe"])
         self.watch.load(parts["watch"]["plain"])

@@ -79,6 +79,7 @@ def test_a_policy_s_worth_is_by_validation_and_its_hosts_are_counted() -> None:
     assert objective == pytest.approx(float(ends.metric[:, 0].mean())), "nothing was kept, so there is no rent"
     spent = [cost.spent for cost in executor.engine.costs(executor.rows)]
     assert all(each["test_macs"] == 0 < each["validation_macs"] for each in spent) and macs > 0
+    assert 0 < objective < 100 and objective_of(StaticPolicy(), [SHORT], 2) == (objective, macs)
 
 
 @pytest.mark.slow

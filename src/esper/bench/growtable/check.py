@@ -61,14 +61,16 @@ def compare(table: Table, count: int, seed: int = 0) -> Iterator[Comparison]:
         raise UsageError(f"count is {count}; it must be 1 or more")
     random = np.random.default_rng(seed)
     worlds = [name for name in table.worlds if len(table.of(name)) > 1]
+    shared = {name: _shared(table.of(name)) for name in worlds}
+    deviations = {name: pooled_deviation(table.of(name)) for name in worlds}
     for i in range(count):
-        hosts = table.of(worlds[int(random.integers(len(worlds)))])
-        shared = _shared(hosts)
-        choices = shared[int(random.integers(len(shared)))]
+        name = worlds[int(random.integers(len(worlds)))]
+        hosts = table.of(name)
+        choices = shared[name][int(random.integers(len(shared[name])))]
         ends = _ends(hosts, choices)
-        error = pooled_deviation(hosts) * math.sqrt(1 + 1 / len(ends))
+        error = deviations[name] * math.sqrt(1 + 1 / len(ends))
         real = _really(hosts[0], FRESH + i, choices)
-        yield Comparison(hosts[0].world.name, name_of(choices), fmean(ends), real, error)
+        yield Comparison(name, name_of(choices), fmean(ends), real, error)
 
 
 def _really(host: TableHost, number: int, choices: Choices) -> float:

@@ -20,8 +20,9 @@ def sampled(table: Table) -> str:
         "| world | | hosts | single choices of | pairs | epochs | static | random | oracle | oracle's choices |",
         "|---|---|---:|---:|---:|---:|---:|---:|---:|---|",
     ]
+    whole = table.whole
     for name in table.worlds:
-        every, hosts = table.of(name), table.whole.of(name)
+        every, hosts = table.of(name), whole.of(name)
         world = hosts[0].world
         alone = max(sum(len(c) == 1 for c in host.records) for host in hosts)
         both = max(sum(len(c) == 2 for c in host.records) for host in hosts)
