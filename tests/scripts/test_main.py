@@ -84,6 +84,7 @@ def test_a_run_leaves_journal_report_and_model(tmp_path: Path, capsys: pytest.Ca
     assert main(["runs", str(tmp_path)]) == 0 and "completed" in capsys.readouterr().out
 
 
+@pytest.mark.signals
 @pytest.mark.parametrize(
     ("number", "status", "told"),
     [(signal.SIGINT, 130, "interrupted"), pytest.param(signal.SIGTERM, 143, "preempted", marks=pytest.mark.slow)],
@@ -93,17 +94,17 @@ def test_a_signal_ends_a_run_readably(number: int, status: int, told: str, tmp_p
     command = [sys.executable, "-m", "esper.scripts.main", *TINY, "--max-epochs", "4000", "--run-dir", str(run)]
     paths = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
-    try:
-        # a busy machine may take minutes to import torch
-        deadline = time.monotonic() + 300
-        while "EPOCH_COMPLETED" not in "".join(path.read_text() for path in run.glob("events-*.jsonl")):
-            assert process.poll() is None and time.monotonic() < deadline, "the run never began"
-            time.sleep(0.05)
-        process.send_signal(number)
-        _, said = process.communicate(timeout=120)
-    finally:
-        process.kill()
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            # a busy machine may take minutes to import torch
+            deadline = time.monotonic() + 300
+            while "EPOCH_COMPLETED" not in "".join(path.read_text() for path in run.glob("events-*.jsonl")):
+                assert process.poll() is None and time.monotonic() < deadline, "the run never began"
+                time.sleep(0.05)
+            process.send_signal(number)
+            _, said = process.communicate(timeout=120)
+        finally:
+            process.kill()
     assert process.returncode == status and "Traceback" not in said
     assert said.splitlines()[-1].startswith("esper: stopped by") and str(run) in said.splitlines()[-1]
     last = list(read_journal(run))[-1]

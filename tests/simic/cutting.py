@@ -14,6 +14,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from forking import fork
+
 PACKAGE = f"{os.sep}esper{os.sep}"
 
 
@@ -63,7 +65,7 @@ class Ended:
 
 def in_child(work: Callable[[], int], log: Path) -> Ended:
     """Run ``work`` in a forked child; what it returns is the exit status."""
-    child = os.fork()
+    child = fork()
     if child == 0:
         status = 99
         try:

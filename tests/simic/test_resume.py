@@ -68,6 +68,7 @@ def test_killed_anywhere_and_killed_again_after_the_resume(whole: Whole, tmp_pat
     assert_same(whole.cut_and_resume([Cut(cut), Cut((whole.end - cut) // 3)], tmp_path), whole.path)
 
 
+@pytest.mark.signals
 def test_asked_to_stop_it_leaves_a_checkpoint_of_the_next_boundary(whole: Whole, tmp_path: Path) -> None:
     path = whole.cut_and_resume([Cut(whole.anywhere(2) // 3, signal.SIGTERM)], tmp_path)
     assert_same(path, whole.path)
@@ -81,6 +82,7 @@ def test_asked_to_stop_it_leaves_a_checkpoint_of_the_next_boundary(whole: Whole,
 
 
 @pytest.mark.slow
+@pytest.mark.signals
 @pytest.mark.parametrize("number", range(20))
 def test_cut_at_random(whole: Whole, tmp_path: Path, number: int) -> None:
     draw = random.Random(number)

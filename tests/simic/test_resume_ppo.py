@@ -48,11 +48,13 @@ def test_killed_while_a_checkpoint_is_written_and_again_after_the_resume(whole: 
     assert_same(whole.cut_and_resume(cuts, tmp_path), whole.path)
 
 
+@pytest.mark.signals
 def test_asked_to_stop(whole: Whole, tmp_path: Path) -> None:
     assert_same(whole.cut_and_resume([Cut(whole.anywhere(3), signal.SIGINT)], tmp_path), whole.path)
 
 
 @pytest.mark.slow
+@pytest.mark.signals
 @pytest.mark.parametrize("number", range(20))
 def test_cut_at_random(whole: Whole, tmp_path: Path, number: int) -> None:
     draw = random.Random(number)

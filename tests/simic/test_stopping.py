@@ -10,6 +10,8 @@ import pytest
 
 from esper.simic.stopping import PATIENCE, Stopped, StopRequests
 
+pytestmark = pytest.mark.signals
+
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, "interrupted"), (signal.SIGTERM, "preempted")])
 def test_a_signal_stops_at_once_where_nobody_waits_for_it(number: int, status: str) -> None:

@@ -20,6 +20,7 @@ import msgspec
 import numpy as np
 import pytest
 import torch
+from forking import fork
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -358,7 +359,7 @@ def test_an_error_at_any_call_leaves_the_newest_valid_one(tmp_path: Path) -> Non
 
 def in_a_child(work: Callable[[], None]) -> int:
     """Run ``work`` in a forked process and return its wait status."""
-    child = os.fork()
+    child = fork()
     if child == 0:
         try:
             work()
@@ -395,7 +396,7 @@ def kill_at_random(folder: Path, times: int) -> None:
     for _ in range(times):
         start = load_newest(folder).step
         listen, tell = os.pipe()
-        child = os.fork()
+        child = fork()
         if child == 0:
             step = start
             while True:
