@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -40,8 +41,11 @@ class TestModuleEngine(EngineConformance):
         return engine_of()[0]
 
 
-def plain_losses(epochs: int) -> list[float]:
-    """The same host, data, order and schedule in a bare PyTorch loop."""
+Weights = dict[str, torch.Tensor]
+
+
+def in_a_bare_loop(epochs: int) -> tuple[Weights, list[float]]:
+    """The same host, data, order and schedule in a bare PyTorch loop: its weights and buffers, and its losses."""
     streams = Streams(3)
     with seeded(derive(3, "host")):
         host = TASK.host()
@@ -62,20 +66,37 @@ def plain_losses(epochs: int) -> list[float]:
                 optimizer.step()
                 total += float(loss.detach()) * 32
         losses.append(total / 96)
-    return losses
+    return host.state_dict(), losses
+
+
+def in_the_engine(epochs: int, incubation: Incubation | None, chance: int = 3) -> tuple[Weights, list[float]]:
+    """The same by the engine, with a seed in training behind the host if ``incubation`` says how it learns."""
+    engine, _ = engine_of(incubation=incubation or Incubation.PROBE)
+    engine.reset([replace(spec(), seed=chance)])
+    if incubation is not None:
+        engine.apply([0], [FactoredAction(Op.GERMINATE, "block0", "conv3", Blend.LINEAR, 1.0, 3)])
+    losses = [engine.train_epoch([0])[0].loss for _ in range(epochs)]
+    return engine.trainer(0).model.host.state_dict(), losses
+
+
+def equal(one: Weights, other: Weights) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(tensor, other[name]) for name, tensor in one.items())
 
 
 @pytest.mark.parametrize("incubation", [None, Incubation.PROBE, Incubation.STRAIGHT_THROUGH])
 def test_a_host_trains_as_in_a_bare_loop_also_with_a_seed_behind_it(incubation: Incubation | None) -> None:
-    engine, _ = engine_of(incubation=incubation or Incubation.PROBE)
-    engine.reset([spec()])
-    if incubation is not None:
-        engine.apply([0], [FactoredAction(Op.GERMINATE, "block0", "conv3", Blend.LINEAR, 1.0, 3)])
-    losses = [engine.train_epoch([0])[0].loss for _ in range(4)]
-    if incubation is Incubation.STRAIGHT_THROUGH:
-        assert losses == pytest.approx(plain_losses(4), rel=1e-6)
-    else:
-        assert losses == pytest.approx(plain_losses(4), rel=1e-7)
+    weights, losses = in_the_engine(4, incubation)
+    bare, bare_losses = in_a_bare_loop(4)
+    assert equal(weights, bare)
+    # the engine adds up an epoch's losses in single precision, each sum rounded to 6e-8 of it; the loop in double
+    assert losses == pytest.approx(bare_losses, rel=1e-5)
+
+
+@pytest.mark.parametrize(("incubation", "chance"), [(Incubation.GRAFT, 3), (None, 4)])
+def test_a_seed_that_blends_in_and_another_chance_would_be_seen(incubation: Incubation | None, chance: int) -> None:
+    weights, losses = in_the_engine(4, incubation, chance)
+    bare, bare_losses = in_a_bare_loop(4)
+    assert not equal(weights, bare) and losses != pytest.approx(bare_losses, rel=1e-5)
 
 
 def test_pruning_takes_exactly_its_own_from_the_optimizer() -> None:
