@@ -23,6 +23,9 @@ from esper.kasmina.slot import SeedSlot
 from esper.leyline import MissingExtraError, SeedStage, UsageError
 from esper.tasks.hosts import PointwiseHost2d
 
+CLOSE = 1e-5
+"""Single precision, outputs near 1: an exported model's sums may be in another order."""
+
 
 def loaded(code: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(f"exported_{code.parent.name}", code)
@@ -38,7 +41,7 @@ def test_the_plain_model_gives_the_same_and_holds_nothing_of_ours_that_runs(name
     grow(model)
     model.eval()
     plain = export(model)
-    assert largest_difference(model, plain, sample) <= 1e-6
+    assert largest_difference(model, plain, sample) <= CLOSE
     assert not plain.training
     assert not any(isinstance(module, SeedSlot | GrowingModel) for module in plain.modules())
     assert not any(module._forward_hooks or "forward" in module.__dict__ for module in plain.modules())
@@ -56,11 +59,11 @@ def test_what_takes_no_part_is_left_out() -> None:
     put_seed(model, "blocks_2", SeedStage.FOSSILIZED, 1.0)
     plain = export(model.eval())
     assert [name for name, module in plain.named_modules() if isinstance(module, Grown)] == ["blocks.1", "blocks.2"]
-    assert largest_difference(model, plain, sample) <= 1e-6
+    assert largest_difference(model, plain, sample) <= CLOSE
     kept = export(model, stages={SeedStage.FOSSILIZED})
     assert [name for name, module in kept.named_modules() if isinstance(module, Grown)] == ["blocks.2"]
     with model.alphas({"blocks_1": 0.0}):
-        assert largest_difference(model, kept, sample) <= 1e-6
+        assert largest_difference(model, kept, sample) <= CLOSE
 
 
 def test_without_seeds_the_plain_model_is_the_host() -> None:
@@ -79,8 +82,8 @@ def test_files_give_the_model_back(name: str, tmp_path: Path) -> None:
     files = save_export(model, tmp_path, sample)
     assert not files.needs_host
     module = loaded(files.code)
-    assert largest_difference(export(model), module.load(), sample) <= 1e-5
-    assert largest_difference(export(model), module.load(CASES[name].build), sample) <= 1e-5
+    assert largest_difference(export(model), module.load(), sample) <= CLOSE
+    assert largest_difference(export(model), module.load(CASES[name].build), sample) <= CLOSE
 
 
 class Configured(nn.Module):
@@ -109,7 +112,7 @@ def test_a_host_that_cannot_be_written_is_given_to_load_and_ties_stay(tmp_path: 
     with pytest.raises(TypeError, match="needs a Configured"):
         module.load()
     again = module.load(Configured())
-    assert largest_difference(model, again, sample) <= 1e-5
+    assert largest_difference(model, again, sample) <= CLOSE
     assert again.last.weight is again.middle
     assert torch.equal(again.shift, model.host.shift)
     assert set(load_file(files.weights)) & {"middle", "last.weight"} == {"middle"}
@@ -134,7 +137,7 @@ print(float((model.load()(expected["sample"]) - expected["output"]).abs().max())
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True, timeout=120
     )
-    assert float(done.stdout) <= 1e-5
+    assert float(done.stdout) <= CLOSE
     assert "import esper" not in files.code.read_text() and "from esper" not in files.code.read_text()
 
 
@@ -177,13 +180,13 @@ def test_graphs_give_the_same(name: str, tmp_path: Path) -> None:
         expected = expected["logits"]
 
     graph = to_program(plain, sample).module()(sample)
-    assert torch.allclose(graph["logits"] if isinstance(graph, dict) else graph, expected, atol=1e-5)
+    assert torch.allclose(graph["logits"] if isinstance(graph, dict) else graph, expected, atol=CLOSE)
     smaller = to_program(plain, sample).module()(sample[:2])
     assert (smaller["logits"] if isinstance(smaller, dict) else smaller).shape[0] == 2
 
     session = onnxruntime.InferenceSession(save_onnx(plain, sample, tmp_path / "model.onnx"))
     found = session.run(None, {session.get_inputs()[0].name: sample.numpy()})
-    assert torch.allclose(torch.from_numpy(found[0]), expected, atol=1e-5)
+    assert torch.allclose(torch.from_numpy(found[0]), expected, atol=CLOSE)
 
 
 def test_onnx_without_the_extra_names_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -99,7 +99,8 @@ def test_the_gradient_is_that_of_the_seed_blended_in() -> None:
     expected = torch.autograd.grad(loss, list(model.seed_parameters("blocks_1")))
 
     assert found == loss.item()
-    assert all(torch.allclose(a, b, atol=1e-7) for a, b in zip(gradients, expected, strict=True))
+    # the second pass is of the part behind the slot alone; its sums may be in another order
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(gradients, expected, strict=True))
     assert all(parameter.grad is None for parameter in model.host_parameters())
 
     probe_backward(model, tape, loss_of, "blocks_1")

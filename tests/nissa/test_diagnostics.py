@@ -52,11 +52,12 @@ def test_gradients_are_those_of_the_layers() -> None:
     for name in ("0", "2"):
         flat = torch.cat([p.grad.flatten() for p in net[int(name)].parameters()])  # type: ignore[union-attr]
         layer = snapshot.layers[name]
+        # single precision, summed in another order
         assert layer.norm == pytest.approx(float(flat.norm()), rel=1e-5)
         assert layer.vanishing == pytest.approx(float((flat.abs() < VANISHING).float().mean()))
         assert (layer.exploding, layer.parameters, layer.steps) == (0.0, flat.numel(), 1)
         assert layer.percentiles is not None
-        assert layer.percentiles["p50"] == pytest.approx(float(flat.quantile(0.5)))
+        assert layer.percentiles["p50"] == pytest.approx(float(flat.quantile(0.5)), rel=1e-5, abs=1e-7)
     total = torch.cat([p.grad.flatten() for p in net.parameters()])  # type: ignore[union-attr]
     assert snapshot.gradient_norm == pytest.approx(float(total.norm()), rel=1e-5)
 
@@ -125,8 +126,9 @@ def test_activations_are_those_of_training_steps_only() -> None:
     backward(net)
     found = tracker.end_epoch(3).activations
     assert found is not None and found["0"].steps == 1
-    assert found["0"].mean == pytest.approx(float(expected.mean()), abs=1e-6)
-    assert found["0"].std == pytest.approx(float(expected.std(correction=0)), abs=1e-6)
+    # single precision, of two forward passes
+    assert found["0"].mean == pytest.approx(float(expected.mean()), abs=1e-5)
+    assert found["0"].std == pytest.approx(float(expected.std(correction=0)), abs=1e-5)
 
 
 def test_close_takes_every_hook_off() -> None:

@@ -83,8 +83,9 @@ def test_values_of_what_a_step_led_to_stay_within_its_episode(same_step: bool) -
             assert rollout.valid[t, row]
             assert rollout.starts[t, row] == (place == 0)
             assert rollout.cuts[t, row] == (place == length - 1)
-            torch.testing.assert_close(rollout.values[t, row], values[place], atol=1e-6, rtol=1e-5)
-            torch.testing.assert_close(rollout.next_values[t, row], values[place + 1], atol=1e-6, rtol=1e-5)
+            # one row or several at once are other kernels
+            torch.testing.assert_close(rollout.values[t, row], values[place], atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(rollout.next_values[t, row], values[place + 1], atol=1e-5, rtol=1e-5)
     assert (rollout.discounts[rollout.valid] == 0.9).all()
 
 

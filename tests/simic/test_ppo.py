@@ -75,10 +75,11 @@ def test_entropy_is_reported_where_there_was_a_choice() -> None:
     learner, rollout = _learner()
     report = learner.update(rollout)
     op, slot = report.heads["op"], report.heads["slot"]
-    assert op.most == pytest.approx(math.log(2)) and slot.most == pytest.approx(math.log(2))
-    assert 0.9 * math.log(2) < op.entropy <= math.log(2) + 1e-6
+    # means of logarithms in single precision
+    assert op.most == pytest.approx(math.log(2), rel=1e-5) and slot.most == pytest.approx(math.log(2), rel=1e-5)
+    assert 0.9 * math.log(2) < op.entropy <= math.log(2) + 1e-5
     assert op.share == pytest.approx(0.75)
-    assert slot.share == pytest.approx(float((rollout.actions[..., 0] == 1).float().mean()))
+    assert slot.share == pytest.approx(float((rollout.actions[..., 0] == 1).float().mean()), rel=1e-5)
 
 
 def test_a_head_without_a_choice_is_missing_not_zero() -> None:
@@ -100,7 +101,8 @@ def test_the_report_of_a_first_pass() -> None:
     assert report.lr == pytest.approx(config.learning_rate / 2)
     assert (report.steps, report.epochs_run, report.optimizer_steps, report.skipped_steps) == (48, 1, 1, 0)
     assert report.update_time_ms > 0
-    assert report.stale_log_prob < 1e-5 and report.clip_fraction == 0 and report.kl < 1e-9
+    # collected step by step, learnt from all at once: other kernels, some roundings of 6e-8 apart
+    assert report.stale_log_prob < 1e-5 and report.clip_fraction == 0 and report.kl < 1e-6
     assert report.grad_norm is not None and report.grad_norm > 0
     assert not report.stopped_by_kl
     payload = report.payload()

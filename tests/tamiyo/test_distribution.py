@@ -46,7 +46,8 @@ def test_probabilities_of_all_actions_sum_to_one_and_entropy_is_their_surprise(s
     legal = [table.expand(len(actions), *table.shape[1:]) for table in masks]
     evaluated = FactoredDistribution(HEADS, many, legal).evaluate(actions)
     p = evaluated.log_prob.double().exp()
-    torch.testing.assert_close(p.sum(), torch.ones((), dtype=torch.float64), atol=1e-6, rtol=0)
+    # each of the six heads' logarithms is rounded to single precision
+    torch.testing.assert_close(p.sum(), torch.ones((), dtype=torch.float64), atol=1e-5, rtol=0)
     # chain rule: the joint entropy is the mean over actions of the entropies met on the way
     joint = -(p * evaluated.log_prob.clamp(min=-1e4).double()).sum()
     torch.testing.assert_close((p * evaluated.entropy.sum(-1)).sum(), joint, atol=1e-5, rtol=1e-5)

@@ -26,6 +26,7 @@ def test_unrolling_equals_stepping(seed: int, steps: int, rows: int, p_start: fl
     starts = torch.rand(steps, rows, generator=draw) < p_start
     state = tuple(torch.randn(rows, 4, generator=draw) for _ in range(2))
     unrolled = memory.unroll(x, state, starts)
+    # one kernel over all steps or one per step, in single precision
     torch.testing.assert_close(unrolled, _looped(memory, x, state, starts), atol=1e-5, rtol=0)
     # the reset itself: without it the outputs differ wherever an episode starts late
     late = starts[1:].any() or (starts[0].any())

@@ -43,8 +43,9 @@ def test_pixels_are_scikit_learns_and_normalised_by_training_alone(task: TaskSpe
         torch.bincount(torch.cat([s.targets for s in task.data.splits().values()])).tolist()
         == np.bincount(labels).tolist()
     )
-    assert abs(float(task.data.train.inputs.mean())) < 1e-6
-    assert abs(float(task.data.train.inputs.std(correction=0)) - 1) < 1e-6
+    # single precision, summed in the processor's own order
+    assert abs(float(task.data.train.inputs.mean())) < 1e-5
+    assert abs(float(task.data.train.inputs.std(correction=0)) - 1) < 1e-5
 
 
 def test_the_plain_host_learns_a_little(task: TaskSpec) -> None:

@@ -48,6 +48,7 @@ def test_the_published_examples_and_a_host_that_learns() -> None:
 
     task = get_task("mnist1d")
     published = make_dataset(get_dataset_args())
+    # published in double precision, kept in single
     assert np.allclose(task.data.train.inputs[:, 0], published["x"], atol=1e-6)
     assert np.allclose(task.data.validation.inputs[:, 0], published["x_test"], atol=1e-6)
     assert 30 < score_after(task, 10) < 65

@@ -42,9 +42,11 @@ def test_no_paragraph_comes_twice() -> None:
 def test_loss_and_score_are_means_over_the_sequence() -> None:
     logits, targets = torch.randn(3, 5, 7), torch.randint(7, (3, 5))
     for i in range(3):
-        assert sequence_loss(logits, targets)[i] == pytest.approx(float(F.cross_entropy(logits[i], targets[i])))
+        # single precision by two kernels, each some roundings of 6e-8 off
+        expected = pytest.approx(float(F.cross_entropy(logits[i], targets[i])), rel=1e-5)
+        assert sequence_loss(logits, targets)[i] == expected
         right = (logits[i].argmax(dim=1) == targets[i]).float().mean()
-        assert sequence_accuracy(logits, targets)[i] == pytest.approx(100 * float(right))
+        assert sequence_accuracy(logits, targets)[i] == pytest.approx(100 * float(right), rel=1e-5)
 
 
 def reads_ahead(task: TaskSpec, blueprint: str | None) -> bool:

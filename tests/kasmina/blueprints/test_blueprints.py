@@ -105,7 +105,8 @@ def test_no_seed_reads_the_future(name: str) -> None:
     h = feature(Layout.NTC, 8)
     changed = h.clone()
     changed[:, 5:] += 1.0
-    assert torch.allclose(seed(h)[:, :5], seed(changed)[:, :5], atol=1e-6)
+    # sums over the whole sequence, with zeros for the future, need not be in one order
+    assert torch.allclose(seed(h)[:, :5], seed(changed)[:, :5], atol=1e-5)
     assert not torch.allclose(seed(h)[:, 5:], seed(changed)[:, 5:])
 
 

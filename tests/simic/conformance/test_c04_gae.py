@@ -47,6 +47,7 @@ def test_equals_sb3_and_the_naive_sum(seed: int, p_term: float, p_trunc: float, 
     case = _episodes(seed, p_term, p_trunc)
     columns = _ours(case, gamma, lam)
     advantages = gae(**columns)
+    # single precision, a few numbers near 1 summed in another order
     np.testing.assert_allclose(advantages, _theirs(case, gamma, lam), atol=1e-5)
     torch.testing.assert_close(advantages, naive_gae(**columns), atol=1e-5, rtol=1e-5)
 

@@ -39,6 +39,7 @@ def test_log_prob_entropy_and_gradients_equal_sb3_contrib(seed: int) -> None:
     ours_in, theirs_in = logits.clone().requires_grad_(), logits.clone().requires_grad_()
     ours = _ours(ours_in, masks).evaluate(actions)
     theirs = sb3_masked(theirs_in, masks, SIZES)
+    # log-probabilities of several heads are summed in another order, in single precision
     torch.testing.assert_close(ours.log_prob, theirs.log_prob(actions), atol=1e-5, rtol=0)
     torch.testing.assert_close(ours.entropy.sum(-1), theirs.entropy(), atol=1e-5, rtol=0)
     (ours.log_prob.sum() + ours.entropy.sum()).backward()

@@ -43,6 +43,7 @@ def _difference(learner: PPOLearner, rollout: Rollout) -> float:
 def test_stored_log_probs_and_values_are_recomputed(mode: AutoresetMode, skip: int) -> None:
     learner, rollout = _recall(mode, skip)
     assert rollout.valid.all() == (mode is AutoresetMode.SAME_STEP)
+    # collected step by step, recomputed at once: other kernels in single precision
     assert _difference(learner, rollout) < 1e-5
     values = learner.evaluate(rollout)[0].view_as(rollout.values)
     torch.testing.assert_close(values[rollout.valid], rollout.values[rollout.valid], atol=1e-5, rtol=0)

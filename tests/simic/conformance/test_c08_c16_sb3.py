@@ -27,6 +27,8 @@ from esper.simic.gae import gae
 from esper.simic.ppo import PPOConfig, PPOLearner
 
 STEPS, ROWS, CELLS, LR = 12, 6, 8, 1e-3
+CLOSE: dict[str, float] = {"atol": 1e-5, "rtol": 0}
+"""Single precision, in another order of sums, a hundredth of an optimizer's step."""
 CONFIG = PPOConfig(
     gamma=0.9,
     gae_lambda=0.8,
@@ -126,7 +128,7 @@ def _assert_same_weights(learner: PPOLearner, policy: Any) -> None:
         *zip(network.value_head.linear.parameters(), policy.value_net.parameters(), strict=True),
     ]
     for ours, theirs in pairs:
-        torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=0)
+        torch.testing.assert_close(ours, theirs, **CLOSE)
 
 
 def _trunk_arguments(learner: PPOLearner, width: int) -> dict[str, Any]:
@@ -149,11 +151,11 @@ def test_one_update_equals_ppo() -> None:
     assert all((a - b).abs().max() > 1e-4 for a, b in zip(before, learner.network.parameters(), strict=True))
     _assert_same_weights(learner, model.policy)
     logged = model.logger.name_to_value
-    assert report.kl == pytest.approx(logged["train/approx_kl"], abs=1e-6)
-    assert report.policy_loss == pytest.approx(logged["train/policy_gradient_loss"], abs=1e-6)
+    assert report.kl == pytest.approx(logged["train/approx_kl"], abs=1e-5)
+    assert report.policy_loss == pytest.approx(logged["train/policy_gradient_loss"], abs=1e-5)
     assert report.value_loss == pytest.approx(logged["train/value_loss"], abs=1e-5)
     assert report.entropy == pytest.approx(-logged["train/entropy_loss"], abs=1e-5)
-    assert report.clip_fraction == pytest.approx(logged["train/clip_fraction"], abs=1e-6)
+    assert report.clip_fraction == pytest.approx(logged["train/clip_fraction"], abs=1e-5)
     assert report.explained_variance == pytest.approx(logged["train/explained_variance"], abs=1e-4)
 
 
@@ -206,7 +208,7 @@ def test_with_everything_legal_one_update_equals_recurrent_ppo(monkeypatch: pyte
         for t in range(STEPS - 1):
             starts = rollout.starts[t].float()
             _, values, _, after = policy.forward(rollout.observation["obs"][t], states[t], starts)
-            torch.testing.assert_close(values.flatten(), rollout.values[t], atol=1e-5, rtol=0)
+            torch.testing.assert_close(values.flatten(), rollout.values[t], **CLOSE)
             states.append(after)
     _fill(model, rollout, config, [{"lstm_states": state} for state in states])
     model.train()
@@ -214,4 +216,4 @@ def test_with_everything_legal_one_update_equals_recurrent_ppo(monkeypatch: pyte
     _assert_same_weights(learner, policy)
     for ours, theirs in memories:
         for mine, yours in zip(ours.parameters(), theirs.parameters(), strict=True):
-            torch.testing.assert_close(mine, yours, atol=1e-6, rtol=0)
+            torch.testing.assert_close(mine, yours, **CLOSE)
