@@ -20,7 +20,6 @@ import msgspec
 import numpy as np
 import pytest
 import torch
-from forking import fork
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -28,6 +27,7 @@ from torch import Tensor
 from esper.leyline import REGISTRY, DataError, TelemetryEventType, UsageError
 from esper.tolaria import checkpoint
 from esper.tolaria.checkpoint import MANIFEST, PLAIN, TENSORS, decode, encode, load, load_newest, save
+from forking import fork
 
 TREE = {"epoch": 3, "loss": math.nan, "big": 2**200, "nothing": None, "shape": (1, 2), "by_step": {0: "a", 1: "b"}}
 
