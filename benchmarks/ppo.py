@@ -24,10 +24,11 @@ from esper.leyline import Metric, Policy
 from esper.leyline import TelemetryEventType as T
 from esper.nissa.reader import read_journal
 from esper.nissa.rundir import RunDirectory
+from esper.run.assembly import build_executor, workload
+from esper.run.config import RunConfig
+from esper.run.play import play_seeds
+from esper.run.search import find_schedule
 from esper.scripts import eval as evaluation
-from esper.simic.assembly import build_executor, workload
-from esper.simic.config import RunConfig
-from esper.simic.evaluation import find_schedule, play
 from esper.simic.vectorized import fresh_network
 from esper.simic.world import held_out_seed
 from esper.tamiyo.policies import SchedulePolicy
@@ -121,7 +122,7 @@ def held_out(
     executor = build_executor(load, config, lambda event: None)
     played: dict[str, list[EpisodeResult]] = {arm: [] for arm in everybody}
     seeds = [held_out_seed(seed, number) for number in range(episodes)]
-    for results in play(executor, everybody, seeds, load.max_epochs):
+    for results in play_seeds(executor, everybody, seeds, load.max_epochs):
         for arm, result in zip(everybody, results, strict=True):
             played[arm].append(result)
     return played, evaluation.describe(found, load.task.metric), load.task.metric

@@ -31,8 +31,8 @@ import torch
 from esper.leyline import WAIT, Blend, Decision, FactoredAction, Op, RowSpec, TelemetryEvent
 from esper.nissa.hub import NissaHub
 from esper.nissa.journal import JournalWriter
+from esper.run.assembly import FORGIVING, Workload, build_executor, workload
 from esper.scripts.ppo import make_crew, make_run
-from esper.simic.assembly import FORGIVING, Workload, build_executor, workload
 from esper.simic.ppo_config import PRESETS, PPORunConfig
 from esper.simic.scribe import Scribe
 from esper.simic.vectorized import PPORun, fresh_network

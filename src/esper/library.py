@@ -20,9 +20,9 @@ from torch.optim.lr_scheduler import LRScheduler
 from esper.karn.evidence import Evidence
 from esper.karn.report import read_evidence, write_report
 from esper.leyline import Policy, RowSpec, RowView, TelemetryEventType, UsageError
-from esper.simic.own import Budget, Loader, OwnChoices, OwnModel, Scored, TrainingLoss
-from esper.simic.session import Session, SessionConfig, open_session
-from esper.simic.training import Plan, run_episodes
+from esper.run.own import Budget, Loader, OwnChoices, OwnModel, Scored, TrainingLoss
+from esper.run.play import Plan, run_episodes
+from esper.run.session import Session, SessionConfig, open_session
 from esper.tamiyo.policies import make_policy
 from esper.tamiyo.policies.learned import SHIPPED
 from esper.tasks.loader import LoaderBatches

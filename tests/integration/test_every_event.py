@@ -23,9 +23,9 @@ from esper.karn.state import RunState
 from esper.leyline import REGISTRY, WAIT, Blend, Decision, FactoredAction, Op, RowSpec, SeedStage, TelemetryEvent
 from esper.leyline import TelemetryEventType as T
 from esper.nissa.reader import read_journal
+from esper.run.assembly import build_executor, workload
+from esper.run.config import RunConfig
 from esper.scripts.train import main
-from esper.simic.assembly import build_executor, workload
-from esper.simic.config import RunConfig
 from esper.simic.detectors import DetectorConfig, Finding, RoundFigures, Watch, memory
 
 

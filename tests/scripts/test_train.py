@@ -29,7 +29,7 @@ def test_diagnostics_flags_wired():
 
 @pytest.mark.parametrize("kind", ["heuristic", "ppo"])
 def test_defaults_of_both_kinds_are_the_configurations(kind: str) -> None:
-    from esper.simic.config import RunConfig
+    from esper.run.config import RunConfig
     from esper.simic.ppo_config import PPORunConfig
 
     said = vars(build_parser().parse_args([kind]))

@@ -14,9 +14,10 @@ from esper.bench.settings import Setting
 from esper.kasmina.gates import GateThresholds
 from esper.kasmina.state import Incubation
 from esper.leyline import EsperError, Policy, RowSpec, SeedStage
-from esper.simic.assembly import Workload, build_executor, trainer_config, workload
-from esper.simic.config import RunConfig
-from esper.simic.evaluation import find_schedule
+from esper.run.assembly import Workload, build_executor, trainer_config, workload
+from esper.run.config import RunConfig
+from esper.run.play import Episode
+from esper.run.search import find_schedule
 from esper.tamiyo.policies import (
     FrugalPolicy,
     HeuristicConfig,
@@ -184,11 +185,11 @@ class _Player:
     def _begin(self, epochs: int) -> None:
         trial = self.trial
         spec = RowSpec(0, 0, trial.seed, epochs, arm=trial.arm, policy=self.policy.name)
-        self.executor.reset([spec])
-        self.policy.reset([spec])
+        self.episode = Episode.begin(self.executor, [spec], self.policy)
         if trial.topology is not None:
             wanted = largest(self._sizes()) if isinstance(trial.topology, str) else trial.topology
             self._plant([Planted(slot, wanted[slot], self._draw(slot)) for slot in self._sizes() if slot in wanted])
+            self.episode.look()
 
     def _sizes(self) -> Mapping[str, Mapping[str, int]]:
         return self.engine.views([0])[0].blueprint_parameters
@@ -219,16 +220,18 @@ class _Player:
         """The whole episode."""
         self._begin(epochs)
         inserted_at = round(self.trial.setting.at * epochs) if self.trial.policy in ("net2net", "gradmax") else None
-        views = self.engine.views([0])
-        curve: list[tuple[int, float]] = []
-        for epoch in range(epochs):
-            if epoch == inserted_at:
+
+        def insert() -> None:
+            if self.executor.epoch == inserted_at:
                 self._insert()
-                views = self.engine.views([0])
-            views = [report.view for report in self.executor.step(self.policy.decide(views))]
-            if views[0].metric is not None:
-                curve.append((self.engine.costs([0])[0].spent["total_macs"], views[0].metric))
-        (result,) = self.executor.finish(self.policy.decide(views))
+                self.episode.look()
+
+        curve: list[tuple[int, float]] = []
+        for epoch in self.episode.epochs(self.policy, before=insert):
+            metric = epoch.reports[0].view.metric
+            if metric is not None:
+                curve.append((self.engine.costs([0])[0].spent["total_macs"], metric))
+        (result,) = self.episode.finish(self.policy)
         return self._outcome(result, epochs, curve)
 
     def _outcome(self, result: EpisodeResult, epochs: int, curve: list[tuple[int, float]]) -> Outcome:

@@ -18,11 +18,12 @@ from rich.text import Text
 from esper.karn.stats import Interval, interval
 from esper.leyline import Metric, Policy
 from esper.nissa.manifest import Setting
+from esper.run.assembly import Workload, build_executor, workload
+from esper.run.config import RunConfig
+from esper.run.play import play_seeds
+from esper.run.search import Found, find_schedule
+from esper.run.session import Announcement, Session, SessionConfig, open_session
 from esper.scripts.cli import Parser
-from esper.simic.assembly import Workload, build_executor, workload
-from esper.simic.config import RunConfig
-from esper.simic.evaluation import Found, find_schedule, play
-from esper.simic.session import Announcement, Session, SessionConfig, open_session
 from esper.simic.world import held_out_seed
 from esper.tamiyo.policies import SchedulePolicy, make_seeded
 from esper.tamiyo.policies.learned import load_policy
@@ -183,7 +184,7 @@ def _play(
     executor = build_executor(load, config, session.emit)
     seeds = [held_out_seed(config.seed, number) for number in range(config.episodes)]
     played: dict[str, list[EpisodeResult]] = {arm: [] for arm in arms}
-    for results in play(executor, arms, seeds, load.max_epochs):
+    for results in play_seeds(executor, arms, seeds, load.max_epochs):
         for arm, result in zip(arms, results, strict=True):
             played[arm].append(result)
     return played

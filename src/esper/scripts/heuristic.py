@@ -11,13 +11,13 @@ from rich.console import Console
 
 from esper.leyline import Policy, TelemetryEventType
 from esper.nissa.console import ConsoleSink
+from esper.run.assembly import Workload, build_executor, workload
+from esper.run.config import Resolved, RunConfig, resolve
+from esper.run.play import Episodes, Plan
+from esper.run.resume import About, Asked, Keeper, Outbox, Past, find, subject_of
+from esper.run.session import Announcement, Session, SessionConfig, open_session
 from esper.scripts.progress import Progress
 from esper.scripts.summary import print_summary
-from esper.simic.assembly import Workload, build_executor, workload
-from esper.simic.config import Resolved, RunConfig, resolve
-from esper.simic.resume import About, Asked, Keeper, Outbox, Past, find, subject_of
-from esper.simic.session import Announcement, Session, SessionConfig, open_session
-from esper.simic.training import Episodes, Plan
 from esper.tamiyo.policies import make_seeded
 from esper.tasks import get_task
 from esper.tolaria.rng import seed_process

@@ -13,12 +13,12 @@ from rich.text import Text
 
 from esper.leyline import ActionSpace, Metric, TelemetryEventType, UsageError
 from esper.nissa.console import ConsoleSink
-from esper.simic.assembly import FORGIVING, Workload, build_executor, workload
-from esper.simic.config import Resolved, resolve
+from esper.run.assembly import FORGIVING, Workload, build_executor, workload
+from esper.run.config import Resolved, resolve
+from esper.run.resume import About, Asked, Keeper, Outbox, Past, find, subject_of
+from esper.run.session import Announcement, Session, SessionConfig, open_session
 from esper.simic.ppo_config import PRESETS, PPORunConfig
-from esper.simic.resume import About, Asked, Keeper, Outbox, Past, find, subject_of
 from esper.simic.scribe import Hub
-from esper.simic.session import Announcement, Session, SessionConfig, open_session
 from esper.simic.vectorized import PPORun, RoundReport, fresh_network, saved_network
 from esper.simic.workers import Crew, Recipe
 from esper.simic.workers_process import ProcessWorker

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from esper.leyline import Metric, SeedStage, SlotView
-from esper.simic.training import Plan
+from esper.run.play import Plan
 from esper.tolaria.executor import EpisodeResult, StepReport
 
 GLYPHS = {

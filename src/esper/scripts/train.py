@@ -153,8 +153,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if override and run is None:
         raise UsageError("--override changes settings of a resumed run; it needs --resume RUN")
     from esper.karn.runs import resolve_run
-    from esper.simic.config import read_config_file
-    from esper.simic.resume import Asked
+    from esper.run.config import read_config_file
+    from esper.run.resume import Asked
 
     asked = None if run is None else Asked(resolve_run(run), override)
     file = {} if path is None else read_config_file(path)

@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from esper.leyline import UsageError
-from esper.simic.config import RunConfig
+from esper.run.config import RunConfig
 from esper.simic.ppo import PPOConfig
 from esper.simic.rewards import RewardConfig
 from esper.simic.vectorized import PPOPlan

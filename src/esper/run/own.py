@@ -19,8 +19,8 @@ from esper.kasmina.auto import auto_sites
 from esper.kasmina.gates import GateThresholds
 from esper.kasmina.layout import Layout
 from esper.leyline import Metric, Policy, UsageError, unknown
-from esper.simic.assembly import pick_device
-from esper.simic.session import Announcement, Session
+from esper.run.assembly import pick_device
+from esper.run.session import Announcement, Session
 from esper.tasks.base import Batch, PerExample, Split
 from esper.tasks.loader import gather
 from esper.tolaria.engine import EngineConfig, ModuleEngine

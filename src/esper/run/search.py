@@ -1,41 +1,18 @@
-"""Policies side by side on the same seeds, and the search for the best fixed schedule among them."""
+"""The search for the best fixed schedule, on seeds of its own."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from esper.leyline import ActionSpace, Blend, FactoredAction, Op, Policy, RowSpec, UsageError
-from esper.simic.assembly import Workload, build_executor
-from esper.simic.config import RunConfig
+from esper.leyline import ActionSpace, Blend, FactoredAction, Op, Policy, UsageError
+from esper.run.assembly import Workload, build_executor
+from esper.run.config import RunConfig
+from esper.run.play import play_seeds
 from esper.tamiyo.policies import Entry, SchedulePolicy
-from esper.tolaria.executor import EpisodeResult, Executor
+from esper.tolaria.executor import Executor
 from esper.tolaria.rng import derive
-
-
-def play(
-    executor: Executor, policies: Mapping[str, Policy], seeds: Sequence[int], max_epochs: int
-) -> Iterator[list[EpisodeResult]]:
-    """One episode per seed, every policy a row of it; yields one result per policy, in their order.
-
-    After the last epoch each policy is asked for a last word, as in every run of fixed policies.
-    """
-    for episode, seed in enumerate(seeds):
-        specs = [
-            RowSpec(env_id, episode, seed, max_epochs, arm=arm, policy=policy.name)
-            for env_id, (arm, policy) in enumerate(policies.items())
-        ]
-        views = executor.reset(specs)
-        for spec, policy in zip(specs, policies.values(), strict=True):
-            policy.reset([spec])
-        for _ in range(max_epochs):
-            before = time.perf_counter()
-            decisions = [policy.decide([view])[0] for policy, view in zip(policies.values(), views, strict=True)]
-            seconds = (time.perf_counter() - before) / len(policies)
-            views = [report.view for report in executor.step(decisions, seconds)]
-        yield executor.finish([policy.decide([view])[0] for policy, view in zip(policies.values(), views, strict=True)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +58,7 @@ def search_schedule(
             break
         scores: list[list[float]] = [[] for _ in candidates]
         policies: dict[str, Policy] = {str(i): SchedulePolicy(entries) for i, entries in enumerate(candidates)}
-        for results in play(make_executor(), policies, plan.seeds, plan.max_epochs):
+        for results in play_seeds(make_executor(), policies, plan.seeds, plan.max_epochs):
             for score, result in zip(scores, results, strict=True):
                 score.append(sign * result.validation_metric)
                 macs += result.total_macs

@@ -10,7 +10,7 @@ from esper.kasmina.gates import GateThresholds
 from esper.kasmina.slot import SlotConfig
 from esper.kasmina.state import Incubation
 from esper.leyline import Sink, UsageError, unknown
-from esper.simic.config import RunConfig
+from esper.run.config import RunConfig
 from esper.tasks.base import TaskSpec
 from esper.tolaria.diagnostics import DiagnosticsConfig
 from esper.tolaria.engine import EngineConfig, ModuleEngine

@@ -18,10 +18,10 @@ from esper.leyline import DataError, TelemetryEvent, UsageError
 from esper.leyline import TelemetryEventType as T
 from esper.nissa.reader import read_journal
 from esper.nissa.rundir import RunDirectory
-from esper.simic.assembly import Workload
-from esper.simic.config import Resolved, resolve
-from esper.simic.session import ResumePoint, Session
-from esper.simic.stopping import Stopped
+from esper.run.assembly import Workload
+from esper.run.config import Resolved, resolve
+from esper.run.session import ResumePoint, Session
+from esper.run.stopping import Stopped
 from esper.tolaria import checkpoint, rng
 from esper.tolaria.checkpoint import Loaded
 from esper.tolaria.nested import State, join, split
@@ -68,7 +68,7 @@ class Past(Generic[C]):
 
     @property
     def point(self) -> ResumePoint:
-        """For :class:`~esper.simic.session.SessionConfig`."""
+        """For :class:`~esper.run.session.SessionConfig`."""
         extra = self.loaded.extra
         return ResumePoint(self.directory, extra["hub"], extra["seconds"], extra["cpu_seconds"])
 

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from esper.leyline import UsageError
+from esper.run.config import RunConfig, read_config_file, resolve
 from esper.scripts.train import build_parser, given_flags
-from esper.simic.config import RunConfig, read_config_file, resolve
 
 FIELDS = {each.name for each in dataclasses.fields(RunConfig)}
 
