@@ -9,7 +9,7 @@ from types import ModuleType
 
 import pytest
 
-from esper.leyline import UsageError
+from esper.leyline import UsageError, load_attribute
 from esper.tasks import TaskSpec, get_task, registry, task_names
 from esper.tasks.digits import digits
 
@@ -24,7 +24,7 @@ def module(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 def test_built_in_names_resolve() -> None:
     assert task_names()[0] == "digits"
     for target in registry.BUILT_IN.values():
-        assert callable(registry._resolve("x", target))
+        assert callable(load_attribute("task", target))
 
 
 def test_an_unknown_name_gets_a_hint() -> None:

@@ -12,7 +12,6 @@ from typing import Any, Final
 from esper.bench.plant import Planted, by_gradient, largest, plant
 from esper.bench.settings import Setting
 from esper.kasmina.gates import GateThresholds
-from esper.kasmina.state import Incubation
 from esper.leyline import EsperError, Policy, RowSpec, SeedStage
 from esper.run.assembly import Workload, build_executor, trainer_config, workload
 from esper.run.config import RunConfig
@@ -154,7 +153,7 @@ class _Player:
             max_epochs=trial.work.epochs,
             device=trial.work.device,
             counterfactual_every=every,
-            incubation=Incubation.GRAFT if trial.policy == "grafted" else None,
+            incubation="graft" if trial.policy == "grafted" else None,
         )
         load = workload(task, config)
         budget = load.task.budget

@@ -164,10 +164,10 @@ class Episodes:
         """How few episodes there may be after all: none that was begun is taken back."""
         return {"episodes": self.episode + 1}
 
-    @property
-    def forgetful(self) -> list[str]:
-        """Arms whose policy cannot be saved."""
-        return [arm for arm, policy in self.policies.items() if not isinstance(policy, Saveable)]
+    def remarks(self) -> list[str]:
+        """What keeps a resume from being exact: policies that cannot be saved."""
+        forgetful = [arm for arm, policy in self.policies.items() if not isinstance(policy, Saveable)]
+        return [f"policy of arm {arm}: it cannot be saved, and begins anew" for arm in forgetful]
 
     def __iter__(self) -> Iterator[tuple[list[EpisodeResult], HostEngine]]:
         """Each episode's results with the engine that still holds its rows."""

@@ -8,7 +8,7 @@ from statistics import fmean
 
 from esper.leyline import ActionSpace, Blend, FactoredAction, Op, Policy, UsageError
 from esper.run.assembly import Workload, build_executor
-from esper.run.config import RunConfig
+from esper.run.config import CommonConfig
 from esper.run.play import play_seeds
 from esper.tamiyo.policies import Entry, SchedulePolicy
 from esper.tolaria.executor import Executor
@@ -72,7 +72,7 @@ def search_schedule(
     return Found(best[0], sign * best[1], tried, macs)
 
 
-def find_schedule(config: RunConfig, load: Workload, count: int) -> Found:
+def find_schedule(config: CommonConfig, load: Workload, count: int) -> Found:
     """Search on ``count`` seeds that neither training nor evaluation uses."""
     seeds = tuple(derive(config.seed, "search", number) for number in range(count))
     budget = config.max_seeds or load.task.budget.max_seeds or len(load.task.sites)

@@ -33,7 +33,7 @@ from esper.leyline import (
 )
 from esper.leyline import TelemetryEventType as T
 from esper.run.assembly import FORGIVING, build_executor, workload
-from esper.run.config import RunConfig
+from esper.run.config import CommonConfig
 from esper.run.play import Episode
 from esper.run.session import RUN
 from esper.tasks import get_task
@@ -53,7 +53,7 @@ PATIENCE: Final = 3
 class Recipe:
     """All it takes to build the same hosts in any process. No episode looks at the test split."""
 
-    config: RunConfig
+    config: CommonConfig
     digest: str
     """Of the task's data."""
 

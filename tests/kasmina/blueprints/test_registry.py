@@ -64,8 +64,8 @@ def test_by_module_and_attribute() -> None:
     [
         (f"{HERE}:PLUGIN", "does not fit layout NCL"),
         (f"{HERE}:NOT_A_BLUEPRINT", "is a int"),
-        (f"{HERE}:MISSING", "cannot be loaded"),
-        ("no_such_package:X", "cannot be loaded"),
+        (f"{HERE}:MISSING", "has no attribute 'MISSING'"),
+        ("no_such_package:X", "cannot import"),
     ],
 )
 def test_references_that_lead_nowhere(reference: str, why: str) -> None:
