@@ -28,7 +28,8 @@ from esper.run.assembly import build_executor, workload
 from esper.run.config import RunConfig
 from esper.run.play import play_seeds
 from esper.run.search import find_schedule
-from esper.scripts import eval as evaluation
+from esper.scripts.eval_table import cells, summarise
+from esper.simic.evaluation import comparisons, describe
 from esper.simic.vectorized import fresh_network
 from esper.simic.world import held_out_seed
 from esper.tamiyo.policies import SchedulePolicy
@@ -116,7 +117,7 @@ def held_out(
     found = find_schedule(config, load, search_seeds)
     everybody = {
         **arms,
-        **evaluation.comparisons(config, load, 0, None),
+        **comparisons(config, load, 0),
         "best schedule": SchedulePolicy(found.entries),
     }
     executor = build_executor(load, config, lambda event: None)
@@ -125,7 +126,7 @@ def held_out(
     for results in play_seeds(executor, everybody, seeds, load.max_epochs):
         for arm, result in zip(everybody, results, strict=True):
             played[arm].append(result)
-    return played, evaluation.describe(found, load.task.metric), load.task.metric
+    return played, describe(found, load.task.metric), load.task.metric
 
 
 def evaluate(directory: Path, episodes: int, seed: int, search_seeds: int) -> Iterable[str]:
@@ -142,8 +143,8 @@ def evaluate(directory: Path, episodes: int, seed: int, search_seeds: int) -> It
     yield ""
     yield f"| arm | test {metric.name}, {metric.unit} | policy better by | kept | parameters | MACs an episode |"
     yield "| --- | ---: | ---: | ---: | ---: | ---: |"
-    for line in evaluation.summarise(played, metric):
-        yield f"| {' | '.join(evaluation.cells(line))} |"
+    for line in summarise(played, metric):
+        yield f"| {' | '.join(cells(line))} |"
 
 
 def page(directory: Path, episodes: int, seed: int, search_seeds: int) -> str:
