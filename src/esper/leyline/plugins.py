@@ -24,7 +24,7 @@ def load_attribute(kind: str, reference: str) -> Any:
         raise UsageError(f"{kind} {reference!r}: module {module!r} has no attribute {attribute!r}") from error
 
 
-def plugins(group: str, built_in: Iterable[str] = ()) -> dict[str, EntryPoint]:
+def plugins_in(group: str, built_in: Iterable[str] = ()) -> dict[str, EntryPoint]:
     """name -> entry point of the installed packages that have one in ``group``; ``built_in`` names are taken."""
     points = {point.name: point for point in entry_points(group=group)}
     return {name: points[name] for name in sorted(points) if name not in set(built_in)}

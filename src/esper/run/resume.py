@@ -165,7 +165,7 @@ def find(asked: Asked, kind: str, of: type[C], given: Mapping[str, Any]) -> Past
         for each in fields(of)
         if (before := getattr(saved.config, each.name)) != (after := getattr(resolved.config, each.name))
     }
-    overrides = [f"{name}: {before} -> {after}" for name, (before, after) in changes.items()]
+    overrides = [f"{name}: {before} -> {after}" for name, (before, after) in sorted(changes.items())]
     if changes:
         _check_changes(asked, changes, overrides, extra["least"])
     if ended == "completed" and not set(changes) & set(extra["least"]):

@@ -8,7 +8,7 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, Final
 
-from esper.leyline import UsageError, load_attribute, plugins, unknown
+from esper.leyline import UsageError, load_attribute, plugins_in, unknown
 from esper.tasks.base import TaskSpec, check_task
 
 GROUP: Final = "esper.tasks"
@@ -28,7 +28,7 @@ BUILT_IN: Final = MappingProxyType(
 
 def task_names() -> tuple[str, ...]:
     """Every name that :func:`get_task` knows: the built-in ones first, then those of other packages."""
-    return (*BUILT_IN, *plugins(GROUP, BUILT_IN))
+    return (*BUILT_IN, *plugins_in(GROUP, BUILT_IN))
 
 
 def get_task(name: str, **options: Any) -> TaskSpec:
@@ -42,7 +42,7 @@ def get_task(name: str, **options: Any) -> TaskSpec:
         return _made(name, load_attribute("task", BUILT_IN[name]), options)
     if ":" in name:
         return check_task(_made(name, load_attribute("task", name), options))
-    others = plugins(GROUP)
+    others = plugins_in(GROUP)
     if name in others:
         return check_task(_made(name, load_attribute("task", others[name].value), options))
     raise unknown("task", name, task_names())

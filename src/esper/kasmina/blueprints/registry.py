@@ -15,7 +15,7 @@ from typing import Final
 from torch import nn
 
 from esper.kasmina.layout import Layout
-from esper.leyline import UsageError, load_attribute, plugins, unknown
+from esper.leyline import UsageError, load_attribute, plugins_in, unknown
 
 ENTRY_POINTS: Final = "esper.blueprints"
 
@@ -103,5 +103,5 @@ def find(reference: str) -> Blueprint:
 
 @cache
 def _load_entry_points() -> None:
-    for point in plugins(ENTRY_POINTS).values():
+    for point in plugins_in(ENTRY_POINTS).values():
         add(find(point.value))

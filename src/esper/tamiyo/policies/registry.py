@@ -12,7 +12,7 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any, Final
 
-from esper.leyline import Policy, UsageError, load_attribute, plugins, unknown
+from esper.leyline import Policy, UsageError, load_attribute, plugins_in, unknown
 
 ENTRY_POINTS: Final = "esper.policies"
 LEARNED: Final = ".safetensors"
@@ -36,7 +36,7 @@ BUILT_IN: Final = MappingProxyType(
 
 def policy_names() -> tuple[str, ...]:
     """Every name that :func:`make_policy` knows: the built-in ones, then third parties'."""
-    return (*BUILT_IN, *plugins(ENTRY_POINTS, BUILT_IN))
+    return (*BUILT_IN, *plugins_in(ENTRY_POINTS, BUILT_IN))
 
 
 def make_seeded(name: str, seed: int) -> Policy:
@@ -68,7 +68,7 @@ def make_policy(name: str, **options: Any) -> Policy:
 def _find(name: str) -> Maker:
     if name.endswith(LEARNED):
         return partial(load_attribute("policy", "esper.tamiyo.policies.learned:LearnedPolicy.from_file"), name)
-    others = plugins(ENTRY_POINTS, BUILT_IN)
+    others = plugins_in(ENTRY_POINTS, BUILT_IN)
     if name in others:
         reference = others[name].value
     elif name in BUILT_IN or ":" in name:
