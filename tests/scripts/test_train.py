@@ -45,6 +45,13 @@ def test_only_what_was_said_beats_the_file() -> None:
     assert given_flags(["ppo", "--rounds", "3"]) == {"kind": "ppo", "rounds": 3}
 
 
+def test_the_help_page_says_defaults_and_what_is_legal(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["ppo", "--help"])
+    page = " ".join(capsys.readouterr().out.split())
+    assert "(default: 40)" in page and "{objective,simplified,sparse,shaped}" in page and "(default: None)" not in page
+
+
 @pytest.mark.parametrize(
     "argv", [["ppo", "--reward", "bounty"], ["ppo", "--rounds", "0"], ["ppo", "--gamma", "2"], ["nothing"], []]
 )

@@ -42,7 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = Parser(prog="esper train", description="Train a network that grows while it trains.")
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND")
     for name, (text, of) in KINDS.items():
-        kind = kinds.add_parser(name, help=text, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+        kind = kinds.add_parser(name, help=text)
         groups = add_settings(kind, of)
         groups[HOST].add_argument("--config", metavar="FILE", help="TOML or JSON with any of these keys; flags win")
         groups[AGAIN].add_argument("--resume", metavar="RUN", help="go on with this run, from its newest checkpoint")
@@ -72,6 +72,8 @@ def add_settings(parser: argparse.ArgumentParser, of: type[CommonConfig]) -> dic
             options |= {"action": _Table, "metavar": flag.metavar, "default": default}
         else:
             shown = ",".join(default) if isinstance(default, tuple) else default
+            if shown is not None:
+                options["help"] += f" (default: {shown})"
             options |= {"default": shown, "metavar": flag.metavar, **_typed(kinds[each.name])}
         groups[flag.group].add_argument(f"--{spelled}", **options)
     return groups
