@@ -48,7 +48,7 @@ def test_what_a_sequence_starts_from_is_played_as_far_as_it_is_needed(
 ) -> None:
     epochs: list[int] = []
     step = Executor.step
-    monkeypatch.setattr(Executor, "step", lambda self, decisions: epochs.append(self.epoch) or step(self, decisions))
+    monkeypatch.setattr(Executor, "step", lambda self, *given: epochs.append(self.epoch) or step(self, *given))
     (alone,) = play(SMALL, 0, [LATER])
     assert alone[0] == LATER and alone[1].ending == records[LATER].ending
     assert all(np.array_equal(alone[1].steps[name], records[LATER].steps[name], equal_nan=True) for name in COLUMNS)
