@@ -197,9 +197,7 @@ def test_a_declared_producer_is_at_work_when_an_event_is_made(
     }
     assert strangers == {}
     saving = makers[T.CHECKPOINT_SAVED.name]
-    assert all(working.isdisjoint({"tolaria.checkpoint"}) for working in saving), (
-        "who only writes the file would be found"
-    )
+    assert all(working.isdisjoint({"tolaria.checkpoint"}) for working in saving), "who writes the file makes no event"
 
 
 def test_an_event_that_changes_nothing_would_be_found_out() -> None:
