@@ -11,7 +11,7 @@ from rich.console import Console
 
 from esper.leyline import Policy, TelemetryEventType
 from esper.nissa.console import ConsoleSink
-from esper.scripts.progress import Progress
+from esper.scripts.progress import ConsoleProgress
 from esper.scripts.summary import print_summary
 from esper.simic.assembly import Workload, build_executor, workload
 from esper.simic.config import Resolved, RunConfig, resolve
@@ -35,7 +35,7 @@ def run_heuristic(flags: Mapping[str, Any], file: Mapping[str, Any], asked: Aske
     console = Console(highlight=False)
     plan = Plan(config.episodes, load.max_epochs, config.seed)
     outbox = Outbox()
-    progress = Progress(plan, list(policies), load.task.metric, console, quiet=config.quiet)
+    progress = ConsoleProgress(plan, list(policies), load.task.metric, console, quiet=config.quiet)
     episodes = Episodes(build_executor(load, config, outbox.emit), policies, plan, progress.epoch)
     about = about_run(load, resolved, episodes)
     if past is not None:
@@ -105,7 +105,7 @@ def announcement(load: Workload, config: RunConfig, policies: Mapping[str, Polic
     )
 
 
-def run_arms(session: Session, config: RunConfig, episodes: Episodes, progress: Progress) -> None:
+def run_arms(session: Session, config: RunConfig, episodes: Episodes, progress: ConsoleProgress) -> None:
     """Run all episodes of all arms; the policy's best network by validation is written to the run directory."""
     for results, engine in episodes:
         progress.episode(results)
