@@ -85,7 +85,7 @@ def grow(  # noqa: PLR0913
 
 
 class Grower:
-    """The callbacks of :func:`grow`, for a training loop of your own.
+    """The callbacks of :func:`grow`, for a training loop of your own::
 
         with Grower(model, optimizer, val=val_loader, choices=OwnChoices(loss=criterion)) as grower:
             for epoch in range(20):
