@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from msgspec import UNSET, UnsetType
-
 from esper.karn import words
 from esper.karn.schema import (
     Action,
@@ -20,7 +18,7 @@ from esper.karn.schema import (
     wire_safe,
 )
 from esper.karn.series import Series
-from esper.karn.snapshot import environment_row, figure, in_order, known, stale_factor
+from esper.karn.snapshot import environment_row, figure, in_order, stale_factor
 from esper.karn.state import ActionRecord, EnvironmentFold, Facts, GateRecord, RunState, SeedFold, SlotFold
 from esper.leyline import HEADS, RELEVANT_HEADS, unknown
 
@@ -44,7 +42,7 @@ def build_detail(state: RunState, env_id: int, now: float) -> EnvironmentDetail:
         non_finite=list(fold.non_finite),
         rollbacks=fold.rollbacks,
         diagnostics=wire_safe(fold.diagnostics),
-        diagnostics_epoch=known(fold.diagnostics_epoch),
+        diagnostics_epoch=fold.diagnostics_epoch,
     )
 
 
@@ -68,13 +66,12 @@ def _figures(facts: Facts, epoch: int | None) -> dict[str, Any]:
 def _slot(slot: SlotFold, fold: EnvironmentFold) -> Slot:
     return Slot(
         slot=slot.slot_id,
-        stage=known(slot.stage),
-        seed=UNSET if slot.seed is None else seed_view(slot.seed, slot, fold.epoch, live=True),
+        stage=slot.stage,
+        seed=None if slot.seed is None else seed_view(slot.seed, slot, fold.epoch, live=True),
         past=[seed_view(seed, slot, fold.epoch, live=False) for seed in slot.past],
         seeds_seen=slot.seeds_seen,
         swimlane=[
-            Stretch(stage=span.stage, since=span.since, until=known(span.until), seed=known(span.seed_id))
-            for span in slot.spans
+            Stretch(stage=span.stage, since=span.since, until=span.until, seed=span.seed_id) for span in slot.spans
         ],
     )
 
@@ -85,24 +82,24 @@ def seed_view(seed: SeedFold, slot: SlotFold, epoch: int | None, *, live: bool) 
     return Seed(
         seed=seed.seed_id,
         slot=slot.slot_id,
-        blueprint=known(seed.blueprint),
-        stage=known(slot.stage if live else seed.end_stage),
-        germinated_epoch=known(seed.germinated_epoch),
-        incubation=known(seed.incubation),
-        blend=known(seed.blend),
-        tempo=known(seed.tempo),
-        alpha_target=known(seed.alpha_target),
-        parameters=known(seed.parameters),
+        blueprint=seed.blueprint,
+        stage=slot.stage if live else seed.end_stage,
+        germinated_epoch=seed.germinated_epoch,
+        incubation=seed.incubation,
+        blend=seed.blend,
+        tempo=seed.tempo,
+        alpha_target=seed.alpha_target,
+        parameters=seed.parameters,
         facts=_figures(seed.facts, epoch),
         gates=gates,
-        blocked=_blocked(seed) if live and seed.end_stage is None else UNSET,
-        unavailable=UNSET if seed.unavailable is None else _sentence(seed.unavailable.reason, seed.unavailable.epoch),
-        veto=UNSET
+        blocked=_blocked(seed) if live and seed.end_stage is None else None,
+        unavailable=None if seed.unavailable is None else _sentence(seed.unavailable.reason, seed.unavailable.epoch),
+        veto=None
         if seed.veto is None
         else _sentence(f"{seed.veto.target_stage} vetoed by {seed.veto.by}: {seed.veto.reason}", seed.veto.epoch),
         ended=_ended(seed),
-        alpha=curve(seed.alpha) if seed.alpha.seen else UNSET,
-        contribution=curve(seed.contribution) if seed.contribution.seen else UNSET,
+        alpha=curve(seed.alpha) if seed.alpha.seen else None,
+        contribution=curve(seed.contribution) if seed.contribution.seen else None,
     )
 
 
@@ -116,8 +113,8 @@ def gate_view(record: GateRecord) -> Gate:
         evaluations=record.evaluations,
         failures=record.failures,
         checks=[_check(check) for check in record.checks],
-        epoch=known(record.epoch),
-        time=known(record.time),
+        epoch=record.epoch,
+        time=record.time,
     )
 
 
@@ -128,25 +125,25 @@ def _check(record: dict[str, Any]) -> Check:
         text=words.check(record),
         comparison=str(record.get("comparison", "")),
         threshold=wire_safe(record.get("threshold", "")),
-        measured=wire_safe(known(record.get("measured"))),
-        unit=known(record.get("unit")),
+        measured=wire_safe(record.get("measured")),
+        unit=record.get("unit"),
     )
 
 
-def _blocked(seed: SeedFold) -> str | UnsetType:
+def _blocked(seed: SeedFold) -> str | None:
     """What the newest gate evaluation says against moving on."""
     if not seed.gates:
-        return UNSET
+        return None
     newest = max(seed.gates.values(), key=lambda record: (record.epoch is not None, record.epoch or 0, record.gate))
     if newest.passed:
-        return UNSET
+        return None
     reasons = [words.check(check) for check in newest.checks if not check.get("passed")] or list(newest.failed)
     return _sentence(f"{newest.gate} keeps it from {newest.target_stage}: {'; '.join(reasons)}", newest.epoch)
 
 
-def _ended(seed: SeedFold) -> str | UnsetType:
+def _ended(seed: SeedFold) -> str | None:
     if seed.end_stage is None:
-        return UNSET
+        return None
     if seed.end_stage == "FOSSILIZED":
         cost = seed.facts.get("removal_cost")
         worth = f", worth {words.figure(cost.value)}" if cost is not None else ""
@@ -164,15 +161,15 @@ def _action(record: ActionRecord) -> Action:
     return Action(
         op=record.op,
         outcome=record.outcome,
-        epoch=known(record.epoch),
-        time=known(record.time),
-        slot=known(record.slot),
-        blueprint=known(record.blueprint),
-        blend=known(record.blend),
-        alpha_target=known(record.alpha_target),
-        tempo=known(record.tempo),
-        reason=known(record.reason),
-        why_not=known(record.why_not),
+        epoch=record.epoch,
+        time=record.time,
+        slot=record.slot,
+        blueprint=record.blueprint,
+        blend=record.blend,
+        alpha_target=record.alpha_target,
+        tempo=record.tempo,
+        reason=record.reason,
+        why_not=record.why_not,
         evidence={name: number(float(value)) for name, value in record.evidence.items()},
         masked=list(record.masked),
         unused=[] if relevant is None else [head for head in HEADS if head not in relevant],

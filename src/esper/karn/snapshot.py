@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
-from msgspec import UNSET, UnsetType
 
 from esper.karn import anomaly, bound, words
 from esper.karn.fold_run import LEADERS, standing
@@ -89,7 +88,7 @@ class Builder:
             operations=dict(sorted(state.op_counts.items())),
             steps=steps,
             bound=bound.detect(steps, host, state.run.threads),
-            host=UNSET if host is None else host,
+            host=None if host is None else host,
             levels=_levels(ranks.values()),
             devices=_devices(state, ranks, ranked),
             environments=rows,
@@ -216,23 +215,23 @@ def environment_row(
         score=fold.anomaly.score + extra,
         rank=rank,
         status=fold.status,
-        arm=known(fold.arm),
-        policy=known(fold.policy),
-        seed=known(fold.seed),
-        episode=known(fold.episode),
-        epoch=known(fold.epoch),
-        max_epochs=known(fold.max_epochs),
+        arm=fold.arm,
+        policy=fold.policy,
+        seed=fold.seed,
+        episode=fold.episode,
+        epoch=fold.epoch,
+        max_epochs=fold.max_epochs,
         factors=[_factor(factor) for factor in sorted(factors, key=lambda f: -f.weight * f.level)],
         metric=fact(facts, "validation_metric", fold.epoch),
-        best=UNSET if fold.best is None else figure(fold.best, None),
+        best=None if fold.best is None else figure(fold.best, None),
         loss=fact(facts, "validation_loss", fold.epoch),
         parameters=fact(facts, "parameters", fold.epoch),
-        host_parameters=known(fold.host_parameters),
+        host_parameters=fold.host_parameters,
         step_ms=_step(facts, fold.epoch),
         slots={name: _chip(fold.slots[name], fold.epoch) for name in in_order(fold.slots, order)},
         spark=[number(bucket.last) for bucket in fold.metric.buckets[-SPARK:]],
         last_action=_last_action(fold),
-        last_time=known(fold.last_time),
+        last_time=fold.last_time,
     )
 
 
@@ -247,21 +246,16 @@ def figure(measured: Measured, epoch_now: int | None) -> Figure:
     stale = measured.epoch is not None and epoch_now is not None and epoch_now - measured.epoch > STALE_EPOCHS
     return Figure(
         value=number(value) if isinstance(value, float) else value,  # type: ignore[arg-type]
-        epoch=known(measured.epoch),
-        time=known(measured.time),
+        epoch=measured.epoch,
+        time=measured.time,
         stale=stale,
     )
 
 
-def fact(facts: Facts, name: str, epoch_now: int | None) -> Figure | UnsetType:
+def fact(facts: Facts, name: str, epoch_now: int | None) -> Figure | None:
     """Figure of a named fact, absent when it was never measured."""
     measured = facts.get(name)
-    return UNSET if measured is None else figure(measured, epoch_now)
-
-
-def known(value: Any) -> Any:
-    """``None`` travels as a missing key."""
-    return UNSET if value is None else value
+    return None if measured is None else figure(measured, epoch_now)
 
 
 def feed_item(event: TelemetryEvent) -> FeedItem:
@@ -272,15 +266,15 @@ def feed_item(event: TelemetryEvent) -> FeedItem:
         type=event.event_type.value,
         severity=event.severity,
         text=words.describe(event),
-        time=known(event.timestamp),
-        episode=known(event.episode),
-        epoch=known(event.epoch),
-        env=known(event.env_id),
-        slot=known(event.slot_id),
-        seed=known(event.seed_id),
-        stage=known(data.get("to") or data.get("target_stage") or data.get("from")),
-        blueprint=known(data.get("blueprint")),
-        gate=known(data.get("gate")),
+        time=event.timestamp,
+        episode=event.episode,
+        epoch=event.epoch,
+        env=event.env_id,
+        slot=event.slot_id,
+        seed=event.seed_id,
+        stage=data.get("to") or data.get("target_stage") or data.get("from"),
+        blueprint=data.get("blueprint"),
+        gate=data.get("gate"),
     )
 
 
@@ -302,35 +296,35 @@ def _chip(slot: SlotFold, epoch: int | None) -> Chip:
     return Chip(
         slot=slot.slot_id,
         glyph=words.GLYPHS.get(slot.stage or "", "?"),
-        stage=known(slot.stage),
-        seed=UNSET if seed is None else seed.seed_id,
-        blueprint=UNSET if seed is None else known(seed.blueprint),
+        stage=slot.stage,
+        seed=None if seed is None else seed.seed_id,
+        blueprint=None if seed is None else seed.blueprint,
         alpha=fact(facts, "alpha", epoch),
-        gate=UNSET if gate is None else gate.gate,
-        gate_passed=UNSET if gate is None else gate.passed,
+        gate=None if gate is None else gate.gate,
+        gate_passed=None if gate is None else gate.passed,
         removal_cost=fact(facts, "removal_cost", epoch),
     )
 
 
-def _step(facts: Facts, epoch: int | None) -> Figure | UnsetType:
+def _step(facts: Facts, epoch: int | None) -> Figure | None:
     train = facts.get("train_ms")
     if train is None:
-        return UNSET
+        return None
     parts = [float(facts[name].value) for name in STEP_PARTS if name in facts and facts[name].epoch == train.epoch]
     return figure(Measured(sum(parts), train.epoch, train.time), epoch)
 
 
-def _last_action(fold: EnvironmentFold) -> str | UnsetType:
+def _last_action(fold: EnvironmentFold) -> str | None:
     if not fold.actions:
-        return UNSET
+        return None
     action = fold.actions[-1]
     words_ = [action.op, action.slot, action.blueprint, action.outcome]
     return " ".join(word for word in words_ if word is not None)
 
 
 def _clock(state: RunState, now: float, ended: bool) -> Clock:
-    silent = UNSET if ended or state.last_time is None else max(0.0, now - state.last_time)
-    return Clock(events=state.events, now=now, time=known(state.last_time), silent_for=silent)
+    silent = None if ended or state.last_time is None else max(0.0, now - state.last_time)
+    return Clock(events=state.events, now=now, time=state.last_time, silent_for=silent)
 
 
 def _header(state: RunState, now: float) -> RunHeader:
@@ -340,32 +334,32 @@ def _header(state: RunState, now: float) -> RunHeader:
         state=kind,  # type: ignore[arg-type]
         text=text,
         progress=_progress(state),
-        run_id=known(run.run_id),
-        kind=known(run.kind),
-        task=known(run.task),
-        policy=known(run.policy),
-        metric=known(run.metric_name),
+        run_id=run.run_id,
+        kind=run.kind,
+        task=run.task,
+        policy=run.policy,
+        metric=run.metric_name,
         unit=run.metric_unit,
         higher_is_better=run.higher_is_better,
-        chance=known(run.chance),
+        chance=run.chance,
         slots=list(run.slots),
         blueprints=list(run.blueprints),
-        envs=known(run.envs),
-        episodes=known(run.episodes),
+        envs=run.envs,
+        episodes=run.episodes,
         episodes_ended=state.episodes_ended,
-        max_epochs=known(run.max_epochs),
-        device=known(run.device),
-        threads=known(run.threads),
+        max_epochs=run.max_epochs,
+        device=run.device,
+        threads=run.threads,
         examples=dict(run.examples),
-        host_parameters=known(run.host_parameters),
-        started=known(run.started),
+        host_parameters=run.host_parameters,
+        started=run.started,
         resumed=run.resumed,
-        end_status=known(run.end_status),
-        level=known(run.level),
+        end_status=run.end_status,
+        level=run.level,
         lifecycle_only=run.lifecycle_only,
         suppressed=list(run.suppressed),
-        checkpoint=UNSET if run.checkpoint is None else words.describe(run.checkpoint),
-        exported=UNSET if run.exported is None else words.describe(run.exported),
+        checkpoint=None if run.checkpoint is None else words.describe(run.checkpoint),
+        exported=None if run.exported is None else words.describe(run.exported),
     )
 
 
@@ -393,9 +387,7 @@ def _progress(state: RunState) -> Progress:
     eta = None
     if share and run.started is not None and state.last_time is not None and run.end_status is None:
         eta = (state.last_time - run.started) * (1 - share) / share
-    return Progress(
-        epochs_done=state.epochs_done, epochs_total=known(total), share=known(share), eta_seconds=known(eta)
-    )
+    return Progress(epochs_done=state.epochs_done, epochs_total=total, share=share, eta_seconds=eta)
 
 
 def _pulse(state: RunState) -> list[Pulse]:
@@ -411,7 +403,7 @@ def _pulse(state: RunState) -> list[Pulse]:
                     level=rule.level(value),
                     unit=rule.unit,
                     text=rule.text,
-                    threshold=known(rule.watch),
+                    threshold=rule.watch,
                     low_is_bad=rule.low_is_bad,
                 )
             )
@@ -463,16 +455,16 @@ def _leader(row: EpisodeRow) -> Leader:
         epochs=row.epochs,
         status=row.status,
         parameters=row.total_parameters,
-        growth=(row.total_parameters - host) / host if host else UNSET,
+        growth=(row.total_parameters - host) / host if host else None,
         seeds_kept=row.seeds_kept,
         seconds=number(row.seconds),
-        env=known(row.env_id),
-        episode=known(row.episode),
+        env=row.env_id,
+        episode=row.episode,
         validation=_maybe(row.validation_metric),
         test=_maybe(row.test_metric),
-        total_macs=known(row.total_macs),
+        total_macs=row.total_macs,
     )
 
 
-def _maybe(value: float | None) -> Number | UnsetType:
-    return UNSET if value is None else number(float(value))
+def _maybe(value: float | None) -> Number | None:
+    return None if value is None else number(float(value))

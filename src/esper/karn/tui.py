@@ -10,8 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
-from msgspec import UNSET
-
 from esper.karn import plain
 from esper.karn.board import HEAD, row_pieces
 from esper.karn.drawer import drawer_text
@@ -374,19 +372,19 @@ class Overwatch(App[None]):
 def head_text(shot: Snapshot) -> str:
     """Run, state, pulse, bound, and everything that is wrong, in a few lines."""
     run, progress = shot.run, shot.run.progress
-    names = " · ".join(str(name) for name in (run.task, run.policy, run.run_id) if name is not UNSET)
+    names = " · ".join(str(name) for name in (run.task, run.policy, run.run_id) if name is not None)
     done = f"{progress.epochs_done} epochs"
-    if progress.share is not UNSET:
+    if progress.share is not None:
         done += f" ({progress.share:.0%})"
-    if progress.eta_seconds is not UNSET and run.state == "running":
+    if progress.eta_seconds is not None and run.state == "running":
         done += f", {duration(progress.eta_seconds)} left"
     lines = [f"ESPER  {names or 'no run yet'}  {done}", f"state  {plain.state_words(run)}"]
     if shot.levels:
         lines.append(f"envs   {plain.levels_words(shot)}")
-    if judged := [pulse for pulse in shot.pulse if pulse.threshold is not UNSET]:
+    if judged := [pulse for pulse in shot.pulse if pulse.threshold is not None]:
         lines.append("pulse  " + "  ".join(f"{p.name.replace('_', ' ')} {plain.brief(p)} [{p.level}]" for p in judged))
     lines.append(f"bound  {shot.bound.kind}: {shot.bound.text}. {shot.bound.advice}")
-    if shot.host is not UNSET:
+    if shot.host is not None:
         lines.append(f"body   {plain.body_words(shot.host, run.device)}")
     lines += [f"JOURNAL {damage.kind}: {damage.text}" for damage in shot.damage[-2:]]
     lost = sum(drop.count for drop in shot.drops)
@@ -404,5 +402,5 @@ def run_tui(directory: str | Path, *, replay: bool = False, progress: Progress |
 
 
 def _place(item: Any) -> str:
-    parts = [f"{name} {v}" for name in ("env", "epoch", "slot") if (v := getattr(item, name)) is not UNSET]
+    parts = [f"{name} {v}" for name in ("env", "epoch", "slot") if (v := getattr(item, name)) is not None]
     return f"{' '.join(parts)}: " if parts else ""

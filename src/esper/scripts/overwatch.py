@@ -73,15 +73,13 @@ def resolve(name: str) -> Path:
 
 def once(run: Path, terms: str) -> int:
     """Print the report. A run that goes on is looked at twice, since rates need two samples."""
-    from msgspec import UNSET
-
     from esper.karn.filter import parse
     from esper.karn.plain import render
     from esper.karn.watch import VITALS_EVERY, Watch
 
     wanted, watch = parse(terms), Watch(run, progress=ReadingProgress())
     snapshot = watch.tick()
-    if snapshot.host is not UNSET:
+    if snapshot.host is not None:
         time.sleep(VITALS_EVERY)
         snapshot = watch.tick()
     print(render(snapshot, wanted))
