@@ -104,8 +104,8 @@ def test_environments_of_each_device_the_worst_first() -> None:
     for env, device in ((0, "cuda:1"), (1, "cuda:0")):
         state.environments[env].device = device
     twin = copy.deepcopy(state.environments[0])
-    twin.env_id, state.environments[2] = 2, twin
-    twin.anomaly.rank = 0.7
+    twin.env, state.environments[2] = 2, twin
+    twin.rank = 0.7
     shot = build(state, state.last_time or 0.0)
     assert [(group.device, group.environments, group.level) for group in shot.devices] == [
         ("cuda:0", [1], "watch"),
@@ -134,7 +134,8 @@ def test_unknown_environment() -> None:
 
 def test_json_schema_holds_every_part() -> None:
     exported = schema.json_schema()
-    parts = {cls.__name__ for cls in schema.Part.__subclasses__()}
+    views = [view for shared in schema.Shared.__subclasses__() for view in shared.__subclasses__()]
+    parts = {cls.__name__ for cls in [*schema.Part.__subclasses__(), *views] if cls.__module__ == schema.__name__}
     assert parts <= set(exported["$defs"])
     assert "required" in exported["$defs"]["EnvironmentRow"]
     assert "metric" not in exported["$defs"]["EnvironmentRow"]["required"]

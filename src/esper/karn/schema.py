@@ -6,8 +6,9 @@ A missing key is a value that was not measured. NaN and infinities are the strin
 
 from __future__ import annotations
 
+import functools
 import math
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeVar
 
 import msgspec
 
@@ -19,7 +20,15 @@ Level = Literal["ok", "watch", "bad", "critical"]
 
 
 class Part(msgspec.Struct, omit_defaults=True, frozen=True):
-    """Base of everything in a snapshot: what was not measured is left out."""
+    """Base of everything in a snapshot: what was not measured is left out.
+
+    Folds (:mod:`esper.karn.state`) hold parts and put others in their place, so a snapshot never changes under its
+    readers.
+    """
+
+
+class Shared(msgspec.Struct, omit_defaults=True):
+    """Base of what a fold and the view of it have in common; a view is made anew each time, by :func:`view`."""
 
 
 class Figure(Part, kw_only=True, frozen=True):
@@ -71,8 +80,8 @@ class Chip(Part, kw_only=True, frozen=True):
     removal_cost: Figure | None = None
 
 
-class EnvironmentRow(Part, kw_only=True, frozen=True):
-    """One environment on the flight board."""
+class EnvironmentFacts(Shared, kw_only=True):
+    """What the fold of an environment knows and the board shows as it is."""
 
     env: int
     device: str
@@ -86,6 +95,11 @@ class EnvironmentRow(Part, kw_only=True, frozen=True):
     episode: int | None = None
     epoch: int | None = None
     max_epochs: int | None = None
+
+
+class EnvironmentRow(EnvironmentFacts, kw_only=True):
+    """One environment on the flight board."""
+
     factors: list[Factor] = []
     metric: Figure | None = None
     best: Figure | None = None
@@ -113,8 +127,8 @@ class Check(Part, kw_only=True, frozen=True):
     unit: str | None = None
 
 
-class Gate(Part, kw_only=True, frozen=True):
-    """The last evaluation of one gate."""
+class GateFacts(Shared, kw_only=True):
+    """What the fold of a gate knows and a face shows as it is."""
 
     gate: str
     passed: bool
@@ -122,13 +136,18 @@ class Gate(Part, kw_only=True, frozen=True):
     text: str
     evaluations: int
     failures: int
+
+
+class Gate(GateFacts, kw_only=True):
+    """The last evaluation of one gate."""
+
     checks: list[Check] = []
     epoch: int | None = None
     time: float | None = None
 
 
-class Seed(Part, kw_only=True, frozen=True):
-    """The seed inspector."""
+class SeedFacts(Shared, kw_only=True):
+    """What the fold of a seed knows and the inspector shows as it is."""
 
     seed: str
     slot: str
@@ -140,6 +159,11 @@ class Seed(Part, kw_only=True, frozen=True):
     tempo: int | None = None
     alpha_target: float | None = None
     parameters: int | None = None
+
+
+class Seed(SeedFacts, kw_only=True):
+    """The seed inspector."""
+
     facts: dict[str, Figure] = {}
     gates: list[Gate] = []
     blocked: str | None = None
@@ -251,13 +275,9 @@ class Progress(Part, kw_only=True, frozen=True):
     eta_seconds: float | None = None
 
 
-class RunHeader(Part, kw_only=True, frozen=True):
-    """What runs, and how it is."""
+class RunFacts(Shared, kw_only=True):
+    """What the fold of the run knows and the header shows as it is."""
 
-    state: Literal["reading", "waiting", "running", "silent", "ended"]
-    """``ended`` only after an end event; ``silent`` is not a verdict on the process."""
-    text: str
-    progress: Progress
     run_id: str | None = None
     kind: str | None = None
     task: str | None = None
@@ -267,6 +287,7 @@ class RunHeader(Part, kw_only=True, frozen=True):
     higher_is_better: bool = True
     chance: float | None = None
     slots: list[str] = []
+    """In network order, with any the events named besides."""
     blueprints: list[str] = []
     envs: int | None = None
     episodes: int | None = None
@@ -283,7 +304,18 @@ class RunHeader(Part, kw_only=True, frozen=True):
     lifecycle_only: bool = False
     suppressed: list[str] = []
     checkpoint: str | None = None
+    """The last save or load of one, in words."""
     exported: str | None = None
+
+
+class RunHeader(RunFacts):
+    """What runs, and how it is."""
+
+    # not keyword-only as the facts are, so that they stand before them on the wire
+    state: Literal["reading", "waiting", "running", "silent", "ended"]
+    """``ended`` only after an end event; ``silent`` is not a verdict on the process."""
+    text: str
+    progress: Progress
 
 
 class StepSplit(Part, kw_only=True, frozen=True):
@@ -349,6 +381,7 @@ class Census(Part, kw_only=True, frozen=True):
     fossilized: int
     pruned: int
     refused: int
+    """Failed evaluations of any gate."""
 
 
 class Leader(Part, kw_only=True, frozen=True):
@@ -429,6 +462,23 @@ class Snapshot(Part, kw_only=True, frozen=True):
     """Events that the sequence numbers say are missing."""
     unplaced: int
     damage: list[Damage]
+
+
+X = TypeVar("X", bound=msgspec.Struct)
+
+
+def view(kind: type[X], fold: msgspec.Struct, **more: Any) -> X:
+    """A ``kind`` of ``more`` and of what ``fold`` holds by the same names; lists and mappings are copied."""
+    for name in _shared(kind, type(fold)):
+        if name not in more:
+            value = getattr(fold, name)
+            more[name] = value.copy() if isinstance(value, list | dict) else value
+    return kind(**more)
+
+
+@functools.cache
+def _shared(kind: type[msgspec.Struct], fold: type[msgspec.Struct]) -> tuple[str, ...]:
+    return tuple(name for name in kind.__struct_fields__ if name in fold.__struct_fields__)
 
 
 def number(value: float) -> Number:

@@ -13,28 +13,25 @@ from esper.karn.fold_run import LEADERS, standing
 from esper.karn.pulse import PULSE
 from esper.karn.schema import (
     SNAPSHOT_SCHEMA,
-    Census,
     Chip,
     Clock,
     Damage,
     DeviceGroup,
-    Drop,
     EnvironmentRow,
     Factor,
     FeedItem,
     Figure,
     HostVitals,
-    Leader,
     Level,
-    Number,
     Progress,
     Pulse,
     RunHeader,
     Snapshot,
     StepSplit,
     number,
+    view,
 )
-from esper.karn.state import EnvironmentFold, EpisodeRow, Facts, Measured, RunState, SlotFold
+from esper.karn.state import EnvironmentFold, Facts, Measured, RunState, SlotFold
 from esper.leyline import TelemetryEvent
 
 STALE_EPOCHS: Final = 2
@@ -76,7 +73,7 @@ class Builder:
         ranks = ranks_of(state, now)
         ranked = sorted(ranks, key=ranks.__getitem__, reverse=True)  # stable: equals stay in order of their ids
         rows = {str(env_id): self.row(state, env_id, now) for env_id in sorted(ranked[:worst])}
-        ended = state.run.end_status is not None
+        ended, better = state.run.end_status is not None, state.run.higher_is_better
         parts = [self._part(fold) for fold in state.environments.values()]
         steps = _steps(parts)
         return Snapshot(
@@ -93,19 +90,10 @@ class Builder:
             devices=_devices(state, ranks, ranked),
             environments=rows,
             stages=_stages(parts),
-            census=[
-                Census(
-                    blueprint=name,
-                    germinated=count.germinated,
-                    fossilized=count.fossilized,
-                    pruned=count.pruned,
-                    refused=count.refused,
-                )
-                for name, count in sorted(state.census.items())
-            ],
+            census=[count for _, count in sorted(state.census.items())],
             **self._feeds(state),
-            leaderboard=_leaderboard(state),
-            drops=[Drop(sink=d.sink, type=d.event_type, reason=d.reason, count=d.count) for d in state.drops],
+            leaderboard=sorted(state.leaderboard, key=lambda row: standing(row, better))[:LEADERS],
+            drops=list(state.drops),
             missing=sum(producer.missing for producer in state.producers.values()),
             unplaced=state.unplaced,
             damage=list(damage),
@@ -125,11 +113,11 @@ class Builder:
 
     def _part(self, fold: EnvironmentFold) -> _Part:
         """What the environment adds to sums over all of them."""
-        key, cached = _identity(fold), self._parts.get(fold.env_id)
+        key, cached = _identity(fold), self._parts.get(fold.env)
         if cached is not None and cached[0] == key:
             return cached[1]
         part = _part(fold)
-        self._parts[fold.env_id] = (key, part)
+        self._parts[fold.env] = (key, part)
         return part
 
     def _feeds(self, state: RunState) -> dict[str, list[FeedItem]]:
@@ -171,14 +159,14 @@ def ranks_of(state: RunState, now: float) -> dict[int, float]:
     ranks = {}
     for env_id in sorted(state.environments):
         fold = state.environments[env_id]
-        ranks[env_id] = fold.anomaly.rank
+        ranks[env_id] = fold.rank
         stale = stale_factor(state, fold, now)
         if stale is not None:
             ranks[env_id] += stale.weight * stale.level
     return ranks
 
 
-def stale_factor(state: RunState, fold: EnvironmentFold, now: float) -> anomaly.FactorRecord | None:
+def stale_factor(state: RunState, fold: EnvironmentFold, now: float) -> Factor | None:
     """The anomaly factor of silence, where the run and the environment should still be talking."""
     last = fold.last_time
     if last is None or now - last <= anomaly.STALE_AT_LEAST:
@@ -200,38 +188,27 @@ def _part(fold: EnvironmentFold) -> _Part:
     return tuple(steps), tuple(sorted([slot.stage or "UNKNOWN" for slot in fold.slots.values()]))
 
 
-def environment_row(
-    fold: EnvironmentFold, stale: anomaly.FactorRecord | None = None, order: Sequence[str] = ()
-) -> EnvironmentRow:
+def environment_row(fold: EnvironmentFold, stale: Factor | None = None, order: Sequence[str] = ()) -> EnvironmentRow:
     """One row of the flight board; ``stale`` joins its factors, and slots stand in ``order``, then as they spoke."""
     factors = [*anomaly.factors(fold.anomaly), *([stale] if stale is not None else [])]
     extra = 0.0 if stale is None else stale.weight * stale.level
-    rank = fold.anomaly.rank + extra
+    rank = fold.rank + extra
     facts = fold.facts
-    return EnvironmentRow(
-        env=fold.env_id,
-        device=fold.device or "unknown",
+    return view(
+        EnvironmentRow,
+        fold,
         level=anomaly.status(rank),
-        score=fold.anomaly.score + extra,
+        score=fold.score + extra,
         rank=rank,
-        status=fold.status,
-        arm=fold.arm,
-        policy=fold.policy,
-        seed=fold.seed,
-        episode=fold.episode,
-        epoch=fold.epoch,
-        max_epochs=fold.max_epochs,
-        factors=[_factor(factor) for factor in sorted(factors, key=lambda f: -f.weight * f.level)],
+        factors=sorted(factors, key=lambda f: -f.weight * f.level),
         metric=fact(facts, "validation_metric", fold.epoch),
         best=None if fold.best is None else figure(fold.best, None),
         loss=fact(facts, "validation_loss", fold.epoch),
         parameters=fact(facts, "parameters", fold.epoch),
-        host_parameters=fold.host_parameters,
         step_ms=_step(facts, fold.epoch),
         slots={name: _chip(fold.slots[name], fold.epoch) for name in in_order(fold.slots, order)},
         spark=[number(bucket.last) for bucket in fold.metric.buckets[-SPARK:]],
         last_action=_last_action(fold),
-        last_time=fold.last_time,
     )
 
 
@@ -278,26 +255,14 @@ def feed_item(event: TelemetryEvent) -> FeedItem:
     )
 
 
-def _factor(record: anomaly.FactorRecord) -> Factor:
-    return Factor(
-        name=record.name,
-        text=anomaly.words(record),
-        measured=number(record.measured),
-        threshold=record.threshold,
-        weight=record.weight,
-        level=record.level,
-        unit=record.unit,
-    )
-
-
 def _chip(slot: SlotFold, epoch: int | None) -> Chip:
     seed, gate = slot.seed, slot.gate
     facts: Facts = {} if seed is None else seed.facts
     return Chip(
-        slot=slot.slot_id,
+        slot=slot.slot,
         glyph=words.GLYPHS.get(slot.stage or "", "?"),
         stage=slot.stage,
-        seed=None if seed is None else seed.seed_id,
+        seed=None if seed is None else seed.seed,
         blueprint=None if seed is None else seed.blueprint,
         alpha=fact(facts, "alpha", epoch),
         gate=None if gate is None else gate.gate,
@@ -328,39 +293,8 @@ def _clock(state: RunState, now: float, ended: bool) -> Clock:
 
 
 def _header(state: RunState, now: float) -> RunHeader:
-    run = state.run
     kind, text = _condition(state, now)
-    return RunHeader(
-        state=kind,  # type: ignore[arg-type]
-        text=text,
-        progress=_progress(state),
-        run_id=run.run_id,
-        kind=run.kind,
-        task=run.task,
-        policy=run.policy,
-        metric=run.metric_name,
-        unit=run.metric_unit,
-        higher_is_better=run.higher_is_better,
-        chance=run.chance,
-        slots=list(run.slots),
-        blueprints=list(run.blueprints),
-        envs=run.envs,
-        episodes=run.episodes,
-        episodes_ended=state.episodes_ended,
-        max_epochs=run.max_epochs,
-        device=run.device,
-        threads=run.threads,
-        examples=dict(run.examples),
-        host_parameters=run.host_parameters,
-        started=run.started,
-        resumed=run.resumed,
-        end_status=run.end_status,
-        level=run.level,
-        lifecycle_only=run.lifecycle_only,
-        suppressed=list(run.suppressed),
-        checkpoint=None if run.checkpoint is None else words.describe(run.checkpoint),
-        exported=None if run.exported is None else words.describe(run.exported),
-    )
+    return view(RunHeader, state.run, state=kind, text=text, progress=_progress(state))
 
 
 def _condition(state: RunState, now: float) -> tuple[str, str]:
@@ -425,7 +359,7 @@ def _levels(ranks: Iterable[float]) -> dict[str, int]:
 def _devices(state: RunState, ranks: dict[int, float], ranked: list[int]) -> list[DeviceGroup]:
     groups: dict[str, list[int]] = {}
     for env_id in ranked:
-        groups.setdefault(state.environments[env_id].device or "unknown", []).append(env_id)
+        groups.setdefault(state.environments[env_id].device, []).append(env_id)
     return [
         DeviceGroup(device=device, environments=members, level=anomaly.status(ranks[members[0]]))
         for device, members in sorted(groups.items())
@@ -439,32 +373,3 @@ def _stages(parts: list[_Part]) -> dict[str, int]:
         for name in stages:
             counts[name] += times
     return dict(sorted(counts.items()))
-
-
-def _leaderboard(state: RunState) -> list[Leader]:
-    rows = sorted(state.leaderboard, key=lambda row: standing(row, state.run.higher_is_better))
-    return [_leader(row) for row in rows[:LEADERS]]
-
-
-def _leader(row: EpisodeRow) -> Leader:
-    host = row.host_parameters
-    return Leader(
-        arm=row.arm,
-        policy=row.policy,
-        seed=row.seed,
-        epochs=row.epochs,
-        status=row.status,
-        parameters=row.total_parameters,
-        growth=(row.total_parameters - host) / host if host else None,
-        seeds_kept=row.seeds_kept,
-        seconds=number(row.seconds),
-        env=row.env_id,
-        episode=row.episode,
-        validation=_maybe(row.validation_metric),
-        test=_maybe(row.test_metric),
-        total_macs=row.total_macs,
-    )
-
-
-def _maybe(value: float | None) -> Number | None:
-    return None if value is None else number(float(value))
