@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from esper.karn.evidence import Evidence
+from esper.karn.evidence import RunEvidence
 from esper.karn.report import read_evidence, write_report
 from esper.leyline import Policy, RowSpec, RowView, TelemetryEventType, UsageError
 from esper.simic.own import Budget, Loader, OwnChoices, OwnModel, Scored, TrainingLoss
@@ -39,7 +39,7 @@ class GrowResult:
     """A plain model that needs no Esper, the evidence for every seed, and where the run is kept."""
 
     model: nn.Module
-    report: Evidence
+    report: RunEvidence
     run_dir: Path
 
 

@@ -75,9 +75,9 @@ def once(run: Path, terms: str) -> int:
     """Print the report. A run that goes on is looked at twice, since rates need two samples."""
     from esper.karn.filter import parse
     from esper.karn.plain import render
-    from esper.karn.watch import VITALS_EVERY, Watch
+    from esper.karn.watch import VITALS_EVERY, RunWatch
 
-    wanted, watch = parse(terms), Watch(run, progress=ReadingProgress())
+    wanted, watch = parse(terms), RunWatch(run, progress=ReadingProgress())
     snapshot = watch.tick()
     if snapshot.host is not None:
         time.sleep(VITALS_EVERY)
