@@ -15,7 +15,7 @@ from esper.karn.schema import EnvironmentDetail, Snapshot
 from esper.karn.snapshot import Builder, build, encode
 from esper.leyline import TelemetryEvent, UsageError
 from esper.leyline import TelemetryEventType as T
-from karn.streams import START, Recorder, begin, begin_episode, epoch_done, gate, runs, story
+from karn.streams import START, Recorder, begin, begin_episode, epoch_done, gate, random_run, runs, story
 
 
 @given(runs(), st.floats(0, 1000))
@@ -40,6 +40,16 @@ def test_bytes_decode_to_the_schema_and_hold_no_null(events: list[TelemetryEvent
         detail = encode(build_detail(state, env_id, START))
         assert encode(msgspec.json.decode(detail, type=EnvironmentDetail)) == detail
         assert b"null" not in detail
+
+
+def test_what_was_shown_stays_as_the_fold_goes_on() -> None:
+    state, builder, shown = fold([]), Builder(), []
+    for event in random_run(3, epochs=12) + story():
+        fold([event], state)
+        details = [build_detail(state, env, START) for env in state.environments]
+        shown += [(view, encode(view)) for view in (builder.build(state, START), *details)]
+    changed = [view for view, data in shown[::5] if encode(view) != data]
+    assert not changed
 
 
 def test_ended_comes_only_from_an_end_event() -> None:

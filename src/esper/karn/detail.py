@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from esper.karn import words
-from esper.karn.schema import Check, Curve, EnvironmentDetail, Gate, Seed, Slot, number, view, wire_safe
+from esper.karn.schema import Check, Curve, EnvironmentDetail, Gate, Seed, Slot, number, wire_safe
 from esper.karn.series import Series
 from esper.karn.snapshot import environment_row, figure, in_order, stale_factor
-from esper.karn.state import EnvironmentFold, Facts, RunState, SeedFold, SlotFold
+from esper.karn.state import EnvironmentFold, Facts, RunState, SeedFold, SlotFold, view
 from esper.karn.words import dated
 from esper.leyline import unknown
 

@@ -6,9 +6,8 @@ A missing key is a value that was not measured. NaN and infinities are the strin
 
 from __future__ import annotations
 
-import functools
 import math
-from typing import Any, Final, Literal, TypeVar
+from typing import Any, Final, Literal
 
 import msgspec
 
@@ -28,7 +27,7 @@ class Part(msgspec.Struct, omit_defaults=True, frozen=True):
 
 
 class Shared(msgspec.Struct, omit_defaults=True):
-    """Base of what a fold and the view of it have in common; a view is made anew each time, by :func:`view`."""
+    """Base of what a fold and the view of it have in common; a view is made anew each time."""
 
 
 class Figure(Part, kw_only=True, frozen=True):
@@ -462,23 +461,6 @@ class Snapshot(Part, kw_only=True, frozen=True):
     """Events that the sequence numbers say are missing."""
     unplaced: int
     damage: list[Damage]
-
-
-X = TypeVar("X", bound=msgspec.Struct)
-
-
-def view(kind: type[X], fold: msgspec.Struct, **more: Any) -> X:
-    """A ``kind`` of ``more`` and of what ``fold`` holds by the same names; lists and mappings are copied."""
-    for name in _shared(kind, type(fold)):
-        if name not in more:
-            value = getattr(fold, name)
-            more[name] = value.copy() if isinstance(value, list | dict) else value
-    return kind(**more)
-
-
-@functools.cache
-def _shared(kind: type[msgspec.Struct], fold: type[msgspec.Struct]) -> tuple[str, ...]:
-    return tuple(name for name in kind.__struct_fields__ if name in fold.__struct_fields__)
 
 
 def number(value: float) -> Number:

@@ -29,9 +29,8 @@ from esper.karn.schema import (
     Snapshot,
     StepSplit,
     number,
-    view,
 )
-from esper.karn.state import EnvironmentFold, Facts, Measured, RunState, SlotFold
+from esper.karn.state import EnvironmentFold, Facts, Measured, RunState, SlotFold, view
 from esper.leyline import TelemetryEvent
 
 STALE_EPOCHS: Final = 2

@@ -9,7 +9,8 @@ the epoch and the time of its measurement.
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -207,6 +208,23 @@ class RunState(msgspec.Struct, omit_defaults=True):
     """Events about an environment or a slot that did not say which."""
     typical_train_ms: float | None = None
     """About the lower fifth of the training times per epoch of all environments."""
+
+
+X = TypeVar("X", bound=msgspec.Struct)
+
+
+def view(kind: type[X], fold: msgspec.Struct, **more: Any) -> X:
+    """A ``kind`` of ``more`` and of what ``fold`` holds by the same names; lists and mappings are copied."""
+    for name in _shared(kind, type(fold)):
+        if name not in more:
+            value = getattr(fold, name)
+            more[name] = value.copy() if isinstance(value, list | dict) else value
+    return kind(**more)
+
+
+@functools.cache
+def _shared(kind: type[msgspec.Struct], fold: type[msgspec.Struct]) -> tuple[str, ...]:
+    return tuple(name for name in kind.__struct_fields__ if name in fold.__struct_fields__)
 
 
 def encode(state: RunState) -> bytes:
