@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from esper.karn.evidence import Evidence
+from esper.karn.evidence import RunEvidence
 from esper.karn.report import read_evidence, write_report
 from esper.leyline import Policy, RowSpec, RowView, TelemetryEventType, UsageError
 from esper.run.open import Opening, open_run
@@ -41,7 +41,7 @@ class GrowResult:
     """A plain model that needs no Esper, the evidence for every seed, and where the run is kept."""
 
     model: nn.Module
-    report: Evidence
+    report: RunEvidence
     run_dir: Path
 
 
@@ -87,7 +87,7 @@ def grow(  # noqa: PLR0913
 
 
 class Grower:
-    """The callbacks of :func:`grow`, for a training loop of your own.
+    """The callbacks of :func:`grow`, for a training loop of your own::
 
         with Grower(model, optimizer, val=val_loader, choices=OwnChoices(loss=criterion)) as grower:
             for epoch in range(20):

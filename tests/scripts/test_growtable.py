@@ -8,7 +8,7 @@ import pytest
 from made_up_tables import B, C, made_up_host
 
 from esper.bench.growtable.arms import Scores
-from esper.bench.growtable.score import Line
+from esper.bench.growtable.score import ArmScore
 from esper.bench.growtable.sequences import name_of
 from esper.bench.growtable.table import Table, load_table, save_table
 from esper.bench.growtable.worlds import WORLDS
@@ -59,7 +59,7 @@ def test_a_shipped_policy_has_its_scores_on_its_card(table: Path, monkeypatch: p
 
     def scored(table: Table, training: list[str], worlds: list[str], policies: dict[str, Path]) -> Scores:
         assert (worlds, policies) == (["digits-deep-noisy"], {"esper-v1": policy})
-        return Scores((), [Line("`p`, real runs", Interval(0.1, 2, 0.0, 0.2), {}, None, 1.0)], ["`p`: ahead"])
+        return Scores((), [ArmScore("`p`, real runs", Interval(0.1, 2, 0.0, 0.2), {}, None, 1.0)], ["`p`: ahead"])
 
     monkeypatch.setattr(growtable_runs, "scored", scored)
     assert main(["growtable", "ship", "--table", str(table), "--policy", str(policy)]) == 0

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from esper.bench.growtable import report
 from esper.bench.growtable.arms import scored
-from esper.bench.growtable.build import BuildPlan, Progress, build, planned, units
+from esper.bench.growtable.build import BuildPlan, BuildProgress, build, planned, units
 from esper.bench.growtable.check import compare
 from esper.bench.growtable.learn import LearnPlan, learn
 from esper.bench.growtable.parts import Parts
@@ -49,7 +49,7 @@ def run_build(args: argparse.Namespace, console: Console) -> None:
     names = tuple(WORLDS) if args.worlds is None else tuple(name.strip() for name in args.worlds.split(","))
     plan = replace(BuildPlan(names), **_given(args, "seeds", "singles", "pairs", "pair_seeds"))
 
-    def tell(progress: Progress) -> None:
+    def tell(progress: BuildProgress) -> None:
         left = time.strftime("%H:%M:%S", time.gmtime(progress.remaining_seconds))
         _say(console, f"{progress.done}/{progress.of}  {progress.unit.world.name}, host {progress.unit.number}  {left}")
 

@@ -15,7 +15,7 @@ from esper.run.config import RunConfig
 from esper.run.open import Request, open_run, prepare
 from esper.run.play import Episodes, Plan
 from esper.run.resume import Asked
-from esper.scripts.progress import Progress
+from esper.scripts.progress import ConsoleProgress
 from esper.scripts.summary import print_summary
 from esper.tamiyo.policies import make_seeded
 
@@ -29,7 +29,7 @@ def run_heuristic(flags: Mapping[str, Any], file: Mapping[str, Any], asked: Aske
     policies = {name: make_seeded(name, config.seed) for name in dict.fromkeys((config.policy, *config.compare))}
     console = Console(highlight=False)
     plan = Plan(config.episodes, load.max_epochs, config.seed)
-    progress = Progress(plan, list(policies), load.task.metric, console, quiet=config.quiet)
+    progress = ConsoleProgress(plan, list(policies), load.task.metric, console, quiet=config.quiet)
     episodes = Episodes(build_executor(load, config, ready.outbox.emit), policies, plan, progress.epoch)
     lines = ConsoleSink(quiet=config.quiet or console.is_terminal)
     what = ready.announcement(config.policy, config.episodes, len(policies))

@@ -39,7 +39,7 @@ def chip(slot: SlotView) -> Text:
     return Text(" ".join(words), style=style)
 
 
-class Progress:
+class ConsoleProgress:
     """Shows a run while it runs. ``epoch`` and ``episode`` are called by the run."""
 
     def __init__(self, plan: Plan, arms: Sequence[str], metric: Metric, console: Console, *, quiet: bool) -> None:

@@ -354,6 +354,7 @@ class Crew:
             if answer.error is not None:
                 raise answer.error
             self._cpu[k] = answer.cpu_seconds
+            # a saved state is read and changes nothing, so that a replacement need not repeat it
             if not isinstance(asked[k], Save):
                 self._past[k].append(asked[k])
         return [answer.value for answer in answers.values()]
@@ -381,6 +382,9 @@ class Crew:
         self._cpu_of_lost += self._cpu[k]
         self._cpu[k] = 0.0
         new = self._workers[k] = self._hire()
+        # A worker's rows are a function of what it was asked since they were dealt (chance comes from named streams
+        # of each row), so repeating that gives the same hosts bit for bit. The events that come with these answers were
+        # told when the lost worker gave them; only those of the last request are new.
         for done in past:
             new.ask(done)
             try:

@@ -48,7 +48,7 @@ def play(world: WorldSpec, number: int, wanted: Sequence[Choices]) -> Iterator[t
 
     What ``wanted`` needs to start from, and is not wanted itself, is played as far as it is needed.
     """
-    table = _Player(world, number, frozenset(wanted))
+    table = _HostPlayer(world, number, frozenset(wanted))
     singles: set[Choices] = {choices for choices in wanted if len(choices) == 1}
     pairs = sorted(choices for choices in wanted if len(choices) == 2)
     later = [pair for pair in pairs if _branch(pair)[0]]
@@ -92,7 +92,7 @@ def _times(children: Sequence[Choices], parent: Choices) -> set[int]:
     return {pair[1].epoch for pair in children if pair[:1] == parent}
 
 
-class _Player:
+class _HostPlayer:
     """Host ``number`` of one world, its trunk and the states that others start from."""
 
     def __init__(self, world: WorldSpec, number: int, wanted: frozenset[Choices]) -> None:
