@@ -29,9 +29,9 @@ from esper.kasmina.gates import GateThresholds
 from esper.kasmina.slot import SlotConfig
 from esper.kasmina.state import Incubation
 from esper.leyline import Blend
-from esper.simic.assembly import build_executor, trainer_config, workload
-from esper.simic.config import RunConfig
-from esper.simic.evaluation import play as episodes
+from esper.run.assembly import build_executor, trainer_config, workload
+from esper.run.config import RunConfig
+from esper.run.play import play_seeds as episodes
 from esper.tamiyo.policies import HeuristicConfig, HeuristicPolicy
 from esper.tasks import get_task
 from esper.tolaria.rng import derive

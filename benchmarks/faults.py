@@ -28,8 +28,8 @@ from esper.bench.report import into_page
 from esper.karn.stats import Interval, interval
 from esper.leyline import Decision, Fact, FactoredAction, Op, Paired, Policy, RowSpec, RowView, TelemetryEvent
 from esper.leyline import TelemetryEventType as T
-from esper.simic.assembly import Workload, build_executor, workload
-from esper.simic.config import RunConfig
+from esper.run.assembly import Workload, build_executor, workload
+from esper.run.config import RunConfig
 from esper.tamiyo.policies import make_policy
 from esper.tasks import get_task
 from esper.tolaria import surgery

@@ -159,7 +159,7 @@ def terminal(envs: int, directory: Path) -> None:
     import asyncio
 
     from esper.karn.tui import Overwatch
-    from esper.karn.watch import Watch
+    from esper.karn.watch import RunWatch
 
     run = directory / "wide"
     rec, names = Recorder(), tuple(f"slot{i}" for i in range(10))
@@ -173,7 +173,7 @@ def terminal(envs: int, directory: Path) -> None:
             writer(event)
 
         async def drive() -> float:
-            app = Overwatch(Watch(run, clock=lambda: rec.now, cache=directory / "cache"), rate=0.01)
+            app = Overwatch(RunWatch(run, clock=lambda: rec.now, cache=directory / "cache"), rate=0.01)
             async with app.run_test(size=(160, 50)) as pilot:
                 frames, took = 30, 0.0
                 for epoch in range(2, frames + 2):

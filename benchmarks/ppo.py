@@ -24,10 +24,12 @@ from esper.leyline import Metric, Policy
 from esper.leyline import TelemetryEventType as T
 from esper.nissa.reader import read_journal
 from esper.nissa.rundir import RunDirectory
-from esper.scripts import eval as evaluation
-from esper.simic.assembly import build_executor, workload
-from esper.simic.config import RunConfig
-from esper.simic.evaluation import find_schedule, play
+from esper.run.assembly import build_executor, workload
+from esper.run.config import RunConfig
+from esper.run.play import play_seeds
+from esper.run.search import find_schedule
+from esper.scripts.eval_table import cells, summarise
+from esper.simic.evaluation import comparisons, describe
 from esper.simic.vectorized import fresh_network
 from esper.simic.world import held_out_seed
 from esper.tamiyo.policies import SchedulePolicy
@@ -115,16 +117,16 @@ def held_out(
     found = find_schedule(config, load, search_seeds)
     everybody = {
         **arms,
-        **evaluation.comparisons(config, load, 0, None),
+        **comparisons(config, load, 0),
         "best schedule": SchedulePolicy(found.entries),
     }
     executor = build_executor(load, config, lambda event: None)
     played: dict[str, list[EpisodeResult]] = {arm: [] for arm in everybody}
     seeds = [held_out_seed(seed, number) for number in range(episodes)]
-    for results in play(executor, everybody, seeds, load.max_epochs):
+    for results in play_seeds(executor, everybody, seeds, load.max_epochs):
         for arm, result in zip(everybody, results, strict=True):
             played[arm].append(result)
-    return played, evaluation.describe(found, load.task.metric), load.task.metric
+    return played, describe(found, load.task.metric), load.task.metric
 
 
 def evaluate(directory: Path, episodes: int, seed: int, search_seeds: int) -> Iterable[str]:
@@ -141,8 +143,8 @@ def evaluate(directory: Path, episodes: int, seed: int, search_seeds: int) -> It
     yield ""
     yield f"| arm | test {metric.name}, {metric.unit} | policy better by | kept | parameters | MACs an episode |"
     yield "| --- | ---: | ---: | ---: | ---: | ---: |"
-    for line in evaluation.summarise(played, metric):
-        yield f"| {' | '.join(evaluation.cells(line))} |"
+    for line in summarise(played, metric):
+        yield f"| {' | '.join(cells(line))} |"
 
 
 def page(directory: Path, episodes: int, seed: int, search_seeds: int) -> str:

@@ -31,10 +31,10 @@ import torch
 from esper.leyline import WAIT, Blend, Decision, FactoredAction, Op, RowSpec, TelemetryEvent
 from esper.nissa.hub import NissaHub
 from esper.nissa.journal import JournalWriter
-from esper.scripts.ppo import make_crew, make_run
-from esper.simic.assembly import FORGIVING, Workload, build_executor, workload
+from esper.run.assembly import FORGIVING, Workload, build_executor, workload
 from esper.simic.ppo_config import PRESETS, PPORunConfig
 from esper.simic.scribe import Scribe
+from esper.simic.training import make_crew, make_run
 from esper.simic.vectorized import PPORun, fresh_network
 from esper.simic.workers import Crew, Share
 from esper.simic.world import World, WorldConfig
@@ -95,7 +95,7 @@ def configured(arguments: argparse.Namespace, workers: int = 1) -> tuple[PPORunC
     preset: dict[str, Any] = {**PRESETS.get(arguments.task, {}), "envs": arguments.envs, "device": "cpu"}
     config = PPORunConfig(task=arguments.task, workers=workers, **preset)
     config = replace(config, rounds=arguments.rounds + _rounds_with_controls(config))
-    return config, workload(get_task(config.task), config.base())
+    return config, workload(get_task(config.task), config)
 
 
 def shares(arguments: argparse.Namespace) -> Iterator[str]:
@@ -142,7 +142,7 @@ def shares(arguments: argparse.Namespace) -> Iterator[str]:
 def environments(arguments: argparse.Namespace) -> Iterator[str]:
     """A world of N rows against N executors of one row."""
     config, load = configured(arguments)
-    base, seeds, length = config.base(), range(100, 100 + arguments.envs), 3
+    base, seeds, length = config, range(100, 100 + arguments.envs), 3
     slot = next(iter(load.task.sites))
     grow = Decision(FactoredAction(Op.GERMINATE, slot, load.task.blueprints[0], Blend.LINEAR, 1.0, 1), "")
     script = [grow] + [Decision(WAIT, "")] * (length - 1)

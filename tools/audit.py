@@ -1,54 +1,77 @@
-"""Write ``docs/specifications/telemetry-audit.md`` from the payload registry: event, payload, producer, consumer."""
+"""Write what is generated from the source about telemetry, or with ``--check`` say what is not fresh.
+
+Two files: the table of producers (``esper/leyline/payloads/producers.py``), and with it and the payload registry
+``docs/specifications/telemetry-audit.md``: event, delivery, producers, consumer, what it says, keys.
+"""
 
 from __future__ import annotations
 
+import inspect
 import sys
 from pathlib import Path
-from typing import Any, NotRequired, get_origin, get_type_hints
+from typing import Any, NotRequired, get_args, get_origin, get_type_hints
 
-from esper.leyline import REGISTRY
+import producers
 
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "specifications" / "telemetry-audit.md"
+from esper.leyline import REGISTRY, PayloadSpec
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "src" / "esper"
+TABLE = PACKAGE / "leyline" / "payloads" / "producers.py"
+PAGE = ROOT / "docs" / "specifications" / "telemetry-audit.md"
+
+
+def kind_of(payload: Any) -> str | None:
+    """The literal that tells one of several payloads from the others; ``None`` where the event has one alone."""
+    kinds = get_args(get_type_hints(payload).get("kind"))
+    return kinds[0] if kinds else None
 
 
 def keys(payload: Any) -> str:
     """Required keys, then those that are missing when they were not measured, with a question mark."""
-    members = [payload] if hasattr(payload, "__required_keys__") else list(payload.__args__)
-    told = []
-    for member in members:
-        hints = get_type_hints(member, include_extras=True)
-        # __required_keys__ does not see through annotations that are kept as text
-        names = [f"{name}?" if get_origin(kind) is NotRequired else name for name, kind in hints.items()]
-        told.append(", ".join(sorted(names, key=lambda name: (name.endswith("?"), name))))
-    return "; ".join(told)
+    hints = get_type_hints(payload, include_extras=True)
+    # __required_keys__ does not see through annotations that are kept as text
+    names = [f"{name}?" if get_origin(kind) is NotRequired else name for name, kind in hints.items()]
+    return ", ".join(sorted(names, key=lambda name: (name.endswith("?"), name)))
 
 
-def page() -> str:
+def row(spec: PayloadSpec, payload: Any, emitters: dict[str, tuple[str, ...]]) -> str:
+    """One line of the page."""
+    kind = kind_of(payload)
+    name = f"`{spec.event_type.name}`" + ("" if kind is None else f" `{kind}`")
+    who = ", ".join(emitters.get(kind or spec.event_type.name, ()))
+    says = " ".join((inspect.getdoc(payload) or "").split()).replace("``", "`")
+    return f"| {name} | {spec.delivery.value} | {who} | {spec.consumer} | {says} | {keys(payload)} |"
+
+
+def page(emitters: dict[str, tuple[str, ...]]) -> str:
     """The whole page."""
-    rows = [
-        " | ".join(
-            ("", f"`{s.event_type.name}`", s.delivery.value, s.producer, s.consumer, keys(s.payload), "")
-        ).strip()
-        for s in sorted(REGISTRY.values(), key=lambda s: s.event_type.name)
-    ]
+    specs = sorted(REGISTRY.values(), key=lambda spec: spec.event_type.name)
     head = [
         "# Telemetry audit",
         "",
-        "Generated from `esper.leyline.REGISTRY` by `python tools/audit.py`. A key with a question mark is missing "
-        "when the value was not measured; alternatives by kind are parted by a semicolon.",
+        "Generated from `esper.leyline.REGISTRY` and the source by `python tools/audit.py`. A producer is a module that"
+        " emits the event. A key with a question mark is missing when the value was not measured.",
         "",
-        "| event | delivery | producer | consumer | payload |",
-        "|---|---|---|---|---|",
+        "| event | delivery | producer | consumer | what it says | payload |",
+        "|---|---|---|---|---|---|",
     ]
-    return "\n".join([*head, *rows, ""])
+    return "\n".join([*head, *(row(spec, payload, emitters) for spec in specs for payload in spec.members), ""])
 
 
 def main() -> int:
-    """Write the page, or with ``--check`` only say whether it is fresh."""
+    """1 with ``--check`` when a file is not fresh."""
+    payloads = [payload for spec in REGISTRY.values() for payload in spec.members]
+    emitters = producers.derive(PACKAGE, frozenset(kind for payload in payloads if (kind := kind_of(payload))))
+    wanted = {TABLE: producers.table(emitters), PAGE: page(emitters)}
+    stale = [path for path, text in wanted.items() if not path.is_file() or path.read_text(encoding="utf-8") != text]
     if "--check" in sys.argv:
-        return 0 if PAGE.is_file() and PAGE.read_text(encoding="utf-8") == page() else 1
-    PAGE.parent.mkdir(parents=True, exist_ok=True)
-    PAGE.write_text(page(), encoding="utf-8")
+        for path in stale:
+            print(f"{path.relative_to(ROOT)} is not what the source says; run: python tools/audit.py")
+        return 1 if stale else 0
+    for path in stale:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(wanted[path], encoding="utf-8")
     return 0
 
 

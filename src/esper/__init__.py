@@ -1,28 +1,60 @@
 """Esper grows neural networks while they train.
 
-``import esper`` loads no torch: ``grow`` and ``export`` are found on first use.
+``import esper`` loads no torch: each public name is found on first use.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from importlib import import_module
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final
 
 from esper._version import __version__
 
 if TYPE_CHECKING:
+    from esper.kasmina.blueprints import Blueprint as Blueprint
     from esper.kasmina.export import export as export
+    from esper.leyline import DataError as DataError
+    from esper.leyline import EsperError as EsperError
+    from esper.leyline import Metric as Metric
+    from esper.leyline import UsageError as UsageError
+    from esper.library import Budget as Budget
+    from esper.library import Grower as Grower
+    from esper.library import GrowResult as GrowResult
+    from esper.library import OwnChoices as OwnChoices
+    from esper.library import Scored as Scored
     from esper.library import grow as grow
+    from esper.tamiyo.policies import RowPolicy as RowPolicy
+    from esper.tasks import TaskSpec as TaskSpec
 
-__all__ = ["__version__", "export", "grow"]
+PUBLIC: Final = MappingProxyType(
+    {
+        "Blueprint": "esper.kasmina.blueprints",
+        "Budget": "esper.library",
+        "DataError": "esper.leyline",
+        "RowPolicy": "esper.tamiyo.policies",
+        "EsperError": "esper.leyline",
+        "GrowResult": "esper.library",
+        "Grower": "esper.library",
+        "Metric": "esper.leyline",
+        "OwnChoices": "esper.library",
+        "Scored": "esper.library",
+        "TaskSpec": "esper.tasks",
+        "UsageError": "esper.leyline",
+        "export": "esper.kasmina.export",
+        "grow": "esper.library",
+    }
+)
+"""Public name -> the module that has it."""
+
+__all__ = [*PUBLIC, "__version__"]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "grow":
-        from esper.library import grow
-
-        return grow
-    if name == "export":
-        from esper.kasmina.export import export
-
-        return export
+    if name in PUBLIC:
+        return getattr(import_module(PUBLIC[name]), name)
     raise AttributeError(f"module 'esper' has no attribute {name!r}; it has {', '.join(__all__)}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

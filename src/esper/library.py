@@ -17,12 +17,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from esper.karn.evidence import Evidence
+from esper.karn.evidence import RunEvidence
 from esper.karn.report import read_evidence, write_report
 from esper.leyline import Policy, RowSpec, RowView, TelemetryEventType, UsageError
-from esper.simic.own import Budget, Loader, OwnChoices, OwnModel, Scored, TrainingLoss
-from esper.simic.session import Session, SessionConfig, open_session
-from esper.simic.training import Plan, run_episodes
+from esper.run.open import Opening, open_run
+from esper.run.own import Budget, Loader, OwnChoices, OwnModel, Scored, TrainingLoss
+from esper.run.play import Plan, run_episodes
+from esper.run.resume import Outbox
+from esper.run.session import Session, SessionConfig
 from esper.tamiyo.policies import make_policy
 from esper.tamiyo.policies.learned import SHIPPED
 from esper.tasks.loader import LoaderBatches
@@ -39,7 +41,7 @@ class GrowResult:
     """A plain model that needs no Esper, the evidence for every seed, and where the run is kept."""
 
     model: nn.Module
-    report: Evidence
+    report: RunEvidence
     run_dir: Path
 
 
@@ -76,16 +78,16 @@ def grow(  # noqa: PLR0913
     own = OwnModel.of(model, _splits(val, test), choices, optimizer)
     own = replace(own, material=replace(own.material, batches=LoaderBatches(train, device=own.device)))
     decider = make_policy(policy) if isinstance(policy, str) else policy
-    with open_session(SessionConfig("library", None if run_dir is None else str(run_dir))) as session:
-        executor = own.executor(session)
-        session.announce("library", own.announcement(decider))
+    opening = _opening(own, decider, run_dir)
+    executor = own.executor(opening.outbox.emit)
+    with open_run(opening) as session:
         for _ in run_episodes(executor, {decider.name: decider}, Plan(1, choices.budget.epochs, seed)):
             grown = _write_model(session, executor)
     return _result(grown, session)
 
 
 class Grower:
-    """The callbacks of :func:`grow`, for a training loop of your own.
+    """The callbacks of :func:`grow`, for a training loop of your own::
 
         with Grower(model, optimizer, val=val_loader, choices=OwnChoices(loss=criterion)) as grower:
             for epoch in range(20):
@@ -115,7 +117,8 @@ class Grower:
     ) -> None:
         self._own = OwnModel.of(model, _splits(val, test), choices, optimizer)
         self._policy = make_policy(policy) if isinstance(policy, str) else policy
-        self._where = SessionConfig("library", None if run_dir is None else str(run_dir))
+        self._opening = _opening(self._own, self._policy, run_dir)
+        self._executor = self._own.executor(self._opening.outbox.emit)
         self._stack = ExitStack()
         self._result: GrowResult | None = None
 
@@ -127,9 +130,7 @@ class Grower:
         return self._result
 
     def __enter__(self) -> Self:
-        self._session = self._stack.enter_context(open_session(self._where))
-        self._executor = self._own.executor(self._session)
-        self._session.announce("library", self._own.announcement(self._policy))
+        self._session = self._stack.enter_context(open_run(self._opening))
         spec = RowSpec(0, 0, 0, self._own.choices.budget.epochs, self._policy.name, self._policy.name)
         self._views = self._executor.reset([spec])
         self._policy.reset([spec])
@@ -183,6 +184,11 @@ class Grower:
     def _engine(self) -> ModuleEngine:
         assert isinstance(self._executor.engine, ModuleEngine)
         return self._executor.engine
+
+
+def _opening(own: OwnModel, policy: Policy, run_dir: str | Path | None) -> Opening:
+    where = SessionConfig("library", None if run_dir is None else str(run_dir))
+    return Opening(where, own.announcement(policy), Outbox())
 
 
 def _splits(val: Loader, test: Loader | None) -> dict[str, Loader]:

@@ -28,7 +28,7 @@ def tiny() -> TaskSpec:
 
 def trial(**given) -> Trial:
     """A trial of the host alone, on the tiny task."""
-    from esper.bench.settings import Setting
+    from esper.bench.settings import TrialSetting
 
-    plain = {"work": Work(TINY, (), 2), "arm": "small", "stage": "tune", "seed": 3, "setting": Setting()}
+    plain = {"work": Work(TINY, (), 2), "arm": "small", "stage": "tune", "seed": 3, "setting": TrialSetting()}
     return Trial(**{**plain, **given})

@@ -9,8 +9,8 @@ from esper.bench.analysis import analyse, hypervolume, pareto
 from esper.bench.arms import ARMS
 from esper.bench.campaign import Evidence, Tuning
 from esper.bench.report import headline, into_page
-from esper.bench.settings import Setting
-from esper.bench.trial import Outcome
+from esper.bench.settings import TrialSetting
+from esper.bench.trial import TrialOutcome
 from esper.leyline import DataError, Metric
 
 ACCURACY = Metric("accuracy", "%", chance=10.0)
@@ -22,11 +22,11 @@ def evidence(scores, failed=()):
 
     def outcome(name, seed, value):
         if (name, seed) in failed:
-            return Outcome(failed="lost")
-        return Outcome(validation=value, test=value, macs=10 + len(name))
+            return TrialOutcome(failed="lost")
+        return TrialOutcome(validation=value, test=value, macs=10 + len(name))
 
     finals = {name: [outcome(name, i, value) for i, value in enumerate(values)] for name, values in scores.items()}
-    tuning = {name: Tuning(Setting(), ((Setting(), 1.0),), 5) for name in scores}
+    tuning = {name: Tuning(TrialSetting(), ((TrialSetting(), 1.0),), 5) for name in scores}
     return Evidence(tuple(ARMS[name] for name in scores), tuning, finals)
 
 

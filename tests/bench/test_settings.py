@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from esper.bench.arms import ARMS, FULL, QUICK, chosen
-from esper.bench.settings import DEFAULT, GRIDS, MOST_TRIALS, BenchConfig, Family, Initial, Setting
+from esper.bench.settings import DEFAULT, GRIDS, MOST_TRIALS, BenchConfig, Family, Initial, TrialSetting
 from esper.leyline import UsageError
 
 
@@ -24,8 +24,8 @@ def test_scratch_may_choose_its_learning_rate_as_freely_as_growth_does():
 def test_labels_tell_settings_apart():
     for grid in GRIDS.values():
         assert len({setting.label() for setting in grid}) == len(grid)
-    assert Setting(2.0, 1.0, restart=True, at=0.3).label() == "lr x2, seed lr x1, restart, at 30%"
-    assert Setting(2.0, quick=True).label() == "lr x2, quick gates"
+    assert TrialSetting(2.0, 1.0, restart=True, at=0.3).label() == "lr x2, seed lr x1, restart, at 30%"
+    assert TrialSetting(2.0, quick=True).label() == "lr x2, quick gates"
 
 
 def test_chosen_arms_keep_their_order_and_hold_the_grown_one():

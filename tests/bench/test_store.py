@@ -8,12 +8,12 @@ import pytest
 
 from esper.bench.settings import BenchConfig
 from esper.bench.store import TRIALS, Store
-from esper.bench.trial import Outcome, Work
+from esper.bench.trial import TrialOutcome, Work
 from esper.leyline import DataError, UsageError
 
 CONFIG = BenchConfig(task=bench_toys.TINY, arms=("small",))
 WORK = Work(bench_toys.TINY, (), 2)
-OUTCOME = Outcome(validation=50.0, macs=7, curve=((3, 40.0), (7, 50.0)))
+OUTCOME = TrialOutcome(validation=50.0, macs=7, curve=((3, 40.0), (7, 50.0)))
 
 
 @pytest.fixture

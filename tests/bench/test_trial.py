@@ -6,8 +6,8 @@ from dataclasses import asdict, replace
 import bench_toys
 import pytest
 
-from esper.bench.settings import Initial, Setting
-from esper.bench.trial import Outcome, Work, run_trial
+from esper.bench.settings import Initial, TrialSetting
+from esper.bench.trial import TrialOutcome, Work, run_trial
 
 
 @pytest.fixture(scope="module")
@@ -16,7 +16,7 @@ def small():
 
 
 def test_an_outcome_goes_through_json(small):
-    assert Outcome.of(json.loads(json.dumps(asdict(small)))) == small
+    assert TrialOutcome.of(json.loads(json.dumps(asdict(small)))) == small
     assert small.failed is None and small.epochs == 2 and small.seeds == {}
     assert [macs for macs, _ in small.curve] == sorted({macs for macs, _ in small.curve})
     assert small.macs == small.spent["total_macs"] > small.curve[-1][0]
@@ -50,7 +50,7 @@ def test_what_is_planted_is_there_in_the_end():
 
 
 def test_the_start_matters():
-    settings = [Setting(seed_lr=1.0, initial=initial) for initial in Initial]
+    settings = [TrialSetting(seed_lr=1.0, initial=initial) for initial in Initial]
     one, other = (run_trial(bench_toys.trial(topology="full", setting=setting)) for setting in settings)
     assert one.validation_loss != other.validation_loss and one.macs == other.macs
 
@@ -58,7 +58,7 @@ def test_the_start_matters():
 @pytest.mark.parametrize("policy", ["net2net", "gradmax"])
 def test_insertion_happens_once_at_its_time_and_fills_every_slot(policy):
     early = run_trial(bench_toys.trial(policy=policy))
-    late = run_trial(bench_toys.trial(policy=policy, setting=Setting(at=0.5)))
+    late = run_trial(bench_toys.trial(policy=policy, setting=TrialSetting(at=0.5)))
     assert len(early.seeds) == len(late.seeds) == 3
     assert early.macs > late.macs
     assert early.spent["counterfactual_macs"] == 0
@@ -75,7 +75,7 @@ def test_blind_growth_keeps_without_evidence_what_the_heuristic_measures():
 
 def test_the_frugal_rules_grow_a_cheap_blueprint_where_the_heuristic_grows_the_largest():
     work = Work("digits", (), 7)
-    setting = Setting(lr=4.0, quick=True)
+    setting = TrialSetting(lr=4.0, quick=True)
     names = ("heuristic", "frugal", "grafted")
     outcomes = {name: run_trial(bench_toys.trial(work=work, policy=name, setting=setting)) for name in names}
     kept = {name: set(outcome.seeds.values()) for name, outcome in outcomes.items()}
@@ -86,14 +86,14 @@ def test_the_frugal_rules_grow_a_cheap_blueprint_where_the_heuristic_grows_the_l
 @pytest.mark.parametrize("policy", ["heuristic", "esper-v1"])
 def test_quick_gates_let_a_seed_through_sooner(policy):
     usual, quick = (
-        run_trial(bench_toys.trial(work=Work("digits", (), 5), policy=policy, setting=Setting(quick=quick)))
+        run_trial(bench_toys.trial(work=Work("digits", (), 5), policy=policy, setting=TrialSetting(quick=quick)))
         for quick in (False, True)
     )
     assert not usual.seeds and quick.seeds
 
 
 def test_a_run_that_is_given_up_is_an_outcome():
-    outcome = run_trial(bench_toys.trial(setting=Setting(lr=1e30), work=Work(bench_toys.TINY, (), 8)))
+    outcome = run_trial(bench_toys.trial(setting=TrialSetting(lr=1e30), work=Work(bench_toys.TINY, (), 8)))
     assert outcome.failed is not None and outcome.validation is None and outcome.test is None
 
 
@@ -103,7 +103,7 @@ def test_every_part_of_a_trial_is_in_its_key():
         replace(trial, seed=4),
         replace(trial, arm="large"),
         replace(trial, stage="final"),
-        replace(trial, setting=Setting(lr=2.0)),
+        replace(trial, setting=TrialSetting(lr=2.0)),
         replace(trial, policy="heuristic"),
         replace(trial, entries=({"epoch": 1},)),
         replace(trial, topology="full"),

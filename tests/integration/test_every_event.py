@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -23,9 +24,9 @@ from esper.karn.state import RunState
 from esper.leyline import REGISTRY, WAIT, Blend, Decision, FactoredAction, Op, RowSpec, SeedStage, TelemetryEvent
 from esper.leyline import TelemetryEventType as T
 from esper.nissa.reader import read_journal
+from esper.run.assembly import build_executor, workload
+from esper.run.config import RunConfig
 from esper.scripts.train import main
-from esper.simic.assembly import build_executor, workload
-from esper.simic.config import RunConfig
 from esper.simic.detectors import DetectorConfig, Finding, RoundFigures, Watch, memory
 
 
@@ -141,7 +142,27 @@ def shows(event: TelemetryEvent, state: RunState) -> bool:
 
 
 @pytest.fixture(scope="module")
-def stories(tmp_path_factory: pytest.TempPathFactory) -> list[list[TelemetryEvent]]:
+def makers() -> Iterator[dict[str, list[set[str]]]]:
+    """Name of an event -> for each that was made here, the modules that were at work then."""
+    made: dict[str, list[set[str]]] = {}
+
+    def make(**fields: Any) -> TelemetryEvent:
+        frame, working = sys._getframe(1), set()
+        while frame is not None:
+            working.add(str(frame.f_globals.get("__name__")).removeprefix("esper."))
+            frame = frame.f_back
+        made.setdefault(fields["event_type"].name, []).append(working)
+        return TelemetryEvent(**fields)
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, module in list(sys.modules.items()):
+            if name.startswith("esper.") and not name.startswith("esper.leyline") and hasattr(module, "TelemetryEvent"):
+                patch.setattr(module, "TelemetryEvent", make)
+        yield made
+
+
+@pytest.fixture(scope="module")
+def stories(tmp_path_factory: pytest.TempPathFactory, makers: object) -> list[list[TelemetryEvent]]:
     base = tmp_path_factory.mktemp("runs")
     causes = (learning, growing, stepping, one_slot, losing_workers, detectors)
     return [story for cause in causes for story in cause(base)]
@@ -162,6 +183,21 @@ def test_every_type_is_produced_and_appears_in_a_view(stories: list[list[Telemet
     wanted = {kind.name for kind in T if kind is not T.ANALYTICS_SNAPSHOT} | ANALYTICS
     assert wanted - produced == set(), "nothing here causes these"
     assert produced - visible == set(), "nobody could see these"
+
+
+def test_a_declared_producer_is_at_work_when_an_event_is_made(
+    stories: list[list[TelemetryEvent]], makers: dict[str, list[set[str]]]
+) -> None:
+    assert set(makers) == {kind.name for kind in T}
+    strangers = {
+        name: working
+        for name, times in makers.items()
+        for working in times
+        if not working.intersection(REGISTRY[T[name]].producers)
+    }
+    assert strangers == {}
+    saving = makers[T.CHECKPOINT_SAVED.name]
+    assert all(working.isdisjoint({"tolaria.checkpoint"}) for working in saving), "who writes the file makes no event"
 
 
 def test_an_event_that_changes_nothing_would_be_found_out() -> None:

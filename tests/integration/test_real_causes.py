@@ -34,8 +34,8 @@ from esper.kasmina.gates import GateThresholds
 from esper.kasmina.slot import Stamp
 from esper.leyline import WAIT, Blend, Decision, FactoredAction, Op, RowSpec, TelemetryEvent
 from esper.nissa.hub import NissaHub
-from esper.simic.assembly import FORGIVING, build_executor, trainer_config, workload
-from esper.simic.config import RunConfig
+from esper.run.assembly import FORGIVING, build_executor, trainer_config, workload
+from esper.run.config import RunConfig
 from esper.simic.growth import GrowthEnvironments, Hosts
 from esper.simic.scribe import Scribe
 from esper.simic.vectorized import fresh_network

@@ -114,7 +114,12 @@ class Host:
         if broken:
             where = {"env_id": self.env, "episode": 0, "epoch": epoch}
             rec.say(
-                T.GOVERNOR_PANIC, **where, severity="error", reason="non_finite_loss", consecutive_panics=epoch - 29
+                T.GOVERNOR_PANIC,
+                **where,
+                severity="error",
+                reason="non_finite_loss",
+                consecutive_panics=epoch - 29,
+                rollbacks=epoch - 30,
             )
             rec.say(
                 T.GOVERNOR_ROLLBACK,
@@ -261,7 +266,7 @@ class Host:
             target_stage=target.name,
             checks_passed=[record["id"] for record in records if record["passed"]],
             checks_failed=[record["id"] for record in records if not record["passed"]],
-            message="",
+            message_="",
             checks=records,
         )
         return passed

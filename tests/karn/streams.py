@@ -23,7 +23,8 @@ class Recorder:
         self.events: list[TelemetryEvent] = []
 
     def say(self, event: T, *, step: float = 0.01, **fields: Any) -> TelemetryEvent:
-        """Append an event; envelope fields by name, everything else is payload (``from_`` becomes ``from``)."""
+        """Append an event; envelope fields by name, all else is payload, without a trailing underscore (``from_``, and
+        ``message_`` where it is not the envelope's)."""
         envelope = {name: fields.pop(name) for name in _ENVELOPE if name in fields}
         data = {name.rstrip("_"): value for name, value in fields.items()}
         self.now += step
@@ -99,7 +100,7 @@ def gate(
         target_stage=target.name,
         checks_passed=[figure] if passed else [],
         checks_failed=[] if passed else [figure],
-        message=f"{name} {'passed' if passed else 'failed'}",
+        message_=f"{name} {'passed' if passed else 'failed'}",
         checks=[record],
         blueprint="conv3",
     )

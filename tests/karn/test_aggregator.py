@@ -29,7 +29,7 @@ def test_story_seed() -> None:
     assert seed.facts["removal_cost"] == Measured(0.15 * 12, 12, seed.facts["removal_cost"].time)
     assert seed.facts["probe_gain"].epoch == 5
     assert "gradient_health" not in seed.facts
-    assert [span.stage for span in slot.spans] == ["DORMANT", "TRAINING", "BLENDING", "HOLDING", "FOSSILIZED"]
+    assert [span.stage for span in slot.swimlane] == ["DORMANT", "TRAINING", "BLENDING", "HOLDING", "FOSSILIZED"]
 
 
 def test_story_trouble_and_end() -> None:

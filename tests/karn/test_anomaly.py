@@ -7,7 +7,7 @@ from hypothesis import given, settings
 
 from esper.karn import anomaly
 from esper.karn.aggregator import fold
-from esper.karn.state import EnvironmentFold, RunState
+from esper.karn.state import AnomalyFold, EnvironmentFold, RunState
 from esper.leyline import TelemetryEvent
 from esper.leyline import TelemetryEventType as T
 from karn.streams import Recorder, begin, begin_episode, epoch_done, runs
@@ -30,7 +30,7 @@ def _names(state: RunState) -> set[str]:
 
 def test_a_calm_environment_has_no_factor() -> None:
     state = _run([50.0 + epoch for epoch in range(10)])
-    assert _names(state) == set() and anomaly.status(state.environments[0].anomaly.rank) == "ok"
+    assert _names(state) == set() and anomaly.status(state.environments[0].rank) == "ok"
 
 
 def test_falling_is_the_share_of_progress_lost() -> None:
@@ -103,22 +103,21 @@ def test_rank_rises_at_once_and_falls_after_calm() -> None:
     for epoch in range(1, 9):
         rec.events.clear()
         epoch_done(rec, 0, epoch, 50.0 + epoch, train_loss=float("nan") if epoch == 2 else 1.0)
-        ranks.append(fold(rec.events, state).environments[0].anomaly.rank)
+        ranks.append(fold(rec.events, state).environments[0].rank)
     assert ranks == [0, 1, 1, 1, 0, 0, 0, 0]
 
 
 def test_stale_grows_with_silence() -> None:
-    environment = EnvironmentFold(0, epoch_seconds=20.0)
+    environment = EnvironmentFold(env=0, epoch_seconds=20.0)
     assert anomaly.stale_factor(environment, 99.0) is None
     factor = anomaly.stale_factor(environment, 200.0)
     assert factor is not None and factor.level == 0.5
-    assert anomaly.words(factor) == "silent for 2 times the longest wait that is usual"
+    assert factor.text == "silent for 2 times the longest wait that is usual"
 
 
 def test_every_rule_speaks_with_its_figures() -> None:
-    for name, rule in anomaly.RULES.items():
-        factor = anomaly.FactorRecord(name, 4.0, float(rule.threshold), rule.weight, 1.0)
-        assert "4" in anomaly.words(factor)
+    for factor in anomaly.factors(AnomalyFold(evidence=dict.fromkeys(anomaly.RULES, 4.0))):
+        assert "4" in factor.text
 
 
 def _obvious(state: RunState, environment: EnvironmentFold) -> dict[str, float]:
@@ -160,4 +159,4 @@ def test_factors_are_those_of_the_obvious_reckoning(events: list[TelemetryEvent]
         anomaly.update(state, environment)
         factors = anomaly.factors(environment.anomaly)
         assert {factor.name: factor.measured for factor in factors} == _obvious(state, environment)
-        assert environment.anomaly.score == sum(factor.weight * factor.level for factor in factors)
+        assert environment.score == sum(factor.weight * factor.level for factor in factors)

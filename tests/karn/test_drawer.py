@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from msgspec import UNSET
-
 from esper.karn.aggregator import fold
 from esper.karn.detail import build_detail
 from esper.karn.drawer import drawer_text
@@ -18,7 +16,7 @@ def test_a_head_that_was_not_told_is_left_out() -> None:
     rec = Recorder()
     rec.say(T.COMMAND_FAILED, env_id=0, epoch=4, op="SET_ALPHA", slot="stem", alpha_target=0.5, why_not="not HOLDING")
     (action,) = build_detail(fold(rec.events), 0, 0.0).actions
-    assert (action.alpha_target, action.tempo, action.blend) == (0.5, UNSET, UNSET)
+    assert (action.alpha_target, action.tempo, action.blend) == (0.5, None, None)
     assert action.unused == ["blueprint"]
     text = drawer_text(build_detail(fold(rec.events), 0, 0.0))
     assert "epoch 4: SET_ALPHA stem alpha 0.5 failed (not HOLDING)" in text

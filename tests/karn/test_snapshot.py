@@ -15,7 +15,7 @@ from esper.karn.schema import EnvironmentDetail, Snapshot
 from esper.karn.snapshot import Builder, build, encode
 from esper.leyline import TelemetryEvent, UsageError
 from esper.leyline import TelemetryEventType as T
-from karn.streams import START, Recorder, begin, begin_episode, epoch_done, gate, runs, story
+from karn.streams import START, Recorder, begin, begin_episode, epoch_done, gate, random_run, runs, story
 
 
 @given(runs(), st.floats(0, 1000))
@@ -40,6 +40,16 @@ def test_bytes_decode_to_the_schema_and_hold_no_null(events: list[TelemetryEvent
         detail = encode(build_detail(state, env_id, START))
         assert encode(msgspec.json.decode(detail, type=EnvironmentDetail)) == detail
         assert b"null" not in detail
+
+
+def test_what_was_shown_stays_as_the_fold_goes_on() -> None:
+    state, builder, shown = fold([]), Builder(), []
+    for event in random_run(3, epochs=12) + story():
+        fold([event], state)
+        details = [build_detail(state, env, START) for env in state.environments]
+        shown += [(view, encode(view)) for view in (builder.build(state, START), *details)]
+    changed = [view for view, data in shown[::5] if encode(view) != data]
+    assert not changed
 
 
 def test_ended_comes_only_from_an_end_event() -> None:
@@ -104,8 +114,8 @@ def test_environments_of_each_device_the_worst_first() -> None:
     for env, device in ((0, "cuda:1"), (1, "cuda:0")):
         state.environments[env].device = device
     twin = copy.deepcopy(state.environments[0])
-    twin.env_id, state.environments[2] = 2, twin
-    twin.anomaly.rank = 0.7
+    twin.env, state.environments[2] = 2, twin
+    twin.rank = 0.7
     shot = build(state, state.last_time or 0.0)
     assert [(group.device, group.environments, group.level) for group in shot.devices] == [
         ("cuda:0", [1], "watch"),
@@ -134,7 +144,8 @@ def test_unknown_environment() -> None:
 
 def test_json_schema_holds_every_part() -> None:
     exported = schema.json_schema()
-    parts = {cls.__name__ for cls in schema.Part.__subclasses__()}
+    views = [view for shared in schema.Shared.__subclasses__() for view in shared.__subclasses__()]
+    parts = {cls.__name__ for cls in [*schema.Part.__subclasses__(), *views] if cls.__module__ == schema.__name__}
     assert parts <= set(exported["$defs"])
     assert "required" in exported["$defs"]["EnvironmentRow"]
     assert "metric" not in exported["$defs"]["EnvironmentRow"]["required"]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from esper.karn.store import VIEWS, Store
+from esper.karn.store import VIEWS, SqlStore
 from esper.leyline import MissingExtraError, TelemetryEvent, UsageError
 from karn.journals import write_run
 from karn.streams import Recorder, begin, begin_episode, epoch_done, random_run, story
@@ -15,12 +15,12 @@ pytest.importorskip("duckdb")
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    return Store([write_run(tmp_path_factory.mktemp("run"), story())])
+def store(tmp_path_factory: pytest.TempPathFactory) -> SqlStore:
+    return SqlStore([write_run(tmp_path_factory.mktemp("run"), story())])
 
 
 @pytest.mark.parametrize("view", VIEWS)
-def test_every_view_can_be_asked(store: Store, view: str) -> None:
+def test_every_view_can_be_asked(store: SqlStore, view: str) -> None:
     columns = store.query(f"SELECT * FROM {view}").columns
     assert "run_id" in columns
 
@@ -39,7 +39,7 @@ def test_every_view_can_be_asked(store: Store, view: str) -> None:
         ("SELECT checks_failed FROM gates WHERE epoch = 9", [(["removal_cost=0.4"],)]),
     ],
 )
-def test_answers(store: Store, sql: str, expected: list[tuple[object, ...]] | None) -> None:
+def test_answers(store: SqlStore, sql: str, expected: list[tuple[object, ...]] | None) -> None:
     rows = store.query(sql).rows
     assert rows == expected if expected is not None else rows == [("G0", 1, 1), ("G2", 2, 1), ("G5", 2, 1)]
 
@@ -51,7 +51,7 @@ def test_nan_infinity_and_absent_stay_apart(tmp_path: Path) -> None:
     for epoch, loss in enumerate((float("nan"), float("inf"), 0.0), 1):
         epoch_done(rec, 0, epoch, None, validation_loss=loss)
     epoch_done(rec, 0, 4, None)
-    with Store([write_run(tmp_path, rec.events)]) as store:
+    with SqlStore([write_run(tmp_path, rec.events)]) as store:
         result = store.query("SELECT validation_loss FROM epochs ORDER BY epoch")
     assert result.csv() == 'validation_loss\nNaN\nInfinity\n0.0\n""\n'
     assert [json.loads(line) for line in result.json().splitlines()] == [
@@ -77,7 +77,7 @@ def test_nan_infinity_and_absent_stay_apart(tmp_path: Path) -> None:
     ],
 )
 def test_locked_down_and_errors_in_one_line(
-    store: Store, sql: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: SqlStore, sql: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UsageError) as caught:
@@ -96,7 +96,7 @@ def test_a_torn_line_is_no_row(tmp_path: Path) -> None:
     events = random_run(4)
     path = write_run(tmp_path, events)
     _cut(events, path)
-    with Store([path]) as store:
+    with SqlStore([path]) as store:
         ((count, empty),) = store.query("SELECT count(*), sum(CAST(event_type IS NULL AS INT)) FROM events").rows
         assert 0 < count < len(events) and empty == 0
         assert [damage.kind for damage in store.damage] == ["torn"]
@@ -104,19 +104,19 @@ def test_a_torn_line_is_no_row(tmp_path: Path) -> None:
 
 def test_several_runs(tmp_path: Path) -> None:
     paths = [write_run(tmp_path, story(), run_id="a"), write_run(tmp_path, random_run(1), run_id="b")]
-    with Store(paths) as store:
+    with SqlStore(paths) as store:
         assert [row[0] for row in store.query("SELECT run_id FROM runs ORDER BY 1").rows] == ["a", "b"]
 
 
 def test_rows_are_the_journal(tmp_path: Path) -> None:
     events = random_run(8)
-    with Store([write_run(tmp_path, events)]) as store:
+    with SqlStore([write_run(tmp_path, events)]) as store:
         rows = store.query("SELECT event_type, seq, env_id, epoch FROM events ORDER BY row_id").rows
     assert rows == [(event.event_type.value, event.seq, event.env_id, event.epoch) for event in events]
 
 
 @pytest.mark.slow  # pyarrow takes seconds to import
-def test_parquet(store: Store, tmp_path: Path) -> None:
+def test_parquet(store: SqlStore, tmp_path: Path) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
     assert store.parquet("SELECT epoch, validation_metric FROM epochs WHERE env_id = 0", tmp_path / "x.parquet") == 12
     assert parquet.read_table(tmp_path / "x.parquet").num_rows == 12
@@ -125,9 +125,9 @@ def test_parquet(store: Store, tmp_path: Path) -> None:
 def test_without_duckdb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "duckdb", None)
     with pytest.raises(MissingExtraError, match="extra 'query'"):
-        Store([tmp_path])
+        SqlStore([tmp_path])
 
 
 def test_an_empty_journal(tmp_path: Path) -> None:
-    with Store([write_run(tmp_path, [])]) as store:
+    with SqlStore([write_run(tmp_path, [])]) as store:
         assert store.query("SELECT * FROM epochs").rows == []

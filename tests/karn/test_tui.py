@@ -7,7 +7,7 @@ import pytest
 from esper.karn.board import row_pieces
 from esper.karn.drawer import sparkline
 from esper.karn.schema import Curve, EnvironmentRow
-from esper.karn.watch import Watch
+from esper.karn.watch import RunWatch
 from esper.leyline import TelemetryEvent
 from esper.nissa.journal import JournalWriter
 from karn.journals import RUN_ID, write_run
@@ -18,12 +18,12 @@ pytest.importorskip("textual")
 from textual.widgets import Input, Static
 
 from esper.karn import tui
-from esper.karn.tui import Board, Overwatch, Words
+from esper.karn.tui import BoardView, Overwatch, Words
 
 
 def _app(tmp_path: Path, events: list[TelemetryEvent] | None = None) -> Overwatch:
     path = write_run(tmp_path, story() if events is None else events)
-    return Overwatch(Watch(path, clock=lambda: START + 60, cache=tmp_path / "cache"), rate=0.01)
+    return Overwatch(RunWatch(path, clock=lambda: START + 60, cache=tmp_path / "cache"), rate=0.01)
 
 
 def _text(app: Overwatch, name: str) -> str:
@@ -31,7 +31,7 @@ def _text(app: Overwatch, name: str) -> str:
 
 
 def _line(app: Overwatch, y: int) -> str:
-    return app.query_one(Board).render_line(y).text
+    return app.query_one(BoardView).render_line(y).text
 
 
 @pytest.mark.anyio
@@ -59,10 +59,10 @@ async def test_filter_with_an_error_and_then_right(tmp_path: Path) -> None:
         assert "did you mean 'stage'" in _text(app, "#foot")
         app.query_one("#ask", Input).value = "stage=fossilized"
         await pilot.press("enter")
-        assert app.query_one(Board).envs == [0]
+        assert app.query_one(BoardView).envs == [0]
         assert "hides 1" in _text(app, "#foot")
         await pilot.press("escape")
-        assert len(app.query_one(Board).envs) == 2
+        assert len(app.query_one(BoardView).envs) == 2
 
 
 @pytest.mark.anyio
@@ -96,7 +96,7 @@ async def test_events_help_and_text_that_looks_like_markup(tmp_path: Path) -> No
 
 @pytest.mark.anyio
 async def test_a_run_that_is_not_there_yet(tmp_path: Path) -> None:
-    app = Overwatch(Watch(tmp_path, clock=lambda: START, cache=tmp_path / "cache"), rate=0.01)
+    app = Overwatch(RunWatch(tmp_path, clock=lambda: START, cache=tmp_path / "cache"), rate=0.01)
     async with app.run_test(size=(80, 20)) as pilot:
         assert "no event yet" in _text(app, "#head")
         await pilot.press("enter", "0")
@@ -135,7 +135,7 @@ async def test_only_what_changed_is_drawn_again(tmp_path: Path, monkeypatch: pyt
             writer.flush()
 
         commit()
-        app = Overwatch(Watch(run, clock=lambda: rec.now, cache=tmp_path / "cache"), rate=0.01)
+        app = Overwatch(RunWatch(run, clock=lambda: rec.now, cache=tmp_path / "cache"), rate=0.01)
         async with app.run_test(size=(160, 40)) as pilot:
             await pilot.pause()
             drawn.clear()

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from esper.karn.schema import HostVitals
-from esper.karn.watch import Watch
+from esper.karn.watch import RunWatch
 from esper.leyline import TelemetryEvent
 from karn import demo
 from karn.journals import write_run
@@ -41,9 +41,9 @@ def _app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, silent: float = 1.0, w
         event.seq = number + 1  # what was left out is not missing
     now = (events[-1].timestamp or 0.0) + silent
     vitals = HostVitals(time=now, cpu_share=0.62, process_cores=1.9, cores=2, memory_available=21_000_000_000)
-    monkeypatch.setattr(Watch, "_sample", lambda self, at: vitals)
+    monkeypatch.setattr(RunWatch, "_sample", lambda self, at: vitals)
     run = write_run(tmp_path, events)
-    return Fixed(Watch(run, clock=lambda: now, cache=tmp_path / "cache"), rate=0.001)
+    return Fixed(RunWatch(run, clock=lambda: now, cache=tmp_path / "cache"), rate=0.001)
 
 
 def test_what_stalls_stands_first(snap_compare: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,6 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
-from msgspec import UNSET
 
 from esper.karn import bound
 from esper.karn.schema import StepSplit
@@ -33,20 +32,20 @@ def test_rates_are_differences(tmp_path: Path) -> None:
     sampler = Sampler(7, root=tmp_path, clock=lambda: next(times))
     _write(tmp_path, ticks=1, process=1)
     first = sampler.sample(100.0)
-    assert first is not None and first.cpu_share is UNSET and first.process_cores is UNSET
+    assert first is not None and first.cpu_share is None and first.process_cores is None
     _write(tmp_path, ticks=3, process=4)
     second = sampler.sample(102.0)
     assert second is not None
     assert (second.cpu_share, second.io_wait_share, second.process_cores) == (0.25, 0.5, 1.5)
     assert (second.memory_available, second.memory_total) == (250 * 1024, 1000 * 1024)
     assert second.process_memory == 3 * os.sysconf("SC_PAGE_SIZE")
-    assert second.temperature is UNSET and second.read_bytes_per_second is UNSET
+    assert second.temperature is None and second.read_bytes_per_second is None
 
 
 def test_a_process_that_is_gone_leaves_the_host(tmp_path: Path) -> None:
     _write(tmp_path, ticks=1, process=1)
     found = Sampler(8, root=tmp_path).sample(0.0)
-    assert found is not None and found.process_memory is UNSET and found.memory_total == 1000 * 1024
+    assert found is not None and found.process_memory is None and found.memory_total == 1000 * 1024
 
 
 def test_this_process_on_this_machine() -> None:
@@ -54,7 +53,7 @@ def test_this_process_on_this_machine() -> None:
     if not Path("/proc/self/stat").exists():
         assert found is None
         return
-    assert found is not None and found.process_memory is not UNSET
+    assert found is not None and found.process_memory is not None
     assert found.process_memory > 2**20
 
 
@@ -97,15 +96,15 @@ def test_the_gpu_is_the_one_that_holds_memory_of_the_run() -> None:
     nvml = FakeNvml({0: [5], 1: [7, 5]})
     assert Gpu(7, nvml).sample() == (0.9, 199, 200)
     assert Gpu(5, nvml).sample() == (0.9, 209, 300)
-    assert Gpu(6, nvml).sample() == (UNSET, UNSET, UNSET)
+    assert Gpu(6, nvml).sample() == (None, None, None)
 
 
 @pytest.mark.parametrize(
     "silent, expected",
     [
-        (("rates",), (UNSET, 199, 200)),
-        (("memory",), (0.9, UNSET, UNSET)),
-        (("processes",), (UNSET, UNSET, UNSET)),
+        (("rates",), (None, 199, 200)),
+        (("memory",), (0.9, None, None)),
+        (("processes",), (None, None, None)),
     ],
 )
 def test_what_the_driver_does_not_say_is_unknown(silent: tuple[str, ...], expected: tuple[object, ...]) -> None:
@@ -118,7 +117,7 @@ def test_gpu_vitals_reach_the_sample_and_the_bound(tmp_path: Path) -> None:
     assert found is not None and (found.gpu_share, found.gpu_memory, found.gpu_memory_total) == (0.9, 199, 200)
     assert bound.detect(StepSplit(environments=0), found, None).evidence == {"gpu_memory_left": 1 - 199 / 200}
     without = Sampler(7, root=tmp_path).sample(0.0)
-    assert without is not None and without.gpu_share is UNSET
+    assert without is not None and without.gpu_share is None
 
 
 def test_a_gpu_is_found_with_package_and_driver_only(monkeypatch: pytest.MonkeyPatch) -> None:

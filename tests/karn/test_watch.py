@@ -3,13 +3,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from msgspec import UNSET
 
 from esper.karn import state as states
 from esper.karn import watch as watch_module
 from esper.karn.aggregator import fold
 from esper.karn.player import Player
-from esper.karn.watch import Watch
+from esper.karn.watch import RunWatch
 from esper.leyline import DataError
 from esper.nissa.journal import JournalWriter
 from karn.journals import RUN_ID, write_run
@@ -28,7 +27,7 @@ class Clock:
 
 def test_live_then_replay_then_live(tmp_path: Path) -> None:
     events = story()
-    watch = Watch(write_run(tmp_path, events), clock=Clock(START + 60), cache=tmp_path / "cache")
+    watch = RunWatch(write_run(tmp_path, events), clock=Clock(START + 60), cache=tmp_path / "cache")
     assert watch.tick().run.state == "ended"
     watch.replay().seek(20)
     assert states.encode(watch.state) == states.encode(fold(events[:20]))
@@ -61,7 +60,7 @@ def test_replay_of_a_growing_run_reads_on(tmp_path: Path) -> None:
         for event in events[:30]:
             writer(event)
         writer.flush()
-        watch = Watch(tmp_path, clock=Clock(START), cache=tmp_path / "cache")
+        watch = RunWatch(tmp_path, clock=Clock(START), cache=tmp_path / "cache")
         watch.tick()
         watch.replay().seek(10)
         for event in events[30:]:
@@ -74,22 +73,22 @@ def test_replay_of_a_growing_run_reads_on(tmp_path: Path) -> None:
 
 def test_a_long_journal_is_opened_through_its_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_run(tmp_path, story())
-    first = Watch(path, clock=Clock(START + 60), cache=tmp_path / "cache").tick()
+    first = RunWatch(path, clock=Clock(START + 60), cache=tmp_path / "cache").tick()
     monkeypatch.setattr(watch_module, "LONG", 1)
-    assert Watch(path, clock=Clock(START + 60), cache=tmp_path / "cache").tick() == first
+    assert RunWatch(path, clock=Clock(START + 60), cache=tmp_path / "cache").tick() == first
     assert list((tmp_path / "cache").iterdir())
 
 
 def test_vitals_are_for_a_live_run_only(tmp_path: Path) -> None:
     path = write_run(tmp_path, story()[:-1])
-    watch = Watch(path, clock=Clock(START + 60), cache=tmp_path / "cache")
-    assert watch.tick().host is not UNSET
+    watch = RunWatch(path, clock=Clock(START + 60), cache=tmp_path / "cache")
+    assert watch.tick().host is not None
     watch.replay().seek(5)
-    assert watch.tick().host is UNSET
+    assert watch.tick().host is None
 
 
 def test_there_is_nothing_to_replay_without_a_journal(tmp_path: Path) -> None:
-    watch = Watch(tmp_path, clock=Clock(START), cache=tmp_path / "cache")
+    watch = RunWatch(tmp_path, clock=Clock(START), cache=tmp_path / "cache")
     with pytest.raises(DataError, match="no journal"):
         watch.replay()
     assert watch.tick().run.state == "waiting"

@@ -78,6 +78,7 @@ def test_a_batch_is_committed_in_time_without_another_event(tmp_path: Path) -> N
         assert committed_in_time(sink, 1)
 
 
+@pytest.mark.free_text
 def test_gates_and_checkpoints_go_to_the_disk_at_once_and_the_rest_each_second(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,12 +8,12 @@ import pytest
 from made_up_tables import B, C, made_up_host
 
 from esper.bench.growtable.arms import Scores
-from esper.bench.growtable.score import Line
+from esper.bench.growtable.score import ArmScore
 from esper.bench.growtable.sequences import name_of
 from esper.bench.growtable.table import Table, load_table, save_table
 from esper.bench.growtable.worlds import WORLDS
 from esper.karn.stats import Interval
-from esper.scripts import growtable
+from esper.scripts import growtable_runs
 from esper.scripts.main import main
 from esper.simic.vectorized import fresh_network
 from esper.tamiyo.policies.learned import load_policy, save_policy
@@ -55,13 +55,13 @@ def test_a_score_goes_into_a_page(table: Path, capsys: pytest.CaptureFixture[str
 def test_a_shipped_policy_has_its_scores_on_its_card(table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     policy, shipped = table.parent / "p.safetensors", table.parent / "package" / "esper-v1.safetensors"
     save_policy(policy, fresh_network(0, cells=8), {"seed": 3}, nurture=True)
-    monkeypatch.setattr(growtable, "SHIPPED_FILE", shipped)
+    monkeypatch.setattr(growtable_runs, "SHIPPED_FILE", shipped)
 
     def scored(table: Table, training: list[str], worlds: list[str], policies: dict[str, Path]) -> Scores:
         assert (worlds, policies) == (["digits-deep-noisy"], {"esper-v1": policy})
-        return Scores((), [Line("`p`, real runs", Interval(0.1, 2, 0.0, 0.2), {}, None, 1.0)], ["`p`: ahead"])
+        return Scores((), [ArmScore("`p`, real runs", Interval(0.1, 2, 0.0, 0.2), {}, None, 1.0)], ["`p`: ahead"])
 
-    monkeypatch.setattr(growtable, "scored", scored)
+    monkeypatch.setattr(growtable_runs, "scored", scored)
     assert main(["growtable", "ship", "--table", str(table), "--policy", str(policy)]) == 0
     saved = load_policy(shipped)
     assert saved.nurture and saved.card == {

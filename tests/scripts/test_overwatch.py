@@ -32,7 +32,7 @@ def test_once_with_a_filter(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 
 def test_a_long_reading_says_how_far_it_is_each_second(capsys: pytest.CaptureFixture[str]) -> None:
     now = 0.0
-    reading = overwatch.Reading(lambda: now)
+    reading = overwatch.ReadingProgress(lambda: now)
     for journal in range(2):
         for done in range(10, 110, 10):
             now = 100.0 * journal + done / 25
@@ -46,7 +46,7 @@ def test_every_face_says_its_first_reading(
     face: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     told: list[int] = []
-    monkeypatch.setattr(overwatch, "Reading", lambda: lambda done, total: told.append(done))
+    monkeypatch.setattr(overwatch, "ReadingProgress", lambda: lambda done, total: told.append(done))
     monkeypatch.setattr(watch, "LONG", 0)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     run = write_run(tmp_path, story())
@@ -55,7 +55,7 @@ def test_every_face_says_its_first_reading(
         monkeypatch.setattr(tui.Overwatch, "run", lambda app: app.viewer)
     if face == "page":
         server = pytest.importorskip("esper.karn.web.server", reason="needs the extra 'web'")
-        deck = server.Deck(run, progress=overwatch.Reading())
+        deck = server.Deck(run, progress=overwatch.ReadingProgress())
         assert deck.feed(None).watch.tick().clock.events == len(story())
     else:
         assert overwatch.main([str(run), face]) == 0

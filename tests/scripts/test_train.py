@@ -29,7 +29,7 @@ def test_diagnostics_flags_wired():
 
 @pytest.mark.parametrize("kind", ["heuristic", "ppo"])
 def test_defaults_of_both_kinds_are_the_configurations(kind: str) -> None:
-    from esper.simic.config import RunConfig
+    from esper.run.config import RunConfig
     from esper.simic.ppo_config import PPORunConfig
 
     said = vars(build_parser().parse_args([kind]))
@@ -43,6 +43,13 @@ def test_defaults_of_both_kinds_are_the_configurations(kind: str) -> None:
 
 def test_only_what_was_said_beats_the_file() -> None:
     assert given_flags(["ppo", "--rounds", "3"]) == {"kind": "ppo", "rounds": 3}
+
+
+def test_the_help_page_says_defaults_and_what_is_legal(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["ppo", "--help"])
+    page = " ".join(capsys.readouterr().out.split())
+    assert "(default: 40)" in page and "{objective,simplified,sparse,shaped}" in page and "(default: None)" not in page
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,9 @@ from tiny import tiny
 from esper.leyline import ActionSpace, TelemetryEvent, UsageError
 from esper.leyline import TelemetryEventType as T
 from esper.nissa.wire import decode, encode
+from esper.run.assembly import FORGIVING, build_executor, workload
+from esper.run.config import RunConfig
 from esper.simic import rewards
-from esper.simic.assembly import FORGIVING, build_executor, workload
-from esper.simic.config import RunConfig
 from esper.simic.detectors import DetectorConfig
 from esper.simic.env import GrowConfig
 from esper.simic.ppo import PPOConfig

@@ -15,8 +15,8 @@ from tiny import tiny
 
 from esper.leyline import WAIT, Blend, Decision, EsperError, FactoredAction, Op, RowSpec, TelemetryEvent, UsageError
 from esper.leyline import TelemetryEventType as T
-from esper.simic.assembly import FORGIVING, build_executor, workload
-from esper.simic.config import RunConfig, resolve
+from esper.run.assembly import FORGIVING, build_executor, workload
+from esper.run.config import RunConfig, resolve
 from esper.simic.ppo_config import PPORunConfig
 from esper.simic.rewards import RewardConfig
 from esper.simic.vectorized import ActionSpace, PPOPlan, PPORun, fresh_network

@@ -10,9 +10,9 @@ import pytest
 
 from esper.kasmina import blueprints
 from esper.kasmina.layout import Layout
-from esper.simic.assembly import build_executor, workload
-from esper.simic.config import RunConfig
-from esper.simic.training import Plan, run_episodes
+from esper.run.assembly import build_executor, workload
+from esper.run.config import RunConfig
+from esper.run.play import Plan, run_episodes
 from esper.tamiyo.policies import HeuristicPolicy, StaticPolicy
 from esper.tasks import TaskSpec, get_task
 

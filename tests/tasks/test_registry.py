@@ -9,7 +9,7 @@ from types import ModuleType
 
 import pytest
 
-from esper.leyline import UsageError
+from esper.leyline import UsageError, load_attribute, plugins
 from esper.tasks import TaskSpec, get_task, registry, task_names
 from esper.tasks.digits import digits
 
@@ -24,7 +24,7 @@ def module(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 def test_built_in_names_resolve() -> None:
     assert task_names()[0] == "digits"
     for target in registry.BUILT_IN.values():
-        assert callable(registry._resolve("x", target))
+        assert callable(load_attribute("task", target))
 
 
 def test_an_unknown_name_gets_a_hint() -> None:
@@ -66,6 +66,6 @@ def test_what_a_user_gets_wrong_is_said(module: ModuleType) -> None:
 def test_other_packages_add_tasks_by_entry_point(module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     module.task = replace(digits(), name="theirs")  # type: ignore[attr-defined]
     point = EntryPoint("theirs", "a_user_module:task", registry.GROUP)
-    monkeypatch.setattr(registry, "entry_points", lambda group: [point] if group == registry.GROUP else [])
+    monkeypatch.setattr(plugins, "entry_points", lambda group: [point] if group == registry.GROUP else [])
     assert task_names()[-1] == "theirs"
     assert get_task("theirs").name == "theirs"

@@ -10,8 +10,8 @@ import pytest
 
 from esper.leyline import WAIT, Decision, RowSpec, TelemetryEvent, UsageError
 from esper.nissa.wire import decode, encode
-from esper.simic.assembly import build_executor, workload
-from esper.simic.config import RunConfig
+from esper.run.assembly import build_executor, workload
+from esper.run.config import RunConfig
 from esper.tolaria.diagnostics import DiagnosticsConfig
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "simic"))

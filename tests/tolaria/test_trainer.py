@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from esper.leyline import WAIT, Blend, Decision, FactoredAction, Op, RowSpec, TelemetryEvent, TelemetryEventType
-from esper.simic.assembly import build_executor, workload
-from esper.simic.config import RunConfig
+from esper.run.assembly import build_executor, workload
+from esper.run.config import RunConfig
 from esper.tasks import get_task
 from esper.tolaria.checkpoint import load_newest, save
 from esper.tolaria.executor import Executor

@@ -9,7 +9,7 @@ from typing import Final
 
 from esper.bench.arms import LARGE_EQUAL, RETRAINED_EQUAL, Arm
 from esper.bench.campaign import Evidence
-from esper.bench.trial import Outcome
+from esper.bench.trial import TrialOutcome
 from esper.karn.stats import Interval, interval
 from esper.leyline import Metric
 
@@ -18,7 +18,7 @@ FEWEST: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class ArmSummary:
     """One arm: means over the seeds on which it did not fail."""
 
     arm: str
@@ -40,7 +40,7 @@ class Line:
 
 
 @dataclass(frozen=True, slots=True)
-class Difference:
+class PairedDifference:
     """``arm`` minus ``control``, paired by seed; positive means that ``arm`` is better."""
 
     arm: str
@@ -73,10 +73,10 @@ class Findings:
     grown: str
     metric: Metric
     seeds: int
-    lines: tuple[Line, ...]
-    headline: tuple[Difference, ...]
+    lines: tuple[ArmSummary, ...]
+    headline: tuple[PairedDifference, ...]
     """Grown minus the arms trained from scratch for as many MACs."""
-    differences: tuple[Difference, ...]
+    differences: tuple[PairedDifference, ...]
     """Grown minus every arm."""
     pareto: Pareto | None
     notes: tuple[str, ...] = field(default=())
@@ -108,11 +108,11 @@ def analyse(evidence: Evidence, grown: str, metric: Metric) -> Findings:
     )
 
 
-def _line(arm: Arm, evidence: Evidence) -> Line:
+def _line(arm: Arm, evidence: Evidence) -> ArmSummary:
     outcomes = [outcome for outcome in evidence.finals[arm.name] if outcome.failed is None]
     tuning = evidence.tuning[arm.name]
     schedule = evidence.schedule if arm.policy == "schedule" else None
-    return Line(
+    return ArmSummary(
         arm=arm.name,
         what=arm.what,
         grows=arm.grows,
@@ -130,11 +130,11 @@ def _line(arm: Arm, evidence: Evidence) -> Line:
     )
 
 
-def _difference(evidence: Evidence, arm: str, control: str, metric: Metric) -> Difference:
+def _difference(evidence: Evidence, arm: str, control: str, metric: Metric) -> PairedDifference:
     sign = 1.0 if metric.higher_is_better else -1.0
     pairs = list(zip(evidence.finals[arm], evidence.finals[control], strict=True))
     measured = [(mine, other) for mine, other in pairs if mine.test is not None and other.test is not None]
-    return Difference(
+    return PairedDifference(
         arm=arm,
         control=control,
         test=interval([sign * (_test(mine) - _test(other)) for mine, other in measured]),
@@ -143,12 +143,12 @@ def _difference(evidence: Evidence, arm: str, control: str, metric: Metric) -> D
     )
 
 
-def _test(outcome: Outcome) -> float:
+def _test(outcome: TrialOutcome) -> float:
     assert outcome.test is not None
     return outcome.test
 
 
-def pareto(lines: Sequence[Line], metric: Metric) -> Pareto | None:
+def pareto(lines: Sequence[ArmSummary], metric: Metric) -> Pareto | None:
     """Front and hypervolumes of the arms' means; ``None`` when no arm was measured.
 
     The reference is the most MACs that any arm spent, and chance level (the worst arm where there is no such thing).

@@ -22,9 +22,9 @@ from typing import Any, Final
 import torch
 
 from esper.bench.arms import Arm, chosen
-from esper.bench.settings import GRIDS, BenchConfig, Setting
+from esper.bench.settings import GRIDS, BenchConfig, TrialSetting
 from esper.bench.store import Store
-from esper.bench.trial import Outcome, Trial, Work, run_search, run_trial, task_of
+from esper.bench.trial import Trial, TrialOutcome, Work, run_search, run_trial, task_of
 from esper.leyline import EsperError, UsageError
 from esper.tolaria.rng import derive
 
@@ -42,8 +42,8 @@ Told = Callable[[int, int, str], None]
 class Tuning:
     """How an arm's setting was chosen: mean validation metric of each trial (``None`` where a run failed)."""
 
-    setting: Setting
-    tried: tuple[tuple[Setting, float | None], ...]
+    setting: TrialSetting
+    tried: tuple[tuple[TrialSetting, float | None], ...]
     macs: int
 
 
@@ -53,7 +53,7 @@ class Evidence:
 
     arms: tuple[Arm, ...]
     tuning: dict[str, Tuning] = field(default_factory=dict)
-    finals: dict[str, list[Outcome]] = field(default_factory=dict)
+    finals: dict[str, list[TrialOutcome]] = field(default_factory=dict)
     """One outcome a seed, in the order of the seeds."""
     schedule: dict[str, Any] | None = None
     """What the search for a schedule found and took."""
@@ -103,11 +103,11 @@ class Campaign:
         count = self.config.seeds if stage == "final" else self.config.tuning_seeds
         return [derive(self.config.seed, f"bench-{stage}", number) for number in range(count)]
 
-    def settings(self, arm: Arm) -> tuple[Setting, ...]:
+    def settings(self, arm: Arm) -> tuple[TrialSetting, ...]:
         """What the arm may try."""
         return GRIDS[arm.family][: self.config.trials]
 
-    def trial(self, arm: Arm, stage: str, number: int, setting: Setting) -> Trial:
+    def trial(self, arm: Arm, stage: str, number: int, setting: TrialSetting) -> Trial:
         """The trial of ``arm`` on seed ``number`` of a stage. The grown run that a dependent arm needs is there."""
         topology: Mapping[str, str] | str | None = None
         macs = None
@@ -130,7 +130,7 @@ class Campaign:
             macs=macs,
         )
 
-    def _grown(self, stage: str, number: int) -> Outcome:
+    def _grown(self, stage: str, number: int) -> TrialOutcome:
         arm = next(arm for arm in self.arms if arm.name == self.config.grown)
         outcome = self.store.outcome(self.trial(arm, stage, number, self.evidence.tuning[arm.name].setting))
         if outcome.failed is not None:

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from esper.bench.analysis import Findings, Line, macs
+from esper.bench.analysis import ArmSummary, Findings, macs
 from esper.bench.campaign import Evidence
-from esper.bench.trial import Outcome
+from esper.bench.trial import TrialOutcome
 from esper.karn.figures import GRID, INK, LINES, QUIET, STYLE, dress
 from esper.leyline import MissingExtraError
 
@@ -60,7 +60,7 @@ def _course(figure: Any, evidence: Evidence, findings: Findings) -> bool:
     return True
 
 
-def mean_course(outcomes: Sequence[Outcome]) -> list[tuple[float, float]]:
+def mean_course(outcomes: Sequence[TrialOutcome]) -> list[tuple[float, float]]:
     """Mean metric at points that are evenly spaced in log MACs, where all runs have one; empty without runs."""
     if not outcomes:
         return []
@@ -153,7 +153,7 @@ def _label(axes: Any, labels: Sequence[tuple[float, float, str, str]]) -> None:
         axes.annotate(text, (at, y), color=colour, fontsize=8.5, path_effects=halo, **place)
 
 
-def _look(line: Line, findings: Findings) -> tuple[str, str]:
+def _look(line: ArmSummary, findings: Findings) -> tuple[str, str]:
     if line.arm == findings.grown:
         return GROWING, "-"
     return (LINES[5], "-") if line.grows else (FIXED if line.arm.endswith("equal") else QUIET, "--")

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from esper.bench.analysis import Difference, Findings, Line, macs
+from esper.bench.analysis import ArmSummary, Findings, PairedDifference, macs
 from esper.bench.campaign import Evidence
 from esper.bench.figures import draw
 from esper.bench.settings import DEFAULT, BenchConfig
@@ -95,7 +95,7 @@ def headline(findings: Findings) -> list[str]:
     return [_headline(each, findings.metric) for each in findings.headline]
 
 
-def _headline(each: Difference, metric: Metric) -> str:
+def _headline(each: PairedDifference, metric: Metric) -> str:
     unit = f" {'points' if metric.unit == '%' else metric.unit}".rstrip()
     name = "delta at equal compute" if each.control == "large-equal" else "the same against its own end topology"
     text = f"**{name}**: {each.arm} minus {each.control} {with_interval(each.test, sign=True)}{unit}"
@@ -115,7 +115,7 @@ def _arms(findings: Findings) -> Iterator[str]:
         yield f"| {' | '.join(_cells(line))} |"
 
 
-def _cells(line: Line) -> tuple[str, ...]:
+def _cells(line: ArmSummary) -> tuple[str, ...]:
     return (
         line.arm,
         with_interval(line.test),

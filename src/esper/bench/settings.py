@@ -20,7 +20,7 @@ class Initial(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Setting:
+class TrialSetting:
     """One trial of the tuning."""
 
     lr: float = 1.0
@@ -55,11 +55,11 @@ class Family(StrEnum):
     INSERTION = "insertion"
 
 
-def _crossed(rates: tuple[float, ...], *others: Mapping[str, Any]) -> tuple[Setting, ...]:
-    return tuple(replace(Setting(lr=rate), **other) for rate in rates for other in others)
+def _crossed(rates: tuple[float, ...], *others: Mapping[str, Any]) -> tuple[TrialSetting, ...]:
+    return tuple(replace(TrialSetting(lr=rate), **other) for rate in rates for other in others)
 
 
-GRIDS: Final[Mapping[Family, tuple[Setting, ...]]] = {
+GRIDS: Final[Mapping[Family, tuple[TrialSetting, ...]]] = {
     Family.HOST: _crossed((1.0, 4.0, 2.0, 8.0, 16.0, 0.5, 32.0, 0.25), {}),
     Family.SCRATCH: _crossed((2.0, 4.0, 1.0, 8.0), {"seed_lr": 1.0}, {"seed_lr": 1.0, "initial": Initial.DEFAULT}),
     Family.POLICY: _crossed((2.0, 4.0, 1.0, 8.0), {"seed_lr": 1.0}, {"seed_lr": 1.0, "quick": True}),

@@ -16,7 +16,7 @@ from typing import Any, Final
 import torch
 
 from esper.bench.settings import BenchConfig
-from esper.bench.trial import Outcome, Trial, Work, task_of
+from esper.bench.trial import Trial, TrialOutcome, Work, task_of
 from esper.leyline import DataError, UsageError
 from esper.nissa.files import write_all
 from esper.nissa.manifest import Setting as Chosen
@@ -77,9 +77,9 @@ class Store:
     def __len__(self) -> int:
         return len(self._known)
 
-    def outcome(self, trial: Trial) -> Outcome:
+    def outcome(self, trial: Trial) -> TrialOutcome:
         """Of a finished trial."""
-        return Outcome.of(self._known[trial.key()])
+        return TrialOutcome.of(self._known[trial.key()])
 
     def plain(self, key: str) -> Any:
         """What was put under ``key``."""

@@ -10,13 +10,13 @@ from functools import lru_cache
 from typing import Any, Final
 
 from esper.bench.plant import Planted, by_gradient, largest, plant
-from esper.bench.settings import Setting
+from esper.bench.settings import TrialSetting
 from esper.kasmina.gates import GateThresholds
-from esper.kasmina.state import Incubation
 from esper.leyline import EsperError, Policy, RowSpec, SeedStage
-from esper.simic.assembly import Workload, build_executor, trainer_config, workload
-from esper.simic.config import RunConfig
-from esper.simic.evaluation import find_schedule
+from esper.run.assembly import Workload, build_executor, trainer_config, workload
+from esper.run.config import RunConfig
+from esper.run.play import Episode
+from esper.run.search import find_schedule
 from esper.tamiyo.policies import (
     FrugalPolicy,
     HeuristicConfig,
@@ -58,7 +58,7 @@ class Trial:
     stage: str
     """``tune`` (validation decides, the test split is not looked at) or ``final``."""
     seed: int
-    setting: Setting
+    setting: TrialSetting
     policy: str = "static"
     """``static``, ``net2net``, ``gradmax``, ``blind``, ``grafted``, ``schedule``, a registered name, or a policy's
     file."""
@@ -76,7 +76,7 @@ class Trial:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class TrialOutcome:
     """How a trial ended. A trial that failed says why and has no metric."""
 
     failed: str | None = None
@@ -96,7 +96,7 @@ class Outcome:
     """MACs spent and validation metric after an epoch."""
 
     @classmethod
-    def of(cls, plain: Mapping[str, Any]) -> Outcome:
+    def of(cls, plain: Mapping[str, Any]) -> TrialOutcome:
         """Undo of ``asdict``."""
         return cls(**{**plain, "curve": tuple((macs, metric) for macs, metric in plain["curve"])})
 
@@ -107,13 +107,13 @@ def task_of(work: Work) -> TaskSpec:
     return get_task(work.task, **dict(work.options))
 
 
-def run_trial(trial: Trial) -> Outcome:
+def run_trial(trial: Trial) -> TrialOutcome:
     """Run it. A run that the governor gives up is an outcome, not an error."""
-    player = _Player(trial)
+    player = _TrialRun(trial)
     try:
         return player.play(trial.work.epochs if trial.macs is None else player.affordable(trial.macs))
     except EsperError as error:
-        return Outcome(failed=str(error))
+        return TrialOutcome(failed=str(error))
 
 
 def run_search(work: Work, seed: int, count: int) -> dict[str, Any]:
@@ -126,7 +126,7 @@ def run_search(work: Work, seed: int, count: int) -> dict[str, Any]:
     return {"entries": entries, "metric": found.metric, "schedules": found.schedules, "macs": found.macs}
 
 
-class _Player:
+class _TrialRun:
     """A trial's executor and policy."""
 
     def __init__(self, trial: Trial) -> None:
@@ -153,7 +153,7 @@ class _Player:
             max_epochs=trial.work.epochs,
             device=trial.work.device,
             counterfactual_every=every,
-            incubation=Incubation.GRAFT if trial.policy == "grafted" else None,
+            incubation="graft" if trial.policy == "grafted" else None,
         )
         load = workload(task, config)
         budget = load.task.budget
@@ -184,11 +184,11 @@ class _Player:
     def _begin(self, epochs: int) -> None:
         trial = self.trial
         spec = RowSpec(0, 0, trial.seed, epochs, arm=trial.arm, policy=self.policy.name)
-        self.executor.reset([spec])
-        self.policy.reset([spec])
+        self.episode = Episode.begin(self.executor, [spec], self.policy)
         if trial.topology is not None:
             wanted = largest(self._sizes()) if isinstance(trial.topology, str) else trial.topology
             self._plant([Planted(slot, wanted[slot], self._draw(slot)) for slot in self._sizes() if slot in wanted])
+            self.episode.look()
 
     def _sizes(self) -> Mapping[str, Mapping[str, int]]:
         return self.engine.views([0])[0].blueprint_parameters
@@ -215,30 +215,32 @@ class _Player:
         last = forward * (len(splits["validation"]) + (len(splits["test"]) if self.trial.stage == "final" else 0))
         return max(1, -(-(macs - last) // epoch))
 
-    def play(self, epochs: int) -> Outcome:
+    def play(self, epochs: int) -> TrialOutcome:
         """The whole episode."""
         self._begin(epochs)
         inserted_at = round(self.trial.setting.at * epochs) if self.trial.policy in ("net2net", "gradmax") else None
-        views = self.engine.views([0])
-        curve: list[tuple[int, float]] = []
-        for epoch in range(epochs):
-            if epoch == inserted_at:
+
+        def insert() -> None:
+            if self.executor.epoch == inserted_at:
                 self._insert()
-                views = self.engine.views([0])
-            views = [report.view for report in self.executor.step(self.policy.decide(views))]
-            if views[0].metric is not None:
-                curve.append((self.engine.costs([0])[0].spent["total_macs"], views[0].metric))
-        (result,) = self.executor.finish(self.policy.decide(views))
+                self.episode.look()
+
+        curve: list[tuple[int, float]] = []
+        for epoch in self.episode.epochs(self.policy, before=insert):
+            metric = epoch.reports[0].view.metric
+            if metric is not None:
+                curve.append((self.engine.costs([0])[0].spent["total_macs"], metric))
+        (result,) = self.episode.finish(self.policy)
         return self._outcome(result, epochs, curve)
 
-    def _outcome(self, result: EpisodeResult, epochs: int, curve: list[tuple[int, float]]) -> Outcome:
+    def _outcome(self, result: EpisodeResult, epochs: int, curve: list[tuple[int, float]]) -> TrialOutcome:
         cost = self.engine.costs([0])[0]
         kept = {s.slot_id: s.blueprint or "" for s in result.view.slots if s.stage is SeedStage.FOSSILIZED}
         planted = self.trial.topology
         if planted is not None and kept != (largest(self._sizes()) if isinstance(planted, str) else dict(planted)):
-            return Outcome(failed="training failed before its first good epoch", macs=result.total_macs)
+            return TrialOutcome(failed="training failed before its first good epoch", macs=result.total_macs)
         stride = -(-len(curve) // CURVE_POINTS)
-        return Outcome(
+        return TrialOutcome(
             validation=result.validation_metric,
             validation_loss=result.validation_loss,
             test=result.test_metric,

@@ -109,7 +109,7 @@ def apply(state: RunState, event: TelemetryEvent) -> RunState:
     if event.env_id is not None:
         environment = state.environments.get(event.env_id)
         if environment is None:
-            environment = EnvironmentFold(event.env_id, device=state.run.device)
+            environment = EnvironmentFold(env=event.env_id, device=state.run.device or "unknown")
             state.environments[event.env_id] = environment
         environment.version += 1
         if time is not None:

@@ -13,7 +13,7 @@ import math
 from dataclasses import dataclass
 from typing import Final
 
-from esper.karn.schema import Level
+from esper.karn.schema import Factor, Level, number
 from esper.karn.state import AnomalyFold, EnvironmentFold, Measured, RunState
 from esper.leyline import SeedStage
 
@@ -43,19 +43,6 @@ class Rule:
         """How far ``measured`` is past the threshold, in [0, 1]."""
         level = (measured - self.threshold) / (self.full - self.threshold)
         return 1.0 if level > 1.0 else level
-
-
-@dataclass(frozen=True, slots=True)
-class FactorRecord:
-    """One named part of an anomaly score: ``weight * level``, with what was measured against what."""
-
-    name: str
-    measured: float
-    threshold: float
-    weight: float
-    level: float
-    """How far past the threshold, in [0, 1]."""
-    unit: str = ""
 
 
 RULES: Final = {
@@ -92,25 +79,26 @@ def update(state: RunState, environment: EnvironmentFold) -> None:
     for name, measured in evidence.items():
         rule = RULES[name]
         score += rule.weight * rule.level(measured)
-    fold.score, rank = score, fold.rank
-    if score > rank and (score > rank + MARGIN or status(score) != status(rank)):
-        fold.rank, fold.calmer = score, 0
+    environment.score, rank = score, environment.rank
+    if score > rank and (score > rank + MARGIN or status(score) != environment.level):
+        environment.rank, fold.calmer = score, 0
     elif score < rank - MARGIN:
         fold.calmer += 1
         if fold.calmer >= CALM:
-            fold.rank, fold.calmer = score, 0
+            environment.rank, fold.calmer = score, 0
     else:
         fold.calmer = 0
+    environment.level = status(environment.rank)
 
 
-def stale_factor(environment: EnvironmentFold, silent_for: float) -> FactorRecord | None:
+def stale_factor(environment: EnvironmentFold, silent_for: float) -> Factor | None:
     """The one factor that depends on the clock: ``silent_for`` seconds against what an epoch takes here."""
     allowed = max(STALE_AT_LEAST, STALE_EPOCHS * (environment.epoch_seconds or 0.0))
     waited = round(silent_for / allowed, 1)
     return _factor("stale", waited) if waited > RULES["stale"].threshold else None
 
 
-def factors(fold: AnomalyFold) -> list[FactorRecord]:
+def factors(fold: AnomalyFold) -> list[Factor]:
     """The parts of the score."""
     return [_factor(name, measured) for name, measured in fold.evidence.items()]
 
@@ -123,15 +111,19 @@ def status(rank: float) -> Level:
     return "ok"
 
 
-def words(factor: FactorRecord) -> str:
-    """The factor as a sentence with its figures."""
-    figures = {"measured": _figure(factor.measured, factor.unit), "threshold": _figure(factor.threshold, factor.unit)}
-    return RULES[factor.name].words.format(**figures, s="" if factor.measured == 1 else "s")
-
-
-def _factor(name: str, measured: float) -> FactorRecord:
+def _factor(name: str, measured: float) -> Factor:
+    """The factor, with a sentence of its figures."""
     rule = RULES[name]
-    return FactorRecord(name, measured, float(rule.threshold), rule.weight, rule.level(measured), rule.unit)
+    figures = {"measured": _figure(measured, rule.unit), "threshold": _figure(float(rule.threshold), rule.unit)}
+    return Factor(
+        name=name,
+        text=rule.words.format(**figures, s="" if measured == 1 else "s"),
+        measured=number(measured),
+        threshold=float(rule.threshold),
+        weight=rule.weight,
+        level=rule.level(measured),
+        unit=rule.unit,
+    )
 
 
 def _evidence(state: RunState, environment: EnvironmentFold) -> dict[str, float]:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Final
 
-from msgspec import UNSET
-
 from esper.karn.schema import Chip, EnvironmentRow, Figure
 from esper.karn.words import ABSENT
 from esper.karn.words import figure as number
@@ -23,9 +21,9 @@ HEAD: Final = (
 
 def row_pieces(row: EnvironmentRow) -> list[Piece]:
     """One environment. A stale figure has ``~`` in front, one of unknown age ``?``."""
-    arm = row.arm if row.arm is not UNSET else ABSENT
-    epoch = ABSENT if row.epoch is UNSET else str(row.epoch)
-    epoch += "" if row.max_epochs is UNSET else f"/{row.max_epochs}"
+    arm = row.arm if row.arm is not None else ABSENT
+    epoch = ABSENT if row.epoch is None else str(row.epoch)
+    epoch += "" if row.max_epochs is None else f"/{row.max_epochs}"
     pieces = [
         (f"{MARKS[row.level]} ", row.level),
         (f"{row.env:>5} {str(arm)[:10]:<10} {epoch:>9} ", ""),
@@ -35,19 +33,19 @@ def row_pieces(row: EnvironmentRow) -> list[Piece]:
     if row.factors:
         pieces.append((f"{row.factors[0].text}  ", row.level))
     for chip in row.slots.values():
-        pieces.append((f"{_chip(chip)} ", str(chip.stage)))
+        pieces.append((f"{_chip(chip)} ", chip.stage or ""))
     return pieces
 
 
 def _chip(chip: Chip) -> str:
-    alpha = "" if chip.alpha is UNSET else f" {_short(chip.alpha)}"
-    gate = "" if chip.gate is UNSET else f" {chip.gate}{'+' if chip.gate_passed else '-'}"
-    blueprint = "" if chip.blueprint is UNSET else f":{chip.blueprint}"
+    alpha = "" if chip.alpha is None else f" {_short(chip.alpha)}"
+    gate = "" if chip.gate is None else f" {chip.gate}{'+' if chip.gate_passed else '-'}"
+    blueprint = "" if chip.blueprint is None else f":{chip.blueprint}"
     return f"{chip.glyph}{chip.slot}{blueprint}{alpha}{gate}"
 
 
 def _short(value: Figure | object) -> str:
     if not isinstance(value, Figure):
         return ABSENT
-    mark = "?" if value.epoch is UNSET else "~" if value.stale else ""
+    mark = "?" if value.epoch is None else "~" if value.stale else ""
     return mark + number(value.value)

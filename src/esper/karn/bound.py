@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from typing import Final
 
-from msgspec import UNSET
-
 from esper.karn.schema import Bound, HostVitals, Number, StepSplit
 
 INPUT_SHARE: Final = 0.25
@@ -42,7 +40,7 @@ def detect(steps: StepSplit, vitals: HostVitals | None, threads: int | None) -> 
 
 def _thermal(vitals: HostVitals) -> Bound | None:
     throttled = vitals.throttled_per_second
-    if throttled is UNSET or throttled <= 0:
+    if throttled is None or throttled <= 0:
         return None
     return Bound(
         kind="thermal",
@@ -54,7 +52,7 @@ def _thermal(vitals: HostVitals) -> Bound | None:
 
 def _memory(vitals: HostVitals) -> Bound | None:
     left, total = vitals.memory_available, vitals.memory_total
-    if left is not UNSET and total is not UNSET and total > 0 and left / total < MEMORY_LEFT:
+    if left is not None and total is not None and total > 0 and left / total < MEMORY_LEFT:
         return Bound(
             kind="memory",
             text=f"{left / total:.0%} of the memory that the run may use is left",
@@ -62,7 +60,7 @@ def _memory(vitals: HostVitals) -> Bound | None:
             evidence=_known(memory_left=left / total),
         )
     faults = vitals.major_faults_per_second
-    if faults is not UNSET and faults > FAULTS:
+    if faults is not None and faults > FAULTS:
         return Bound(
             kind="memory",
             text=f"{faults:.0f} major page faults a second",
@@ -70,7 +68,7 @@ def _memory(vitals: HostVitals) -> Bound | None:
             evidence=_known(major_faults_per_second=faults),
         )
     used, of = vitals.gpu_memory, vitals.gpu_memory_total
-    if used is not UNSET and of is not UNSET and of > 0 and 1 - used / of < GPU_MEMORY_LEFT:
+    if used is not None and of is not None and of > 0 and 1 - used / of < GPU_MEMORY_LEFT:
         return Bound(
             kind="memory",
             text=f"{1 - used / of:.0%} of the device's memory is left",
@@ -82,13 +80,13 @@ def _memory(vitals: HostVitals) -> Bound | None:
 
 def _input(steps: StepSplit, vitals: HostVitals | None) -> Bound | None:
     train, wait = steps.train, steps.input_wait
-    if isinstance(train, str) or isinstance(wait, str) or train is UNSET or wait is UNSET or train <= 0:
+    if isinstance(train, str) or isinstance(wait, str) or train is None or wait is None or train <= 0:
         return None
     share = wait / train
     if share < INPUT_SHARE:
         return None
-    io_wait = vitals.io_wait_share if vitals is not None else UNSET
-    disk = io_wait is not UNSET and io_wait > 0.1
+    io_wait = vitals.io_wait_share if vitals is not None else None
+    disk = io_wait is not None and io_wait > 0.1
     return Bound(
         kind="input",
         text=f"{share:.0%} of training time goes into waiting for data",
@@ -102,14 +100,14 @@ def _input(steps: StepSplit, vitals: HostVitals | None) -> Bound | None:
 def _cores(vitals: HostVitals, threads: int | None) -> Bound | None:
     used, cores = vitals.process_cores, vitals.cores
     gpu = vitals.gpu_share
-    if gpu is not UNSET and gpu >= BUSY:
+    if gpu is not None and gpu >= BUSY:
         return Bound(
             kind="compute",
             text=f"the device is {gpu:.0%} busy",
             advice="Nothing waits: a smaller host, fewer counterfactuals or a faster device would help.",
             evidence=_known(gpu_share=gpu),
         )
-    if used is UNSET or cores is UNSET:
+    if used is None or cores is None:
         return None
     mine = min(threads, cores) if threads else cores
     evidence = _known(process_cores=used, cores=float(cores), cpu_share=vitals.cpu_share)
@@ -120,7 +118,7 @@ def _cores(vitals: HostVitals, threads: int | None) -> Bound | None:
             advice="Nothing waits: a smaller host, fewer counterfactuals or more cores would help.",
             evidence=evidence,
         )
-    if vitals.cpu_share is not UNSET and vitals.cpu_share >= BUSY:
+    if vitals.cpu_share is not None and vitals.cpu_share >= BUSY:
         return Bound(
             kind="compute",
             text=f"others keep the machine busy ({vitals.cpu_share:.0%}); the run has {used:.1f} of {mine} cores",

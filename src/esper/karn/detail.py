@@ -4,27 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from msgspec import UNSET, UnsetType
-
 from esper.karn import words
-from esper.karn.schema import (
-    Action,
-    Check,
-    Curve,
-    EnvironmentDetail,
-    Gate,
-    Seed,
-    Slot,
-    Stretch,
-    number,
-    wire_safe,
-)
+from esper.karn.schema import Check, Curve, EnvironmentDetail, Gate, Seed, Slot, number, wire_safe
 from esper.karn.series import Series
-from esper.karn.snapshot import environment_row, figure, in_order, known, stale_factor
-from esper.karn.state import ActionRecord, EnvironmentFold, Facts, GateRecord, RunState, SeedFold, SlotFold
-from esper.leyline import HEADS, RELEVANT_HEADS, unknown
-
-_RELEVANT = {op.name: frozenset(heads) for op, heads in RELEVANT_HEADS.items()}
+from esper.karn.snapshot import environment_row, figure, in_order, stale_factor
+from esper.karn.state import EnvironmentFold, Facts, RunState, SeedFold, SlotFold, view
+from esper.karn.words import dated
+from esper.leyline import unknown
 
 
 def build_detail(state: RunState, env_id: int, now: float) -> EnvironmentDetail:
@@ -32,19 +18,16 @@ def build_detail(state: RunState, env_id: int, now: float) -> EnvironmentDetail:
     fold = state.environments.get(env_id)
     if fold is None:
         raise unknown("environment", str(env_id), map(str, state.environments))
-    return EnvironmentDetail(
+    return view(
+        EnvironmentDetail,
+        fold,
         row=environment_row(fold, stale_factor(state, fold, now), state.run.slots),
         metric=curve(fold.metric),
         loss=curve(fold.loss),
         facts=_figures(fold.facts, fold.epoch),
         slots={name: _slot(fold.slots[name], fold) for name in in_order(fold.slots, state.run.slots)},
-        actions=[_action(record) for record in fold.actions],
-        actions_seen=fold.actions_seen,
         compute=_figures(fold.compute, fold.epoch),
-        non_finite=list(fold.non_finite),
-        rollbacks=fold.rollbacks,
         diagnostics=wire_safe(fold.diagnostics),
-        diagnostics_epoch=known(fold.diagnostics_epoch),
     )
 
 
@@ -66,58 +49,24 @@ def _figures(facts: Facts, epoch: int | None) -> dict[str, Any]:
 
 
 def _slot(slot: SlotFold, fold: EnvironmentFold) -> Slot:
-    return Slot(
-        slot=slot.slot_id,
-        stage=known(slot.stage),
-        seed=UNSET if slot.seed is None else seed_view(slot.seed, slot, fold.epoch, live=True),
-        past=[seed_view(seed, slot, fold.epoch, live=False) for seed in slot.past],
-        seeds_seen=slot.seeds_seen,
-        swimlane=[
-            Stretch(stage=span.stage, since=span.since, until=known(span.until), seed=known(span.seed_id))
-            for span in slot.spans
-        ],
-    )
+    seed = slot.seed
+    if seed is None:
+        live = None
+    else:
+        live = _seed(seed, fold.epoch, stage=slot.stage, blocked=_blocked(seed) if seed.stage is None else None)
+    return view(Slot, slot, seed=live, past=[_seed(seed, fold.epoch) for seed in slot.past])
 
 
-def seed_view(seed: SeedFold, slot: SlotFold, epoch: int | None, *, live: bool) -> Seed:
-    """The inspector of one seed, with the reason why it is blocked."""
-    gates = [gate_view(record) for _, record in sorted(seed.gates.items())]
-    return Seed(
-        seed=seed.seed_id,
-        slot=slot.slot_id,
-        blueprint=known(seed.blueprint),
-        stage=known(slot.stage if live else seed.end_stage),
-        germinated_epoch=known(seed.germinated_epoch),
-        incubation=known(seed.incubation),
-        blend=known(seed.blend),
-        tempo=known(seed.tempo),
-        alpha_target=known(seed.alpha_target),
-        parameters=known(seed.parameters),
+def _seed(seed: SeedFold, epoch: int | None, **live: str | None) -> Seed:
+    return view(
+        Seed,
+        seed,
+        **live,
         facts=_figures(seed.facts, epoch),
-        gates=gates,
-        blocked=_blocked(seed) if live and seed.end_stage is None else UNSET,
-        unavailable=UNSET if seed.unavailable is None else _sentence(seed.unavailable.reason, seed.unavailable.epoch),
-        veto=UNSET
-        if seed.veto is None
-        else _sentence(f"{seed.veto.target_stage} vetoed by {seed.veto.by}: {seed.veto.reason}", seed.veto.epoch),
+        gates=[view(Gate, gate, checks=list(map(_check, gate.checks))) for _, gate in sorted(seed.gates.items())],
         ended=_ended(seed),
-        alpha=curve(seed.alpha) if seed.alpha.seen else UNSET,
-        contribution=curve(seed.contribution) if seed.contribution.seen else UNSET,
-    )
-
-
-def gate_view(record: GateRecord) -> Gate:
-    """The last evaluation of a gate, each check in words."""
-    return Gate(
-        gate=record.gate,
-        passed=record.passed,
-        target=record.target_stage,
-        text=record.message,
-        evaluations=record.evaluations,
-        failures=record.failures,
-        checks=[_check(check) for check in record.checks],
-        epoch=known(record.epoch),
-        time=known(record.time),
+        alpha=curve(seed.alpha) if seed.alpha.seen else None,
+        contribution=curve(seed.contribution) if seed.contribution.seen else None,
     )
 
 
@@ -128,52 +77,28 @@ def _check(record: dict[str, Any]) -> Check:
         text=words.check(record),
         comparison=str(record.get("comparison", "")),
         threshold=wire_safe(record.get("threshold", "")),
-        measured=wire_safe(known(record.get("measured"))),
-        unit=known(record.get("unit")),
+        measured=wire_safe(record.get("measured")),
+        unit=record.get("unit"),
     )
 
 
-def _blocked(seed: SeedFold) -> str | UnsetType:
+def _blocked(seed: SeedFold) -> str | None:
     """What the newest gate evaluation says against moving on."""
     if not seed.gates:
-        return UNSET
-    newest = max(seed.gates.values(), key=lambda record: (record.epoch is not None, record.epoch or 0, record.gate))
+        return None
+    newest = max(seed.gates.values(), key=lambda gate: (gate.epoch is not None, gate.epoch or 0, gate.gate))
     if newest.passed:
-        return UNSET
-    reasons = [words.check(check) for check in newest.checks if not check.get("passed")] or list(newest.failed)
-    return _sentence(f"{newest.gate} keeps it from {newest.target_stage}: {'; '.join(reasons)}", newest.epoch)
+        return None
+    reasons = [words.check(check) for check in newest.checks if not check.get("passed")] or newest.failed
+    return dated(f"{newest.gate} keeps it from {newest.target}: {'; '.join(reasons)}", newest.epoch)
 
 
-def _ended(seed: SeedFold) -> str | UnsetType:
-    if seed.end_stage is None:
-        return UNSET
-    if seed.end_stage == "FOSSILIZED":
+def _ended(seed: SeedFold) -> str | None:
+    if seed.stage is None:
+        return None
+    if seed.stage == "FOSSILIZED":
         cost = seed.facts.get("removal_cost")
         worth = f", worth {words.figure(cost.value)}" if cost is not None else ""
-        return _sentence(f"kept for good{worth}", seed.end_epoch)
+        return dated(f"kept for good{worth}", seed.end_epoch)
     by = f" by {seed.end_by}" if seed.end_by else ""
-    return _sentence(f"pruned{by}: {seed.end_reason or 'no reason given'}", seed.end_epoch)
-
-
-def _sentence(text: str, epoch: int | None) -> str:
-    return f"{text} (epoch {epoch})" if epoch is not None else f"{text} (at an unknown time)"
-
-
-def _action(record: ActionRecord) -> Action:
-    relevant = _RELEVANT.get(record.op)
-    return Action(
-        op=record.op,
-        outcome=record.outcome,
-        epoch=known(record.epoch),
-        time=known(record.time),
-        slot=known(record.slot),
-        blueprint=known(record.blueprint),
-        blend=known(record.blend),
-        alpha_target=known(record.alpha_target),
-        tempo=known(record.tempo),
-        reason=known(record.reason),
-        why_not=known(record.why_not),
-        evidence={name: number(float(value)) for name, value in record.evidence.items()},
-        masked=list(record.masked),
-        unused=[] if relevant is None else [head for head in HEADS if head not in relevant],
-    )
+    return dated(f"pruned{by}: {seed.end_reason or 'no reason given'}", seed.end_epoch)

@@ -70,10 +70,10 @@ def _shape(struct: type[msgspec.Struct]) -> tuple[tuple[str, Any], ...]:
 
 
 def _is_sent(value: Any, default: Any) -> bool:
-    """As msgspec leaves fields out: unset, the default itself, or an empty collection for a default that is made."""
+    """As msgspec leaves fields out: the default itself, or an empty collection for a default that is made."""
     if isinstance(default, msgspec._core.Factory):
         return type(value) is not default.factory or bool(value)
-    return value is not msgspec.UNSET and value is not default
+    return value is not default
 
 
 def _struct(old: msgspec.Struct, new: msgspec.Struct) -> Patch:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from msgspec import UNSET
-
 from esper.karn.plain import shown
 from esper.karn.schema import Action, Curve, EnvironmentDetail, Seed, Slot
 from esper.karn.words import GLYPHS
@@ -60,16 +58,16 @@ def _lines(detail: EnvironmentDetail, unit: str) -> Iterator[str]:
 
 
 def _slot(slot: Slot, epoch: Any) -> Iterator[str]:
-    stage = slot.stage if slot.stage is not UNSET else "unknown"
+    stage = slot.stage if slot.stage is not None else "unknown"
     seeds = "1 seed" if slot.seeds_seen == 1 else f"{slot.seeds_seen} seeds"
     yield f"SLOT {slot.slot}  {GLYPHS.get(str(stage), '?')} {str(stage).lower()}, {seeds} so far"
     if slot.swimlane:
-        spans = (f"{GLYPHS.get(s.stage, '?')} {s.since}-{'' if s.until is UNSET else s.until}" for s in slot.swimlane)
+        spans = (f"{GLYPHS.get(s.stage, '?')} {s.since}-{'' if s.until is None else s.until}" for s in slot.swimlane)
         yield f"  life by epoch: {'  '.join(spans)}"
-    if slot.seed is not UNSET:
+    if slot.seed is not None:
         yield from _seed(slot.seed, epoch)
     for seed in slot.past:
-        yield f"  before: {seed.blueprint if seed.blueprint is not UNSET else seed.seed}, {_or(seed.ended, 'gone')}"
+        yield f"  before: {seed.blueprint if seed.blueprint is not None else seed.seed}, {_or(seed.ended, 'gone')}"
 
 
 def _seed(seed: Seed, epoch: Any) -> Iterator[str]:
@@ -81,7 +79,7 @@ def _seed(seed: Seed, epoch: Any) -> Iterator[str]:
         ("no counterfactual", seed.unavailable),
         ("ended", seed.ended),
     ):
-        if text is not UNSET:
+        if text is not None:
             yield f"    {label}: {text}"
     for gate in seed.gates:
         yield f"    {gate.gate} {'passed' if gate.passed else 'FAILED'}, {gate.failures} of {gate.evaluations} failed"
@@ -89,12 +87,12 @@ def _seed(seed: Seed, epoch: Any) -> Iterator[str]:
             yield f"      {'ok  ' if check.passed else 'FAIL'} {check.text}"
     for name, value in seed.facts.items():
         yield f"    {name.replace('_', ' ')}: {shown(value, '', epoch)}"
-    if seed.contribution is not UNSET:
+    if seed.contribution is not None:
         yield f"    contribution {sparkline(seed.contribution)}"
 
 
 def _action(action: Action) -> str:
-    epoch = f"epoch {action.epoch}: " if action.epoch is not UNSET else ""
+    epoch = f"epoch {action.epoch}: " if action.epoch is not None else ""
     what = " ".join(
         f"{label}{number(part) if isinstance(part, float) else part}"
         for label, part in (
@@ -105,7 +103,7 @@ def _action(action: Action) -> str:
             ("alpha ", action.alpha_target),
             ("tempo ", action.tempo),
         )
-        if part is not UNSET
+        if part is not None
     )
     why = _or(action.why_not, _or(action.reason, ""))
     narrowed = f", masks narrowed {', '.join(action.masked)}" if action.masked else ""
@@ -113,4 +111,4 @@ def _action(action: Action) -> str:
 
 
 def _or(value: Any, otherwise: Any) -> Any:
-    return otherwise if value is UNSET else value
+    return otherwise if value is None else value

@@ -17,7 +17,7 @@ STATIC: Final = "static"
 """The arm that others are compared with when it is there."""
 
 
-class Episode(msgspec.Struct, omit_defaults=True):
+class EpisodeRecord(msgspec.Struct, omit_defaults=True):
     """One finished episode of one arm."""
 
     arm: str
@@ -95,7 +95,7 @@ class ArmRow(msgspec.Struct, omit_defaults=True):
     seeds_kept: float | None = None
 
 
-class Difference(msgspec.Struct, omit_defaults=True):
+class ArmDifference(msgspec.Struct, omit_defaults=True):
     """``arm`` minus ``control``, paired by seed; positive means that ``arm`` is better."""
 
     arm: str
@@ -115,10 +115,10 @@ class EndTable(msgspec.Struct, omit_defaults=True):
     unit: str
     higher_is_better: bool
     arms: list[ArmRow]
-    differences: list[Difference]
+    differences: list[ArmDifference]
 
 
-class Evidence(msgspec.Struct, omit_defaults=True):
+class RunEvidence(msgspec.Struct, omit_defaults=True):
     """Everything a report is written from."""
 
     run: dict[str, Any]
@@ -126,7 +126,7 @@ class Evidence(msgspec.Struct, omit_defaults=True):
     end: dict[str, Any] | None
     """Payload of its end event; ``None`` when there is none."""
     table: EndTable
-    episodes: list[Episode]
+    episodes: list[EpisodeRecord]
     seeds: list[SeedLife]
     tracks: list[Track]
     rollbacks: int = 0
@@ -140,7 +140,7 @@ def build_end_table(events: Iterable[TelemetryEvent]) -> EndTable:
     return gather(events).table
 
 
-def gather(events: Iterable[TelemetryEvent]) -> Evidence:
+def gather(events: Iterable[TelemetryEvent]) -> RunEvidence:
     """Fold a run's events into its evidence."""
     found = _Gatherer()
     for event in events:
@@ -154,7 +154,7 @@ class _Gatherer:
     def __init__(self) -> None:
         self.run: dict[str, Any] = {}
         self.end: dict[str, Any] | None = None
-        self.episodes: list[Episode] = []
+        self.episodes: list[EpisodeRecord] = []
         self.seeds: dict[tuple[int, int, str], SeedLife] = {}
         self.tracks: dict[tuple[int, int], Track] = {}
         self.asked: dict[tuple[int, str], str] = {}
@@ -189,7 +189,7 @@ class _Gatherer:
         if handler is not None and event.env_id is not None:
             handler(event, self._track(event))
 
-    def evidence(self) -> Evidence:
+    def evidence(self) -> RunEvidence:
         """What was found."""
         metric = self.run.get("metric", {})
         better = bool(metric.get("higher_is_better", True))
@@ -204,7 +204,7 @@ class _Gatherer:
             if life.outcome == "undecided" and not life.reason:
                 held = f", {life.gate}" if life.gate else ""
                 life.reason = f"in stage {life.stage or 'unknown'} when the episode ended{held}"
-        return Evidence(
+        return RunEvidence(
             self.run,
             self.end,
             table,
@@ -238,7 +238,7 @@ class _Gatherer:
     def _end_episode(self, event: TelemetryEvent, track: Track) -> None:
         data = event.data
         self.episodes.append(
-            Episode(
+            EpisodeRecord(
                 arm=data.get("arm", track.arm),
                 policy=data.get("policy", ""),
                 seed=data.get("seed", 0),
@@ -343,12 +343,12 @@ _MEASURED: Final = (
 )
 
 
-def _arms(episodes: list[Episode]) -> list[ArmRow]:
+def _arms(episodes: list[EpisodeRecord]) -> list[ArmRow]:
     arms = dict.fromkeys(episode.arm for episode in episodes)
     return [_arm(name, [episode for episode in episodes if episode.arm == name]) for name in arms]
 
 
-def _arm(name: str, episodes: list[Episode]) -> ArmRow:
+def _arm(name: str, episodes: list[EpisodeRecord]) -> ArmRow:
     return ArmRow(
         arm=name,
         episodes=len(episodes),
@@ -362,7 +362,7 @@ def _arm(name: str, episodes: list[Episode]) -> ArmRow:
     )
 
 
-def _differences(episodes: list[Episode], higher_is_better: bool) -> list[Difference]:
+def _differences(episodes: list[EpisodeRecord], higher_is_better: bool) -> list[ArmDifference]:
     """The first arm that grows against every other; every other against static besides, where there is a static one."""
     arms = list(dict.fromkeys(episode.arm for episode in episodes))
     grown = next((arm for arm in arms if arm != STATIC), None)
@@ -372,8 +372,8 @@ def _differences(episodes: list[Episode], higher_is_better: bool) -> list[Differ
     return [_difference(episodes, grown, control, 1.0 if higher_is_better else -1.0) for control in controls]
 
 
-def _difference(episodes: list[Episode], arm: str, control: str, sign: float) -> Difference:
-    sides: list[dict[tuple[int, int], Episode]] = []
+def _difference(episodes: list[EpisodeRecord], arm: str, control: str, sign: float) -> ArmDifference:
+    sides: list[dict[tuple[int, int], EpisodeRecord]] = []
     for name in (arm, control):
         sides.append({(e.episode, e.seed): e for e in episodes if e.arm == name})
     pairs = [(sides[0][key], sides[1][key]) for key in sides[0] if key in sides[1]]
@@ -383,7 +383,7 @@ def _difference(episodes: list[Episode], arm: str, control: str, sign: float) ->
         return interval([sign * (a - b) for a, b in measured if a is not None and b is not None])
 
     ratios = [a.total_macs / b.total_macs for a, b in pairs if a.total_macs is not None and b.total_macs]
-    return Difference(
+    return ArmDifference(
         arm=arm,
         control=control,
         pairs=len(pairs),

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from esper.karn.evidence import STATIC, Evidence, SeedLife, Track
+from esper.karn.evidence import STATIC, RunEvidence, SeedLife, Track
 from esper.leyline import MissingExtraError
 
 STAGE_COLOURS: Final = {
@@ -46,7 +46,7 @@ STYLE: Final[dict[Any, Any]] = {
 }
 
 
-def draw(evidence: Evidence, folder: Path) -> list[str]:
+def draw(evidence: RunEvidence, folder: Path) -> list[str]:
     """Draw what the evidence has data for, as SVG and PNG, and return the figures' names.
 
     The episode shown is the one of the growing arm with the best validation result, said in each title.
@@ -74,7 +74,7 @@ def draw(evidence: Evidence, folder: Path) -> list[str]:
     return names
 
 
-def _shown(evidence: Evidence) -> Track | None:
+def _shown(evidence: RunEvidence) -> Track | None:
     """The track of the growing arm's best episode by validation; the first one while none has ended."""
     grown = [track for track in evidence.tracks if track.arm != STATIC and track.metric] or [
         track for track in evidence.tracks if track.metric
@@ -91,7 +91,7 @@ def _shown(evidence: Evidence) -> Track | None:
     return max(main, key=lambda track: results.get((track.env_id, track.episode), -math.inf))
 
 
-def _course(figure: Any, evidence: Evidence, shown: Track, lives: Mapping[str, SeedLife]) -> bool:
+def _course(figure: Any, evidence: RunEvidence, shown: Track, lives: Mapping[str, SeedLife]) -> bool:
     slots = [slot for slot, spans in shown.stages.items() if any(stage != "DORMANT" for _, stage in spans)]
     ratio = [5, max(1.0, 0.55 * len(slots))]
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=ratio) if slots else (figure.subplots(), None)
@@ -143,7 +143,7 @@ def _swimlanes(axes: Any, track: Track, slots: list[str]) -> None:
     dress(axes, "", "", grid=False)
 
 
-def _contribution(figure: Any, evidence: Evidence, shown: Track, lives: Mapping[str, SeedLife]) -> bool:
+def _contribution(figure: Any, evidence: RunEvidence, shown: Track, lives: Mapping[str, SeedLife]) -> bool:
     if not shown.costs and not shown.gains:
         return False
     axes = figure.subplots()
@@ -180,7 +180,7 @@ def _contribution(figure: Any, evidence: Evidence, shown: Track, lives: Mapping[
     return True
 
 
-def _alpha(figure: Any, evidence: Evidence, shown: Track, lives: Mapping[str, SeedLife]) -> bool:
+def _alpha(figure: Any, evidence: RunEvidence, shown: Track, lives: Mapping[str, SeedLife]) -> bool:
     if not shown.alphas:
         return False
     axes = figure.subplots()

@@ -18,8 +18,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from msgspec import UNSET
-
 from esper.karn.schema import EnvironmentRow, FeedItem
 from esper.leyline import SEVERITIES, UsageError, unknown
 
@@ -113,7 +111,7 @@ def parse(text: str) -> Filter:
 def item_subject(item: FeedItem) -> Subject:
     """Fields of a feed item."""
     names = ("type", "severity", "episode", "epoch", "env", "slot", "seed", "stage", "blueprint", "gate", "time")
-    known = {name: value for name in names if (value := getattr(item, name)) is not UNSET}
+    known = {name: value for name in names if (value := getattr(item, name)) is not None}
     words = [str(known[name]) for name in ("type", "slot", "seed", "blueprint", "stage") if name in known]
     return known | {"text": " ".join([item.text, *words])}
 
@@ -121,15 +119,15 @@ def item_subject(item: FeedItem) -> Subject:
 def row_subject(row: EnvironmentRow) -> Subject:
     """Fields of an environment; slots, stages, blueprints and factors match if any of them does."""
     names = ("env", "episode", "epoch", "arm", "policy", "device", "status", "level", "score")
-    subject: dict[str, Any] = {name: value for name in names if (value := getattr(row, name)) is not UNSET}
+    subject: dict[str, Any] = {name: value for name in names if (value := getattr(row, name)) is not None}
     for name in ("metric", "loss", "parameters"):
         figure = getattr(row, name)
-        if figure is not UNSET:
+        if figure is not None:
             subject[name] = float(figure.value)
     chips = list(row.slots.values())
     subject["slot"] = {chip.slot for chip in chips}
     for name in ("stage", "blueprint", "seed", "gate"):
-        subject[name] = {value for chip in chips if (value := getattr(chip, name)) is not UNSET}
+        subject[name] = {value for chip in chips if (value := getattr(chip, name)) is not None}
     subject["factor"] = {factor.name for factor in row.factors}
     subject["text"] = " ".join(
         [*(factor.text for factor in row.factors), str(subject.get("arm", "")), *subject["slot"], *subject["blueprint"]]

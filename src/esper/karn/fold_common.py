@@ -44,13 +44,13 @@ def slot_in(state: RunState, environment: EnvironmentFold, name: str) -> SlotFol
 def seed_of(slot: SlotFold, event: TelemetryEvent) -> SeedFold | None:
     """The seed in the slot that the event is about; another seed id starts another seed."""
     seed, seed_id = slot.seed, event.seed_id
-    if seed_id is None or (seed is not None and seed.seed_id == seed_id):
+    if seed_id is None or (seed is not None and seed.seed == seed_id):
         return seed
     for old in slot.past:
-        if old.seed_id == seed_id:
+        if old.seed == seed_id:
             return old
     retire(slot)
-    slot.seed = SeedFold(seed_id)
+    slot.seed = SeedFold(seed=seed_id, slot=slot.slot)
     slot.seeds_seen += 1
     return slot.seed
 

@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable
 from typing import Any, Final
 
+from msgspec.structs import replace
+
 from esper.karn.fold_common import measure, smoothed
 from esper.karn.state import EnvironmentFold, Measured, RunState
 from esper.leyline import TelemetryEvent
@@ -93,9 +95,12 @@ def _last_action(environment: EnvironmentFold, event: TelemetryEvent) -> None:
     measure(environment.loose_facts, data, ("reward", "objective"), event)
     if "objective" in data:
         _objective(environment, float(data["objective"]), before)
-    for record in reversed(environment.actions[-4:]):
-        if (record.op, record.slot, record.epoch) == (data.get("op"), data.get("slot"), event.epoch):
-            record.masked = [head for head, narrowed in data.get("masked", {}).items() if narrowed]
+    actions = environment.actions
+    for place in range(len(actions) - 1, max(-1, len(actions) - 5), -1):
+        action = actions[place]
+        if (action.op, action.slot, action.epoch) == (data.get("op"), data.get("slot"), event.epoch):
+            masked = [head for head, narrowed in data.get("masked", {}).items() if narrowed]
+            actions[place] = replace(action, masked=masked)
             return
 
 

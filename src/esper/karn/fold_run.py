@@ -5,26 +5,35 @@ from __future__ import annotations
 import math
 from typing import Any, Final
 
-from esper.karn import anomaly
+from msgspec.structs import replace
+
+from esper.karn import anomaly, words
 from esper.karn.fold_common import measure, slot_in, smoothed, tally, trim
 from esper.karn.fold_seed import GOVERNOR, set_stage
-from esper.karn.state import (
-    EPOCH_FACTS,
-    ActionRecord,
-    AnomalyFold,
-    DropRecord,
-    EnvironmentFold,
-    EpisodeRow,
-    Measured,
-    RunState,
-)
-from esper.leyline import TelemetryEvent
+from esper.karn.schema import Action, Drop, Leader, Number, number
+from esper.karn.state import EPOCH_FACTS, EnvironmentFold, Measured, RunState
+from esper.leyline import HEADS, RELEVANT_HEADS, TelemetryEvent
 from esper.leyline import TelemetryEventType as T
 
 ACTIONS = 50
 _CHOICES: Final = ("blueprint", "blend", "alpha_target", "tempo")
 """Heads of an action besides op and slot, as the payload names them."""
+_RELEVANT: Final = {op.name: frozenset(heads) for op, heads in RELEVANT_HEADS.items()}
 LEADERS = 50
+
+
+_OF_RUN: Final = (
+    "run_id",
+    "kind",
+    "task",
+    "policy",
+    "episodes",
+    "envs",
+    "max_epochs",
+    "device",
+    "threads",
+    "host_parameters",
+)
 
 
 def training_started(state: RunState, event: TelemetryEvent, environment: EnvironmentFold | None) -> None:
@@ -34,15 +43,14 @@ def training_started(state: RunState, event: TelemetryEvent, environment: Enviro
         run.started = event.timestamp
     else:
         run.resumed += 1
-    run.end_status = run.end_reason = run.end_time = run.end_seconds = None
-    for name in ("run_id", "kind", "task", "policy", "episodes", "envs", "max_epochs", "device", "threads"):
+    run.end_status = run.end_reason = None
+    for name in _OF_RUN:
         setattr(run, name, data.get(name))
-    run.host_parameters = data.get("host_parameters")
     run.blueprints = list(data.get("blueprints", ()))
     run.slots = [*data.get("slots", ()), *(name for name in run.slots if name not in data.get("slots", ()))]
     run.examples = dict(data.get("examples", {}))
     metric = data.get("metric", {})
-    run.metric_name, run.metric_unit = metric.get("name"), metric.get("unit", "")
+    run.metric, run.unit = metric.get("name"), metric.get("unit", "")
     run.higher_is_better, run.chance = metric.get("higher_is_better", True), metric.get("chance")
 
 
@@ -50,7 +58,6 @@ def training_ended(state: RunState, event: TelemetryEvent, environment: Environm
     """The only event that ends a run."""
     run, data = state.run, event.data
     run.end_status, run.end_reason = data.get("status"), data.get("reason")
-    run.end_time, run.end_seconds = event.timestamp, data.get("seconds")
 
 
 def episode_started(state: RunState, event: TelemetryEvent, environment: EnvironmentFold | None) -> None:
@@ -59,11 +66,11 @@ def episode_started(state: RunState, event: TelemetryEvent, environment: Environ
         state.unplaced += 1
         return
     data = event.data
-    state.environments[environment.env_id] = EnvironmentFold(
-        environment.env_id,
+    state.environments[environment.env] = EnvironmentFold(
+        env=environment.env,
         arm=data.get("arm"),
         policy=data.get("policy"),
-        device=state.run.device,
+        device=state.run.device or "unknown",
         seed=data.get("seed"),
         episode=event.episode,
         epoch=0,
@@ -71,7 +78,8 @@ def episode_started(state: RunState, event: TelemetryEvent, environment: Environ
         host_parameters=data.get("host_parameters"),
         last_epoch_time=event.timestamp,
         last_time=event.timestamp,
-        anomaly=AnomalyFold(rank=environment.anomaly.rank),
+        level=environment.level,
+        rank=environment.rank,
         version=environment.version,
     )
     arm = data.get("arm")
@@ -85,22 +93,23 @@ def episode_ended(state: RunState, event: TelemetryEvent, environment: Environme
     if environment is not None:
         environment.status = data.get("status", "completed")
         measure(environment.loose_facts, data, ("test_metric", "test_loss"), event)
-    state.episodes_ended += 1
+    state.run.episodes_ended += 1
+    host, total = data.get("host_parameters", 0), data.get("total_parameters", 0)
     state.leaderboard.append(
-        EpisodeRow(
-            env_id=event.env_id,
-            episode=event.episode,
+        Leader(
             arm=data.get("arm", ""),
             policy=data.get("policy", ""),
             seed=data.get("seed", 0),
             epochs=data.get("epochs", 0),
             status=data.get("status", ""),
-            host_parameters=data.get("host_parameters", 0),
-            total_parameters=data.get("total_parameters", 0),
-            seconds=data.get("seconds", 0.0),
+            parameters=total,
+            growth=(total - host) / host if host else None,
             seeds_kept=sum(seed.get("stage") == "FOSSILIZED" for seed in data.get("seeds", ())),
-            validation_metric=data.get("validation_metric"),
-            test_metric=data.get("test_metric"),
+            seconds=number(data.get("seconds", 0.0)),
+            env=event.env_id,
+            episode=event.episode,
+            validation=_measured(data.get("validation_metric")),
+            test=_measured(data.get("test_metric")),
             total_macs=data.get("total_macs"),
         )
     )
@@ -109,13 +118,18 @@ def episode_ended(state: RunState, event: TelemetryEvent, environment: Environme
         del state.leaderboard[LEADERS:]
 
 
-def standing(row: EpisodeRow, higher_is_better: bool) -> tuple[Any, ...]:
+def _measured(value: float | None) -> Number | None:
+    return None if value is None else number(float(value))
+
+
+def standing(row: Leader, higher_is_better: bool) -> tuple[Any, ...]:
     """Sort key of the leaderboard: best test metric first, then validation; unmeasured and NaN last."""
     keys: list[Any] = []
-    for value in (row.test_metric, row.validation_metric):
-        known = value is not None and not math.isnan(value)
-        keys += [not known, (-value if higher_is_better else value) if known and value is not None else 0.0]
-    return (*keys, row.env_id if row.env_id is not None else -1, row.episode if row.episode is not None else -1)
+    for told in (row.test, row.validation):
+        value = math.nan if told is None else float(told)
+        known = not math.isnan(value)
+        keys += [not known, (-value if higher_is_better else value) if known else 0.0]
+    return (*keys, row.env if row.env is not None else -1, row.episode if row.episode is not None else -1)
 
 
 def epoch_completed(state: RunState, event: TelemetryEvent, environment: EnvironmentFold | None) -> None:
@@ -214,24 +228,18 @@ def command_issued(state: RunState, event: TelemetryEvent, environment: Environm
     if environment is None:
         state.unplaced += 1
         return
-    environment.actions.append(
-        ActionRecord(
-            op=op,
-            outcome="issued",
-            epoch=event.epoch,
-            time=event.timestamp,
-            slot=data.get("slot", event.slot_id),
-            reason=data.get("reason"),
-            **_heads(data),
-            evidence=dict(data.get("evidence", {})),
-        )
-    )
+    evidence = {name: number(float(value)) for name, value in data.get("evidence", {}).items()}
+    _act(environment, event, op=op, outcome="issued", reason=data.get("reason"), evidence=evidence)
+
+
+def _act(environment: EnvironmentFold, event: TelemetryEvent, **said: Any) -> None:
+    data, relevant = event.data, _RELEVANT.get(said["op"])
+    said |= {name: data.get(name) for name in _CHOICES}
+    said["unused"] = [] if relevant is None else [head for head in HEADS if head not in relevant]
+    slot = data.get("slot", event.slot_id)
+    environment.actions.append(Action(epoch=event.epoch, time=event.timestamp, slot=slot, **said))
     environment.actions_seen += 1
     trim(environment.actions, ACTIONS)
-
-
-def _heads(data: dict[str, Any]) -> dict[str, Any]:
-    return {name: data.get(name) for name in _CHOICES}
 
 
 def command_settled(state: RunState, event: TelemetryEvent, environment: EnvironmentFold | None) -> None:
@@ -242,23 +250,18 @@ def command_settled(state: RunState, event: TelemetryEvent, environment: Environ
     if environment is None:
         state.unplaced += 1
         return
-    op, slot = data.get("op", ""), data.get("slot", event.slot_id)
-    for record in reversed(environment.actions):
-        if record.outcome == "issued" and record.op == op and record.slot == slot:
-            break
-    else:
-        record = ActionRecord(
-            op=op, outcome=outcome, epoch=event.epoch, time=event.timestamp, slot=slot, **_heads(data)
-        )
-        environment.actions.append(record)
-        environment.actions_seen += 1
-        trim(environment.actions, ACTIONS)
-    record.outcome, record.why_not = outcome, data.get("why_not")
+    op, slot, actions = data.get("op", ""), data.get("slot", event.slot_id), environment.actions
+    for place in reversed(range(len(actions))):
+        action = actions[place]
+        if action.outcome == "issued" and action.op == op and action.slot == slot:
+            actions[place] = replace(action, outcome=outcome, why_not=data.get("why_not"))
+            return
+    _act(environment, event, op=op, outcome=outcome, why_not=data.get("why_not"))
 
 
 def model_exported(state: RunState, event: TelemetryEvent, environment: EnvironmentFold | None) -> None:
     """The grown model was written."""
-    state.run.exported = event
+    state.run.exported = words.describe(event)
 
 
 def compute_spent(state: RunState, event: TelemetryEvent, environment: EnvironmentFold | None) -> None:
@@ -302,19 +305,18 @@ def governor_rollback(state: RunState, event: TelemetryEvent, environment: Envir
 
 def checkpoint(state: RunState, event: TelemetryEvent, environment: EnvironmentFold | None) -> None:
     """Saved or loaded."""
-    state.run.checkpoint = event
+    state.run.checkpoint = words.describe(event)
 
 
 def dropped(state: RunState, event: TelemetryEvent, environment: EnvironmentFold | None) -> None:
     """A sink lost events."""
     data = event.data
     key = (data.get("sink", ""), data.get("event_type", ""), data.get("reason", ""))
-    for record in state.drops:
-        if (record.sink, record.event_type, record.reason) == key:
-            record.count += data.get("count", 0)
-            record.time = event.timestamp
+    for place, drop in enumerate(state.drops):
+        if (drop.sink, drop.type, drop.reason) == key:
+            state.drops[place] = replace(drop, count=drop.count + data.get("count", 0))
             return
-    state.drops.append(DropRecord(*key, count=data.get("count", 0), time=event.timestamp))
+    state.drops.append(Drop(sink=key[0], type=key[1], reason=key[2], count=data.get("count", 0)))
 
 
 def level_set(state: RunState, event: TelemetryEvent, environment: EnvironmentFold | None) -> None:

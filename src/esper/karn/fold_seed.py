@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from msgspec.structs import replace
+
+from esper.karn import words
 from esper.karn.fold_common import measure, measure_aged, retire, seed_of, slot_of, tally, trim
-from esper.karn.state import BlueprintCount, EnvironmentFold, GateRecord, RunState, SeedFold, SlotFold, Span, VetoRecord
+from esper.karn.schema import Census, Stretch
+from esper.karn.state import EnvironmentFold, GateFold, RunState, SeedFold, SlotFold
 from esper.leyline import SeedStage, TelemetryEvent
 
 NOW: Final = ("alpha", "parameters", "isolation_violations", "has_vanishing", "has_exploding")
@@ -42,14 +46,14 @@ def germinated(state: RunState, event: TelemetryEvent, environment: EnvironmentF
     data = event.data
     seed = seed_of(slot, event)
     if seed is None:
-        seed = slot.seed = SeedFold(event.seed_id or "")
+        seed = slot.seed = SeedFold(seed=event.seed_id or "", slot=slot.slot)
         slot.seeds_seen += 1
     seed.blueprint = data.get("blueprint")
     seed.germinated_epoch = event.epoch
     seed.incubation, seed.blend = data.get("incubation"), data.get("blend")
     seed.tempo, seed.alpha_target = data.get("tempo"), data.get("alpha_target")
     _health(seed, event)
-    _census(state, seed).germinated += 1
+    _count(state, seed.blueprint, germinated=1)
     if slot.gate is not None and slot.gate.gate == "G0":
         seed.gates.setdefault("G0", slot.gate)
 
@@ -63,19 +67,18 @@ def gate_evaluated(state: RunState, event: TelemetryEvent, environment: Environm
     gate, passed = str(data.get("gate")), bool(data.get("passed"))
     seed = None if gate == "G0" else seed_of(slot, event)
     before = seed.gates.get(gate) if seed is not None else None
-    record = GateRecord(
+    slot.gate = record = GateFold(
         gate=gate,
         passed=passed,
-        target_stage=data.get("target_stage", ""),
-        message=data.get("message", ""),
+        target=data.get("target_stage", ""),
+        text=data.get("message", ""),
+        evaluations=1 if before is None else before.evaluations + 1,
+        failures=(0 if before is None else before.failures) + (not passed),
         checks=data.get("checks", []),
         failed=data.get("checks_failed", []),
         epoch=event.epoch,
         time=event.timestamp,
-        evaluations=1 if before is None else before.evaluations + 1,
-        failures=(0 if before is None else before.failures) + (not passed),
     )
-    slot.gate = record
     if seed is not None:
         seed.gates[gate] = record
         _health(seed, event)
@@ -83,7 +86,7 @@ def gate_evaluated(state: RunState, event: TelemetryEvent, environment: Environm
     if not passed:
         blueprint = data.get("blueprint") or (seed.blueprint if seed is not None else None)
         if blueprint is not None:
-            _blueprint(state, blueprint).refused += 1
+            _count(state, blueprint, refused=1)
         if event.epoch is not None:
             environment.gate_failures.append(event.epoch)
             trim(environment.gate_failures, RECENT)
@@ -107,10 +110,11 @@ def set_stage(slot: SlotFold, stage: str, epoch: int | None) -> None:
         return
     slot.stage = stage
     if epoch is not None:
-        if slot.spans and slot.spans[-1].until is None:
-            slot.spans[-1].until = epoch
-        slot.spans.append(Span(stage, epoch, seed_id=slot.seed.seed_id if slot.seed is not None else None))
-        trim(slot.spans, SPANS)
+        lanes, seed = slot.swimlane, slot.seed
+        if lanes and lanes[-1].until is None:
+            lanes[-1] = replace(lanes[-1], until=epoch)
+        lanes.append(Stretch(stage=stage, since=epoch, seed=None if seed is None else seed.seed))
+        trim(lanes, SPANS)
     if stage in EMPTY:
         retire(slot)
 
@@ -131,8 +135,8 @@ def fossilized(state: RunState, event: TelemetryEvent, environment: EnvironmentF
         return
     _health(seed, event)
     measure(seed.facts, event.data, ("removal_cost_se", "removal_cost_loss"), event)
-    seed.end_stage, seed.end_epoch = SeedStage.FOSSILIZED.name, event.epoch
-    _census(state, seed).fossilized += 1
+    seed.stage, seed.end_epoch = SeedStage.FOSSILIZED.name, event.epoch
+    _count(state, seed.blueprint, fossilized=1)
     tally(state, "seeds_kept", True, event)
 
 
@@ -145,9 +149,9 @@ def pruned(state: RunState, event: TelemetryEvent, environment: EnvironmentFold 
     if seed is None:
         return
     _health(seed, event)
-    seed.end_stage, seed.end_epoch = SeedStage.PRUNED.name, event.epoch
+    seed.stage, seed.end_epoch = SeedStage.PRUNED.name, event.epoch
     seed.end_reason, seed.end_by = event.data.get("reason"), event.data.get("by")
-    _census(state, seed).pruned += 1
+    _count(state, seed.blueprint, pruned=1)
     tally(state, "seeds_kept", False, event)
 
 
@@ -160,13 +164,8 @@ def vetoed(state: RunState, event: TelemetryEvent, environment: EnvironmentFold 
     seed = seed_of(slot, event) if slot is not None else None
     if seed is not None:
         _health(seed, event)
-        seed.veto = VetoRecord(
-            event.data.get("target_stage", ""),
-            event.data.get("by", ""),
-            event.data.get("reason", ""),
-            event.epoch,
-            event.timestamp,
-        )
+        target, by, reason = (event.data.get(name, "") for name in ("target_stage", "by", "reason"))
+        seed.veto = words.dated(f"{target} vetoed by {by}: {reason}", event.epoch)
 
 
 def isolation_violation(state: RunState, event: TelemetryEvent, environment: EnvironmentFold | None) -> None:
@@ -202,8 +201,7 @@ def counterfactual_unavailable(state: RunState, event: TelemetryEvent, environme
         return
     seed = _seed(state, event, environment)
     if seed is not None:
-        reason: str = event.data.get("reason", "")
-        seed.unavailable = VetoRecord("", event.data.get("detail", ""), reason, event.epoch, event.timestamp)
+        seed.unavailable = words.dated(event.data.get("reason", ""), event.epoch)
 
 
 GOVERNOR = 100
@@ -229,12 +227,7 @@ def _health(seed: SeedFold, event: TelemetryEvent) -> None:
 _HEALTH: Final = frozenset((*NOW, *AGED))
 
 
-def _census(state: RunState, seed: SeedFold) -> BlueprintCount:
-    return _blueprint(state, seed.blueprint or "unknown")
-
-
-def _blueprint(state: RunState, name: str) -> BlueprintCount:
-    count = state.census.get(name)
-    if count is None:
-        count = state.census[name] = BlueprintCount()
-    return count
+def _count(state: RunState, blueprint: str | None, **more: int) -> None:
+    name = blueprint or "unknown"
+    known = state.census.get(name) or Census(blueprint=name, germinated=0, fossilized=0, pruned=0, refused=0)
+    state.census[name] = replace(known, **{kind: getattr(known, kind) + count for kind, count in more.items()})

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from msgspec import UNSET, UnsetType
-
 from esper.karn.filter import Filter
 from esper.karn.schema import Chip, EnvironmentRow, Figure, HostVitals, Pulse, RunHeader, Snapshot
 from esper.karn.words import ABSENT, duration
@@ -21,14 +19,14 @@ def render(snapshot: Snapshot, wanted: Filter | None = None) -> str:
     return "\n".join(_lines(snapshot, wanted or Filter("", ()))) + "\n"
 
 
-def shown(value: Figure | Any, unit: str = "", epoch: int | Any = UNSET) -> str:
+def shown(value: Figure | Any, unit: str = "", epoch: int | Any = None) -> str:
     """A figure with its age in words: absent, NaN, zero and stale all read differently."""
-    if value is UNSET:
+    if value is None:
         return ABSENT
     text = number(value.value) + (f" {unit}" if unit else "")
-    if value.epoch is UNSET:
-        return text if value.time is not UNSET else f"{text} (age unknown)"
-    if value.stale and epoch is not UNSET:
+    if value.epoch is None:
+        return text if value.time is not None else f"{text} (age unknown)"
+    if value.stale and epoch is not None:
         return f"{text} (stale, {epoch - value.epoch} epochs old)"
     return text
 
@@ -48,8 +46,8 @@ def pulse_words(pulse: Pulse, now: float) -> str:
     """A figure of the policy's pulse with its verdict, its threshold and its age."""
     told = brief(pulse) + (f" {pulse.unit}" if pulse.unit not in ("", "share") else "")
     worry = "below" if pulse.low_is_bad else "above"
-    verdict = [] if pulse.threshold is UNSET else [f"{pulse.level}, a worry {worry} {brief(pulse, pulse.threshold)}"]
-    age = "age unknown" if pulse.figure.time is UNSET else f"{duration(max(0.0, now - pulse.figure.time))} ago"
+    verdict = [] if pulse.threshold is None else [f"{pulse.level}, a worry {worry} {brief(pulse, pulse.threshold)}"]
+    age = "age unknown" if pulse.figure.time is None else f"{duration(max(0.0, now - pulse.figure.time))} ago"
     return f"{told} ({', '.join([*verdict, age])})"
 
 
@@ -60,18 +58,18 @@ def levels_words(snapshot: Snapshot) -> str:
 
 def chip_words(chip: Chip) -> str:
     """A slot in words: ``blocks_1: conv3 blending, alpha 0.4, G2 passed``."""
-    if chip.stage is UNSET:
+    if chip.stage is None:
         return f"{chip.slot}: unknown"
-    parts = [f"{chip.blueprint} " if chip.blueprint is not UNSET else "", str(chip.stage).lower()]
+    parts = [f"{chip.blueprint} " if chip.blueprint is not None else "", str(chip.stage).lower()]
     text = f"{chip.slot}: {''.join(parts)}"
-    if chip.alpha is not UNSET:
+    if chip.alpha is not None:
         text += f", alpha {shown(chip.alpha)}"
-    if chip.gate is not UNSET:
+    if chip.gate is not None:
         text += f", {chip.gate} {'passed' if chip.gate_passed else 'failed'}"
     return text
 
 
-def body_words(host: HostVitals, device: str | UnsetType) -> str:
+def body_words(host: HostVitals, device: str | None) -> str:
     """Vitals of the run's machine; the GPU's where ``device`` is one. What could not be read is unknown."""
     share, gb = "{:.0%}", "{:.1f} GB"
     parts = [
@@ -80,14 +78,14 @@ def body_words(host: HostVitals, device: str | UnsetType) -> str:
         f"memory left {_amount(host.memory_available, gb, 1e9)}",
         f"I/O wait {_amount(host.io_wait_share, share)}",
     ]
-    if device is not UNSET and device.startswith("cuda"):
+    if device is not None and device.startswith("cuda"):
         memory = f"{_amount(host.gpu_memory, gb, 1e9)} of {_amount(host.gpu_memory_total, gb, 1e9)}"
         parts.append(f"GPU {_amount(host.gpu_share, share)} busy, its memory {memory}")
     return " · ".join(parts)
 
 
-def _amount(value: float | UnsetType, form: str, unit: float = 1.0) -> str:
-    return "unknown" if value is UNSET else form.format(value / unit)
+def _amount(value: float | None, form: str, unit: float = 1.0) -> str:
+    return "unknown" if value is None else form.format(value / unit)
 
 
 def _lines(snapshot: Snapshot, wanted: Filter) -> Iterator[str]:
@@ -101,7 +99,7 @@ def _lines(snapshot: Snapshot, wanted: Filter) -> Iterator[str]:
         yield from _learner(snapshot)
     yield ""
     yield f"BOUND  {snapshot.bound.kind}: {snapshot.bound.text}. {snapshot.bound.advice}"
-    if snapshot.host is not UNSET:
+    if snapshot.host is not None:
         yield f"BODY  {body_words(snapshot.host, snapshot.run.device)}"
     yield from _steps(snapshot)
     rows = [row for row in ordered(snapshot) if wanted.row(row)]
@@ -141,13 +139,13 @@ def ordered(snapshot: Snapshot) -> Iterable[EnvironmentRow]:
 
 def _head(snapshot: Snapshot) -> Iterator[str]:
     run, progress = snapshot.run, snapshot.run.progress
-    names = [str(name) for name in (run.task, run.policy, run.run_id) if name is not UNSET]
+    names = [str(name) for name in (run.task, run.policy, run.run_id) if name is not None]
     yield f"ESPER  {' · '.join(names) or 'no run yet'}"
     yield f"state  {state_words(run)}"
     done = f"{progress.epochs_done} epochs"
-    if progress.epochs_total is not UNSET:
+    if progress.epochs_total is not None:
         done = f"{progress.epochs_done} of {progress.epochs_total} epochs"
-    if progress.eta_seconds is not UNSET and run.state == "running":
+    if progress.eta_seconds is not None and run.state == "running":
         done += f", about {duration(progress.eta_seconds)} left"
     yield f"done   {done}, {run.episodes_ended} episodes ended, {snapshot.clock.events} events"
 
@@ -183,16 +181,16 @@ def _steps(snapshot: Snapshot) -> Iterator[str]:
     parts = [
         f"{name.replace('_', ' ')} {number(value)} ms"
         for name in ("train", "input_wait", "validate", "counterfactual", "policy")
-        if (value := getattr(snapshot.steps, name)) is not UNSET
+        if (value := getattr(snapshot.steps, name)) is not None
     ]
     if parts:
         yield f"  an epoch: {', '.join(parts)}"
 
 
 def _environment(row: EnvironmentRow, unit: str) -> Iterator[str]:
-    arm = f" {row.arm}" if row.arm is not UNSET else ""
-    epoch = f" epoch {row.epoch}" if row.epoch is not UNSET else ""
-    of = f" of {row.max_epochs}" if row.epoch is not UNSET and row.max_epochs is not UNSET else ""
+    arm = f" {row.arm}" if row.arm is not None else ""
+    epoch = f" epoch {row.epoch}" if row.epoch is not None else ""
+    of = f" of {row.max_epochs}" if row.epoch is not None and row.max_epochs is not None else ""
     yield (
         f"  env {row.env}{arm} on {row.device}: {row.level}, score {row.score:.2f},{epoch}{of}, "
         f"metric {shown(row.metric, unit, row.epoch)}, best {shown(row.best, unit)}, "
@@ -210,8 +208,8 @@ def _leaders(snapshot: Snapshot) -> Iterator[str]:
     yield ""
     yield f"LEADERBOARD  first {min(LEADERS_SHOWN, len(snapshot.leaderboard))} of {len(snapshot.leaderboard)}"
     for place, leader in enumerate(snapshot.leaderboard[:LEADERS_SHOWN], 1):
-        test = ABSENT if leader.test is UNSET else number(leader.test)
-        validation = ABSENT if leader.validation is UNSET else number(leader.validation)
+        test = ABSENT if leader.test is None else number(leader.test)
+        validation = ABSENT if leader.validation is None else number(leader.validation)
         yield (
             f"  {place}. {leader.arm} seed {leader.seed}: test {test}, validation {validation}, "
             f"{leader.parameters:,} parameters, {leader.seeds_kept} seeds kept"
@@ -219,7 +217,5 @@ def _leaders(snapshot: Snapshot) -> Iterator[str]:
 
 
 def _where(env: Any, epoch: Any, slot: Any) -> str:
-    parts = [
-        f"{name} {value}" for name, value in (("env", env), ("epoch", epoch), ("slot", slot)) if value is not UNSET
-    ]
+    parts = [f"{name} {value}" for name, value in (("env", env), ("epoch", epoch), ("slot", slot)) if value is not None]
     return f"{', '.join(parts)}: " if parts else ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from esper.karn.replay import Progress, Timeline
+from esper.karn.replay import ReadProgress, Timeline
 from esper.karn.schema import Damage, Snapshot
 from esper.karn.snapshot import Builder
 from esper.karn.state import RunState
@@ -19,7 +19,7 @@ class Player:
         directory: str | Path,
         clock: Callable[[], float],
         cache: str | Path | None = None,
-        progress: Progress | None = None,
+        progress: ReadProgress | None = None,
     ) -> None:
         self.speed = 1.0
         """Seconds of the run per second of the replay."""

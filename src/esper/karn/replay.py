@@ -62,7 +62,7 @@ MARKED: Final = frozenset(
 """Events that get a mark on the scrubber."""
 MARKS: Final = 2000
 
-Progress = Callable[[int, int], None]
+ReadProgress = Callable[[int, int], None]
 """Called with bytes read and bytes in all."""
 
 
@@ -104,7 +104,7 @@ class Timeline:
     """
 
     def __init__(
-        self, directory: str | Path, *, cache: str | Path | None = None, progress: Progress | None = None
+        self, directory: str | Path, *, cache: str | Path | None = None, progress: ReadProgress | None = None
     ) -> None:
         self.directory = Path(directory)
         self._reading: Reading = read_journal(self.directory)
@@ -235,7 +235,7 @@ class Timeline:
         except (DataError, OSError) as problem:
             self._stopped = damage_of(problem)
 
-    def _read_to_end(self, progress: Progress | None) -> None:
+    def _read_to_end(self, progress: ReadProgress | None) -> None:
         index, state = self._index, self._state
         last = index.keyframes[-1].events if index.keyframes else 0
         start = None
@@ -264,7 +264,7 @@ class Timeline:
         self._end = state
         self._jump(None)
 
-    def _to_end(self, start: Position | None, progress: Progress | None) -> Iterator[Batch | DecodedBatch]:
+    def _to_end(self, start: Position | None, progress: ReadProgress | None) -> Iterator[Batch | DecodedBatch]:
         """Batches from ``start`` on, read ahead while they are many."""
         sizes = [path.stat().st_size for path in list_segments(self.directory).values()]
         total = sum(sizes)

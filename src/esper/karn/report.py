@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from esper.karn.evidence import Difference, EndTable, Evidence, SeedLife, gather
+from esper.karn.evidence import ArmDifference, EndTable, RunEvidence, SeedLife, gather
 from esper.karn.schema import Damage, wire_safe
 from esper.karn.source import damage_of, report_damage
 from esper.karn.stats import Interval
@@ -57,7 +57,7 @@ def write_report(directory: str | Path, *, figures: bool | None = None) -> Path:
     return path
 
 
-def read_evidence(directory: str | Path) -> tuple[Evidence, list[Damage]]:
+def read_evidence(directory: str | Path) -> tuple[RunEvidence, list[Damage]]:
     """Evidence of the run in ``directory``, up to where its journal can be read, and what stood against more."""
     reading = read_journal(directory)
     problems: list[Damage] = []
@@ -72,14 +72,14 @@ def read_evidence(directory: str | Path) -> tuple[Evidence, list[Damage]]:
     return evidence, [*report_damage(reading.report), *problems]
 
 
-def encode_report(evidence: Evidence, damage: Sequence[Damage]) -> bytes:
+def encode_report(evidence: RunEvidence, damage: Sequence[Damage]) -> bytes:
     """``report.json``: deterministic, non-finite values by name, unmeasured ones left out."""
     plain = msgspec.to_builtins(evidence, str_keys=True)
     content = wire_safe({"schema": REPORT_SCHEMA, "damage": msgspec.to_builtins(list(damage)), **_without_none(plain)})
     return msgspec.json.format(msgspec.json.encode(content, order="deterministic"), indent=2) + b"\n"
 
 
-def markdown(evidence: Evidence, damage: Sequence[Damage], drawn: Sequence[str], missing: str = "") -> str:
+def markdown(evidence: RunEvidence, damage: Sequence[Damage], drawn: Sequence[str], missing: str = "") -> str:
     """``report.md``."""
     run = evidence.run
     title = f"# {run.get('task', 'Run')} · {run.get('policy', 'unknown policy')}"
@@ -117,7 +117,7 @@ def with_interval(value: Interval | None, sign: bool = False) -> str:
     return f"{shown} ± {value.half:.2f}" if value.half is not None else f"{shown} (n = {value.n})"
 
 
-def difference_line(difference: Difference, table: EndTable) -> str:
+def difference_line(difference: ArmDifference, table: EndTable) -> str:
     """One paired difference in one sentence."""
     head = f"{difference.arm} minus {difference.control}"
     found = difference.test or difference.validation
@@ -142,7 +142,7 @@ def _difference_lines(table: EndTable) -> list[str]:
     return ["\n".join(lines), note] if lines else ["There is no other arm to compare with."]
 
 
-def _opening(evidence: Evidence) -> str:
+def _opening(evidence: RunEvidence) -> str:
     run, end = evidence.run, evidence.end
     sizes = ", ".join(f"{figure(count)} {name}" for name, count in run.get("examples", {}).items())
     state = f"Run {run.get('run_id', 'of unknown id')}"
@@ -152,7 +152,7 @@ def _opening(evidence: Evidence) -> str:
     return f"{state}{why}. {figure(evidence.events)} events.{f' Examples: {sizes}.' if sizes else ''}{host}"
 
 
-def _warnings(evidence: Evidence, damage: Sequence[Damage]) -> list[str]:
+def _warnings(evidence: RunEvidence, damage: Sequence[Damage]) -> list[str]:
     lines = [f"> {_text(item.text)}" for item in damage]
     if evidence.dropped:
         lines.append(f"> {evidence.dropped} events were dropped before they reached the journal.")

@@ -10,7 +10,6 @@ import math
 from typing import Any, Final, Literal
 
 import msgspec
-from msgspec import UNSET, UnsetType
 
 SNAPSHOT_SCHEMA: Final = 1
 
@@ -20,15 +19,23 @@ Level = Literal["ok", "watch", "bad", "critical"]
 
 
 class Part(msgspec.Struct, omit_defaults=True, frozen=True):
-    """Base of everything in a snapshot: what was not measured is left out."""
+    """Base of everything in a snapshot: what was not measured is left out.
+
+    Folds (:mod:`esper.karn.state`) hold parts and put others in their place, so a snapshot never changes under its
+    readers.
+    """
+
+
+class Shared(msgspec.Struct, omit_defaults=True):
+    """Base of what a fold and the view of it have in common; a view is made anew each time."""
 
 
 class Figure(Part, kw_only=True, frozen=True):
     """A measured value. Without ``epoch`` and ``time`` it is of unknown age."""
 
     value: bool | int | float | NonFinite
-    epoch: int | UnsetType = UNSET
-    time: float | UnsetType = UNSET
+    epoch: int | None = None
+    time: float | None = None
     stale: bool = False
     """Measured more than two of the environment's epochs ago."""
 
@@ -62,18 +69,18 @@ class Chip(Part, kw_only=True, frozen=True):
 
     slot: str
     glyph: str
-    stage: str | UnsetType = UNSET
-    seed: str | UnsetType = UNSET
-    blueprint: str | UnsetType = UNSET
-    alpha: Figure | UnsetType = UNSET
-    gate: str | UnsetType = UNSET
+    stage: str | None = None
+    seed: str | None = None
+    blueprint: str | None = None
+    alpha: Figure | None = None
+    gate: str | None = None
     """The last gate evaluated."""
-    gate_passed: bool | UnsetType = UNSET
-    removal_cost: Figure | UnsetType = UNSET
+    gate_passed: bool | None = None
+    removal_cost: Figure | None = None
 
 
-class EnvironmentRow(Part, kw_only=True, frozen=True):
-    """One environment on the flight board."""
+class EnvironmentFacts(Shared, kw_only=True):
+    """What the fold of an environment knows and the board shows as it is."""
 
     env: int
     device: str
@@ -81,24 +88,29 @@ class EnvironmentRow(Part, kw_only=True, frozen=True):
     score: float
     rank: float
     status: str
-    arm: str | UnsetType = UNSET
-    policy: str | UnsetType = UNSET
-    seed: int | UnsetType = UNSET
-    episode: int | UnsetType = UNSET
-    epoch: int | UnsetType = UNSET
-    max_epochs: int | UnsetType = UNSET
+    arm: str | None = None
+    policy: str | None = None
+    seed: int | None = None
+    episode: int | None = None
+    epoch: int | None = None
+    max_epochs: int | None = None
+
+
+class EnvironmentRow(EnvironmentFacts, kw_only=True):
+    """One environment on the flight board."""
+
     factors: list[Factor] = []
-    metric: Figure | UnsetType = UNSET
-    best: Figure | UnsetType = UNSET
-    loss: Figure | UnsetType = UNSET
-    parameters: Figure | UnsetType = UNSET
-    host_parameters: int | UnsetType = UNSET
-    step_ms: Figure | UnsetType = UNSET
+    metric: Figure | None = None
+    best: Figure | None = None
+    loss: Figure | None = None
+    parameters: Figure | None = None
+    host_parameters: int | None = None
+    step_ms: Figure | None = None
     """Time of the last epoch: the parts that were measured, added up."""
     slots: dict[str, Chip] = {}
     spark: list[Number] = []
-    last_action: str | UnsetType = UNSET
-    last_time: float | UnsetType = UNSET
+    last_action: str | None = None
+    last_time: float | None = None
     """When it last said anything."""
 
 
@@ -110,12 +122,12 @@ class Check(Part, kw_only=True, frozen=True):
     text: str
     comparison: str
     threshold: bool | int | float | str
-    measured: bool | int | float | str | UnsetType = UNSET
-    unit: str | UnsetType = UNSET
+    measured: bool | int | float | str | None = None
+    unit: str | None = None
 
 
-class Gate(Part, kw_only=True, frozen=True):
-    """The last evaluation of one gate."""
+class GateFacts(Shared, kw_only=True):
+    """What the fold of a gate knows and a face shows as it is."""
 
     gate: str
     passed: bool
@@ -123,35 +135,45 @@ class Gate(Part, kw_only=True, frozen=True):
     text: str
     evaluations: int
     failures: int
+
+
+class Gate(GateFacts, kw_only=True):
+    """The last evaluation of one gate."""
+
     checks: list[Check] = []
-    epoch: int | UnsetType = UNSET
-    time: float | UnsetType = UNSET
+    epoch: int | None = None
+    time: float | None = None
 
 
-class Seed(Part, kw_only=True, frozen=True):
-    """The seed inspector."""
+class SeedFacts(Shared, kw_only=True):
+    """What the fold of a seed knows and the inspector shows as it is."""
 
     seed: str
     slot: str
-    blueprint: str | UnsetType = UNSET
-    stage: str | UnsetType = UNSET
-    germinated_epoch: int | UnsetType = UNSET
-    incubation: str | UnsetType = UNSET
-    blend: str | UnsetType = UNSET
-    tempo: int | UnsetType = UNSET
-    alpha_target: float | UnsetType = UNSET
-    parameters: int | UnsetType = UNSET
+    blueprint: str | None = None
+    stage: str | None = None
+    germinated_epoch: int | None = None
+    incubation: str | None = None
+    blend: str | None = None
+    tempo: int | None = None
+    alpha_target: float | None = None
+    parameters: int | None = None
+
+
+class Seed(SeedFacts, kw_only=True):
+    """The seed inspector."""
+
     facts: dict[str, Figure] = {}
     gates: list[Gate] = []
-    blocked: str | UnsetType = UNSET
+    blocked: str | None = None
     """Why it does not move on, in words; absent when its last gate passed."""
-    unavailable: str | UnsetType = UNSET
+    unavailable: str | None = None
     """Why its last counterfactual could not be computed."""
-    veto: str | UnsetType = UNSET
-    ended: str | UnsetType = UNSET
+    veto: str | None = None
+    ended: str | None = None
     """How and why it was kept or pruned."""
-    alpha: Curve | UnsetType = UNSET
-    contribution: Curve | UnsetType = UNSET
+    alpha: Curve | None = None
+    contribution: Curve | None = None
 
 
 class Stretch(Part, kw_only=True, frozen=True):
@@ -159,16 +181,16 @@ class Stretch(Part, kw_only=True, frozen=True):
 
     stage: str
     since: int
-    until: int | UnsetType = UNSET
-    seed: str | UnsetType = UNSET
+    until: int | None = None
+    seed: str | None = None
 
 
 class Slot(Part, kw_only=True, frozen=True):
     """One slot in the environment drawer."""
 
     slot: str
-    stage: str | UnsetType = UNSET
-    seed: Seed | UnsetType = UNSET
+    stage: str | None = None
+    seed: Seed | None = None
     past: list[Seed] = []
     seeds_seen: int = 0
     swimlane: list[Stretch] = []
@@ -179,16 +201,16 @@ class Action(Part, kw_only=True, frozen=True):
 
     op: str
     outcome: str
-    epoch: int | UnsetType = UNSET
-    time: float | UnsetType = UNSET
-    slot: str | UnsetType = UNSET
-    blueprint: str | UnsetType = UNSET
-    blend: str | UnsetType = UNSET
-    alpha_target: float | UnsetType = UNSET
-    tempo: int | UnsetType = UNSET
+    epoch: int | None = None
+    time: float | None = None
+    slot: str | None = None
+    blueprint: str | None = None
+    blend: str | None = None
+    alpha_target: float | None = None
+    tempo: int | None = None
     """Epochs that the ramp takes."""
-    reason: str | UnsetType = UNSET
-    why_not: str | UnsetType = UNSET
+    reason: str | None = None
+    why_not: str | None = None
     evidence: dict[str, Number] = {}
     masked: list[str] = []
     """Heads of which masks forbade some choices."""
@@ -209,7 +231,7 @@ class EnvironmentDetail(Part, kw_only=True, frozen=True):
     non_finite: list[str]
     rollbacks: int
     diagnostics: dict[str, Any] = {}
-    diagnostics_epoch: int | UnsetType = UNSET
+    diagnostics_epoch: int | None = None
 
 
 class FeedItem(Part, kw_only=True, frozen=True):
@@ -219,15 +241,15 @@ class FeedItem(Part, kw_only=True, frozen=True):
     type: str
     severity: str
     text: str
-    time: float | UnsetType = UNSET
-    episode: int | UnsetType = UNSET
-    epoch: int | UnsetType = UNSET
-    env: int | UnsetType = UNSET
-    slot: str | UnsetType = UNSET
-    seed: str | UnsetType = UNSET
-    stage: str | UnsetType = UNSET
-    blueprint: str | UnsetType = UNSET
-    gate: str | UnsetType = UNSET
+    time: float | None = None
+    episode: int | None = None
+    epoch: int | None = None
+    env: int | None = None
+    slot: str | None = None
+    seed: str | None = None
+    stage: str | None = None
+    blueprint: str | None = None
+    gate: str | None = None
 
 
 class Pulse(Part, kw_only=True, frozen=True):
@@ -238,7 +260,7 @@ class Pulse(Part, kw_only=True, frozen=True):
     level: Level
     unit: str
     text: str
-    threshold: float | UnsetType = UNSET
+    threshold: float | None = None
     """Where it stops being ok; without one it is not judged."""
     low_is_bad: bool = False
 
@@ -247,55 +269,63 @@ class Progress(Part, kw_only=True, frozen=True):
     """How far the run is; without ``eta`` the pace is not known yet."""
 
     epochs_done: int
-    epochs_total: int | UnsetType = UNSET
-    share: float | UnsetType = UNSET
-    eta_seconds: float | UnsetType = UNSET
+    epochs_total: int | None = None
+    share: float | None = None
+    eta_seconds: float | None = None
 
 
-class RunHeader(Part, kw_only=True, frozen=True):
+class RunFacts(Shared, kw_only=True):
+    """What the fold of the run knows and the header shows as it is."""
+
+    run_id: str | None = None
+    kind: str | None = None
+    task: str | None = None
+    policy: str | None = None
+    metric: str | None = None
+    unit: str = ""
+    higher_is_better: bool = True
+    chance: float | None = None
+    slots: list[str] = []
+    """In network order, with any the events named besides."""
+    blueprints: list[str] = []
+    envs: int | None = None
+    episodes: int | None = None
+    episodes_ended: int = 0
+    max_epochs: int | None = None
+    device: str | None = None
+    threads: int | None = None
+    examples: dict[str, int] = {}
+    host_parameters: int | None = None
+    started: float | None = None
+    resumed: int = 0
+    end_status: str | None = None
+    level: str | None = None
+    lifecycle_only: bool = False
+    suppressed: list[str] = []
+    checkpoint: str | None = None
+    """The last save or load of one, in words."""
+    exported: str | None = None
+
+
+class RunHeader(RunFacts):
     """What runs, and how it is."""
 
+    # not keyword-only as the facts are, so that they stand before them on the wire
     state: Literal["reading", "waiting", "running", "silent", "ended"]
     """``ended`` only after an end event; ``silent`` is not a verdict on the process."""
     text: str
     progress: Progress
-    run_id: str | UnsetType = UNSET
-    kind: str | UnsetType = UNSET
-    task: str | UnsetType = UNSET
-    policy: str | UnsetType = UNSET
-    metric: str | UnsetType = UNSET
-    unit: str = ""
-    higher_is_better: bool = True
-    chance: float | UnsetType = UNSET
-    slots: list[str] = []
-    blueprints: list[str] = []
-    envs: int | UnsetType = UNSET
-    episodes: int | UnsetType = UNSET
-    episodes_ended: int = 0
-    max_epochs: int | UnsetType = UNSET
-    device: str | UnsetType = UNSET
-    threads: int | UnsetType = UNSET
-    examples: dict[str, int] = {}
-    host_parameters: int | UnsetType = UNSET
-    started: float | UnsetType = UNSET
-    resumed: int = 0
-    end_status: str | UnsetType = UNSET
-    level: str | UnsetType = UNSET
-    lifecycle_only: bool = False
-    suppressed: list[str] = []
-    checkpoint: str | UnsetType = UNSET
-    exported: str | UnsetType = UNSET
 
 
 class StepSplit(Part, kw_only=True, frozen=True):
     """Where an epoch's time goes, in milliseconds, mean over the environments' last epochs."""
 
-    train: Number | UnsetType = UNSET
-    input_wait: Number | UnsetType = UNSET
+    train: Number | None = None
+    input_wait: Number | None = None
     """Part of ``train``."""
-    validate: Number | UnsetType = UNSET
-    counterfactual: Number | UnsetType = UNSET
-    policy: Number | UnsetType = UNSET
+    validate: Number | None = None
+    counterfactual: Number | None = None
+    policy: Number | None = None
     environments: int = 0
     """How many environments the means are over."""
 
@@ -304,25 +334,25 @@ class HostVitals(Part, kw_only=True, frozen=True):
     """Sampled by Overwatch beside the run, so a replay has none. Shares are in [0, 1]."""
 
     time: float
-    cpu_share: float | UnsetType = UNSET
+    cpu_share: float | None = None
     """Of all cores, by everyone."""
-    process_cores: float | UnsetType = UNSET
+    process_cores: float | None = None
     """Cores' worth of CPU time that the run uses."""
-    cores: int | UnsetType = UNSET
-    process_memory: int | UnsetType = UNSET
-    memory_total: int | UnsetType = UNSET
+    cores: int | None = None
+    process_memory: int | None = None
+    memory_total: int | None = None
     """Bytes that the run may use: the host's, or its control group's where those leave it less."""
-    memory_available: int | UnsetType = UNSET
-    io_wait_share: float | UnsetType = UNSET
-    read_bytes_per_second: float | UnsetType = UNSET
-    major_faults_per_second: float | UnsetType = UNSET
-    temperature: float | UnsetType = UNSET
+    memory_available: int | None = None
+    io_wait_share: float | None = None
+    read_bytes_per_second: float | None = None
+    major_faults_per_second: float | None = None
+    temperature: float | None = None
     """Hottest thermal zone, degrees Celsius."""
-    throttled_per_second: float | UnsetType = UNSET
+    throttled_per_second: float | None = None
     """Thermal throttling events."""
-    gpu_share: float | UnsetType = UNSET
-    gpu_memory: int | UnsetType = UNSET
-    gpu_memory_total: int | UnsetType = UNSET
+    gpu_share: float | None = None
+    gpu_memory: int | None = None
+    gpu_memory_total: int | None = None
 
 
 class Bound(Part, kw_only=True, frozen=True):
@@ -350,6 +380,7 @@ class Census(Part, kw_only=True, frozen=True):
     fossilized: int
     pruned: int
     refused: int
+    """Failed evaluations of any gate."""
 
 
 class Leader(Part, kw_only=True, frozen=True):
@@ -361,15 +392,15 @@ class Leader(Part, kw_only=True, frozen=True):
     epochs: int
     status: str
     parameters: int
-    growth: float | UnsetType = UNSET
+    growth: float | None = None
     """Parameters added, as a share of the host's."""
     seeds_kept: int
     seconds: Number
-    env: int | UnsetType = UNSET
-    episode: int | UnsetType = UNSET
-    validation: Number | UnsetType = UNSET
-    test: Number | UnsetType = UNSET
-    total_macs: int | UnsetType = UNSET
+    env: int | None = None
+    episode: int | None = None
+    validation: Number | None = None
+    test: Number | None = None
+    total_macs: int | None = None
 
 
 class Drop(Part, kw_only=True, frozen=True):
@@ -393,9 +424,9 @@ class Clock(Part, kw_only=True, frozen=True):
 
     events: int
     now: float
-    time: float | UnsetType = UNSET
+    time: float | None = None
     """Time of the newest event."""
-    silent_for: float | UnsetType = UNSET
+    silent_for: float | None = None
     """Seconds from the newest event to ``now``; absent once the run has ended."""
 
 
@@ -412,7 +443,7 @@ class Snapshot(Part, kw_only=True, frozen=True):
     """Commands asked for, by op."""
     steps: StepSplit
     bound: Bound
-    host: HostVitals | UnsetType = UNSET
+    host: HostVitals | None = None
     levels: dict[str, int] = {}
     """Environments by level; a level that none has is missing."""
     devices: list[DeviceGroup]

@@ -7,27 +7,22 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
-from msgspec import UNSET, UnsetType
 
 from esper.karn import anomaly, bound, words
 from esper.karn.fold_run import LEADERS, standing
 from esper.karn.pulse import PULSE
 from esper.karn.schema import (
     SNAPSHOT_SCHEMA,
-    Census,
     Chip,
     Clock,
     Damage,
     DeviceGroup,
-    Drop,
     EnvironmentRow,
     Factor,
     FeedItem,
     Figure,
     HostVitals,
-    Leader,
     Level,
-    Number,
     Progress,
     Pulse,
     RunHeader,
@@ -35,7 +30,7 @@ from esper.karn.schema import (
     StepSplit,
     number,
 )
-from esper.karn.state import EnvironmentFold, EpisodeRow, Facts, Measured, RunState, SlotFold
+from esper.karn.state import EnvironmentFold, Facts, Measured, RunState, SlotFold, view
 from esper.leyline import TelemetryEvent
 
 STALE_EPOCHS: Final = 2
@@ -77,7 +72,7 @@ class Builder:
         ranks = ranks_of(state, now)
         ranked = sorted(ranks, key=ranks.__getitem__, reverse=True)  # stable: equals stay in order of their ids
         rows = {str(env_id): self.row(state, env_id, now) for env_id in sorted(ranked[:worst])}
-        ended = state.run.end_status is not None
+        ended, better = state.run.end_status is not None, state.run.higher_is_better
         parts = [self._part(fold) for fold in state.environments.values()]
         steps = _steps(parts)
         return Snapshot(
@@ -89,24 +84,15 @@ class Builder:
             operations=dict(sorted(state.op_counts.items())),
             steps=steps,
             bound=bound.detect(steps, host, state.run.threads),
-            host=UNSET if host is None else host,
+            host=None if host is None else host,
             levels=_levels(ranks.values()),
             devices=_devices(state, ranks, ranked),
             environments=rows,
             stages=_stages(parts),
-            census=[
-                Census(
-                    blueprint=name,
-                    germinated=count.germinated,
-                    fossilized=count.fossilized,
-                    pruned=count.pruned,
-                    refused=count.refused,
-                )
-                for name, count in sorted(state.census.items())
-            ],
+            census=[count for _, count in sorted(state.census.items())],
             **self._feeds(state),
-            leaderboard=_leaderboard(state),
-            drops=[Drop(sink=d.sink, type=d.event_type, reason=d.reason, count=d.count) for d in state.drops],
+            leaderboard=sorted(state.leaderboard, key=lambda row: standing(row, better))[:LEADERS],
+            drops=list(state.drops),
             missing=sum(producer.missing for producer in state.producers.values()),
             unplaced=state.unplaced,
             damage=list(damage),
@@ -126,11 +112,11 @@ class Builder:
 
     def _part(self, fold: EnvironmentFold) -> _Part:
         """What the environment adds to sums over all of them."""
-        key, cached = _identity(fold), self._parts.get(fold.env_id)
+        key, cached = _identity(fold), self._parts.get(fold.env)
         if cached is not None and cached[0] == key:
             return cached[1]
         part = _part(fold)
-        self._parts[fold.env_id] = (key, part)
+        self._parts[fold.env] = (key, part)
         return part
 
     def _feeds(self, state: RunState) -> dict[str, list[FeedItem]]:
@@ -172,14 +158,14 @@ def ranks_of(state: RunState, now: float) -> dict[int, float]:
     ranks = {}
     for env_id in sorted(state.environments):
         fold = state.environments[env_id]
-        ranks[env_id] = fold.anomaly.rank
+        ranks[env_id] = fold.rank
         stale = stale_factor(state, fold, now)
         if stale is not None:
             ranks[env_id] += stale.weight * stale.level
     return ranks
 
 
-def stale_factor(state: RunState, fold: EnvironmentFold, now: float) -> anomaly.FactorRecord | None:
+def stale_factor(state: RunState, fold: EnvironmentFold, now: float) -> Factor | None:
     """The anomaly factor of silence, where the run and the environment should still be talking."""
     last = fold.last_time
     if last is None or now - last <= anomaly.STALE_AT_LEAST:
@@ -201,38 +187,27 @@ def _part(fold: EnvironmentFold) -> _Part:
     return tuple(steps), tuple(sorted([slot.stage or "UNKNOWN" for slot in fold.slots.values()]))
 
 
-def environment_row(
-    fold: EnvironmentFold, stale: anomaly.FactorRecord | None = None, order: Sequence[str] = ()
-) -> EnvironmentRow:
+def environment_row(fold: EnvironmentFold, stale: Factor | None = None, order: Sequence[str] = ()) -> EnvironmentRow:
     """One row of the flight board; ``stale`` joins its factors, and slots stand in ``order``, then as they spoke."""
     factors = [*anomaly.factors(fold.anomaly), *([stale] if stale is not None else [])]
     extra = 0.0 if stale is None else stale.weight * stale.level
-    rank = fold.anomaly.rank + extra
+    rank = fold.rank + extra
     facts = fold.facts
-    return EnvironmentRow(
-        env=fold.env_id,
-        device=fold.device or "unknown",
+    return view(
+        EnvironmentRow,
+        fold,
         level=anomaly.status(rank),
-        score=fold.anomaly.score + extra,
+        score=fold.score + extra,
         rank=rank,
-        status=fold.status,
-        arm=known(fold.arm),
-        policy=known(fold.policy),
-        seed=known(fold.seed),
-        episode=known(fold.episode),
-        epoch=known(fold.epoch),
-        max_epochs=known(fold.max_epochs),
-        factors=[_factor(factor) for factor in sorted(factors, key=lambda f: -f.weight * f.level)],
+        factors=sorted(factors, key=lambda f: -f.weight * f.level),
         metric=fact(facts, "validation_metric", fold.epoch),
-        best=UNSET if fold.best is None else figure(fold.best, None),
+        best=None if fold.best is None else figure(fold.best, None),
         loss=fact(facts, "validation_loss", fold.epoch),
         parameters=fact(facts, "parameters", fold.epoch),
-        host_parameters=known(fold.host_parameters),
         step_ms=_step(facts, fold.epoch),
         slots={name: _chip(fold.slots[name], fold.epoch) for name in in_order(fold.slots, order)},
         spark=[number(bucket.last) for bucket in fold.metric.buckets[-SPARK:]],
         last_action=_last_action(fold),
-        last_time=known(fold.last_time),
     )
 
 
@@ -247,21 +222,16 @@ def figure(measured: Measured, epoch_now: int | None) -> Figure:
     stale = measured.epoch is not None and epoch_now is not None and epoch_now - measured.epoch > STALE_EPOCHS
     return Figure(
         value=number(value) if isinstance(value, float) else value,  # type: ignore[arg-type]
-        epoch=known(measured.epoch),
-        time=known(measured.time),
+        epoch=measured.epoch,
+        time=measured.time,
         stale=stale,
     )
 
 
-def fact(facts: Facts, name: str, epoch_now: int | None) -> Figure | UnsetType:
+def fact(facts: Facts, name: str, epoch_now: int | None) -> Figure | None:
     """Figure of a named fact, absent when it was never measured."""
     measured = facts.get(name)
-    return UNSET if measured is None else figure(measured, epoch_now)
-
-
-def known(value: Any) -> Any:
-    """``None`` travels as a missing key."""
-    return UNSET if value is None else value
+    return None if measured is None else figure(measured, epoch_now)
 
 
 def feed_item(event: TelemetryEvent) -> FeedItem:
@@ -272,27 +242,15 @@ def feed_item(event: TelemetryEvent) -> FeedItem:
         type=event.event_type.value,
         severity=event.severity,
         text=words.describe(event),
-        time=known(event.timestamp),
-        episode=known(event.episode),
-        epoch=known(event.epoch),
-        env=known(event.env_id),
-        slot=known(event.slot_id),
-        seed=known(event.seed_id),
-        stage=known(data.get("to") or data.get("target_stage") or data.get("from")),
-        blueprint=known(data.get("blueprint")),
-        gate=known(data.get("gate")),
-    )
-
-
-def _factor(record: anomaly.FactorRecord) -> Factor:
-    return Factor(
-        name=record.name,
-        text=anomaly.words(record),
-        measured=number(record.measured),
-        threshold=record.threshold,
-        weight=record.weight,
-        level=record.level,
-        unit=record.unit,
+        time=event.timestamp,
+        episode=event.episode,
+        epoch=event.epoch,
+        env=event.env_id,
+        slot=event.slot_id,
+        seed=event.seed_id,
+        stage=data.get("to") or data.get("target_stage") or data.get("from"),
+        blueprint=data.get("blueprint"),
+        gate=data.get("gate"),
     )
 
 
@@ -300,73 +258,42 @@ def _chip(slot: SlotFold, epoch: int | None) -> Chip:
     seed, gate = slot.seed, slot.gate
     facts: Facts = {} if seed is None else seed.facts
     return Chip(
-        slot=slot.slot_id,
+        slot=slot.slot,
         glyph=words.GLYPHS.get(slot.stage or "", "?"),
-        stage=known(slot.stage),
-        seed=UNSET if seed is None else seed.seed_id,
-        blueprint=UNSET if seed is None else known(seed.blueprint),
+        stage=slot.stage,
+        seed=None if seed is None else seed.seed,
+        blueprint=None if seed is None else seed.blueprint,
         alpha=fact(facts, "alpha", epoch),
-        gate=UNSET if gate is None else gate.gate,
-        gate_passed=UNSET if gate is None else gate.passed,
+        gate=None if gate is None else gate.gate,
+        gate_passed=None if gate is None else gate.passed,
         removal_cost=fact(facts, "removal_cost", epoch),
     )
 
 
-def _step(facts: Facts, epoch: int | None) -> Figure | UnsetType:
+def _step(facts: Facts, epoch: int | None) -> Figure | None:
     train = facts.get("train_ms")
     if train is None:
-        return UNSET
+        return None
     parts = [float(facts[name].value) for name in STEP_PARTS if name in facts and facts[name].epoch == train.epoch]
     return figure(Measured(sum(parts), train.epoch, train.time), epoch)
 
 
-def _last_action(fold: EnvironmentFold) -> str | UnsetType:
+def _last_action(fold: EnvironmentFold) -> str | None:
     if not fold.actions:
-        return UNSET
+        return None
     action = fold.actions[-1]
     words_ = [action.op, action.slot, action.blueprint, action.outcome]
     return " ".join(word for word in words_ if word is not None)
 
 
 def _clock(state: RunState, now: float, ended: bool) -> Clock:
-    silent = UNSET if ended or state.last_time is None else max(0.0, now - state.last_time)
-    return Clock(events=state.events, now=now, time=known(state.last_time), silent_for=silent)
+    silent = None if ended or state.last_time is None else max(0.0, now - state.last_time)
+    return Clock(events=state.events, now=now, time=state.last_time, silent_for=silent)
 
 
 def _header(state: RunState, now: float) -> RunHeader:
-    run = state.run
     kind, text = _condition(state, now)
-    return RunHeader(
-        state=kind,  # type: ignore[arg-type]
-        text=text,
-        progress=_progress(state),
-        run_id=known(run.run_id),
-        kind=known(run.kind),
-        task=known(run.task),
-        policy=known(run.policy),
-        metric=known(run.metric_name),
-        unit=run.metric_unit,
-        higher_is_better=run.higher_is_better,
-        chance=known(run.chance),
-        slots=list(run.slots),
-        blueprints=list(run.blueprints),
-        envs=known(run.envs),
-        episodes=known(run.episodes),
-        episodes_ended=state.episodes_ended,
-        max_epochs=known(run.max_epochs),
-        device=known(run.device),
-        threads=known(run.threads),
-        examples=dict(run.examples),
-        host_parameters=known(run.host_parameters),
-        started=known(run.started),
-        resumed=run.resumed,
-        end_status=known(run.end_status),
-        level=known(run.level),
-        lifecycle_only=run.lifecycle_only,
-        suppressed=list(run.suppressed),
-        checkpoint=UNSET if run.checkpoint is None else words.describe(run.checkpoint),
-        exported=UNSET if run.exported is None else words.describe(run.exported),
-    )
+    return view(RunHeader, state.run, state=kind, text=text, progress=_progress(state))
 
 
 def _condition(state: RunState, now: float) -> tuple[str, str]:
@@ -393,9 +320,7 @@ def _progress(state: RunState) -> Progress:
     eta = None
     if share and run.started is not None and state.last_time is not None and run.end_status is None:
         eta = (state.last_time - run.started) * (1 - share) / share
-    return Progress(
-        epochs_done=state.epochs_done, epochs_total=known(total), share=known(share), eta_seconds=known(eta)
-    )
+    return Progress(epochs_done=state.epochs_done, epochs_total=total, share=share, eta_seconds=eta)
 
 
 def _pulse(state: RunState) -> list[Pulse]:
@@ -411,7 +336,7 @@ def _pulse(state: RunState) -> list[Pulse]:
                     level=rule.level(value),
                     unit=rule.unit,
                     text=rule.text,
-                    threshold=known(rule.watch),
+                    threshold=rule.watch,
                     low_is_bad=rule.low_is_bad,
                 )
             )
@@ -433,7 +358,7 @@ def _levels(ranks: Iterable[float]) -> dict[str, int]:
 def _devices(state: RunState, ranks: dict[int, float], ranked: list[int]) -> list[DeviceGroup]:
     groups: dict[str, list[int]] = {}
     for env_id in ranked:
-        groups.setdefault(state.environments[env_id].device or "unknown", []).append(env_id)
+        groups.setdefault(state.environments[env_id].device, []).append(env_id)
     return [
         DeviceGroup(device=device, environments=members, level=anomaly.status(ranks[members[0]]))
         for device, members in sorted(groups.items())
@@ -447,32 +372,3 @@ def _stages(parts: list[_Part]) -> dict[str, int]:
         for name in stages:
             counts[name] += times
     return dict(sorted(counts.items()))
-
-
-def _leaderboard(state: RunState) -> list[Leader]:
-    rows = sorted(state.leaderboard, key=lambda row: standing(row, state.run.higher_is_better))
-    return [_leader(row) for row in rows[:LEADERS]]
-
-
-def _leader(row: EpisodeRow) -> Leader:
-    host = row.host_parameters
-    return Leader(
-        arm=row.arm,
-        policy=row.policy,
-        seed=row.seed,
-        epochs=row.epochs,
-        status=row.status,
-        parameters=row.total_parameters,
-        growth=(row.total_parameters - host) / host if host else UNSET,
-        seeds_kept=row.seeds_kept,
-        seconds=number(row.seconds),
-        env=known(row.env_id),
-        episode=known(row.episode),
-        validation=_maybe(row.validation_metric),
-        test=_maybe(row.test_metric),
-        total_macs=known(row.total_macs),
-    )
-
-
-def _maybe(value: float | None) -> Number | UnsetType:
-    return UNSET if value is None else number(float(value))

@@ -1,19 +1,35 @@
 """What Overwatch knows of a run: plain data, folded from events alone (:mod:`esper.karn.aggregator`).
 
+What a face shows as it was told is declared once, in :mod:`esper.karn.schema`; a fold holds such parts or is made of
+them, and adds what it needs to go on.
+
 Nothing here reads a clock. A key or field that was never measured is missing or ``None``; every measured one carries
 the epoch and the time of its measurement.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+from typing import Any, TypeVar
 
 import msgspec
 
+from esper.karn.schema import (
+    Action,
+    Census,
+    Drop,
+    EnvironmentFacts,
+    GateFacts,
+    Leader,
+    Level,
+    RunFacts,
+    SeedFacts,
+    Stretch,
+)
 from esper.karn.series import Series
 from esper.leyline import TelemetryEvent
 
-STATE_VERSION = 6
+STATE_VERSION = 7
 """Raised whenever the structs below change, so that stored keyframes of another version are not used."""
 
 Value = float | int | bool | str
@@ -47,59 +63,24 @@ EPOCH_FACTS = (
 """Fields that the event at the end of an epoch measures."""
 
 
-class Span(msgspec.Struct, array_like=True, gc=False):
-    """A stretch of epochs that a slot spent in one stage; ``until`` is ``None`` while it lasts."""
+class GateFold(GateFacts, kw_only=True):
+    """The last evaluation of one gate, its checks as the payload has them: only those that are looked at get words."""
 
-    stage: str
-    since: int
-    until: int | None = None
-    seed_id: str | None = None
-
-
-class GateRecord(msgspec.Struct, omit_defaults=True):
-    """The last evaluation of one gate."""
-
-    gate: str
-    passed: bool
-    target_stage: str
-    message: str
     checks: list[dict[str, Any]]
     failed: list[str]
     epoch: int | None = None
     time: float | None = None
-    evaluations: int = 1
-    failures: int = 0
 
 
-class VetoRecord(msgspec.Struct, omit_defaults=True):
-    """A move that was not made."""
+class SeedFold(SeedFacts, kw_only=True):
+    """One seed of one slot; ``stage`` is the one in which it ended."""
 
-    target_stage: str
-    by: str
-    reason: str
-    epoch: int | None = None
-    time: float | None = None
-
-
-class SeedFold(msgspec.Struct, omit_defaults=True):
-    """One seed of one slot."""
-
-    seed_id: str
-    blueprint: str | None = None
-    germinated_epoch: int | None = None
-    incubation: str | None = None
-    blend: str | None = None
-    tempo: int | None = None
-    alpha_target: float | None = None
-    parameters: int | None = None
     facts: Facts = {}
-    gates: dict[str, GateRecord] = {}
+    gates: dict[str, GateFold] = {}
     alpha: Series = msgspec.field(default_factory=Series)
     contribution: Series = msgspec.field(default_factory=Series)
-    unavailable: VetoRecord | None = None
-    """Why the last counterfactual could not be computed, when the last one could not."""
-    veto: VetoRecord | None = None
-    end_stage: str | None = None
+    unavailable: str | None = None
+    veto: str | None = None
     end_reason: str | None = None
     end_by: str | None = None
     end_epoch: int | None = None
@@ -108,57 +89,33 @@ class SeedFold(msgspec.Struct, omit_defaults=True):
 class SlotFold(msgspec.Struct, omit_defaults=True):
     """One slot: its stage, the seed in it, and those that were."""
 
-    slot_id: str
+    slot: str
     stage: str | None = None
     seed: SeedFold | None = None
     past: list[SeedFold] = []
     seeds_seen: int = 0
-    spans: list[Span] = []
-    gate: GateRecord | None = None
+    swimlane: list[Stretch] = []
+    gate: GateFold | None = None
     """Last gate evaluated in this slot, also of a seed that was never built (G0)."""
 
 
-class ActionRecord(msgspec.Struct, omit_defaults=True):
-    """One command and what became of it: ``issued``, ``executed`` or ``failed``."""
-
-    op: str
-    outcome: str
-    epoch: int | None = None
-    time: float | None = None
-    slot: str | None = None
-    blueprint: str | None = None
-    blend: str | None = None
-    alpha_target: float | None = None
-    tempo: int | None = None
-    reason: str | None = None
-    why_not: str | None = None
-    evidence: dict[str, float] = {}
-    masked: list[str] = []
-    """Heads of which availability forbade some choices."""
-
-
 class AnomalyFold(msgspec.Struct, omit_defaults=True):
-    """Score of an environment and the steadied one that orders the board."""
+    """What the score of an environment is made of, and what steadies its rank."""
 
-    score: float = 0.0
-    rank: float = 0.0
     calmer: int = 0
-    """Own epochs in a row in which the score was clearly below ``rank``."""
+    """Own epochs in a row in which the score was clearly below the rank."""
     evidence: dict[str, float] = {}
     """Name of each rule past its threshold -> what was measured."""
 
 
-class EnvironmentFold(msgspec.Struct, omit_defaults=True):
+class EnvironmentFold(EnvironmentFacts, kw_only=True):
     """One environment: a growing host in its current episode."""
 
-    env_id: int
-    arm: str | None = None
-    policy: str | None = None
-    device: str | None = None
-    seed: int | None = None
-    episode: int | None = None
-    epoch: int | None = None
-    max_epochs: int | None = None
+    device: str = "unknown"
+    level: Level = "ok"
+    score: float = 0.0
+    rank: float = 0.0
+    """The steadied score that orders the board."""
     status: str = "running"
     """``running``, or the status of the episode's end event."""
     host_parameters: int | None = None
@@ -179,7 +136,7 @@ class EnvironmentFold(msgspec.Struct, omit_defaults=True):
     objective_wobble: float | None = None
     """As ``wobble``, of the objective that rewards pay for."""
     slots: dict[str, SlotFold] = {}
-    actions: list[ActionRecord] = []
+    actions: list[Action] = []
     actions_seen: int = 0
     prunes: list[int] = []
     """Epochs of the newest prunes."""
@@ -209,78 +166,10 @@ def facts_of(report: TelemetryEvent) -> Facts:
     return {name: Measured(value, report.epoch, report.timestamp) for name, value in known if value is not None}
 
 
-class RunFold(msgspec.Struct, omit_defaults=True):
+class RunFold(RunFacts, kw_only=True):
     """The run itself."""
 
-    run_id: str | None = None
-    kind: str | None = None
-    task: str | None = None
-    policy: str | None = None
-    metric_name: str | None = None
-    metric_unit: str = ""
-    higher_is_better: bool = True
-    chance: float | None = None
-    slots: list[str] = []
-    """In network order, with any the events named besides."""
-    blueprints: list[str] = []
-    episodes: int | None = None
-    envs: int | None = None
-    max_epochs: int | None = None
-    device: str | None = None
-    threads: int | None = None
-    examples: dict[str, int] = {}
-    host_parameters: int | None = None
-    started: float | None = None
-    resumed: int = 0
-    end_status: str | None = None
     end_reason: str | None = None
-    end_time: float | None = None
-    end_seconds: float | None = None
-    level: str | None = None
-    lifecycle_only: bool = False
-    suppressed: list[str] = []
-    checkpoint: TelemetryEvent | None = None
-    """The last save or load of a checkpoint."""
-    exported: TelemetryEvent | None = None
-
-
-class BlueprintCount(msgspec.Struct, omit_defaults=True):
-    """What became of the seeds of one blueprint, over the whole run."""
-
-    germinated: int = 0
-    fossilized: int = 0
-    pruned: int = 0
-    refused: int = 0
-    """Failed evaluations of any gate."""
-
-
-class EpisodeRow(msgspec.Struct, omit_defaults=True):
-    """A finished episode, for the leaderboard."""
-
-    env_id: int | None
-    episode: int | None
-    arm: str
-    policy: str
-    seed: int
-    epochs: int
-    status: str
-    host_parameters: int
-    total_parameters: int
-    seconds: float
-    seeds_kept: int
-    validation_metric: float | None = None
-    test_metric: float | None = None
-    total_macs: int | None = None
-
-
-class DropRecord(msgspec.Struct, omit_defaults=True):
-    """Events that a sink lost, added up."""
-
-    sink: str
-    event_type: str
-    reason: str
-    count: int
-    time: float | None = None
 
 
 class ProducerFold(msgspec.Struct, omit_defaults=True):
@@ -306,20 +195,36 @@ class RunState(msgspec.Struct, omit_defaults=True):
     op_counts: dict[str, int] = {}
     tallies: dict[str, tuple[int, int]] = {}
     """Pulse figure that is a share -> (yes, all)."""
-    census: dict[str, BlueprintCount] = {}
-    episodes_ended: int = 0
+    census: dict[str, Census] = {}
     epochs_done: int = 0
     arms: list[str] = []
-    leaderboard: list[EpisodeRow] = []
+    leaderboard: list[Leader] = []
     feed: list[TelemetryEvent] = []
     alarms: list[TelemetryEvent] = []
     """Warnings and worse, kept longer than the feed."""
     governor: list[TelemetryEvent] = []
-    drops: list[DropRecord] = []
+    drops: list[Drop] = []
     unplaced: int = 0
     """Events about an environment or a slot that did not say which."""
     typical_train_ms: float | None = None
     """About the lower fifth of the training times per epoch of all environments."""
+
+
+X = TypeVar("X", bound=msgspec.Struct)
+
+
+def view(kind: type[X], fold: msgspec.Struct, **more: Any) -> X:
+    """A ``kind`` of ``more`` and of what ``fold`` holds by the same names; lists and mappings are copied."""
+    for name in _shared(kind, type(fold)):
+        if name not in more:
+            value = getattr(fold, name)
+            more[name] = value.copy() if isinstance(value, list | dict) else value
+    return kind(**more)
+
+
+@functools.cache
+def _shared(kind: type[msgspec.Struct], fold: type[msgspec.Struct]) -> tuple[str, ...]:
+    return tuple(name for name in kind.__struct_fields__ if name in fold.__struct_fields__)
 
 
 def encode(state: RunState) -> bytes:

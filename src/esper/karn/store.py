@@ -154,7 +154,7 @@ class Result:
         )
 
 
-class Store:
+class SqlStore:
     """The committed events of one or more runs, to be asked in SQL.
 
     Raises :class:`MissingExtraError` without DuckDB and ``DataError`` for a directory without a journal.

@@ -10,16 +10,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
-from msgspec import UNSET
-
 from esper.karn import plain
 from esper.karn.board import HEAD, row_pieces
 from esper.karn.drawer import drawer_text
 from esper.karn.filter import Filter, parse
 from esper.karn.player import Player
-from esper.karn.replay import Progress
+from esper.karn.replay import ReadProgress
 from esper.karn.schema import EnvironmentRow, Snapshot
-from esper.karn.watch import Watch
+from esper.karn.watch import RunWatch
 from esper.karn.words import duration
 from esper.leyline import DataError, MissingExtraError, UsageError
 
@@ -68,7 +66,7 @@ CHOSEN = Style(color="#e2e7e6", bgcolor="#1c2a2b")
 PLAIN = Style()
 
 
-class Board(ScrollView, can_focus=False):
+class BoardView(ScrollView, can_focus=False):
     """Environments, outliers first. Keeps the chosen environment chosen while rows move.
 
     ``row`` gives the row of an environment; it is asked only for lines that are seen.
@@ -143,7 +141,7 @@ class Words(Static):
 
 
 class Overwatch(App[None]):
-    """The terminal face over a :class:`~esper.karn.watch.Watch`."""
+    """The terminal face over a :class:`~esper.karn.watch.RunWatch`."""
 
     CSS = """
     Screen, #board, #drawer { background: #0f1315; color: #e2e7e6; }
@@ -187,7 +185,7 @@ class Overwatch(App[None]):
         )
     ]
 
-    def __init__(self, viewer: Watch, *, rate: float = RATE, replay: bool = False) -> None:
+    def __init__(self, viewer: RunWatch, *, rate: float = RATE, replay: bool = False) -> None:
         super().__init__()
         self.viewer = viewer
         self.snapshot_shown: Snapshot | None = None
@@ -201,7 +199,7 @@ class Overwatch(App[None]):
         """Head, board, drawer, filter line, foot."""
         yield Words(id="head")
         yield Words(" " + HEAD, id="columns")
-        yield Board(self.viewer.row)
+        yield BoardView(self.viewer.row)
         with VerticalScroll(id="drawer"):
             yield Words(id="detail")
         yield Input(placeholder="env=3 stage=blending severity>=warning text", id="ask")
@@ -231,7 +229,7 @@ class Overwatch(App[None]):
             return
         envs = [env for group in shot.devices for env in group.environments]
         listed = [env for env in envs if self.wanted.row(self.viewer.row(env))] if self.wanted.terms else envs
-        self.query_one(Board).show(listed)
+        self.query_one(BoardView).show(listed)
         self.query_one("#head", Words).show(head_text(shot))
         self.query_one("#foot", Words).show(self._foot(shot, len(envs) - len(listed)))
         if self.pane is not None:
@@ -252,7 +250,7 @@ class Overwatch(App[None]):
             items = [item for item in shot.feed if self.wanted.item(item)]
             lines = [f"[{item.severity}] {_place(item)}{item.text}" for item in reversed(items)]
             return "\n".join([f"EVENTS  {len(items)} of {len(shot.feed)}, newest first", *lines])
-        chosen = self.query_one(Board).chosen
+        chosen = self.query_one(BoardView).chosen
         if chosen is None:
             return "no environment yet"
         try:
@@ -268,7 +266,7 @@ class Overwatch(App[None]):
 
     def action_move(self, by: int) -> None:
         """Choose another environment."""
-        board = self.query_one(Board)
+        board = self.query_one(BoardView)
         board.move(board.place + by)
         self.paint()
 
@@ -374,19 +372,19 @@ class Overwatch(App[None]):
 def head_text(shot: Snapshot) -> str:
     """Run, state, pulse, bound, and everything that is wrong, in a few lines."""
     run, progress = shot.run, shot.run.progress
-    names = " · ".join(str(name) for name in (run.task, run.policy, run.run_id) if name is not UNSET)
+    names = " · ".join(str(name) for name in (run.task, run.policy, run.run_id) if name is not None)
     done = f"{progress.epochs_done} epochs"
-    if progress.share is not UNSET:
+    if progress.share is not None:
         done += f" ({progress.share:.0%})"
-    if progress.eta_seconds is not UNSET and run.state == "running":
+    if progress.eta_seconds is not None and run.state == "running":
         done += f", {duration(progress.eta_seconds)} left"
     lines = [f"ESPER  {names or 'no run yet'}  {done}", f"state  {plain.state_words(run)}"]
     if shot.levels:
         lines.append(f"envs   {plain.levels_words(shot)}")
-    if judged := [pulse for pulse in shot.pulse if pulse.threshold is not UNSET]:
+    if judged := [pulse for pulse in shot.pulse if pulse.threshold is not None]:
         lines.append("pulse  " + "  ".join(f"{p.name.replace('_', ' ')} {plain.brief(p)} [{p.level}]" for p in judged))
     lines.append(f"bound  {shot.bound.kind}: {shot.bound.text}. {shot.bound.advice}")
-    if shot.host is not UNSET:
+    if shot.host is not None:
         lines.append(f"body   {plain.body_words(shot.host, run.device)}")
     lines += [f"JOURNAL {damage.kind}: {damage.text}" for damage in shot.damage[-2:]]
     lost = sum(drop.count for drop in shot.drops)
@@ -395,14 +393,14 @@ def head_text(shot: Snapshot) -> str:
     return "\n".join(lines)
 
 
-def run_tui(directory: str | Path, *, replay: bool = False, progress: Progress | None = None) -> None:
+def run_tui(directory: str | Path, *, replay: bool = False, progress: ReadProgress | None = None) -> None:
     """Open the run in ``directory`` in the terminal; with ``replay`` from its first event on.
 
     ``progress`` is told about the first reading of a long journal, which comes before the screen is taken.
     """
-    Overwatch(Watch(directory, progress=progress), replay=replay).run()
+    Overwatch(RunWatch(directory, progress=progress), replay=replay).run()
 
 
 def _place(item: Any) -> str:
-    parts = [f"{name} {v}" for name in ("env", "epoch", "slot") if (v := getattr(item, name)) is not UNSET]
+    parts = [f"{name} {v}" for name in ("env", "epoch", "slot") if (v := getattr(item, name)) is not None]
     return f"{' '.join(parts)}: " if parts else ""

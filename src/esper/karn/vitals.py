@@ -15,8 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from msgspec import UNSET, UnsetType
-
 from esper.karn.cgroups import memory_limit, read
 from esper.karn.schema import HostVitals
 
@@ -49,20 +47,20 @@ class Gpu:
         self.pid = pid
         self._nvml = nvml
 
-    def sample(self) -> tuple[float | UnsetType, int | UnsetType, int | UnsetType]:
+    def sample(self) -> tuple[float | None, int | None, int | None]:
         """Share of time that a kernel ran, bytes used and bytes in all; unknown where the driver does not say."""
         try:
             handles = self._mine()
         except self._nvml.NVMLError:
-            return UNSET, UNSET, UNSET
+            return None, None, None
         rates = [self._ask(self._nvml.nvmlDeviceGetUtilizationRates, handle) for handle in handles]
         memory = [self._ask(self._nvml.nvmlDeviceGetMemoryInfo, handle) for handle in handles]
         shares = [rate.gpu / 100 for rate in rates if rate is not None]
         whole = bool(memory) and None not in memory
         return (
-            max(shares) if shares else UNSET,
-            sum(info.used for info in memory) if whole else UNSET,
-            sum(info.total for info in memory) if whole else UNSET,
+            max(shares) if shares else None,
+            sum(info.used for info in memory) if whole else None,
+            sum(info.total for info in memory) if whole else None,
         )
 
     def _mine(self) -> list[Any]:
@@ -128,16 +126,16 @@ class Sampler:
             return None
         seconds = counters.at - before.at
         total = _difference(counters.total, before.total)
-        gpu_share, gpu_memory, gpu_total = (UNSET, UNSET, UNSET) if self._gpu is None else self._gpu.sample()
+        gpu_share, gpu_memory, gpu_total = (None, None, None) if self._gpu is None else self._gpu.sample()
         return HostVitals(
             time=now,
-            cores=_count(os.cpu_count()),
+            cores=os.cpu_count(),
             cpu_share=_ratio(_difference(counters.busy, before.busy), total),
             io_wait_share=_ratio(_difference(counters.io_wait, before.io_wait), total),
             process_cores=_ratio(_difference(counters.process, before.process), seconds),
-            process_memory=_count(None if stat is None else int(stat[21]) * _PAGE),
-            memory_total=_count(memory.get("MemTotal")),
-            memory_available=_count(memory.get("MemAvailable")),
+            process_memory=None if stat is None else int(stat[21]) * _PAGE,
+            memory_total=memory.get("MemTotal"),
+            memory_available=memory.get("MemAvailable"),
             major_faults_per_second=_ratio(_difference(counters.faults, before.faults), seconds),
             read_bytes_per_second=_ratio(_difference(counters.read, before.read), seconds),
             throttled_per_second=_ratio(_difference(counters.throttled, before.throttled), seconds),
@@ -176,10 +174,10 @@ class Sampler:
             throttled=sum(throttles) if throttles else None,
         )
 
-    def _temperature(self) -> float | UnsetType:
+    def _temperature(self) -> float | None:
         readings = [read(path).strip() for path in sorted(self._sys.glob("class/thermal/thermal_zone*/temp"))]
         degrees = [int(reading) / 1000 for reading in readings if reading.lstrip("-").isdigit()]
-        return max(degrees) if degrees else UNSET
+        return max(degrees) if degrees else None
 
 
 def _process(proc: Path, pid: int | None) -> list[str] | None:
@@ -203,9 +201,5 @@ def _difference(now: float | None, before: float | None) -> float | None:
     return None if now is None or before is None or now < before else now - before
 
 
-def _ratio(part: float | None, whole: float | None) -> float | UnsetType:
-    return part / whole if part is not None and whole else UNSET
-
-
-def _count(value: int | None) -> int | UnsetType:
-    return UNSET if value is None else value
+def _ratio(part: float | None, whole: float | None) -> float | None:
+    return part / whole if part is not None and whole else None

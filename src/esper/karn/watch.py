@@ -10,7 +10,7 @@ from typing import Final
 from esper.karn import state as states
 from esper.karn.detail import build_detail
 from esper.karn.player import Player
-from esper.karn.replay import Progress, Timeline
+from esper.karn.replay import ReadProgress, Timeline
 from esper.karn.runs import describe_run
 from esper.karn.schema import Damage, EnvironmentDetail, EnvironmentRow, HostVitals, Snapshot
 from esper.karn.snapshot import Builder
@@ -24,7 +24,7 @@ LONG: Final = 8 << 20
 """Bytes of a journal from which on it is opened through its index, so that the next opening is quick."""
 
 
-class Watch:
+class RunWatch:
     """Follows ``directory``; :meth:`tick` polls and gives the next snapshot.
 
     ``clock`` is the wall clock, injected in tests. ``progress`` is told about the first reading of a long journal.
@@ -37,7 +37,7 @@ class Watch:
         *,
         clock: Callable[[], float] = time.time,
         cache: str | Path | None = None,
-        progress: Progress | None = None,
+        progress: ReadProgress | None = None,
     ) -> None:
         self.directory = Path(directory)
         self.player: Player | None = None

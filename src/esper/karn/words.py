@@ -63,6 +63,11 @@ def check(record: Mapping[str, Any]) -> str:
     return f"{name} {figure(record['measured'])}{unit}, needs {needs}"
 
 
+def dated(text: str, epoch: int | None) -> str:
+    """A sentence with the epoch that it is of."""
+    return f"{text} (epoch {epoch})" if epoch is not None else f"{text} (at an unknown time)"
+
+
 def describe(event: TelemetryEvent) -> str:
     """One event as one sentence, with its own message where it has one and nothing better is known."""
     template = _SENTENCES.get(event.event_type)

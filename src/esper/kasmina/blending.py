@@ -30,9 +30,11 @@ _SHAPES: Final[MappingProxyType[Blend, Callable[[float], float]]] = MappingProxy
 
 
 def ramp(start: float, target: float, blend: Blend, step: int, tempo: int) -> float:
-    """Alpha at ``step`` of a ramp of ``tempo`` steps.
+    """Alpha in [0, 1] at epoch ``step`` of a ramp of ``tempo`` epochs from ``start`` to ``target``.
 
-    Exactly ``start`` at step 0 and exactly ``target`` from step ``tempo`` on, never outside the two, monotone between.
+    The share of the way is ``step / tempo`` (linear), half a cosine wave, or a logistic curve stretched to end at 0 and
+    1. Exactly ``start`` at step 0 and exactly ``target`` from step ``tempo`` on, never outside the two, monotone
+    between.
     """
     if step <= 0:
         return start

@@ -1,4 +1,4 @@
-"""Figures drawn from gradients: is the seed itself learning, and are its gradients healthy? Pure functions."""
+"""Figures drawn from gradients: how much a seed learns, and how many of its gradients vanish or explode."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class GradientHealth:
 
 
 def tensor_norms(gradients: Iterable[Tensor | None]) -> list[float]:
-    """Euclidean norm of each gradient that there is, fetched from the device at once."""
+    """Euclidean norm of each gradient (any shape) that is not ``None``, in order, in one transfer from the device."""
     present = [gradient for gradient in gradients if gradient is not None]
     if not present:
         return []
@@ -37,16 +37,18 @@ def tensor_norms(gradients: Iterable[Tensor | None]) -> list[float]:
 
 
 def total_norm(norms: Sequence[float]) -> float | None:
-    """Euclidean norm over all tensors, ``None`` without any."""
+    """Euclidean norm of all tensors together, from the norm of each; ``None`` without any."""
     return math.hypot(*norms) if norms else None
 
 
 def gradient_ratio(
     seed_norm: float | None, host_norm: float | None, seed_parameters: int, host_parameters: int
 ) -> float | None:
-    """``min(10, |g_seed| / |g_host| * sqrt(P_host / P_seed))``: norm per parameter of the seed over the host's.
+    """``min(10, |g_seed| / |g_host| * sqrt(P_host / P_seed))``, dimensionless: RMS gradient of the seed over the
+    host's.
 
-    ``None`` when either norm was not measured or both are zero.
+    Norms are Euclidean, P counts parameters. ``None`` when either norm was not measured, there are no parameters or
+    both norms are 0; 10 when only the host's is 0; NaN when a norm is.
     """
     if seed_norm is None or host_norm is None or seed_parameters < 1 or host_parameters < 1:
         return None
@@ -57,7 +59,10 @@ def gradient_ratio(
 
 
 def smooth(previous: float | None, measured: float | None, decay: float = EMA_DECAY) -> float | None:
-    """Exponential moving average that begins at the first measurement; a NaN does not stay for ever."""
+    """``decay * previous + (1 - decay) * measured``, an exponential moving average.
+
+    It begins at the first measurement and begins again after a NaN. ``measured`` ``None`` leaves it as it was.
+    """
     if measured is None:
         return previous
     if previous is None or math.isnan(previous):

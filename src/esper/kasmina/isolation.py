@@ -10,25 +10,29 @@ from torch import Tensor
 
 
 def isolate(h: Tensor) -> Tensor:
-    """The values of ``h`` without its history, contiguous.
+    """``h`` (any shape) detached from the graph and contiguous: no gradient passes.
 
-    GroupNorm's backward on CPU (torch 2.13) kills the process on a channels_last input that needs no gradient, which
-    is what a detached host feature is.
+    Contiguous because GroupNorm's backward on CPU (torch 2.13) kills the process on a channels_last input that needs no
+    gradient, which is what a detached host feature is.
     """
     return h.detach().contiguous()
 
 
 class StraightThrough(torch.autograd.Function):
-    """Forward: the host's feature, bit for bit. Backward: the host's error to both, as if the seed had been added."""
+    """Straight-through estimator: the forward value is ``h``, bit for bit; the gradient is that of ``h + s``.
+
+    Bengio, Leonard and Courville, "Estimating or propagating gradients through stochastic neurons for conditional
+    computation" (2013).
+    """
 
     @staticmethod
     def forward(ctx: Any, h: Tensor, s: Tensor) -> Tensor:
-        """``h`` and ``s`` of the same shape; the values of ``s`` are not looked at."""
+        """``h`` and ``s`` of one shape, any; returns ``h``, of which ``s`` changes no value."""
         return h.view_as(h)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
-        """``g`` to the host and ``g`` to the seed."""
+        """The gradient of the output, in its shape, for ``h`` and again for ``s``."""
         return gradients[0], gradients[0]
 
 
@@ -41,18 +45,19 @@ class IsolatedBlend(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, h: Tensor, s: Tensor, alpha: float) -> Tensor:
-        """``h`` and ``s`` of the same shape, ``alpha`` in (0, 1]."""
+        """``h`` and ``s`` of one shape, any, and ``alpha`` in (0, 1]; returns that shape."""
         ctx.alpha = alpha
         return blend(h, s, alpha)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
-        """``g`` to the host, ``alpha * g`` to the seed."""
+        """With ``g`` the gradient of the output: ``g`` for ``h``, ``alpha * g`` for ``s``, none for ``alpha``."""
         return gradients[0], gradients[0] * ctx.alpha, None
 
 
 def blend(h: Tensor, s: Tensor, alpha: float) -> Tensor:
-    """``lerp(h, s, alpha)``, exactly ``s`` at 1 (``lerp`` itself makes NaN of an infinite ``h`` there)."""
+    """``h + alpha * (s - h)`` of two tensors of one shape; exactly ``s`` at 1, where ``lerp`` makes NaN of an infinite
+    ``h``."""
     return s if alpha == 1.0 else torch.lerp(h, s, alpha)
 
 
@@ -86,7 +91,7 @@ class IsolationMonitor:
         self.largest_norm = norm if math.isnan(norm) else max(self.largest_norm, norm)
 
     def drain(self) -> tuple[int, int, float]:
-        """``(passes, violations, largest norm)`` since the last call."""
+        """Isolated passes since the last call, how often gradient that is not 0 came through, and its largest norm."""
         found = self.passes, self.violations, self.largest_norm
         self.passes, self.violations, self.largest_norm = 0, 0, 0.0
         return found

@@ -20,6 +20,7 @@ from esper.leyline.errors import DataError, EsperError, MissingExtraError, Usage
 from esper.leyline.gates import GateCheck, GateResult
 from esper.leyline.observation import Feature, ObservationLayout
 from esper.leyline.payloads import REGISTRY, PayloadSpec
+from esper.leyline.plugins import load_attribute, plugins_in
 from esper.leyline.protocols import (
     AlphaConfig,
     EpochMeasurement,
@@ -88,5 +89,7 @@ __all__ = [
     "TelemetryEventType",
     "TrainResult",
     "UsageError",
+    "load_attribute",
+    "plugins_in",
     "unknown",
 ]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from esper._version import DISTRIBUTION
+
 
 class EsperError(Exception):
     """The message restates what was given, where, and what is legal. The command line ends with ``exit_code``."""
@@ -26,7 +28,7 @@ class MissingExtraError(UsageError):
     """A feature whose optional dependency is not installed."""
 
     def __init__(self, feature: str, extra: str) -> None:
-        super().__init__(f"{feature} needs the extra '{extra}': pip install 'esper[{extra}]'")
+        super().__init__(f"{feature} needs the extra '{extra}': pip install '{DISTRIBUTION}[{extra}]'")
 
 
 def unknown(kind: str, given: str, legal: Iterable[str]) -> UsageError:

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from esper.leyline.actions import ActionOutcome, Decision, FactoredAction
 from esper.leyline.telemetry import TelemetryEvent
 from esper.leyline.views import RowView, SlotFacts
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 Sink = Callable[[TelemetryEvent], None]
 """A sink takes an event. It may have ``flush()`` and ``close()``; the hub calls them when they are there."""

@@ -27,7 +27,7 @@ class TelemetryError(EsperError):
 
 
 @dataclass(slots=True)
-class Drop:
+class DropCount:
     """Events of one type that did not reach ``sink`` (``*`` = none of the sinks)."""
 
     sink: str
@@ -105,7 +105,7 @@ class NissaHub:
         self._delivery = delivery
         self._outlets: list[Outlet] = []
         self._detached: list[str] = []
-        self._drops: dict[tuple[str, str, str], Drop] = {}
+        self._drops: dict[tuple[str, str, str], DropCount] = {}
         self._unreported = False
         self._report_at = 0.0
         self._sampled: dict[TelemetryEventType, int] = {}
@@ -135,7 +135,7 @@ class NissaHub:
                 self._outlets.append(Direct(label, sink, must))
 
     @property
-    def drops(self) -> tuple[Drop, ...]:
+    def drops(self) -> tuple[DropCount, ...]:
         """Everything that was not delivered so far, by sink, type and reason."""
         with self._lock:
             return tuple(self._drops.values())
@@ -305,7 +305,7 @@ class NissaHub:
         key = (sink, event.event_type.name, reason)
         drop = self._drops.get(key)
         if drop is None:
-            drop = self._drops[key] = Drop(*key)
+            drop = self._drops[key] = DropCount(*key)
         drop.add(event.seq)
         if not self._unreported and reason != _FAILED:
             self._unreported = True

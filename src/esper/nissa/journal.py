@@ -26,8 +26,8 @@ from esper.nissa.segments import (
     commit_line,
     encode_header,
     list_segments,
+    read_event_ids,
     read_header,
-    read_stamps,
     segment_path,
 )
 from esper.nissa.wire import encode
@@ -313,7 +313,7 @@ class JournalWriter:
         del self._pending[:count]
         body = b"".join(lines)
         if lines:
-            self._last_seq = read_stamps(lines[-1])[0].seq
+            self._last_seq = read_event_ids(lines[-1])[0].seq
         commit, crc = commit_line(body, self._position.crc32, count, self._last_seq, closes)
         written = body + commit
         write_all(self._fd, written)

@@ -13,6 +13,7 @@ from typing import Any, Final, Literal
 
 import msgspec
 
+from esper._version import __version__
 from esper.leyline import SCHEMA_VERSION, DataError, UsageError, unknown
 from esper.nissa.wire import plain, revive_any
 
@@ -20,7 +21,7 @@ Source = Literal["default", "preset", "file", "flag"]
 SOURCES: Final[tuple[Source, ...]] = ("default", "preset", "file", "flag")
 """Each beats the ones before it."""
 
-PACKAGES: Final = ("esper", "torch", "numpy", "msgspec", "safetensors", "rich", "scikit-learn", "gymnasium")
+PACKAGES: Final = ("torch", "numpy", "msgspec", "safetensors", "rich", "scikit-learn", "gymnasium")
 
 
 class Setting(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -129,7 +130,7 @@ def _settings(config: Mapping[str, Any]) -> dict[str, Setting]:
 
 
 def _versions() -> dict[str, str]:
-    found = {}
+    found = {"esper": __version__}
     for name in PACKAGES:
         try:
             found[name] = metadata.version(name)

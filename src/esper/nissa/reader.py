@@ -16,8 +16,8 @@ from esper.nissa.segments import (
     Position,
     SegmentScan,
     list_segments,
+    read_event_ids,
     read_header,
-    read_stamps,
     segment_path,
 )
 
@@ -179,7 +179,7 @@ class _Cursor:
             return batch
         if self._passed.intersection(ahead):
             return replace(batch, kept=0)
-        for index, stamp in enumerate(read_stamps(batch.body)):
+        for index, stamp in enumerate(read_event_ids(batch.body)):
             seq = stamp.seq
             if seq is None:
                 continue

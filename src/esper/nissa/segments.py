@@ -138,19 +138,19 @@ def _decode_lines(body: bytes) -> list[TelemetryEvent] | None:
     return events
 
 
-class Stamp(msgspec.Struct, gc=False):
+class EventId(msgspec.Struct, gc=False):
     """Whose event it is, and which."""
 
     producer: str | None = None
     seq: int | None = None
 
 
-_stamps: Final = msgspec.json.Decoder(Stamp)
+_event_ids: Final = msgspec.json.Decoder(EventId)
 
 
-def read_stamps(lines: bytes) -> list[Stamp]:
-    """The stamps of events, one a line, without the rest of them."""
-    return _stamps.decode_lines(lines)
+def read_event_ids(lines: bytes) -> list[EventId]:
+    """Whose events these are, and which, one a line, without the rest of them."""
+    return _event_ids.decode_lines(lines)
 
 
 def segment_path(directory: Path, number: int) -> Path:
@@ -307,6 +307,6 @@ __all__ = [
     "encode_header",
     "list_segments",
     "read_header",
-    "read_stamps",
+    "read_event_ids",
     "segment_path",
 ]

@@ -111,7 +111,7 @@ def json_schema() -> dict[str, Any]:
 
     ``events`` maps each event type to its payload. A float is a number or one of the three non-finite strings.
     """
-    members = {spec.event_type: get_args(spec.payload) or (spec.payload,) for spec in REGISTRY.values()}
+    members = {spec.event_type: spec.members for spec in REGISTRY.values()}
     types = [TelemetryEvent, *(member for group in members.values() for member in group)]
     references, definitions = msgspec.json.schema_components(types, ref_template="#/$defs/{name}")
     following = iter(references)

@@ -3,27 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.markdown import Markdown
 from rich.text import Text
 
-from esper.bench.analysis import FEWEST, analyse
 from esper.bench.arms import ARMS, FULL, QUICK, chosen
-from esper.bench.campaign import Campaign, work_of
-from esper.bench.report import into_page, tables, write_report
 from esper.bench.settings import DEFAULT, MOST_TRIALS, BenchConfig
-from esper.bench.store import Store
-from esper.bench.trial import task_of
-from esper.leyline import UsageError
-from esper.scripts.cli import Parser
+from esper.scripts.cli import Parser, option_value
 
 QUICKLY = {"seeds": 5, "trials": 4, "tuning_seeds": 1}
 """What ``--quick`` takes where nothing else is asked for."""
@@ -60,6 +52,20 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     args = build_parser().parse_args(list(sys.argv[1:] if argv is None else argv))
+    run(args)
+    return 0
+
+
+def run(args: argparse.Namespace) -> None:
+    """The bench itself. Torch is imported here, so that asking for help costs none."""
+    import torch
+
+    from esper.bench.analysis import FEWEST, analyse
+    from esper.bench.campaign import Campaign, work_of
+    from esper.bench.report import into_page, tables, write_report
+    from esper.bench.store import Store
+    from esper.bench.trial import task_of
+
     torch.set_num_threads(1)
     config = configured(args)
     console = Console(highlight=False)
@@ -80,7 +86,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.into is not None:
         into_page(args.into, args.into_name or work.task, "\n\n".join(blocks))
     _say(console, f"report {report}")
-    return 0
 
 
 def configured(args: argparse.Namespace) -> BenchConfig:
@@ -93,7 +98,7 @@ def configured(args: argparse.Namespace) -> BenchConfig:
         names = (*names, "policy")
     return BenchConfig(
         task=args.task,
-        options=dict(_option(text) for text in args.task_option),
+        options=dict(option_value("--task-option", text) for text in args.task_option),
         arms=names,
         grown=args.grown,
         seed=args.seed,
@@ -101,16 +106,6 @@ def configured(args: argparse.Namespace) -> BenchConfig:
         device=args.device,
         **numbers,
     )
-
-
-def _option(text: str) -> tuple[str, Any]:
-    name, equals, value = text.partition("=")
-    if not name or not equals:
-        raise UsageError(f"--task-option {text!r}; NAME=VALUE is needed")
-    try:
-        return name, json.loads(value)
-    except ValueError:
-        return name, value
 
 
 def _progress(console: Console) -> Any:

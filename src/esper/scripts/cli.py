@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from typing import NoReturn
+import json
+from typing import Any, NoReturn
 
 from esper.leyline import UsageError
 
@@ -13,3 +14,14 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message} ({self.prog} --help lists what there is)")
+
+
+def option_value(flag: str, text: str) -> tuple[str, Any]:
+    """``NAME=VALUE`` that was given to ``flag``; the value is JSON, or else text. Raises ``UsageError``."""
+    name, equals, value = text.partition("=")
+    if not name or not equals:
+        raise UsageError(f"{flag} {text!r}; NAME=VALUE is needed")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value

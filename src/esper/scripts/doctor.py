@@ -8,7 +8,7 @@ import platform
 from collections.abc import Iterator, Sequence
 from importlib import metadata
 
-from esper._version import __version__
+from esper._version import DISTRIBUTION, __version__
 from esper.scripts.cli import Parser
 
 CORE = ("torch", "numpy", "msgspec", "safetensors", "rich", "scikit-learn")
@@ -32,7 +32,9 @@ EXTRAS = {
 
 def lines() -> Iterator[tuple[bool, str, str]]:
     """``(works, what, detail)`` for every part that can be checked."""
-    yield True, "esper", __version__
+    yield True, "esper", f"{__version__} ({DISTRIBUTION})"
+    if (other := namesake()) is not None:
+        yield False, "namesake", other
     yield True, "python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"
     for name in CORE:
         yield _version(name)
@@ -46,8 +48,20 @@ def lines() -> Iterator[tuple[bool, str, str]]:
         yield True, "cuda", "no device; everything runs on the CPU"
     for extra, modules in EXTRAS.items():
         missing = [name for name in modules if not _imports(name)]
-        detail = f"missing {', '.join(missing)}; pip install 'esper[{extra}]'" if missing else "installed"
+        detail = f"missing {', '.join(missing)}; pip install '{DISTRIBUTION}[{extra}]'" if missing else "installed"
         yield not missing, f"extra {extra}", detail
+
+
+def namesake() -> str | None:
+    """What to do about the other project called ``esper``, where it is installed: its files replace ours."""
+    try:
+        version = metadata.version("esper")
+    except metadata.PackageNotFoundError:
+        return None
+    return (
+        f"another project named esper ({version}) has the same import name: "
+        f"pip uninstall esper, then install {DISTRIBUTION} again"
+    )
 
 
 def _version(name: str) -> tuple[bool, str, str]:

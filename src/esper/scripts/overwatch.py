@@ -59,7 +59,7 @@ def main(argv: Sequence[str]) -> int:
     if given.tui:
         from esper.karn.tui import run_tui
 
-        run_tui(resolve(given.run), replay=given.replay, progress=Reading())
+        run_tui(resolve(given.run), replay=given.replay, progress=ReadingProgress())
         return 0
     return browse(given)
 
@@ -73,15 +73,13 @@ def resolve(name: str) -> Path:
 
 def once(run: Path, terms: str) -> int:
     """Print the report. A run that goes on is looked at twice, since rates need two samples."""
-    from msgspec import UNSET
-
     from esper.karn.filter import parse
     from esper.karn.plain import render
-    from esper.karn.watch import VITALS_EVERY, Watch
+    from esper.karn.watch import VITALS_EVERY, RunWatch
 
-    wanted, watch = parse(terms), Watch(run, progress=Reading())
+    wanted, watch = parse(terms), RunWatch(run, progress=ReadingProgress())
     snapshot = watch.tick()
-    if snapshot.host is not UNSET:
+    if snapshot.host is not None:
         time.sleep(VITALS_EVERY)
         snapshot = watch.tick()
     print(render(snapshot, wanted))
@@ -101,7 +99,7 @@ def browse(given: argparse.Namespace) -> int:
     else:
         target = Path(given.run) if list_runs(given.run) else resolve_run(given.run)
     listening = listen(given.bind, given.port, given.allowed_host)
-    server = make_server(target, listening, progress=Reading())
+    server = make_server(target, listening, progress=ReadingProgress())
     gc.set_threshold(COLLECT_AFTER)
     link = listening.link
     if given.replay:
@@ -123,7 +121,7 @@ def browse(given: argparse.Namespace) -> int:
     return 0
 
 
-class Reading:
+class ReadingProgress:
     """Says on stderr, once a second, how far the reading of a long journal is; a short one passes in silence."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:

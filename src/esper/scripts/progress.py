@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from esper.leyline import Metric, SeedStage, SlotView
-from esper.simic.training import Plan
+from esper.run.play import Plan
 from esper.tolaria.executor import EpisodeResult, StepReport
 
 GLYPHS = {
@@ -39,7 +39,7 @@ def chip(slot: SlotView) -> Text:
     return Text(" ".join(words), style=style)
 
 
-class Progress:
+class ConsoleProgress:
     """Shows a run while it runs. ``epoch`` and ``episode`` are called by the run."""
 
     def __init__(self, plan: Plan, arms: Sequence[str], metric: Metric, console: Console, *, quiet: bool) -> None:

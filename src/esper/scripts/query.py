@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from esper.karn.runs import resolve_run
-from esper.karn.store import Store
+from esper.karn.store import SqlStore
 from esper.scripts.cli import Parser
 
 
@@ -27,7 +27,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str]) -> int:
     """Print the answer, or write it."""
     arguments = build_parser().parse_args(argv)
-    with Store([resolve_run(arguments.run)]) as store:
+    with SqlStore([resolve_run(arguments.run)]) as store:
         for problem in store.damage:
             print(f"esper: {problem.text}", file=sys.stderr)
         if arguments.parquet is not None:

@@ -9,126 +9,95 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import fields
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from esper.leyline import UsageError
-from esper.scripts.cli import Parser
+from esper.run.config import (
+    AGAIN,
+    GROW,
+    HOST,
+    RECORD,
+    CommonConfig,
+    RunConfig,
+    default_of,
+    flag_of,
+    read_config_file,
+)
+from esper.scripts.cli import Parser, option_value
+from esper.simic.ppo_config import PPORunConfig
 
-LEVELS = ("off", "minimal", "normal", "debug")
-PROFILES = ("minimal", "standard", "diagnostic", "research")
-REWARDS = ("objective", "simplified", "sparse", "shaped")
-INCUBATION = ("probe", "graft", "straight_through")
+KINDS = {
+    "heuristic": (
+        "a rule, a schedule or chance decides what to grow; controls run beside it on the same seeds",
+        RunConfig,
+    ),
+    "ppo": ("a recurrent policy learns by PPO what to grow; every environment grows a host of its own", PPORunConfig),
+}
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line of ``esper train``; one subcommand per kind of run."""
+    """The command line of ``esper train``: one subcommand per kind of run, a flag for each of its settings."""
     parser = Parser(prog="esper train", description="Train a network that grows while it trains.")
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND")
-    heuristic = kinds.add_parser(
-        "heuristic",
-        help="a rule, a schedule or chance decides what to grow; controls run beside it on the same seeds",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    _add_workload(heuristic)
-    _add_arms(heuristic)
-    _add_host(heuristic)
-    _add_checkpoints(heuristic, 10, "epochs")
-    _add_telemetry(heuristic)
-    ppo = kinds.add_parser(
-        "ppo",
-        help="a recurrent policy learns by PPO what to grow; every environment grows a host of its own",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    _add_workload(ppo)
-    _add_learning(ppo)
-    _add_host(ppo)
-    _add_checkpoints(ppo, 20, "steps of the environments")
-    _add_telemetry(ppo)
+    for name, (text, of) in KINDS.items():
+        kind = kinds.add_parser(name, help=text)
+        groups = add_settings(kind, of)
+        groups[HOST].add_argument("--config", metavar="FILE", help="TOML or JSON with any of these keys; flags win")
+        groups[AGAIN].add_argument("--resume", metavar="RUN", help="go on with this run, from its newest checkpoint")
+        groups[AGAIN].add_argument(
+            "--override", action="store_true", help="change settings of a resumed run, where that is safe"
+        )
+        groups[RECORD].add_argument(
+            "--overwatch", action="store_true", help="watch the run in the browser; prints the link"
+        )
     return parser
 
 
-def _add_workload(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("what to grow")
-    group.add_argument("--task", default="digits", help="a built-in task, or module:Attr of your own")
-    group.add_argument("--slots", metavar="NAMES", help="use only these slots, comma-separated")
-    group.add_argument("--blueprints", metavar="NAMES", help="use only these blueprints, comma-separated")
-    group.add_argument("--max-seeds", type=int, metavar="N", help="most seeds alive at once")
-    group.add_argument("--param-budget", type=int, metavar="N", help="most parameters of all live seeds together")
-    group.add_argument("--incubation", choices=INCUBATION, help="how a seed learns before it may change the output")
+def add_settings(parser: argparse.ArgumentParser, of: type[CommonConfig]) -> dict[str, argparse._ArgumentGroup]:
+    """A flag for every field that ``of`` declares; the groups of the help page by heading."""
+    kinds = get_type_hints(of)
+    declared = [(each, flag) for each in fields(of) if (flag := flag_of(each)) is not None]
+    own = dict.fromkeys(flag.group for _, flag in declared if flag.group not in (GROW, HOST, AGAIN, RECORD))
+    groups = {name: parser.add_argument_group(name) for name in (GROW, *own, HOST, AGAIN, RECORD)}
+    for each, flag in declared:
+        text = flag.help if isinstance(flag.help, str) else flag.help()
+        spelled, default = (flag.name or each.name).replace("_", "-"), default_of(each)
+        options: dict[str, Any] = {"dest": each.name, "help": text.replace("%", "%%")}
+        if kinds[each.name] is bool:
+            options["action"] = "store_false" if default else "store_true"
+            spelled = f"no-{spelled}" if default else spelled
+        elif isinstance(default, dict):
+            options |= {"action": _Table, "metavar": flag.metavar, "default": default}
+        else:
+            shown = ",".join(default) if isinstance(default, tuple) else default
+            if shown is not None:
+                options["help"] += f" (default: {shown})"
+            options |= {"default": shown, "metavar": flag.metavar, **_typed(kinds[each.name])}
+        groups[flag.group].add_argument(f"--{spelled}", **options)
+    return groups
 
 
-def _add_arms(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("who decides")
-    group.add_argument(
-        "--policy",
-        default="heuristic",
-        help="heuristic, frugal, esper-v1, schedule, random, nurtured, static, a learned one's file, or module:Attr",
-    )
-    group.add_argument("--compare", default="random,static", metavar="NAMES", help="policies to run on the same seeds")
-    group.add_argument("--episodes", type=int, default=3, metavar="N", help="paired seeds; episode e has seed + e")
-    group.add_argument("--max-epochs", type=int, metavar="N", help="epochs of an episode")
-    group.add_argument("--no-export", dest="export", action="store_false", help="do not write the grown model")
+def _typed(kind: Any) -> dict[str, Any]:
+    """How argparse reads a value of the type ``kind``; what it leaves as text is converted with the configuration."""
+    parts = set(get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)) - {NoneType}
+    if parts == {int, str}:
+        return {"type": lambda text: int(text) if text.isdigit() else text}
+    (part,) = parts
+    if get_origin(part) is Literal:
+        return {"choices": get_args(part)}
+    return {"type": part} if part in (int, float) else {}
 
 
-def _add_learning(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("how to learn (presets per task)")
-    group.add_argument("--rounds", type=int, default=40, metavar="N", help="episodes per environment, an update each")
-    group.add_argument("--envs", type=int, default=8, metavar="N", help="environments side by side")
-    group.add_argument(
-        "--workers", type=_workers, default=1, metavar="N", help="processes that environments are spread over; or ray, "
-        "or ray://HOST:PORT"
-    )  # fmt: skip
-    group.add_argument("--episode-length", type=int, metavar="N", help="epochs of an episode")
-    group.add_argument("--reward", default="objective", choices=REWARDS, help="what the policy is paid for")
-    group.add_argument("--rent", type=float, default=0.5, metavar="POINTS", help="for every doubling of the network")
-    group.add_argument("--rent-on", default="parameters", choices=("parameters", "macs"))
-    group.add_argument("--no-control", dest="control", action="store_false", help="do not pay relative to static hosts")
-    group.add_argument("--hosts", type=int, default=32, metavar="N", help="distinct hosts to learn on; 0 for ever new")
-    group.add_argument("--policy-checkpoint", metavar="FILE", help="go on from a saved policy")
-    group.add_argument("--learning-rate", type=float, default=1e-3, metavar="RATE", help="of the policy")
-    group.add_argument("--entropy", type=float, default=0.01, metavar="X", help="reward per nat of entropy")
-    group.add_argument("--gamma", type=float, default=1.0, metavar="X", help="discount; rewards telescope under it")
-    group.add_argument("--gae-lambda", type=float, default=0.95, metavar="X")
-    group.add_argument("--ppo-epochs", type=int, default=6, metavar="N", help="passes over a rollout")
-    group.add_argument("--minibatches", type=int, default=2, metavar="N")
-    group.add_argument("--cells", type=int, default=64, metavar="N", help="LSTM cells of the policy; 0 for no memory")
+class _Table(argparse.Action):
+    """Gathers ``NAME=VALUE`` of a flag that may be repeated."""
 
-
-def _workers(text: str) -> int | str:
-    return int(text) if text.isdigit() else text
-
-
-def _add_host(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("how hosts train")
-    group.add_argument("--batch-size", type=int, metavar="N")
-    group.add_argument("--lr", type=float, metavar="RATE", help="peak learning rate of the host")
-    group.add_argument("--seed-lr-multiplier", type=float, metavar="X", help="a new seed's peak rate over the host's")
-    group.add_argument("--seed", type=int, default=0, help="of the run; all chance follows from it")
-    group.add_argument("--device", default="auto", help="auto, cpu or cuda:N")
-    group.add_argument("--threads", type=int, default=1, metavar="N", help="torch threads; small models want 1")
-    group.add_argument("--config", metavar="FILE", help="TOML or JSON with any of these keys; flags win")
-
-
-def _add_checkpoints(parser: argparse.ArgumentParser, every: int, unit: str) -> None:
-    group = parser.add_argument_group("how to go on after an interruption")
-    group.add_argument(
-        "--checkpoint-every", type=int, default=every, metavar="N", help=f"{unit} between checkpoints; 0 "
-        "writes one only on SIGTERM or Ctrl-C"
-    )  # fmt: skip
-    group.add_argument("--resume", metavar="RUN", help="go on with this run, from its newest checkpoint")
-    group.add_argument("--override", action="store_true", help="change settings of a resumed run, where that is safe")
-
-
-def _add_telemetry(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("what to record")
-    group.add_argument("--run-dir", metavar="DIR", help="where the run goes (default: a fresh one below runs/)")
-    group.add_argument("--telemetry-level", choices=LEVELS, default="normal")
-    group.add_argument("--telemetry-lifecycle-only", action="store_true", help="keep only what must be kept")
-    group.add_argument("--diagnostics-profile", default=None, choices=PROFILES, help="deep look every K epochs")
-    group.add_argument("--diagnostics-every", type=int, default=10, metavar="K")
-    group.add_argument("--counterfactual-every", type=int, default=1, metavar="K", help="epochs between them")
-    group.add_argument("--quiet", action="store_true", help="only the table at the end")
-    group.add_argument("--overwatch", action="store_true", help="watch the run in the browser; prints the link")
+    def __call__(
+        self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: str | None = None
+    ) -> None:
+        name, value = option_value(option_string or "", values)
+        setattr(namespace, self.dest, {**(getattr(namespace, self.dest, None) or {}), name: value})
 
 
 def given_flags(argv: Sequence[str]) -> dict[str, Any]:
@@ -153,8 +122,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if override and run is None:
         raise UsageError("--override changes settings of a resumed run; it needs --resume RUN")
     from esper.karn.runs import resolve_run
-    from esper.simic.config import read_config_file
-    from esper.simic.resume import Asked
+    from esper.run.resume import Asked
 
     asked = None if run is None else Asked(resolve_run(run), override)
     file = {} if path is None else read_config_file(path)

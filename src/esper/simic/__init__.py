@@ -1,1 +1,1 @@
-"""Reinforcement learning (Simic experiments). Environment, rewards, PPO, and the runs built on the executor."""
+"""Reinforcement learning (Simic experiments). Environment, rewards, workers, PPO, and the runs that learn."""

@@ -43,7 +43,7 @@ def stack_steps(steps: Sequence[Step]) -> dict[str, Tensor]:
 
 
 def unstack_steps(stacked: Mapping[str, Tensor]) -> list[Step]:
-    """Undo of :func:`stack_steps`."""
+    """The steps that :func:`stack_steps` was given, as copies, bit for bit."""
     seen = {name.removeprefix("observation."): part for name, part in stacked.items() if name.startswith("obs")}
     masks = [stacked[f"mask.{k}"] for k in range(sum(name.startswith("mask.") for name in stacked))]
     return [
@@ -96,7 +96,11 @@ class Rollout:
 
     @classmethod
     def stack(cls, heads: Heads, steps: Sequence[Step], next_values: Tensor, state: State) -> Rollout:
-        """Steps in order. What was seen and paid in invalid steps is zeroed, so that no garbage can be learnt from."""
+        """From T steps in order, ``next_values`` ``[T, N]`` and the ``state`` before the first, ``[N, H]`` each.
+
+        What was seen, valued and paid in invalid steps is set to 0. Raises ``DataError`` where an episode goes on after
+        one.
+        """
         valid = torch.stack([step.valid for step in steps])
         observation = {
             name: _zero_unless(valid, torch.stack([step.observation[name] for step in steps]))
@@ -123,11 +127,11 @@ class Rollout:
 
     @property
     def environments(self) -> int:
-        """N."""
+        """N, the number of environments."""
         return self.valid.shape[1]
 
     def select(self, rows: Tensor) -> Rollout:
-        """Whole rows of some environments; time is never cut."""
+        """All T steps of the environments ``rows`` (``[K]`` int64), in that order: ``[T, K, ...]``."""
         tensors = ("actions", "log_probs", "values", "next_values", "rewards", "discounts", "starts", "cuts", "valid")
         return replace(
             self,

@@ -31,8 +31,8 @@ from esper.leyline import (
     RowView,
     TelemetryEvent,
 )
-from esper.simic.assembly import FORGIVING, build_executor, workload
-from esper.simic.config import RunConfig
+from esper.run.assembly import FORGIVING, build_executor, workload
+from esper.run.config import RunConfig
 from esper.simic.rewards import RewardConfig
 from esper.simic.workers import Crew
 from esper.simic.world import StepOutcome, World, WorldConfig

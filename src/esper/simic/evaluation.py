@@ -1,118 +1,94 @@
-"""Policies side by side on the same seeds, and the search for the best fixed schedule among them."""
+"""What a saved policy is worth: on hosts that training never saw, beside its controls, on the same seeds."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from statistics import fmean
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Final
 
-from esper.leyline import ActionSpace, Blend, FactoredAction, Op, Policy, RowSpec, UsageError
-from esper.simic.assembly import Workload, build_executor
-from esper.simic.config import RunConfig
-from esper.tamiyo.policies import Entry, SchedulePolicy
-from esper.tolaria.executor import EpisodeResult, Executor
-from esper.tolaria.rng import derive
+from esper.leyline import Metric, Policy
+from esper.nissa.manifest import Setting
+from esper.run.assembly import Workload, build_executor
+from esper.run.config import RunConfig
+from esper.run.open import Opening, Request, open_run, prepare
+from esper.run.play import play_seeds
+from esper.run.search import Found, find_schedule
+from esper.simic.world import held_out_seed
+from esper.tamiyo.policies import SchedulePolicy, make_seeded
+from esper.tamiyo.policies.learned import load_policy
+from esper.tolaria.executor import EpisodeResult
 
-
-def play(
-    executor: Executor, policies: Mapping[str, Policy], seeds: Sequence[int], max_epochs: int
-) -> Iterator[list[EpisodeResult]]:
-    """One episode per seed, every policy a row of it; yields one result per policy, in their order.
-
-    After the last epoch each policy is asked for a last word, as in every run of fixed policies.
-    """
-    for episode, seed in enumerate(seeds):
-        specs = [
-            RowSpec(env_id, episode, seed, max_epochs, arm=arm, policy=policy.name)
-            for env_id, (arm, policy) in enumerate(policies.items())
-        ]
-        views = executor.reset(specs)
-        for spec, policy in zip(specs, policies.values(), strict=True):
-            policy.reset([spec])
-        for _ in range(max_epochs):
-            before = time.perf_counter()
-            decisions = [policy.decide([view])[0] for policy, view in zip(policies.values(), views, strict=True)]
-            seconds = (time.perf_counter() - before) / len(policies)
-            views = [report.view for report in executor.step(decisions, seconds)]
-        yield executor.finish([policy.decide([view])[0] for policy, view in zip(policies.values(), views, strict=True)])
+POLICY: Final = "policy"
 
 
 @dataclass(frozen=True, slots=True)
-class SearchPlan:
-    """How hard to look for a schedule. The seeds must not be those it is then judged on."""
+class Evaluation:
+    """What to play."""
 
-    seeds: tuple[int, ...]
-    max_epochs: int
-    epochs: tuple[int, ...] = (1,)
-    """When a seed may germinate, in epochs done."""
-    max_seeds: int = 2
-    """Germinations in a schedule, found one after the other."""
-
-    def __post_init__(self) -> None:
-        if not self.seeds or not self.epochs or self.max_seeds < 1:
-            raise UsageError("the search for a schedule needs at least one seed, one epoch and one germination")
+    policy: Path
+    config: RunConfig
+    search_seeds: int = 2
+    """Seeds to find the schedule on."""
+    greedy: bool = False
+    """Whether the policy takes its likeliest choices instead of drawing."""
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """The best schedule: its entries, its mean validation metric on the search's seeds, and what finding it took."""
+class Evaluated:
+    """What came of it."""
 
-    entries: tuple[Entry, ...]
-    metric: float
-    schedules: int
-    macs: int
-
-
-def search_schedule(
-    make_executor: Callable[[], Executor], space: ActionSpace, plan: SearchPlan, higher_is_better: bool
-) -> Found:
-    """Greedy search: every single germination, then everything that may follow the best, while it gets better.
-
-    Validation decides; ``make_executor`` should not look at the test split.
-    """
-    sign = 1.0 if higher_is_better else -1.0
-    best: tuple[tuple[Entry, ...], float] | None = None
-    tried, macs = 0, 0
-    for _ in range(plan.max_seeds):
-        known = () if best is None else best[0]
-        candidates = [(*known, entry) for entry in _entries(space, plan) if _free(entry, known)]
-        if not candidates:
-            break
-        scores: list[list[float]] = [[] for _ in candidates]
-        policies: dict[str, Policy] = {str(i): SchedulePolicy(entries) for i, entries in enumerate(candidates)}
-        for results in play(make_executor(), policies, plan.seeds, plan.max_epochs):
-            for score, result in zip(scores, results, strict=True):
-                score.append(sign * result.validation_metric)
-                macs += result.total_macs
-        tried += len(candidates)
-        means = [fmean(score) for score in scores]
-        top = max(range(len(candidates)), key=means.__getitem__)
-        if best is not None and means[top] <= best[1]:
-            break
-        best = (candidates[top], means[top])
-    assert best is not None, "there is at least one slot and one blueprint"
-    return Found(best[0], sign * best[1], tried, macs)
+    results: Mapping[str, Sequence[EpisodeResult]]
+    """By arm, the policy first."""
+    metric: Metric
+    run_dir: Path
 
 
-def find_schedule(config: RunConfig, load: Workload, count: int) -> Found:
-    """Search on ``count`` seeds that neither training nor evaluation uses."""
-    seeds = tuple(derive(config.seed, "search", number) for number in range(count))
-    budget = config.max_seeds or load.task.budget.max_seeds or len(load.task.sites)
-    plan = SearchPlan(seeds, load.max_epochs, max_seeds=min(budget, len(load.task.sites)))
-    space = ActionSpace(tuple(load.task.sites), load.task.blueprints)
-    higher = load.task.metric.higher_is_better
-    return search_schedule(lambda: build_executor(load, config, lambda event: None, test=False), space, plan, higher)
+def evaluate(asked: Evaluation, tell: Callable[[str], None] | None = None) -> Evaluated:
+    """Play the policy and its controls on held-out seeds, in a run of its own."""
+    settings = {each.name: getattr(asked.config, each.name) for each in fields(asked.config)}
+    ready = prepare(Request("eval", RunConfig, settings))
+    config, load, saved = ready.config, ready.load, load_policy(asked.policy)
+    said = {
+        "task": config.task,
+        "policy": str(asked.policy),
+        "episodes": config.episodes,
+        "max_epochs": load.max_epochs,
+    }
+    where = ready.session({name: Setting("flag", value) for name, value in said.items()})
+    what = ready.announcement("ppo", config.episodes, 1 + len(config.compare))
+    with open_run(Opening(where, what, ready.outbox)) as session:
+        arms: dict[str, Policy] = {POLICY: saved.player(greedy=asked.greedy or None)}
+        arms |= comparisons(config, load, asked.search_seeds, tell)
+        executor = build_executor(load, config, ready.outbox.emit)
+        seeds = [held_out_seed(config.seed, number) for number in range(config.episodes)]
+        played: dict[str, list[EpisodeResult]] = {arm: [] for arm in arms}
+        for results in play_seeds(executor, arms, seeds, load.max_epochs):
+            for arm, result in zip(arms, results, strict=True):
+                played[arm].append(result)
+    return Evaluated(played, load.task.metric, session.path)
 
 
-def _entries(space: ActionSpace, plan: SearchPlan) -> list[Entry]:
-    return [
-        Entry(epoch, FactoredAction(Op.GERMINATE, slot, blueprint, Blend.LINEAR, 1.0, 1))
-        for epoch in plan.epochs
-        for slot in space.slots
-        for blueprint in space.blueprints
-    ]
+def comparisons(
+    config: RunConfig, load: Workload, search_seeds: int, tell: Callable[[str], None] | None
+) -> dict[str, Policy]:
+    """The arms to compare with; the schedule is searched on seeds of its own, and ``tell`` is told of it."""
+    arms: dict[str, Policy] = {}
+    for name in config.compare:
+        if name == "schedule":
+            found = find_schedule(config, load, search_seeds)
+            arms[name] = SchedulePolicy(found.entries)
+            if tell is not None:
+                tell(describe(found, load.task.metric))
+        else:
+            arms[name] = make_seeded(name, config.seed)
+    return arms
 
 
-def _free(entry: Entry, known: Sequence[Entry]) -> bool:
-    return all(other.action.slot != entry.action.slot for other in known)
+def describe(found: Found, metric: Metric) -> str:
+    """One line about the schedule."""
+    growth = ", ".join(f"{e.action.blueprint} in {e.action.slot} after epoch {e.epoch}" for e in found.entries)
+    return (
+        f"best of {found.schedules} schedules: {growth}; validation {metric.name} {found.metric:.1f} {metric.unit}, "
+        f"{found.macs:.3g} MACs to find"
+    )

@@ -201,7 +201,8 @@ class PPOLearner:
         """Learn from ``rollout`` with ``lr_scale`` times the learning rate.
 
         Normalisers stand still from the first step of the rollout to the end of the update; the scale of returns moves
-        before the first minibatch, which leaves every value what it was.
+        before the first minibatch, which leaves every value what it was. Raises ``DataError`` where no step is valid,
+        ``UsageError`` where there are more minibatches than environments.
         """
         started = time.perf_counter()
         config = self.config
@@ -232,7 +233,7 @@ class PPOLearner:
         return {"tensors": tensors, "plain": {}}
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Undo of :meth:`state`."""
+        """Go on from what :meth:`state` returned. Raises ``RuntimeError`` where the network has other tensors."""
         tensors: Mapping[str, Tensor] = state["tensors"]
         prefix = "network."
         own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
@@ -314,7 +315,10 @@ class PPOLearner:
         )
 
     def evaluate(self, rollout: Rollout) -> tuple[Tensor, Evaluated]:
-        """Values ``[T * N]`` and the taken actions under the present policy, with the stored masks and memory."""
+        """V ``[T * N]`` in the reward's unit, and the taken actions under the present policy (B = T * N, time-major).
+
+        The masks and the memory before the first step are those of the rollout.
+        """
         output = self.network.unroll(rollout.observation, rollout.state, rollout.starts)
         masks = [mask.flatten(0, 1) for mask in rollout.masks]
         distribution = FactoredDistribution(rollout.heads, output.logits, masks)

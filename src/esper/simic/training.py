@@ -1,153 +1,126 @@
-"""Heuristic runs: one or more fixed policies, each an arm, on the same seeds. Thin over the executor."""
+"""A PPO run from its configuration to the saved policy: who drives the hosts, who learns, and what is written."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
 
-from esper.leyline import DataError, Decision, HostEngine, Policy, RowSpec, RowView
-from esper.tolaria.executor import EpisodeResult, Executor, StepReport
-from esper.tolaria.nested import State, join, plain_state, split
+from esper.leyline import ActionSpace, Metric, TelemetryEventType, UsageError
+from esper.nissa.console import ConsoleSink
+from esper.run.assembly import FORGIVING, Workload, build_executor
+from esper.run.open import Prepared, Request, open_run, prepare
+from esper.run.resume import Asked
+from esper.run.session import Session
+from esper.simic.ppo_config import PRESETS, PPORunConfig
+from esper.simic.scribe import Hub
+from esper.simic.vectorized import PPORun, RoundReport, fresh_network, saved_network
+from esper.simic.workers import Crew, Recipe
+from esper.simic.workers_process import ProcessWorker
+from esper.simic.world import World, WorldConfig
+from esper.tamiyo.network import GrowthNetwork
+from esper.tamiyo.policies.learned import load_policy, save_policy
 
-OnEpoch = Callable[[int, int, Sequence[StepReport]], None]
-"""``(episode, epoch, one report per arm)``, called after every epoch."""
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """Episodes ``0 .. episodes-1``; episode ``e`` of every arm starts from ``seed + e``."""
-
-    episodes: int
-    max_epochs: int
-    seed: int = 0
-
-
-@runtime_checkable
-class Saveable(Protocol):
-    """A policy that can be put back where it was. One that cannot begins its memory anew after a resume."""
-
-    def state(self) -> dict[str, Any]:
-        """What it remembers of the episode, JSON-able."""
-
-    def load(self, state: Mapping[str, Any]) -> None:
-        """Undo of :meth:`state`."""
+POLICY_FILE: Final = "policy.safetensors"
 
 
-class Episodes:
-    """Every arm of each episode side by side; iterating runs them from where they stand.
+class PPOTraining:
+    """A PPO run that is prepared, or gone on with."""
 
-    Between two epochs, where ``on_boundary`` is called with :attr:`step`, they can be saved and loaded.
-    """
-
-    def __init__(
-        self, executor: Executor, policies: Mapping[str, Policy], plan: Plan, on_epoch: OnEpoch | None = None
-    ) -> None:
-        self.executor, self.policies, self.plan = executor, dict(policies), plan
-        self.episode = 0
-        self.best: float | None = None
-        """Best validation metric of the first arm so far..."""
-        self.best_episode: int | None = None
-        """...and its episode."""
-        self.on_boundary: Callable[[int], None] | None = None
-        self._on_epoch = on_epoch
-        self._views: list[RowView] | None = None
-        """``None`` while no episode is under way."""
+    def __init__(self, flags: Mapping[str, Any], file: Mapping[str, Any], asked: Asked | None = None) -> None:
+        """Raises ``UsageError`` or ``DataError`` for whatever is wrong with what was asked for."""
+        self.ready: Prepared[PPORunConfig] = prepare(Request("ppo", PPORunConfig, flags, file, asked, PRESETS))
 
     @property
-    def step(self) -> int:
-        """Epochs done in all."""
-        return self.episode * self.plan.max_epochs + (0 if self._views is None else self.executor.epoch)
-
-    def least(self) -> dict[str, int]:
-        """How few episodes there may be after all: none that was begun is taken back."""
-        return {"episodes": self.episode + 1}
+    def config(self) -> PPORunConfig:
+        """Resolved."""
+        return self.ready.config
 
     @property
-    def forgetful(self) -> list[str]:
-        """Arms whose policy cannot be saved."""
-        return [arm for arm, policy in self.policies.items() if not isinstance(policy, Saveable)]
+    def metric(self) -> Metric:
+        """What hosts are scored by."""
+        return self.ready.load.task.metric
 
-    def __iter__(self) -> Iterator[tuple[list[EpisodeResult], HostEngine]]:
-        """Each episode's results with the engine that still holds its rows."""
-        while self.episode < self.plan.episodes:
-            views = self._begin() if self._views is None else self._views
-            while self.executor.epoch < self.plan.max_epochs:
-                before = time.perf_counter()
-                decisions = self._decide(views)
-                seconds = (time.perf_counter() - before) / len(self.policies)
-                reports = self.executor.step(decisions, policy_seconds=seconds)
-                views = self._views = [report.view for report in reports]
-                if self._on_epoch is not None:
-                    self._on_epoch(self.episode, self.executor.epoch, reports)
-                if self.on_boundary is not None:
-                    self.on_boundary(self.step)
-            results = self.executor.finish(self._decide(views))
-            self._compare(results[0])
-            self.episode, self._views = self.episode + 1, None
-            yield results, self.executor.engine
+    def train(self, on_round: Callable[[RoundReport], None], tell: Callable[[Sequence[str]], None]) -> Path:
+        """Play and learn to the end; the policy's file in the run directory, written however the run ended.
 
-    def state(self) -> State:
-        """All it takes to go on bit for bit, while an episode is under way."""
-        own = {
-            "episode": self.episode,
-            "best": self.best,
-            "best_episode": self.best_episode,
-            "policies": {
-                arm: policy.state() if isinstance(policy, Saveable) else None for arm, policy in self.policies.items()
-            },
-        }
-        return join({"own": plain_state(own), "executor": self.executor.state()})
-
-    def load(self, state: Mapping[str, Any]) -> None:
-        """Undo of :meth:`state`. Raises ``DataError`` where the arms are others."""
-        parts = split(state, "own", "executor")
-        own = parts["own"]["plain"]
-        if list(own["policies"]) != list(self.policies):
-            raise DataError(
-                f"the saved arms are {', '.join(own['policies'])}; here they are {', '.join(self.policies)}"
-            )
-        self._views = self.executor.load(parts["executor"])
-        self.episode, self.best, self.best_episode = own["episode"], own["best"], own["best_episode"]
-        for spec, (arm, policy) in zip(self._specs(), self.policies.items(), strict=True):
-            saved = own["policies"][arm]
-            if saved is not None and isinstance(policy, Saveable):
-                policy.load(saved)
-            else:
-                policy.reset([spec])
-
-    def _begin(self) -> list[RowView]:
-        specs = self._specs()
-        views = self.executor.reset(specs)
-        for spec, policy in zip(specs, self.policies.values(), strict=True):
-            policy.reset([spec])
-        return views
-
-    def _specs(self) -> list[RowSpec]:
-        return [
-            RowSpec(
-                env_id=env_id,
-                episode=self.episode,
-                seed=self.plan.seed + self.episode,
-                max_epochs=self.plan.max_epochs,
-                arm=arm,
-                policy=policy.name,
-            )
-            for env_id, (arm, policy) in enumerate(self.policies.items())
-        ]
-
-    def _decide(self, views: Sequence[RowView]) -> list[Decision]:
-        return [policy.decide([view])[0] for policy, view in zip(self.policies.values(), views, strict=True)]
-
-    def _compare(self, first: EpisodeResult) -> None:
-        sign = 1.0 if self.executor.metric.higher_is_better else -1.0
-        if self.best is None or sign * first.validation_metric > sign * self.best:
-            self.best, self.best_episode = first.validation_metric, self.episode
+        ``tell`` shows lines about a resume.
+        """
+        ready, config = self.ready, self.config
+        with make_crew(ready.outbox, ready.load, config) as crew:
+            network = _network(config) if ready.past is None else ready.past.restored(saved_network)
+            run = make_run(crew, ready.outbox, ready.load, config, network)
+            what = ready.announcement("ppo", config.rounds, config.envs)
+            with open_run(ready.opening(what, ConsoleSink(quiet=True), tell), run) as session:
+                session.elsewhere = lambda: crew.cpu_seconds
+                if ready.past is None and config.policy_checkpoint is not None:
+                    _begin_from(session, run, config.policy_checkpoint)
+                try:
+                    run.run(on_round)
+                finally:
+                    if run.rounds_done:
+                        path = _save(session, run, config)
+        return path
 
 
-def run_episodes(
-    executor: Executor, policies: Mapping[str, Policy], plan: Plan, on_epoch: OnEpoch | None = None
-) -> Iterator[tuple[list[EpisodeResult], HostEngine]]:
-    """Run every arm of each episode side by side; yields its results with the engine that still holds its rows."""
-    yield from Episodes(executor, policies, plan, on_epoch)
+def make_crew(hub: Hub, load: Workload, config: PPORunConfig) -> Crew:
+    """Those who drive the hosts. Raises ``UsageError`` where a Ray that was asked for is not there."""
+    if config.workers == 1:
+        return Crew.here(lambda emit: build_executor(load, config, emit, governor=FORGIVING, test=False), hub.emit)
+    recipe = Recipe(replace(config, device=load.device), load.task.data.digest)
+    if isinstance(config.workers, int):
+        return Crew(lambda: ProcessWorker(recipe), config.workers, hub.emit)
+    from esper.simic import workers_ray
+
+    return Crew(workers_ray.hiring(recipe), workers_ray.connect(config.workers, config.envs), hub.emit)
+
+
+def make_run(crew: Crew, hub: Hub, load: Workload, config: PPORunConfig, network: GrowthNetwork) -> PPORun:
+    """Put world, policy and learner together. No episode of a learner looks at the test split."""
+    world = World(crew, load.task.metric, WorldConfig(load.max_epochs, config.rewards(), config.gamma))
+    return PPORun(world, ActionSpace(tuple(load.task.sites), load.task.blueprints), network, config.plan(), hub)
+
+
+def _network(config: PPORunConfig) -> GrowthNetwork:
+    if config.policy_checkpoint is None:
+        return fresh_network(config.seed, cells=config.cells)
+    saved = load_policy(Path(config.policy_checkpoint))
+    if saved.nurture:
+        raise UsageError(
+            f"policy {config.policy_checkpoint}: it leaves gates and pruning to rules, and PPO chooses them, too; "
+            "legal: a policy that `esper train ppo` wrote"
+        )
+    return saved.network
+
+
+def _save(session: Session, run: PPORun, config: PPORunConfig) -> Path:
+    path = session.path / POLICY_FILE
+    card = {
+        "task": config.task,
+        "episode_length": run.environments.world.config.max_epochs,
+        "reward": config.reward,
+        "seed": config.seed,
+        "rounds": run.rounds_done,
+        "episodes": run.episodes_completed,
+        "run": session.directory.run_id,
+        "started_from": config.policy_checkpoint,
+        "run_macs": run.training_macs,
+        "earlier_macs": run.earlier_macs,
+    }
+    saved = save_policy(path, run.network, card)
+    session.say(
+        TelemetryEventType.CHECKPOINT_SAVED,
+        path=str(path),
+        step=run.rounds_done,
+        bytes=saved.bytes,
+        seconds=saved.seconds,
+        reason="policy",
+    )
+    return path
+
+
+def _begin_from(session: Session, run: PPORun, path: str) -> None:
+    saved = load_policy(Path(path))
+    run.earlier_macs = saved.training_macs
+    session.say(TelemetryEventType.CHECKPOINT_LOADED, path=path, step=int(saved.card.get("rounds", 0)), exact=True)

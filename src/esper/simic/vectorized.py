@@ -196,6 +196,14 @@ class PPORun:
         self._boundary()
         return report
 
+    def least(self) -> dict[str, int]:
+        """No setting makes it longer or shorter."""
+        return {}
+
+    def remarks(self) -> Sequence[str]:
+        """Nothing keeps a resume from being exact."""
+        return ()
+
     def state(self) -> State:
         """All it takes to go on bit for bit, where ``on_boundary`` is called."""
         if self._collector is None:

@@ -32,13 +32,15 @@ from esper.leyline import (
     UsageError,
 )
 from esper.leyline import TelemetryEventType as T
-from esper.simic.assembly import FORGIVING, build_executor, workload
-from esper.simic.config import RunConfig
-from esper.simic.session import RUN
+from esper.run.assembly import FORGIVING, build_executor, workload
+from esper.run.config import CommonConfig
+from esper.run.play import Episode
+from esper.run.session import RUN
 from esper.tasks import get_task
 from esper.tolaria.executor import EpisodeResult, Executor, StepReport
-from esper.tolaria.nested import State, join, plain_state, split
+from esper.tolaria.nested import State
 from esper.tolaria.rng import seed_process
+from esper.tolaria.saved import SavedRows
 
 MakeExecutor = Callable[[Sink], Executor]
 """An executor that sends its events to the given sink."""
@@ -51,7 +53,7 @@ PATIENCE: Final = 3
 class Recipe:
     """All it takes to build the same hosts in any process. No episode looks at the test split."""
 
-    config: RunConfig
+    config: CommonConfig
     digest: str
     """Of the task's data."""
 
@@ -152,6 +154,7 @@ class Share:
         self._make = make
         self._events: list[TelemetryEvent] = []
         self._executor: Executor | None = None
+        self._episode: Episode | None = None
 
     @property
     def executor(self) -> Executor:
@@ -175,23 +178,24 @@ class Share:
         executor = self.executor
         match request:
             case Begin(specs):
-                views = executor.reset(specs)
+                self._episode = Episode.begin(executor, specs)
                 metrics = executor.engine.evaluate(executor.rows, [({},) for _ in specs]).metric[:, 0]
                 costs = executor.engine.costs(executor.rows)
-                return [Begun(*row) for row in zip(views, map(float, metrics), costs, strict=True)]
+                return [Begun(*row) for row in zip(self._episode.views, map(float, metrics), costs, strict=True)]
             case Step():
                 return self._step(request)
             case Load(packed):
-                return executor.load(packed.state())
+                self._episode = Episode(executor, executor.load(packed.state()))
+                return self._episode.views
             case Save():
                 return Packed.of(executor.state())
 
     def _step(self, request: Step) -> list[Stepped]:
-        executor = self.executor
-        reports = executor.step(request.decisions, request.policy_seconds)
-        results: Sequence[EpisodeResult | None] = [None] * len(reports)
-        if executor.epoch >= reports[0].view.max_epochs:
-            results = executor.finish()
+        executor, episode = self.executor, self._episode
+        if episode is None:
+            raise RuntimeError("a step was asked for, and no episode is under way")
+        reports = episode.step(request.decisions, request.policy_seconds)
+        results: Sequence[EpisodeResult | None] = episode.finish() if episode.over else [None] * len(reports)
         costs = executor.engine.costs(executor.rows)
         return [Stepped(*row) for row in zip(reports, results, costs, strict=True)]
 
@@ -304,28 +308,14 @@ class Crew:
 
     def state(self) -> State:
         """As :meth:`Executor.state`, however many workers there are."""
-        parts: dict[str, Mapping[str, Any]] = {}
-        specs: list[dict[str, Any]] = []
-        for rows, packed in zip(self._busy(), self._ask(lambda rows: Save()), strict=True):
-            own = split(packed.state())
-            specs += own.pop("clock")["plain"]["rows"]
-            parts |= {f"row{row}": own[f"row{i}"] for i, row in enumerate(rows)}
-        return join({"clock": plain_state({"epoch": self.epoch, "rows": specs}), **parts})
+        return SavedRows.join([SavedRows.of(packed.state()) for packed in self._ask(lambda rows: Save())]).state()
 
     def load(self, state: Mapping[str, Any]) -> list[RowView]:
         """Undo of :meth:`state`, with any number of workers. Returns the rows' views."""
-        parts = split(state)
-        clock = parts.pop("clock")["plain"]
-        self._deal([RowSpec(**spec) for spec in clock["rows"]])
-        self.epoch = clock["epoch"]
-
-        def share(rows: range) -> Load:
-            own = plain_state({"epoch": self.epoch, "rows": [clock["rows"][i] for i in rows]})
-            return Load(
-                Packed.of(join({"clock": own, **{f"row{i}": parts[f"row{row}"] for i, row in enumerate(rows)}}))
-            )
-
-        return self._each(RowView, share)
+        saved = SavedRows.of(state)
+        self._deal(saved.specs)
+        self.epoch = saved.epoch
+        return self._each(RowView, lambda rows: Load(Packed.of(saved.take(rows).state())))
 
     def close(self) -> None:
         """Let all workers go."""
@@ -347,9 +337,6 @@ class Crew:
         self._dealt = [range(rows * k // size, rows * (k + 1) // size) for k in range(size)]
         self._past = [[] for _ in range(size)]
 
-    def _busy(self) -> list[range]:
-        return [rows for rows in self._dealt if rows]
-
     def _each(self, of: type[V], request: Callable[[range], Request]) -> list[V]:
         """Answers that hold one ``of`` per row, in the order of the rows."""
         return [row for answer in self._ask(request) for row in answer]
@@ -367,6 +354,7 @@ class Crew:
             if answer.error is not None:
                 raise answer.error
             self._cpu[k] = answer.cpu_seconds
+            # a saved state is read and changes nothing, so that a replacement need not repeat it
             if not isinstance(asked[k], Save):
                 self._past[k].append(asked[k])
         return [answer.value for answer in answers.values()]
@@ -394,6 +382,9 @@ class Crew:
         self._cpu_of_lost += self._cpu[k]
         self._cpu[k] = 0.0
         new = self._workers[k] = self._hire()
+        # A worker's rows are a function of what it was asked since they were dealt (chance comes from named streams
+        # of each row), so repeating that gives the same hosts bit for bit. The events that come with these answers were
+        # told when the lost worker gave them; only those of the last request are new.
         for done in past:
             new.ask(done)
             try:

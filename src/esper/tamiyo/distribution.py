@@ -1,8 +1,9 @@
 """Masked factored distribution over the heads of an action.
 
 p(a) = p(a_0) * product of p(a_k | earlier heads) over the heads that a_0 consumes. Masks are part of the distribution,
-so that sampling, log-probability and entropy cannot disagree about them. Everything is computed in float32: rounding
-logits to bfloat16 alone moves probability ratios by two per cent.
+so that sampling, log-probability and entropy cannot disagree about them (Huang and Ontanon, "A closer look at invalid
+action masking in policy gradient algorithms", 2022). Everything is computed in float32: rounding logits to bfloat16
+alone moves probability ratios by two per cent.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ _EXCLUDED = -1e8
 
 @dataclass(frozen=True, slots=True)
 class Evaluated:
-    """Given actions under a distribution. ``[B]`` and ``[B, heads]``; zeros where a head was not consumed."""
+    """Given actions under a distribution of B rows; zeros where a head was not consumed."""
 
     log_prob: Tensor
     """Joint log-probability over the consumed heads, ``[B]``, nats."""
@@ -35,7 +36,8 @@ class Evaluated:
 
 
 class FactoredDistribution:
-    """Distribution of B rows. ``logits`` and ``masks`` hold one table ``[B, *context, n]`` per head (see ``Heads``).
+    """Distribution of B rows. ``logits`` (float) and ``masks`` (bool, True is legal) hold one table ``[B, *context,
+    n]`` per head (see ``Heads``).
 
     Masks are trusted: :meth:`Heads.check_masks` belongs at the boundary where they enter.
     """
@@ -48,7 +50,7 @@ class FactoredDistribution:
         self._rows = torch.arange(len(self._logits[0]), device=self._logits[0].device)
 
     def sample(self, uniforms: Tensor) -> tuple[Tensor, Tensor]:
-        """Actions ``[B, heads]`` by inverse CDF, and their joint log-probability ``[B]``.
+        """Actions ``[B, heads]`` int64 by inverse CDF, and their joint log-probability ``[B]`` in nats.
 
         ``uniforms`` are float32 in [0, 1), ``[B, heads]``: randomness is the caller's, so that a row's action depends
         on its own stream only. Heads that are not consumed are 0. Raises ``DataError`` where logits are not finite.
@@ -67,11 +69,15 @@ class FactoredDistribution:
         return self._choose(draw)
 
     def mode(self) -> tuple[Tensor, Tensor]:
-        """The likeliest choice of each head in turn, and its joint log-probability."""
+        """The likeliest choice of each head, given those before it: actions ``[B, heads]`` int64, joint log-probability
+        ``[B]``."""
         return self._choose(lambda head, log_probs: log_probs.argmax(-1))
 
     def evaluate(self, actions: Tensor) -> Evaluated:
-        """Log-probability and entropy of ``actions`` ``[B, heads]``."""
+        """Log-probability and entropy of ``actions`` ``[B, heads]`` int64, differentiable in the logits.
+
+        An illegal action is not refused: its log-probability is about -1e8.
+        """
         consumed = self._relevance[actions[:, 0]]
         log_prob = torch.zeros(len(actions), device=actions.device)
         entropies, counts = [], []

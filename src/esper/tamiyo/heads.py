@@ -17,7 +17,11 @@ from esper.leyline import HEADS, RELEVANT_HEADS, ActionSpace, DataError, Op, Usa
 
 @dataclass(frozen=True, slots=True)
 class Heads:
-    """``context[k]`` leading heads select a row of head k's table; ``consumed[choice of head 0][k]`` is relevance."""
+    """Head k makes one of ``sizes[k]`` choices, given those of the ``context[k]`` leading heads.
+
+    ``consumed[op][k]`` says whether choice ``op`` of head 0 makes use of head k. Raises ``UsageError`` where the fields
+    do not fit together.
+    """
 
     names: tuple[str, ...]
     sizes: tuple[int, ...]
@@ -40,18 +44,19 @@ class Heads:
         return (*self.sizes[: self.context[head]], self.sizes[head])
 
     def all_legal(self, rows: int) -> tuple[Tensor, ...]:
-        """Masks that forbid nothing."""
+        """Masks that forbid nothing: for each head ``[rows, *context, n]`` bool, every context axis of length 1."""
         return tuple(
             torch.ones(rows, *(1,) * depth, size, dtype=torch.bool)
             for depth, size in zip(self.context, self.sizes, strict=True)
         )
 
     def relevance(self) -> Tensor:
-        """``consumed`` as a tensor ``[choices of head 0, heads]``."""
+        """``consumed`` as a bool tensor ``[choices of head 0, heads]``."""
         return torch.tensor(self.consumed, dtype=torch.bool)
 
     def check_masks(self, masks: Sequence[Tensor]) -> None:
-        """Raise ``DataError`` unless every choice that the masks let a policy reach can be completed legally.
+        """Raise ``DataError`` unless there is one table ``[B, *context, n]`` for each head and every choice that they
+        let a policy reach can be completed legally.
 
         A row of a table may be empty as long as nothing legal leads to it.
         """
@@ -103,7 +108,8 @@ class Heads:
 
 
 def independent_heads(sizes: Sequence[int], names: Sequence[str] | None = None) -> Heads:
-    """Heads that depend on nothing and are always consumed: ``Discrete`` and ``MultiDiscrete`` spaces."""
+    """Heads for a ``Discrete`` or ``MultiDiscrete`` space: unconditioned, always consumed, ``sizes[k]`` choices
+    each."""
     labels = tuple(names) if names is not None else tuple(f"head{k}" for k in range(len(sizes)))
     return Heads(labels, tuple(sizes), (0,) * len(sizes), ((True,) * len(sizes),) * sizes[0])
 

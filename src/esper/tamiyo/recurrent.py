@@ -31,14 +31,17 @@ _LEAST_SPREAD = 0.1
 
 @dataclass(frozen=True, slots=True)
 class PolicyOutput:
-    """One table of logits per head (see ``Heads``) and V(s) ``[B]`` in the reward's unit."""
+    """One table of logits ``[B, *context, n]`` per head (see ``Heads``) and V(s) ``[B]`` in the reward's unit."""
 
     logits: tuple[Tensor, ...]
     value: Tensor
 
 
 class Memory(nn.Module):
-    """One LSTM layer whose state is zeroed *before* a step that starts an episode."""
+    """One LSTM layer whose state is zeroed *before* a step that starts an episode.
+
+    Hochreiter and Schmidhuber, "Long short-term memory" (1997), in torch's form (forget gate, no peepholes).
+    """
 
     def __init__(self, features: int, cells: int) -> None:
         super().__init__()
@@ -50,12 +53,13 @@ class Memory(nn.Module):
                 nn.init.zeros_(parameter)
 
     def initial_state(self, rows: int) -> State:
-        """Zeros for ``rows`` environments."""
+        """Hidden and cell state before the first step: zeros, ``[rows, H]`` each."""
         zeros = next(self.lstm.parameters()).new_zeros(rows, self.lstm.hidden_size)
         return zeros, zeros.clone()
 
     def step(self, x: Tensor, state: State, starts: Tensor) -> State:
-        """State after one step. ``x`` ``[N, F]``, ``starts`` ``[N]`` bool; the output is the hidden state."""
+        """Hidden and cell state ``[N, H]`` after ``x`` ``[N, F]``; the hidden state is the output. ``starts``: ``[N]``
+        bool."""
         before = tuple(torch.where(starts[:, None], 0.0, part) for part in state)
         after: State = torch.lstm_cell(x, before, *self.lstm.parameters())
         return after
@@ -149,16 +153,17 @@ class PolicyNetwork(nn.Module, ABC):
 
     @abstractmethod
     def score(self, core: Tensor, encoded: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Logits of every head from the policy memory's output ``[B, core_width]``."""
+        """Logits ``[B, *context, n]`` of every head from the policy memory's output ``[B, core_width]``."""
 
     def initial_state(self, rows: int) -> State:
-        """State of ``rows`` environments before their first step."""
+        """State of ``rows`` environments before their first step: zeros, ``[rows, H]`` each; ``()`` without memory."""
         if self.memory is None or self.value_memory is None:
             return ()
         return *self.memory.initial_state(rows), *self.value_memory.initial_state(rows)
 
     def step(self, observation: Observation, state: State, starts: Tensor) -> tuple[PolicyOutput, State]:
-        """One step of N environments, and the state after it. ``starts`` ``[N]`` marks first steps of episodes."""
+        """Output for N environments (B = N) and the state after it. ``starts`` ``[N]`` bool: first steps of
+        episodes."""
         encoded = self.encode(observation)
         core = value_core = encoded[0]
         if self.memory is not None and self.value_memory is not None:
@@ -168,7 +173,7 @@ class PolicyNetwork(nn.Module, ABC):
         return PolicyOutput(self.score(core, encoded), self._value(value_core)), state
 
     def values(self, observation: Observation, state: State) -> Tensor:
-        """V ``[N]`` of observations that continue from ``state``. The state itself does not advance."""
+        """V ``[N]``, in the reward's unit, of observations that continue from ``state``, which does not advance."""
         core = self.encode(observation)[0]
         if self.value_memory is not None:
             continuing = torch.zeros(len(core), dtype=torch.bool, device=core.device)
@@ -176,7 +181,8 @@ class PolicyNetwork(nn.Module, ABC):
         return self._value(core)
 
     def unroll(self, observation: Observation, state: State, starts: Tensor) -> PolicyOutput:
-        """A whole rollout ``[T, N, ...]`` from the state before its first step; rows come back flat, ``[T * N]``."""
+        """Output for a whole rollout ``[T, N, ...]`` from the ``state`` before its first step, B = T * N rows in time-
+        major order. ``starts``: ``[T, N]`` bool."""
         encoded = self.encode({name: part.flatten(0, 1) for name, part in observation.items()})
         core = value_core = encoded[0]
         if self.memory is not None and self.value_memory is not None:
@@ -186,7 +192,7 @@ class PolicyNetwork(nn.Module, ABC):
         return PolicyOutput(self.score(core, encoded), self._value(value_core))
 
     def observe(self, observation: Observation, valid: Tensor) -> None:
-        """Let the normalisers see the parts of a rollout ``[T, N, ...]`` where ``valid`` ``[T, N]``."""
+        """Move the normalisers by the steps of a rollout ``[T, N, ...]`` where ``valid`` (``[T, N]`` bool) holds."""
         for name, norm in self.normalisers.items():
             assert isinstance(norm, RunningNorm)
             norm.observe(observation[name][valid])
@@ -197,7 +203,11 @@ class PolicyNetwork(nn.Module, ABC):
 
 
 def linear(inputs: int, outputs: int, gain: float = 2.0**0.5) -> nn.Linear:
-    """A layer with orthogonal weights and zero bias; ``gain`` 0.01 starts a policy close to uniform."""
+    """A layer with orthogonal weights of that ``gain`` and zero bias; 0.01 starts a policy close to uniform.
+
+    Saxe, McClelland and Ganguli, "Exact solutions to the nonlinear dynamics of learning in deep linear neural networks"
+    (2014); the gains as in Andrychowicz et al., "What matters for on-policy deep actor-critic methods?" (2021).
+    """
     layer = nn.Linear(inputs, outputs)
     nn.init.orthogonal_(layer.weight, gain)
     nn.init.zeros_(layer.bias)

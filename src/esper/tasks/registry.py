@@ -5,12 +5,10 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import replace
-from importlib import import_module
-from importlib.metadata import EntryPoint, entry_points
 from types import MappingProxyType
 from typing import Any, Final
 
-from esper.leyline import UsageError, unknown
+from esper.leyline import UsageError, load_attribute, plugins_in, unknown
 from esper.tasks.base import TaskSpec, check_task
 
 GROUP: Final = "esper.tasks"
@@ -30,7 +28,7 @@ BUILT_IN: Final = MappingProxyType(
 
 def task_names() -> tuple[str, ...]:
     """Every name that :func:`get_task` knows: the built-in ones first, then those of other packages."""
-    return (*BUILT_IN, *(name for name in sorted(_plugins()) if name not in BUILT_IN))
+    return (*BUILT_IN, *plugins_in(GROUP, BUILT_IN))
 
 
 def get_task(name: str, **options: Any) -> TaskSpec:
@@ -41,27 +39,13 @@ def get_task(name: str, **options: Any) -> TaskSpec:
     when a task's data need an extra, ``DataError`` when its data are missing or damaged.
     """
     if name in BUILT_IN:
-        return _made(name, _resolve(name, BUILT_IN[name]), options)
+        return _made(name, load_attribute("task", BUILT_IN[name]), options)
     if ":" in name:
-        return check_task(_made(name, _resolve(name, name), options))
-    plugins = _plugins()
-    if name in plugins:
-        return check_task(_made(name, plugins[name].load(), options))
+        return check_task(_made(name, load_attribute("task", name), options))
+    others = plugins_in(GROUP)
+    if name in others:
+        return check_task(_made(name, load_attribute("task", others[name].value), options))
     raise unknown("task", name, task_names())
-
-
-def _plugins() -> dict[str, EntryPoint]:
-    return {point.name: point for point in entry_points(group=GROUP)}
-
-
-def _resolve(name: str, target: str) -> Any:
-    module, _, attribute = target.partition(":")
-    try:
-        return getattr(import_module(module), attribute)
-    except ImportError as error:
-        raise UsageError(f"task {name!r}: cannot import {module!r}: {error}") from error
-    except AttributeError as error:
-        raise UsageError(f"task {name!r}: module {module!r} has no attribute {attribute!r}") from error
 
 
 def _made(name: str, made_by: TaskSpec | Callable[..., TaskSpec], options: dict[str, Any]) -> TaskSpec:

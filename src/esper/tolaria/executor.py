@@ -8,8 +8,8 @@ a row's module.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from esper.leyline import (
@@ -32,6 +32,7 @@ from esper.tolaria.counterfactual import Readout
 from esper.tolaria.governor import Governor
 from esper.tolaria.narrator import Narrator
 from esper.tolaria.nested import State, join, plain_state, split
+from esper.tolaria.saved import SavedRows
 
 MakeGovernor = Callable[[Sink], Governor]
 """A fresh governor for one row, which sends its events to the given sink."""
@@ -190,25 +191,31 @@ class Executor:
 
     def state(self) -> State:
         """Everything that the episode under way needs to go on bit for bit, as it is between two epochs."""
-        parts = {"clock": plain_state({"epoch": self.epoch, "rows": [asdict(row.spec) for row in self._rows]})}
-        for i, row in enumerate(self._rows):
-            own = plain_state({"seconds": row.seconds, "narrator": row.narrator.state()})
-            parts[f"row{i}"] = join({"own": own, "engine": self.engine.state(i), "governor": row.governor.state()})
-        return join(parts)
+        return self.take(self.rows).state()
+
+    def take(self, rows: Iterable[int]) -> SavedRows:
+        """The same of some rows; :meth:`SavedRows.join` puts such parts together for :meth:`load`."""
+        wanted = list(rows)
+        specs = tuple(self._rows[i].spec for i in wanted)
+        return SavedRows(self.epoch, specs, tuple(self._row_state(i) for i in wanted))
 
     def load(self, state: Mapping[str, Any]) -> list[RowView]:
         """Undo of :meth:`state`, without a word: the episode was announced before. Returns the rows' views."""
-        parts = split(state)
-        clock = parts.pop("clock")["plain"]
-        self._open([RowSpec(**spec) for spec in clock["rows"]])
+        rows = SavedRows.of(state)
+        self._open(rows.specs)
         for i, row in enumerate(self._rows):
-            saved = split(parts[f"row{i}"], "own", "engine", "governor")
+            saved = split(rows.rows[i], "own", "engine", "governor")
             self.engine.load(i, saved["engine"])
             row.governor.load(saved["governor"])
             row.seconds = saved["own"]["plain"]["seconds"]
             row.narrator.load(saved["own"]["plain"]["narrator"])
-        self._set_clock(clock["epoch"])
+        self._set_clock(rows.epoch)
         return self.engine.views(self.rows)
+
+    def _row_state(self, i: int) -> State:
+        row = self._rows[i]
+        own = plain_state({"seconds": row.seconds, "narrator": row.narrator.state()})
+        return join({"own": own, "engine": self.engine.state(i), "governor": row.governor.state()})
 
     def _open(self, specs: Sequence[RowSpec]) -> None:
         """Fresh rows, not yet announced."""

@@ -57,6 +57,7 @@ def count(
             _watch(stack, seed, slot, counter, entered, left)
         call()
         total = counter.total
+    # a seed runs once in the pass, so all that is counted after it has ended is behind it
     return Macs(
         forward=_share(total, examples),
         inside={slot: _share(left[slot] - entered[slot], examples) for slot in left},
@@ -93,6 +94,7 @@ class Ledger:
             raise UsageError(f"MACs are non-negative integers, not {macs!r} and {taken!r}")
         if sum(taken.values()) > macs:
             raise UsageError(f"the seeds' {sum(taken.values())} MACs exceed the {macs} they are a part of")
+        # a seed's part is noted now, though it counts as discarded only if the seed is pruned: nobody knows yet
         setattr(self, name, getattr(self, name) + macs)
         for seed_id, part in taken.items():
             self.of_seed[seed_id] = self.of_seed.get(seed_id, 0) + part
@@ -130,6 +132,7 @@ _PURPOSES: Final = tuple(
 
 
 def _share(macs: int, examples: int) -> int:
+    # up, so that no work is free because its share of one example is small
     return -(-macs // examples)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -12,7 +13,7 @@ from torch.optim import Optimizer
 
 from esper.kasmina.gates import GateThresholds
 from esper.kasmina.slot import SlotConfig
-from esper.leyline import Metric, RowSpec
+from esper.leyline import Metric, RowSpec, UsageError, unknown
 from esper.tasks.base import BatchSource, PerExample, Split, TaskSpec
 from esper.tasks.pipeline import training_batches
 from esper.tolaria.rng import Streams, derive, seeded
@@ -25,9 +26,25 @@ Forward = Callable[[nn.Module, Any], Any]
 """``(model, inputs) -> output``"""
 
 
-def adamw(parameters: Iterable[nn.Parameter], lr: float, weight_decay: float) -> Optimizer:
-    """AdamW (Loshchilov and Hutter 2019)."""
-    return torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay)
+def adamw(parameters: Iterable[nn.Parameter], lr: float, weight_decay: float, **options: Any) -> Optimizer:
+    """AdamW (Loshchilov and Hutter 2019); ``options`` are those of :func:`adamw_options`."""
+    return torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, **options)
+
+
+def adamw_options(given: Mapping[str, Any]) -> dict[str, Any]:
+    """AdamW's own parameters, as they are given in a file. Raises ``UsageError`` for what it cannot take."""
+    signature = inspect.signature(torch.optim.AdamW).parameters
+    legal = [name for name in signature if name not in ("self", "params", "lr", "weight_decay")]
+    options = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+    for name in options:
+        if name not in legal:
+            raise unknown("optimizer option", name, legal)
+    try:
+        adamw([nn.Parameter(torch.zeros(1))], 1e-3, 0.0, **options)
+    except (TypeError, ValueError, RuntimeError) as error:
+        told = ", ".join(f"{name}={value}" for name, value in given.items())
+        raise UsageError(f"optimizer options {told}: AdamW refuses them: {error}; legal: {', '.join(legal)}") from error
+    return options
 
 
 def call(model: nn.Module, inputs: Any) -> Any:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from esper.bench.growtable.build import BuildPlan, Progress, build, planned, units, wanted
+from esper.bench.growtable.build import BuildPlan, BuildProgress, build, planned, units, wanted
 from esper.bench.growtable.check import FRESH, compare, pooled_deviation
 from esper.bench.growtable.host import SPACE, TableHost
 from esper.bench.growtable.parts import Parts
@@ -48,7 +48,7 @@ def test_what_a_sequence_starts_from_is_played_as_far_as_it_is_needed(
 ) -> None:
     epochs: list[int] = []
     step = Executor.step
-    monkeypatch.setattr(Executor, "step", lambda self, decisions: epochs.append(self.epoch) or step(self, decisions))
+    monkeypatch.setattr(Executor, "step", lambda self, *given: epochs.append(self.epoch) or step(self, *given))
     (alone,) = play(SMALL, 0, [LATER])
     assert alone[0] == LATER and alone[1].ending == records[LATER].ending
     assert all(np.array_equal(alone[1].steps[name], records[LATER].steps[name], equal_nan=True) for name in COLUMNS)
@@ -99,9 +99,9 @@ def test_the_table_shows_and_pays_what_a_real_environment_does(records: dict[Cho
 
 def test_an_interrupted_build_goes_on_and_plays_nothing_twice(tmp_path: Path) -> None:
     plan = BuildPlan(worlds=("small",), seeds=2, singles=2, pairs=1, pair_seeds=2)
-    told: list[Progress] = []
+    told: list[BuildProgress] = []
 
-    def stop(progress: Progress) -> None:
+    def stop(progress: BuildProgress) -> None:
         told.append(progress)
         raise KeyboardInterrupt
 

@@ -12,7 +12,7 @@ from made_up_tables import FEW, A, B, C, made_up_host
 from esper.bench.growtable.host import TableHost
 from esper.bench.growtable.score import (
     HostKey,
-    Outcome,
+    HostResult,
     break_even,
     by_views,
     fitting,
@@ -70,7 +70,7 @@ def test_regret_is_0_for_the_oracle_and_1_for_random() -> None:
     random = line("random", {key: norm.random for key, norm in ends.items()}, ends, rival)
     assert oracle.regret is not None and random.regret is not None
     assert oracle.regret.mean == pytest.approx(0) and random.regret.mean == pytest.approx(1)
-    half = {key: Outcome((n.oracle.objective + n.random.objective) / 2, 0.0) for key, n in ends.items()}
+    half = {key: HostResult((n.oracle.objective + n.random.objective) / 2, 0.0) for key, n in ends.items()}
     between = line("half", half, ends, rival)
     assert between.regret is not None and between.regret.mean == pytest.approx(0.5)
     assert between.by_world == {"digits": pytest.approx(0.5)} and between.better_than_fixed is not None
@@ -147,10 +147,10 @@ def test_tries_to_match_agree_with_enumeration() -> None:
 
 def test_break_even_counts_the_searches_that_a_policy_saves() -> None:
     table = Table([made_up_host(0), made_up_host(1)], {})
-    good = {HostKey("digits", n): Outcome(99.0, 100.0) for n in range(2)}
+    good = {HostKey("digits", n): HostResult(99.0, 100.0) for n in range(2)}
     each = fmean(1000 * (1 + len(c)) for c in FEW)
     even = break_even(table, ["digits"], good, training_macs=5e6)
     assert even.saved_per_use == pytest.approx(len(FEW) * each - 100.0)
     assert even.uses == pytest.approx(5e6 / even.saved_per_use)
-    poor = {HostKey("digits", n): Outcome(0.0, 1e9) for n in range(2)}
+    poor = {HostKey("digits", n): HostResult(0.0, 1e9) for n in range(2)}
     assert break_even(table, ["digits"], poor, training_macs=5e6).uses is None

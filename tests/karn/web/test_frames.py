@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from esper.karn.aggregator import fold
 from esper.karn.diff import apply
 from esper.karn.snapshot import build
-from esper.karn.web.columns import CELL_COLUMNS, ENV_COLUMNS, NO_STAGE, Columns, Gate, Kind, unpack
+from esper.karn.web.columns import CELL_COLUMNS, ENV_COLUMNS, NO_STAGE, Columns, GateVerdict, Kind, unpack
 from esper.karn.web.frames import Mode, Sight, View, decode_frame, encode_frame
 from esper.leyline import SeedStage, TelemetryEvent
 from karn.streams import START, Recorder, begin, begin_episode, epoch_done, runs, story
@@ -74,7 +74,7 @@ def test_columns_of_the_story() -> None:
     assert found.ids.tolist() == [0, 1]
     slot = state.run.slots.index("blocks_1")
     assert found.stage[0, slot] == SeedStage.FOSSILIZED and found.stage[1, slot] == NO_STAGE
-    assert found.gate[0, slot] == Gate.PASSED
+    assert found.gate[0, slot] == GateVerdict.PASSED
     assert found.cell[0, slot, CELL_COLUMNS.index("alpha")] == 1.0
     assert found.cell_kind[0, :, CELL_COLUMNS.index("removal_cost")].tolist() == [
         Kind.VALUE if name == "blocks_1" else Kind.ABSENT for name in state.run.slots

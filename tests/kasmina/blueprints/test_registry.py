@@ -10,7 +10,7 @@ from torch import nn
 
 from esper.kasmina.blueprints import Blueprint, add, build, get, names, register, registry
 from esper.kasmina.layout import Layout
-from esper.leyline import UsageError
+from esper.leyline import UsageError, plugins
 
 PLUGIN = Blueprint("plugin", frozenset({Layout.NC}), lambda c: c * c + c, lambda c, _: nn.Linear(c, c))
 NOT_A_BLUEPRINT = 3
@@ -64,8 +64,8 @@ def test_by_module_and_attribute() -> None:
     [
         (f"{HERE}:PLUGIN", "does not fit layout NCL"),
         (f"{HERE}:NOT_A_BLUEPRINT", "is a int"),
-        (f"{HERE}:MISSING", "cannot be loaded"),
-        ("no_such_package:X", "cannot be loaded"),
+        (f"{HERE}:MISSING", "has no attribute 'MISSING'"),
+        ("no_such_package:X", "cannot import"),
     ],
 )
 def test_references_that_lead_nowhere(reference: str, why: str) -> None:
@@ -75,7 +75,7 @@ def test_references_that_lead_nowhere(reference: str, why: str) -> None:
 
 def test_by_entry_point(monkeypatch: pytest.MonkeyPatch) -> None:
     point = EntryPoint("plugin", f"{HERE}:PLUGIN", registry.ENTRY_POINTS)
-    monkeypatch.setattr(registry, "entry_points", lambda group: [point] if group == registry.ENTRY_POINTS else [])
+    monkeypatch.setattr(plugins, "entry_points", lambda group: [point] if group == registry.ENTRY_POINTS else [])
     registry._load_entry_points.cache_clear()
     assert get("plugin", Layout.NC) is PLUGIN
     assert "plugin" in names(Layout.NC)

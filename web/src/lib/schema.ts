@@ -280,12 +280,12 @@ export interface Pulse {
 
 /** What a client may ask for. Everything is about its own view; nothing reaches the run. */
 export interface Request {
-  envs?: Array<number> | null;
-  focus?: number | null;
-  seek?: number | null;
-  time?: number | null;
-  step?: number | null;
-  play?: number | null;
+  envs?: Array<number>;
+  focus?: number;
+  seek?: number;
+  time?: number;
+  step?: number;
+  play?: number;
   pause?: boolean;
   live?: boolean;
 }
@@ -403,7 +403,7 @@ export interface Stretch {
 export interface View {
   snapshot: Snapshot;
   mode: Mode;
-  detail?: EnvironmentDetail | null;
+  detail?: EnvironmentDetail;
 }
 
 export const WIRE = {

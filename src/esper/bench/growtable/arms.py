@@ -14,10 +14,10 @@ from typing import Final
 from esper.bench.growtable import report
 from esper.bench.growtable.learn import network_player
 from esper.bench.growtable.score import (
+    ArmScore,
     HostKey,
-    Line,
+    HostResults,
     Norm,
-    Outcomes,
     Player,
     break_even,
     by_views,
@@ -51,14 +51,14 @@ class _Field:
     table: Table
     worlds: Sequence[str]
     ends: Mapping[HostKey, Norm]
-    rival: Outcomes
-    tabulated: dict[str, Outcomes] = field(default_factory=dict)
-    real: dict[str, Outcomes] = field(default_factory=dict)
+    rival: HostResults
+    tabulated: dict[str, HostResults] = field(default_factory=dict)
+    real: dict[str, HostResults] = field(default_factory=dict)
 
-    def line(self, arm: str, found: Outcomes) -> Line:
+    def line(self, arm: str, found: HostResults) -> ArmScore:
         return line(arm, found, self.ends, self.rival)
 
-    def play(self, arm: str, player: Player, policy: Policy) -> list[Line]:
+    def play(self, arm: str, player: Player, policy: Policy) -> list[ArmScore]:
         self.tabulated[arm] = played(self.table, self.worlds, player)
         self.real[arm] = played_freely(self.table, self.worlds, policy)
         return [self.line(arm, self.tabulated[arm]), self.line(f"{arm}, real runs", self.real[arm])]
@@ -74,7 +74,7 @@ class Scores:
     """The best fixed schedule of the training worlds, one line an arm, and remarks on saved policies."""
 
     schedule: Choices
-    lines: list[Line]
+    lines: list[ArmScore]
     remarks: list[str]
 
 

@@ -12,7 +12,7 @@ from typing import Final
 
 import torch
 
-from esper.bench.growtable.parts import Part, Parts
+from esper.bench.growtable.parts import Parts, PlayedSequence
 from esper.bench.growtable.play import play
 from esper.bench.growtable.sequences import Choices, pairs, singles
 from esper.bench.growtable.worlds import WORLDS, WorldSpec, chosen
@@ -51,7 +51,7 @@ class Unit:
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class BuildProgress:
     """After a unit: sequences done of all that are planned, and the seconds that the rest will take at this pace."""
 
     unit: Unit
@@ -88,7 +88,7 @@ def units(plan: BuildPlan, parts: Parts) -> Iterator[Unit]:
                 yield Unit(world, number, trunk)
 
 
-def planned(plan: BuildPlan, parts: Parts) -> Iterator[Part]:
+def planned(plan: BuildPlan, parts: Parts) -> Iterator[PlayedSequence]:
     """What was played on the hosts that have played all that the plan wants of them, in a fixed order."""
     for world in chosen(plan.worlds):
         for number in range(plan.seeds):
@@ -97,7 +97,7 @@ def planned(plan: BuildPlan, parts: Parts) -> Iterator[Part]:
                 yield parts.read(world, number, choices)
 
 
-def build(plan: BuildPlan, root: Path, workers: int, tell: Callable[[Progress], None]) -> None:
+def build(plan: BuildPlan, root: Path, workers: int, tell: Callable[[BuildProgress], None]) -> None:
     """Play what is missing in ``root`` with ``workers`` processes. Interrupted and called again, it goes on."""
     if workers < 1:
         raise UsageError(f"workers is {workers}; it must be 1 or more")
@@ -109,7 +109,7 @@ def build(plan: BuildPlan, root: Path, workers: int, tell: Callable[[Progress], 
     for unit in _played(work, root, workers):
         done += len(unit.wanted)
         pace = (time.perf_counter() - began) / (done - before)
-        tell(Progress(unit, done, total, pace * (total - done)))
+        tell(BuildProgress(unit, done, total, pace * (total - done)))
 
 
 def _played(work: Sequence[Unit], root: Path, workers: int) -> Iterator[Unit]:
@@ -127,5 +127,5 @@ def _play_unit(task: tuple[Unit, Path]) -> Unit:
     torch.set_num_threads(1)
     parts = Parts(root)
     for choices, record in play(unit.world, unit.number, unit.wanted):
-        parts.write(Part(unit.world, unit.number, choices, record))
+        parts.write(PlayedSequence(unit.world, unit.number, choices, record))
     return unit

@@ -21,7 +21,7 @@ FRESH = 1000
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class PredictionCheck:
     """One sequence: final test accuracy as the table predicts it (mean over its hosts), and on a fresh host."""
 
     world: str
@@ -55,7 +55,7 @@ def _ends(hosts: list[TableHost], choices: Choices) -> list[float]:
     return [host.records[choices].ending.test_metric for host in hosts if choices in host.records]
 
 
-def compare(table: Table, count: int, seed: int = 0) -> Iterator[Comparison]:
+def compare(table: Table, count: int, seed: int = 0) -> Iterator[PredictionCheck]:
     """``count`` sequences drawn from those that hosts of their world share, each on a fresh host of its own."""
     if count < 1:
         raise UsageError(f"count is {count}; it must be 1 or more")
@@ -70,7 +70,7 @@ def compare(table: Table, count: int, seed: int = 0) -> Iterator[Comparison]:
         ends = _ends(hosts, choices)
         error = deviations[name] * math.sqrt(1 + 1 / len(ends))
         real = _really(hosts[0], FRESH + i, choices)
-        yield Comparison(name, name_of(choices), fmean(ends), real, error)
+        yield PredictionCheck(name, name_of(choices), fmean(ends), real, error)
 
 
 def _really(host: TableHost, number: int, choices: Choices) -> float:

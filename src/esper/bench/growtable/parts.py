@@ -18,7 +18,7 @@ FORMAT = "esper-growtable-part-1"
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class PlayedSequence:
     """A sequence that was played on host ``number`` of a world."""
 
     world: WorldSpec
@@ -42,7 +42,7 @@ class Parts:
         found = (self.root / world.name / str(number)).glob("*.safetensors")
         return {choices_of(path.name.removesuffix(".safetensors")) for path in found if not path.name.startswith(".")}
 
-    def write(self, part: Part) -> None:
+    def write(self, part: PlayedSequence) -> None:
         """Keep a part."""
         path = self.path(part.world, part.number, part.choices)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -50,7 +50,7 @@ class Parts:
         about |= {name: repr(value) for name, value in asdict(part.record.ending).items()}
         write_atomically(path, save(part.record.steps, metadata=about))
 
-    def read(self, world: WorldSpec, number: int, choices: Choices) -> Part:
+    def read(self, world: WorldSpec, number: int, choices: Choices) -> PlayedSequence:
         """A part that was kept. Raises ``DataError`` where it is damaged, or of another definition of the world."""
         path = self.path(world, number, choices)
         try:
@@ -68,4 +68,4 @@ class Parts:
             total_macs=int(about["total_macs"]),
             kept_parameters=int(about["kept_parameters"]),
         )
-        return Part(world, number, choices, Record(steps, float(about["start_metric"]), ending))
+        return PlayedSequence(world, number, choices, Record(steps, float(about["start_metric"]), ending))

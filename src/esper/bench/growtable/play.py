@@ -8,27 +8,27 @@ executor. A schedule decides; it brings what it grew through its gates on eviden
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
 from esper.bench.growtable.record import Ending, Record, Row, row_of, stacked
 from esper.bench.growtable.sequences import Choices
 from esper.bench.growtable.worlds import WorldSpec, task_of
-from esper.leyline import Policy, RowSpec
-from esper.simic.assembly import FORGIVING, build_executor, workload
-from esper.simic.config import RunConfig
+from esper.leyline import Decision, Policy, RowSpec
+from esper.run.assembly import FORGIVING, build_executor, workload
+from esper.run.config import RunConfig
+from esper.run.play import Episode, SideBySide
 from esper.tamiyo.policies import SchedulePolicy
 from esper.tolaria.executor import EpisodeResult, Executor
-from esper.tolaria.nested import State, join, plain_state, split
+from esper.tolaria.saved import SavedRows
 
 
 @dataclass(frozen=True, slots=True)
 class Fork:
     """One row as it was between two epochs, with the policy's memory and what was recorded so far."""
 
-    epoch: int
-    row: State
+    row: SavedRows
     policy: dict[str, Any]
     told: tuple[Row, ...]
 
@@ -48,7 +48,7 @@ def play(world: WorldSpec, number: int, wanted: Sequence[Choices]) -> Iterator[t
 
     What ``wanted`` needs to start from, and is not wanted itself, is played as far as it is needed.
     """
-    table = _Player(world, number, frozenset(wanted))
+    table = _HostPlayer(world, number, frozenset(wanted))
     singles: set[Choices] = {choices for choices in wanted if len(choices) == 1}
     pairs = sorted(choices for choices in wanted if len(choices) == 2)
     later = [pair for pair in pairs if _branch(pair)[0]]
@@ -76,11 +76,10 @@ def play_freely(world: WorldSpec, numbers: Sequence[int], policy: Policy, *, tes
     """
     executor = executor_of(world, test=test)
     specs = [RowSpec(i, 0, world.seed(number), world.epochs) for i, number in enumerate(numbers)]
-    views = executor.reset(specs)
-    policy.reset(specs)
-    while executor.epoch < world.epochs:
-        views = [report.view for report in executor.step(policy.decide(views))]
-    return executor.finish()
+    episode = Episode.begin(executor, specs, policy)
+    for _ in episode.epochs(policy):
+        pass
+    return episode.finish()
 
 
 def _branch(choices: Choices) -> tuple[Choices, int]:
@@ -93,7 +92,7 @@ def _times(children: Sequence[Choices], parent: Choices) -> set[int]:
     return {pair[1].epoch for pair in children if pair[:1] == parent}
 
 
-class _Player:
+class _HostPlayer:
     """Host ``number`` of one world, its trunk and the states that others start from."""
 
     def __init__(self, world: WorldSpec, number: int, wanted: frozenset[Choices]) -> None:
@@ -104,19 +103,16 @@ class _Player:
 
     def begin(self, epochs: set[int]) -> Iterator[tuple[Choices, Record]]:
         """The host that never grows; its states at ``epochs`` are kept."""
-        (view,) = self.executor.reset([self._spec(0)])
-        self.start_metric = float(self.executor.engine.evaluate([0], [({},)]).metric[0, 0])
         policy = SchedulePolicy()
-        policy.reset([self._spec(0)])
+        (view,) = Episode.begin(self.executor, [self._spec(0)], policy).views
+        self.start_metric = float(self.executor.engine.evaluate([0], [({},)]).metric[0, 0])
         yield from self._run([()], [policy], [[row_of(view, None)]], {(): epochs})
 
     def branch(self, batch: Sequence[Choices], epoch: int, keep: Keep) -> Iterator[tuple[Choices, Record]]:
         """Start all of ``batch`` from their parents' states at ``epoch``."""
         forks = [self._forks[_branch(choices)[0], epoch] for choices in batch]
         specs = [self._spec(i) for i in range(len(batch))]
-        clock = plain_state({"epoch": epoch, "rows": [asdict(spec) for spec in specs]})
-        rows = {f"row{i}": fork.row for i, fork in enumerate(forks)}
-        self.executor.load(join({"clock": clock, **rows}))
+        self.executor.load(SavedRows.join([fork.row for fork in forks], specs).state())
         policies = []
         for choices, fork, spec in zip(batch, forks, specs, strict=True):
             policy = SchedulePolicy([choice.entry for choice in choices])
@@ -139,20 +135,22 @@ class _Player:
         self, batch: Sequence[Choices], policies: Sequence[SchedulePolicy], told: list[list[Row]], keep: Keep
     ) -> Iterator[tuple[Choices, Record]]:
         """From the present epoch to the end, or as far as is kept where none of ``batch`` is wanted."""
-        executor = self.executor
-        views = executor.engine.views(executor.rows)
+        episode = Episode(self.executor)
         last = max((epoch for choices in batch for epoch in keep.get(choices, ())), default=0)
-        while executor.epoch < self.world.epochs:
-            self._keep(batch, policies, told, keep)
-            if executor.epoch >= last and self.wanted.isdisjoint(batch):
-                return
-            decisions = [policy.decide([view])[0] for policy, view in zip(policies, views, strict=True)]
-            views = [report.view for report in executor.step(decisions)]
-            if executor.epoch == self.world.epochs:
+        until = last if self.wanted.isdisjoint(batch) else self.world.epochs
+        decisions: Sequence[Decision] = ()
+        for epoch in episode.epochs(
+            SideBySide(policies), until=until, before=lambda: self._keep(batch, policies, told, keep)
+        ):
+            decisions = epoch.decisions
+            if episode.over:
                 break
-            for rows, view, decision in zip(told, views, decisions, strict=True):
-                rows.append(row_of(view, decision.action))
-        for choices, rows, result, decision in zip(batch, told, executor.finish(), decisions, strict=True):
+            for rows, report, decision in zip(told, epoch.reports, decisions, strict=True):
+                rows.append(row_of(report.view, decision.action))
+        if not episode.over:
+            self._keep(batch, policies, told, keep)
+            return
+        for choices, rows, result, decision in zip(batch, told, episode.finish(), decisions, strict=True):
             rows.append(row_of(result.view, decision.action))
             yield choices, Record(stacked(rows), self.start_metric, _ending(result))
 
@@ -161,11 +159,9 @@ class _Player:
     ) -> None:
         epoch = self.executor.epoch
         wanted = [i for i, choices in enumerate(batch) if epoch in keep.get(choices, ())]
-        if not wanted:
-            return
-        parts = split(self.executor.state())
         for i in wanted:
-            self._forks[batch[i], epoch] = Fork(epoch, parts[f"row{i}"], policies[i].state(), tuple(told[i]))
+            row = self.executor.take([i])
+            self._forks[batch[i], epoch] = Fork(row, policies[i].state(), tuple(told[i]))
 
 
 def _ending(result: EpisodeResult) -> Ending:

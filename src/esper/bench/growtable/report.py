@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import fmean
 
-from esper.bench.growtable.check import Comparison
+from esper.bench.growtable.check import PredictionCheck
 from esper.bench.growtable.host import TableHost
-from esper.bench.growtable.score import BreakEven, Line, oracle_of
+from esper.bench.growtable.score import ArmScore, BreakEven, oracle_of
 from esper.bench.growtable.sequences import Choices, name_of, singles
 from esper.bench.growtable.table import Table
 from esper.bench.growtable.tabular import value
@@ -48,7 +48,7 @@ def _plainly(choices: Choices) -> str:
     return ", ".join(f"{c.blueprint} in {c.slot} at {c.epoch}" for c in choices) or "nothing"
 
 
-def regrets(lines: Sequence[Line], schedule: Choices) -> str:
+def regrets(lines: Sequence[ArmScore], schedule: Choices) -> str:
     """One row an arm."""
     worlds = list(lines[0].by_world)
     rows = [
@@ -87,7 +87,7 @@ def paid_off(even: BreakEven) -> str:
     return f"{cost}; it saves {even.saved_per_use:.2e} MACs a use: break-even after {even.uses:.0f} uses."
 
 
-def checked(comparisons: Sequence[Comparison]) -> str:
+def checked(comparisons: Sequence[PredictionCheck]) -> str:
     """One sentence on how the table predicts hosts that it never saw."""
     within = sum(each.within for each in comparisons)
     error = fmean(abs(each.predicted - each.real) for each in comparisons)

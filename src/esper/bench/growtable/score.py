@@ -30,7 +30,7 @@ Player = Callable[[TableHost, int], Callable[[Node], FactoredAction]]
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class HostResult:
     """What one arm achieves on one host: mean objective on the test split, and mean MACs of a run."""
 
     objective: float
@@ -41,8 +41,8 @@ class Outcome:
 class Norm:
     """One host's end points: what the oracle of its world and a random sequence achieve on it."""
 
-    oracle: Outcome
-    random: Outcome
+    oracle: HostResult
+    random: HostResult
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,20 +53,20 @@ class HostKey:
     number: int
 
 
-Outcomes = dict[HostKey, Outcome]
+HostResults = dict[HostKey, HostResult]
 
 LEAST_TO_WIN: Final = 1.0
 """Points between oracle and random below which regret would be a ratio of noise."""
 
 
-def outcome_of(host: TableHost, records: Iterable[Record]) -> Outcome:
+def outcome_of(host: TableHost, records: Iterable[Record]) -> HostResult:
     """Means over ``records`` of one host."""
     those = list(records)
     objective = fmean(value(host, record, test=True) for record in those)
-    return Outcome(objective, fmean(record.ending.total_macs for record in those))
+    return HostResult(objective, fmean(record.ending.total_macs for record in those))
 
 
-def oracle_of(hosts: Sequence[TableHost]) -> dict[HostKey, tuple[Choices, Outcome]]:
+def oracle_of(hosts: Sequence[TableHost]) -> dict[HostKey, tuple[Choices, HostResult]]:
     """Per host, the sequence that is best by validation on the other half of its world's hosts, and its outcome.
 
     Raises ``DataError`` where a world has fewer than two hosts, so that there is no other half.
@@ -124,12 +124,12 @@ def schedules(table: Table, worlds: Sequence[str]) -> list[Choices]:
     return sorted(candidates, key=mean, reverse=True)
 
 
-def fixed(table: Table, worlds: Iterable[str], choices: Choices) -> Outcomes:
+def fixed(table: Table, worlds: Iterable[str], choices: Choices) -> HostResults:
     """What a fixed schedule achieves."""
     return {_key(h): outcome_of(h, [held_part(h, choices)]) for name in worlds for h in table.of(name)}
 
 
-def fitting(table: Table, worlds: Iterable[str], ranked: Sequence[Choices]) -> Outcomes:
+def fitting(table: Table, worlds: Iterable[str], ranked: Sequence[Choices]) -> HostResults:
     """What the first of ``ranked`` achieves that a host holds whole: a schedule that knows what a world forbids."""
     return {
         _key(h): outcome_of(h, [h.records[next(choices for choices in ranked if choices in h.records)]])
@@ -138,7 +138,7 @@ def fitting(table: Table, worlds: Iterable[str], ranked: Sequence[Choices]) -> O
     }
 
 
-def played(table: Table, worlds: Iterable[str], player: Player, draws: int = 1) -> Outcomes:
+def played(table: Table, worlds: Iterable[str], player: Player, draws: int = 1) -> HostResults:
     """What a policy achieves that walks through the table."""
     return {
         _key(host): outcome_of(host, [walk(host, player(host, draw)).record for draw in range(draws)])
@@ -147,16 +147,16 @@ def played(table: Table, worlds: Iterable[str], player: Player, draws: int = 1) 
     }
 
 
-def played_freely(table: Table, worlds: Iterable[str], policy: Policy) -> Outcomes:
+def played_freely(table: Table, worlds: Iterable[str], policy: Policy) -> HostResults:
     """What a policy achieves on the same hosts in real runs, free to do what the table does not hold."""
-    found: Outcomes = {}
+    found: HostResults = {}
     for name in worlds:
         hosts = table.of(name)
         ends = play_freely(WORLDS[name], [host.number for host in hosts], policy, test=True)
         for host, end in zip(hosts, ends, strict=True):
             if end.test_metric is None:
                 raise RuntimeError("scores are of the test split")
-            found[_key(host)] = Outcome(worth(host, end.test_metric, end.view.seed_parameters), end.total_macs)
+            found[_key(host)] = HostResult(worth(host, end.test_metric, end.view.seed_parameters), end.total_macs)
     return found
 
 
@@ -179,7 +179,7 @@ def by_views(policy: Policy) -> Player:
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class ArmScore:
     """One arm on held-out worlds. ``regret`` is points lost over points to be had, pooled over the worlds, with its
     interval over hosts: in a world where nothing can be won a ratio of its own is noise. It is ``None`` where less than
     :data:`LEAST_TO_WIN` can be won on average.
@@ -194,14 +194,14 @@ class Line:
     macs: float
 
 
-def line(arm: str, found: Outcomes, ends: Mapping[HostKey, Norm], rival: Outcomes | None) -> Line:
+def line(arm: str, found: HostResults, ends: Mapping[HostKey, Norm], rival: HostResults | None) -> ArmScore:
     """Sum up one arm, in units of the mean distance of oracle and random over the worlds."""
     worlds = list(dict.fromkeys(key.world for key in ends))
     scale = {name: fmean(n.oracle.objective - n.random.objective for n in _within(ends, name)) for name in worlds}
     lost = {key: ends[key].oracle.objective - found[key].objective for key in ends}
     unit = fmean(scale.values())
     gains = None if rival is None else [found[key].objective - rival[key].objective for key in ends]
-    return Line(
+    return ArmScore(
         arm=arm,
         regret=_in_units(unit, list(lost.values())),
         by_world={
@@ -249,7 +249,7 @@ class BreakEven:
     """``training_macs / saved_per_use``; ``None`` where nothing is saved."""
 
 
-def break_even(table: Table, worlds: Iterable[str], found: Outcomes, training_macs: float) -> BreakEven:
+def break_even(table: Table, worlds: Iterable[str], found: HostResults, training_macs: float) -> BreakEven:
     """Break-even of a policy that achieves ``found`` on ``worlds``."""
     saved = []
     for host in (host for name in worlds for host in table.of(name)):

@@ -22,7 +22,7 @@ from safetensors.numpy import load as unpack
 from safetensors.numpy import save as pack
 
 from esper.bench.growtable.host import TableHost
-from esper.bench.growtable.parts import Part
+from esper.bench.growtable.parts import PlayedSequence
 from esper.bench.growtable.record import COLUMNS, Arrays, Ending, Record
 from esper.bench.growtable.sequences import Choices, choices_of, name_of
 from esper.bench.growtable.worlds import WORLDS, WorldFacts
@@ -66,7 +66,7 @@ class Table:
         return Table(hosts, self.about)
 
 
-def table_of(parts: Iterable[Part], about: Mapping[str, Any]) -> Table:
+def table_of(parts: Iterable[PlayedSequence], about: Mapping[str, Any]) -> Table:
     """A table of what was built so far."""
     found: dict[tuple[str, int], dict[Choices, Record]] = {}
     for part in parts:

@@ -41,7 +41,7 @@ class Kind(IntEnum):
     NEGATIVE_INFINITY = 5
 
 
-class Gate(IntEnum):
+class GateVerdict(IntEnum):
     """Verdict of the last gate evaluated in a slot."""
 
     NONE = 0
@@ -50,14 +50,14 @@ class Gate(IntEnum):
 
 
 _ABSENT, _VALUE, _STALE = int(Kind.ABSENT), int(Kind.VALUE), int(Kind.STALE)
-_NONE, _PASSED, _FAILED = int(Gate.NONE), int(Gate.PASSED), int(Gate.FAILED)
+_NONE, _PASSED, _FAILED = int(GateVerdict.NONE), int(GateVerdict.PASSED), int(GateVerdict.FAILED)
 # plain numbers: an enum's members are slow to look up, and these are for every slot of every view
 
 
 Column = npt.NDArray[Any]
 
 
-class Board(NamedTuple):
+class BoardColumns(NamedTuple):
     """The columns of one view, a row for each environment in order of their ids."""
 
     ids: Column
@@ -73,15 +73,15 @@ class Board(NamedTuple):
     """uint8 [E, S]"""
     gate: Column
 
-    def changed(self, before: Board) -> npt.NDArray[np.intp] | None:
+    def changed(self, before: BoardColumns) -> npt.NDArray[np.intp] | None:
         """Rows that are not as they were; ``None`` where environments or slots are others."""
         if self.stage.shape != before.stage.shape or not np.array_equal(self.ids, before.ids):
             return None
         return np.flatnonzero(np.logical_or.reduce([_differs(*pair) for pair in zip(self, before, strict=True)]))
 
-    def rows(self, which: npt.NDArray[np.intp]) -> Board:
+    def rows(self, which: npt.NDArray[np.intp]) -> BoardColumns:
         """Some of the rows, as a copy."""
-        return Board(*(column[which] for column in self))
+        return BoardColumns(*(column[which] for column in self))
 
     def pack(self) -> bytes:
         """int32 ids[E], float32 env[C,E], float32 cell[D,E,S], then as uint8 env kinds[C,E], cell kinds[D,E,S],
@@ -98,8 +98,8 @@ def _differs(new: Column, old: Column) -> npt.NDArray[np.bool_]:
     return found
 
 
-def unpack(data: bytes, environments: int, slots: int) -> Board:
-    """Undo of :meth:`Board.pack`. Raises ``ValueError`` for another length."""
+def unpack(data: bytes, environments: int, slots: int) -> BoardColumns:
+    """Undo of :meth:`BoardColumns.pack`. Raises ``ValueError`` for another length."""
     at, found = 0, []
     for dtype, shape in (
         (np.int32, (environments,)),
@@ -118,7 +118,7 @@ def unpack(data: bytes, environments: int, slots: int) -> Board:
     ids, env, cell, env_kind, cell_kind, stage, gate = found
     cells = (np.ascontiguousarray(np.moveaxis(column, 0, 2)) for column in (cell, cell_kind))
     envs = (np.ascontiguousarray(column.T) for column in (env, env_kind))
-    return Board(ids, next(envs), next(cells), next(envs), next(cells), stage, gate)
+    return BoardColumns(ids, next(envs), next(cells), next(envs), next(cells), stage, gate)
 
 
 class Columns:
@@ -129,7 +129,7 @@ class Columns:
         self._versions: list[tuple[int, int | None, float]] = []
         self._board = _blank([], 0)
 
-    def board(self, state: RunState, now: float) -> Board:
+    def board(self, state: RunState, now: float) -> BoardColumns:
         """The board at ``now``."""
         ranks, slots = ranks_of(state, now), state.run.slots
         ids = list(ranks)
@@ -145,7 +145,7 @@ class Columns:
                 changed.append(line)
         if changed:
             self._write(changed, state, ranks)
-        return Board(*(column.copy() for column in self._board))
+        return BoardColumns(*(column.copy() for column in self._board))
 
     def _write(self, lines: list[int], state: RunState, ranks: dict[int, float]) -> None:
         """All rows at once: going through numpy for each costs more than all the rest."""
@@ -176,9 +176,9 @@ class Columns:
             rows[lines] = np.frombuffer(values, rows.dtype).reshape(len(lines), *rows.shape[1:])
 
 
-def _blank(ids: list[int], slots: int) -> Board:
+def _blank(ids: list[int], slots: int) -> BoardColumns:
     rows, env, cell = len(ids), (len(ids), len(ENV_COLUMNS)), (len(ids), slots, len(CELL_COLUMNS))
-    return Board(
+    return BoardColumns(
         ids=np.array(ids, np.int32),
         env=np.zeros(env, np.float32),
         cell=np.zeros(cell, np.float32),

@@ -18,12 +18,12 @@ import msgspec
 
 from esper.karn.detail import build_detail
 from esper.karn.player import Player
-from esper.karn.replay import Progress
+from esper.karn.replay import ReadProgress
 from esper.karn.schema import EnvironmentDetail, Snapshot
 from esper.karn.snapshot import Builder, opening
 from esper.karn.state import RunState
-from esper.karn.watch import Watch
-from esper.karn.web.columns import Board, Columns
+from esper.karn.watch import RunWatch
+from esper.karn.web.columns import BoardColumns, Columns
 from esper.karn.web.frames import Mode, Sight, View, encode_frame
 from esper.leyline import EsperError
 
@@ -50,22 +50,22 @@ class RunFeed:
         directory: Path,
         clock: Callable[[], float] = time.time,
         cache: Path | None = None,
-        progress: Progress | None = None,
+        progress: ReadProgress | None = None,
     ) -> None:
         self.directory, self.clock, self.cache, self.progress = directory, clock, cache, progress
         self.lock = anyio.Lock()
-        self.newest: tuple[Snapshot, Board] | None = None
+        self.newest: tuple[Snapshot, BoardColumns] | None = None
         self.reading: tuple[int, int] | None = None
         """Bytes read and bytes in all, while a long journal is read for the first time."""
         self.sequence = 0
-        self._watch: Watch | None = None
+        self._watch: RunWatch | None = None
         self._builder = Builder()
         self._columns = Columns()
         self._changed = asyncio.Condition()
         self._looking = 0
         self._task: asyncio.Task[None] | None = None
 
-    async def refresh(self) -> tuple[Snapshot, Board]:
+    async def refresh(self) -> tuple[Snapshot, BoardColumns]:
         """Take in what is new and tell those who wait."""
         saying = asyncio.create_task(self._say_reading()) if self._watch is None else None
         try:
@@ -77,7 +77,7 @@ class RunFeed:
         await self._publish(newest)
         return newest
 
-    async def _publish(self, newest: tuple[Snapshot, Board]) -> None:
+    async def _publish(self, newest: tuple[Snapshot, BoardColumns]) -> None:
         async with self._changed:
             self.newest = newest
             self.sequence += 1
@@ -117,11 +117,11 @@ class RunFeed:
             return self.sequence
 
     @property
-    def watch(self) -> Watch:
+    def watch(self) -> RunWatch:
         """The watch behind the feed; the first use reads the journal. Only to be used under ``lock``."""
         if self._watch is None:
             try:
-                self._watch = Watch(self.directory, clock=self.clock, cache=self.cache, progress=self._read)
+                self._watch = RunWatch(self.directory, clock=self.clock, cache=self.cache, progress=self._read)
             finally:
                 self.reading = None
         return self._watch
@@ -148,7 +148,7 @@ class RunFeed:
                 await asyncio.sleep(1.0)
             await asyncio.sleep(max(0.01, 1 / RATE - (time.monotonic() - began)))
 
-    def _take_in(self) -> tuple[Snapshot, Board]:
+    def _take_in(self) -> tuple[Snapshot, BoardColumns]:
         snapshot = self.watch.tick(worst=LISTED)
         return snapshot, self._columns.board(self.watch.state, self.watch.now)
 
@@ -239,7 +239,7 @@ class Client:
             snapshot, detail = newest, None
         return Sight(View(snapshot, Mode("live", note=self._note), detail), board)
 
-    def _replayed(self, player: Player) -> tuple[Snapshot, EnvironmentDetail | None, Board]:
+    def _replayed(self, player: Player) -> tuple[Snapshot, EnvironmentDetail | None, BoardColumns]:
         snapshot = player.tick(worst=LISTED)
         snapshot, detail = complete(snapshot, self._builder, player.state, player.now, self.envs, self.focus)
         return snapshot, detail, self._columns.board(player.state, player.now)

@@ -9,7 +9,7 @@
     uint32        environments R whose columns changed; 0 when the columns are whole
     JSON          padded with spaces to a multiple of 8 bytes
     int32         with R > 0: places of those environments [R]
-    columns       of R environments, or of all E; see :meth:`esper.karn.web.columns.Board.pack`
+    columns       of R environments, or of all E; see :meth:`esper.karn.web.columns.BoardColumns.pack`
 
 All numbers are little-endian. The JSON is ``{"snapshot", "detail", "mode"}``, or a patch to such an object
 (:mod:`esper.karn.diff`).
@@ -25,7 +25,7 @@ import numpy as np
 
 from esper.karn.diff import diff
 from esper.karn.schema import EnvironmentDetail, Snapshot
-from esper.karn.web.columns import Board, unpack
+from esper.karn.web.columns import BoardColumns, unpack
 
 MAGIC: Final = b"EOW1"
 _HEADER: Final = struct.Struct("<4s7I")
@@ -55,7 +55,7 @@ class Sight(NamedTuple):
     """What one client was sent last, or is sent next."""
 
     view: View
-    board: Board
+    board: BoardColumns
 
 
 def encode_frame(sequence: int, missed: int, before: Sight | None, now: Sight) -> bytes:
@@ -87,13 +87,13 @@ class Frame(NamedTuple):
     missed: int
     whole: bool
     content: Any
-    board: Board | None
+    board: BoardColumns | None
     """The columns after the frame; ``None`` before any were told."""
     rows: int
     """How many environments' columns it carries."""
 
 
-def decode_frame(data: bytes, before: Board | None = None) -> Frame:
+def decode_frame(data: bytes, before: BoardColumns | None = None) -> Frame:
     """Undo of :func:`encode_frame`, with the columns ``before`` it. Raises ``ValueError`` for anything else."""
     magic, sequence, missed, length, environments, slots, whole, rows = _HEADER.unpack_from(data)
     if magic != MAGIC:
@@ -103,7 +103,7 @@ def decode_frame(data: bytes, before: Board | None = None) -> Frame:
     board = before
     if rows and before is not None:
         places = np.frombuffer(data, np.int32, rows, end)
-        board = Board(*(column.copy() for column in before))
+        board = BoardColumns(*(column.copy() for column in before))
         for column, new in zip(board, unpack(data[end + places.nbytes :], rows, slots), strict=True):
             column[places] = new
     elif environments:

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from msgspec import UNSET
-
 from esper.karn.schema import Figure, Snapshot
 
 CONTENT_TYPE = "application/openmetrics-text; version=1.0.0; charset=utf-8"
@@ -36,7 +34,7 @@ def _lines(snapshot: Snapshot) -> Iterator[str]:
     yield f"esper_dropped_events_total {sum(drop.count for drop in snapshot.drops)}"
     yield from _family("esper_run_ended", "gauge", "1 after an end event")
     yield f"esper_run_ended {int(run.state == 'ended')}"
-    if snapshot.clock.silent_for is not UNSET:
+    if snapshot.clock.silent_for is not None:
         yield from _family("esper_silent_seconds", "gauge", "seconds since the newest event")
         yield f"esper_silent_seconds {snapshot.clock.silent_for!r}"
     yield from _family("esper_anomaly_score", "gauge", "anomaly score of the environment")
@@ -46,7 +44,7 @@ def _lines(snapshot: Snapshot) -> Iterator[str]:
         yield from _family(f"esper_{name}", "gauge", text)
         for row in rows:
             figure = getattr(row, name)
-            if figure is not UNSET:
+            if figure is not None:
                 yield f'esper_{name}{{env="{row.env}"}} {_number(figure)}'
     yield from _family("esper_slots", "gauge", "slots by stage, over all environments")
     for stage, count in snapshot.stages.items():

@@ -20,7 +20,7 @@ from esper.karn import runs as run_list
 from esper.karn.compare import compare
 from esper.karn.detail import build_detail
 from esper.karn.filter import parse
-from esper.karn.replay import Progress, Timeline
+from esper.karn.replay import ReadProgress, Timeline
 from esper.karn.snapshot import build, feed_item
 from esper.leyline import DataError, EsperError, MissingExtraError, UsageError, unknown
 from esper.nissa.rundir import list_runs
@@ -64,7 +64,7 @@ class Deck:
     target: Path
     clock: Callable[[], float] = time.time
     cache: Path | None = None
-    progress: Progress | None = None
+    progress: ReadProgress | None = None
     """Told about the first reading of a long journal."""
     feeds: dict[Path, RunFeed] = field(default_factory=dict)
     clients: int = 0

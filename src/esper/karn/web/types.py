@@ -14,7 +14,7 @@ import msgspec
 
 from esper.karn.compare import Comparison
 from esper.karn.schema import json_schema
-from esper.karn.web.columns import CELL_COLUMNS, ENV_COLUMNS, NO_STAGE, Gate, Kind
+from esper.karn.web.columns import CELL_COLUMNS, ENV_COLUMNS, NO_STAGE, GateVerdict, Kind
 from esper.karn.web.feed import Request
 from esper.karn.web.frames import MAGIC, View
 from esper.karn.web.guard import PROTOCOL, TOKEN_PREFIX
@@ -37,7 +37,7 @@ def page_schema() -> dict[str, Any]:
         "envColumns": list(ENV_COLUMNS),
         "cellColumns": list(CELL_COLUMNS),
         "kinds": {kind.name: kind.value for kind in Kind},
-        "gates": {gate.name: gate.value for gate in Gate},
+        "gates": {gate.name: gate.value for gate in GateVerdict},
         "stages": {stage.name: stage.value for stage in SeedStage},
         "noStage": NO_STAGE,
         "glyphs": GLYPHS,

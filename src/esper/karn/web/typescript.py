@@ -37,17 +37,19 @@ def _interface(name: str, definition: Mapping[str, Any]) -> Iterator[str]:
     yield f"export interface {name} {{"
     required = set(definition.get("required", ()))
     for field, kind in definition.get("properties", {}).items():
-        yield f"  {field}{'' if field in required else '?'}: {_type(kind)};"
+        yield f"  {field}: {_type(kind)};" if field in required else f"  {field}?: {_type(kind, absent=True)};"
     yield "}\n"
 
 
-def _type(kind: Mapping[str, Any]) -> str:
+def _type(kind: Mapping[str, Any], absent: bool = False) -> str:
+    """``absent``: what is ``None`` in Python is not sent."""
     if "$ref" in kind:
         return str(kind["$ref"]).rpartition("/")[2]
     if "enum" in kind:
         return " | ".join(json.dumps(value) for value in kind["enum"])
     if "anyOf" in kind:
-        return " | ".join(dict.fromkeys(_type(option) for option in kind["anyOf"])).replace(NUM, "Num")
+        options = [option for option in kind["anyOf"] if not (absent and option.get("type") == "null")]
+        return " | ".join(dict.fromkeys(map(_type, options))).replace(NUM, "Num")
     if kind.get("type") == "array":
         return f"Array<{_type(kind.get('items', {}))}>"
     if kind.get("type") == "object":

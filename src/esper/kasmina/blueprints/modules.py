@@ -11,14 +11,18 @@ from torch.nn import functional as F
 
 
 class Residual(nn.Module):
-    """``h + body(h)``, the identity while the last layer of ``body`` is zero."""
+    """``h + body(h)``, the identity while the last layer of ``body`` is zero.
+
+    He et al., "Deep residual learning for image recognition" (2016); the zero start as in Goyal et al., "Accurate,
+    large minibatch SGD" (2017), section 5.1.
+    """
 
     def __init__(self, *body: nn.Module) -> None:
         super().__init__()
         self.body = nn.Sequential(*body)
 
     def forward(self, h: Tensor) -> Tensor:
-        """Any shape that ``body`` keeps."""
+        """``h`` of any shape that ``body`` keeps; returns that shape."""
         out: Tensor = h + self.body(h)
         return out
 
@@ -36,14 +40,17 @@ class SqueezeExcite(nn.Module):
         self.excite = zero_init(nn.Linear(hidden, channels))
 
     def forward(self, h: Tensor) -> Tensor:
-        """``h``: ``[batch, channels, ...]``."""
+        """``h`` and the result: ``[batch, channels, ...]``."""
         pooled = h.flatten(2).mean(2) if h.dim() > 2 else h
         gate = 1.0 + torch.tanh(self.excite(F.relu(self.squeeze(pooled))))
         return h * gate.reshape(gate.shape + (1,) * (h.dim() - 2))
 
 
 class CausalDepthwise(nn.Module):
-    """Depthwise convolution over time that looks back only, for ``[batch, time, channels]``."""
+    """Depthwise convolution over time that looks back only, for ``[batch, time, channels]``.
+
+    Van den Oord et al., "WaveNet" (2016), section 2.1, with one filter for each channel.
+    """
 
     def __init__(self, channels: int, kernel: int) -> None:
         super().__init__()
@@ -51,14 +58,17 @@ class CausalDepthwise(nn.Module):
         self.convolution = nn.Conv1d(channels, channels, kernel, groups=channels)
 
     def forward(self, h_BTC: Tensor) -> Tensor:
-        """The value at time t depends on times t - kernel + 1 to t."""
+        """``[batch, time, channels]``, the same back; the value at time t depends on times t - kernel + 1 to t."""
         padded = F.pad(h_BTC.transpose(1, 2), (self.kernel - 1, 0))
         out: Tensor = self.convolution(padded).transpose(1, 2)
         return out
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention; with ``causal`` no position sees a later one."""
+    """Multi-head self-attention; with ``causal`` no position sees a later one.
+
+    Vaswani et al., "Attention is all you need" (2017), section 3.2.
+    """
 
     def __init__(self, channels: int, heads: int, causal: bool) -> None:
         super().__init__()
@@ -68,7 +78,7 @@ class Attention(nn.Module):
         self.out = zero_init(nn.Linear(channels, channels))
 
     def forward(self, h_BTC: Tensor) -> Tensor:
-        """``h_BTC``: ``[batch, time, channels]``."""
+        """``[batch, time, channels]``, the same back."""
         batch, time, channels = h_BTC.shape
         qkv = self.qkv(h_BTC).reshape(batch, time, 3, self.heads, channels // self.heads)
         q_BHTD, k_BHTD, v_BHTD = qkv.permute(2, 0, 3, 1, 4).unbind(0)

@@ -6,18 +6,16 @@ gives ``"package.module:ATTRIBUTE"`` wherever a name is asked for.
 
 from __future__ import annotations
 
-import importlib
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import entry_points
 from typing import Final
 
 from torch import nn
 
 from esper.kasmina.layout import Layout
-from esper.leyline import UsageError, unknown
+from esper.leyline import UsageError, load_attribute, plugins_in, unknown
 
 ENTRY_POINTS: Final = "esper.blueprints"
 
@@ -71,7 +69,7 @@ def names(layout: Layout) -> tuple[str, ...]:
 def get(name: str, layout: Layout) -> Blueprint:
     """The blueprint ``name`` (or ``"module:ATTRIBUTE"``) for ``layout``. Raises ``UsageError`` if there is none."""
     if ":" in name:
-        blueprint = _resolve(name)
+        blueprint = find(name)
         if layout not in blueprint.layouts:
             raise UsageError(f"blueprint {name!r} does not fit layout {layout}; it fits {', '.join(blueprint.layouts)}")
         return blueprint
@@ -95,16 +93,9 @@ def build(name: str, channels: int, layout: Layout) -> nn.Module:
     return module
 
 
-def _resolve(reference: str) -> Blueprint:
-    module, _, attribute = reference.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise UsageError(f"blueprint {reference!r} cannot be loaded: {error}") from error
-    return _as_blueprint(found, reference)
-
-
-def _as_blueprint(found: object, reference: str) -> Blueprint:
+def find(reference: str) -> Blueprint:
+    """The blueprint that ``reference`` (``module:ATTRIBUTE``) names. Raises ``UsageError``."""
+    found = load_attribute("blueprint", reference)
     if not isinstance(found, Blueprint):
         raise UsageError(f"{reference!r} is a {type(found).__name__}; legal: an esper.kasmina.blueprints.Blueprint")
     return found
@@ -112,5 +103,5 @@ def _as_blueprint(found: object, reference: str) -> Blueprint:
 
 @cache
 def _load_entry_points() -> None:
-    for point in entry_points(group=ENTRY_POINTS):
-        add(_as_blueprint(point.load(), point.value))
+    for point in plugins_in(ENTRY_POINTS).values():
+        add(find(point.value))

@@ -117,24 +117,20 @@ class IsolationViolation(SlotHealth):
     violations: int
 
 
-_PRODUCER = "kasmina.slot"
 _SEEDS = "seed inspector, lifecycle swimlane, event feed"
 
 SPECS = (
-    PayloadSpec(T.SEED_GERMINATED, SeedGerminated, Delivery.MUST_KEEP, _PRODUCER, _SEEDS),
-    PayloadSpec(
-        T.SEED_GATE_EVALUATED, SeedGateEvaluated, Delivery.MUST_KEEP, _PRODUCER, "seed inspector (why blocked)"
-    ),
-    PayloadSpec(T.SEED_STAGE_CHANGED, SeedStageChanged, Delivery.MUST_KEEP, _PRODUCER, _SEEDS),
-    PayloadSpec(T.SEED_ALPHA_RETARGETED, SeedAlphaRetargeted, Delivery.MUST_KEEP, _PRODUCER, _SEEDS),
-    PayloadSpec(T.SEED_FOSSILIZED, SeedFossilized, Delivery.MUST_KEEP, _PRODUCER, "seed census, end table, report"),
-    PayloadSpec(T.SEED_PRUNED, SeedPruned, Delivery.MUST_KEEP, _PRODUCER, "seed census, end table, report"),
+    PayloadSpec(T.SEED_GERMINATED, SeedGerminated, Delivery.MUST_KEEP, _SEEDS),
+    PayloadSpec(T.SEED_GATE_EVALUATED, SeedGateEvaluated, Delivery.MUST_KEEP, "seed inspector (why blocked)"),
+    PayloadSpec(T.SEED_STAGE_CHANGED, SeedStageChanged, Delivery.MUST_KEEP, _SEEDS),
+    PayloadSpec(T.SEED_ALPHA_RETARGETED, SeedAlphaRetargeted, Delivery.MUST_KEEP, _SEEDS),
+    PayloadSpec(T.SEED_FOSSILIZED, SeedFossilized, Delivery.MUST_KEEP, "seed census, end table, report"),
+    PayloadSpec(T.SEED_PRUNED, SeedPruned, Delivery.MUST_KEEP, "seed census, end table, report"),
     PayloadSpec(
         T.TRANSITION_VETOED,
         TransitionVetoed,
         Delivery.MUST_KEEP,
-        "kasmina.slot, tolaria.engine",
         "seed inspector, governor history",
     ),
-    PayloadSpec(T.ISOLATION_VIOLATION, IsolationViolation, Delivery.MUST_KEEP, _PRODUCER, "seed inspector"),
+    PayloadSpec(T.ISOLATION_VIOLATION, IsolationViolation, Delivery.MUST_KEEP, "seed inspector"),
 )

@@ -10,6 +10,10 @@ from esper.leyline.telemetry import TelemetryEventType as T
 
 
 class CounterfactualComputed(TypedDict):
+    """What the metric loses when this slot's alpha is set to 0 (``removal_cost``), positive when the seed helps, in the
+    metric's unit and in loss; ``probe_gain`` is the same for a seed behind the host with its alpha set to 1. Standard
+    errors are paired over ``examples``. ``passes`` is the cost in whole validation passes, for all slots of the row."""
+
     removal_cost: NotRequired[float]
     removal_cost_se: NotRequired[float]
     removal_cost_loss: NotRequired[float]
@@ -29,20 +33,17 @@ class CounterfactualComputed(TypedDict):
     alpha: float
 
 
-"""What the metric loses when this slot's alpha is set to 0 (``removal_cost``), positive when the seed helps, in the
-metric's unit and in loss; ``probe_gain`` is the same for a seed behind the host with its alpha set to 1. Standard
-errors are paired over ``examples``. ``passes`` is the cost in whole validation passes, for all slots of the row."""
-
-
 class CounterfactualUnavailable(TypedDict):
+    """No contribution of this seed was measured. ``reason`` is ``not_scheduled`` or ``non_finite_loss``."""
+
     reason: str
     detail: NotRequired[str]
 
 
-"""``reason`` is a code: ``not_scheduled``, ``non_finite_loss``, ``evaluation_failed``, ``no_live_seed``."""
-
-
 class ComputeSpent(TypedDict):
+    """Multiply-accumulates since the episode began. ``discarded_seed_macs`` is the part of the others that went into
+    seeds that were pruned; it is not added to ``total_macs`` again."""
+
     train_forward_macs: int
     train_backward_macs: int
     probe_macs: int
@@ -56,23 +57,18 @@ class ComputeSpent(TypedDict):
     arm: NotRequired[str]
 
 
-"""Multiply-accumulates since the episode began. ``discarded_seed_macs`` is the part of the others that went into seeds
-that were pruned; it is not added to ``total_macs`` again."""
-
 SPECS = (
     PayloadSpec(
         T.COUNTERFACTUAL_COMPUTED,
         CounterfactualComputed,
         Delivery.MUST_KEEP,
-        "tolaria.executor",
         "environment drawer, report",
     ),
     PayloadSpec(
         T.COUNTERFACTUAL_UNAVAILABLE,
         CounterfactualUnavailable,
         Delivery.MUST_KEEP,
-        "tolaria.executor",
         "environment drawer",
     ),
-    PayloadSpec(T.COMPUTE_SPENT, ComputeSpent, Delivery.MUST_KEEP, "tolaria.executor", "environment drawer, report"),
+    PayloadSpec(T.COMPUTE_SPENT, ComputeSpent, Delivery.MUST_KEEP, "environment drawer, report"),
 )

@@ -14,6 +14,10 @@ from esper.leyline.telemetry import TelemetryEventType as T
 
 
 class LastAction(TypedDict):
+    """The action of one step of one environment. ``masked``: for each head that the op consumed, whether availability
+    forbade some of its choices. ``reward`` is what the step paid, ``objective`` what the environment was worth after
+    it, both in the metric's unit."""
+
     kind: Literal["last_action"]
     op: str
     slot: NotRequired[str]
@@ -29,11 +33,9 @@ class LastAction(TypedDict):
     why_not: NotRequired[str]
 
 
-"""``masked``: for each head that the op consumed, whether availability forbade some of its choices. ``reward`` is what
-the step paid, ``objective`` what the environment was worth after it."""
-
-
 class ActionDistribution(TypedDict):
+    """How often each op was chosen in a round, and how often it succeeded."""
+
     kind: Literal["action_distribution"]
     round: int
     steps: int
@@ -42,6 +44,9 @@ class ActionDistribution(TypedDict):
 
 
 class Throughput(TypedDict):
+    """How fast one environment steps: its own mean time per step (a host epoch). ``fps`` is steps per second; ``None``
+    in the event, so missing on the wire, where the time was zero or below."""
+
     kind: Literal["throughput"]
     batch_idx: int
     episodes_completed: int
@@ -50,11 +55,10 @@ class Throughput(TypedDict):
     fps: NotRequired[float]
 
 
-"""Of one environment: its own mean time per step (a host epoch). ``fps`` is steps per second; ``None`` in the event, so
-missing on the wire, where the time was zero or below."""
-
-
 class RewardSummary(TypedDict):
+    """What one finished episode paid. ``components`` sum to ``episode_return``; ``objective_gain`` is final minus
+    initial J, whatever the mode pays."""
+
     kind: Literal["reward_summary"]
     mode: str
     round: int
@@ -65,11 +69,10 @@ class RewardSummary(TypedDict):
     components: dict[str, float]
 
 
-"""Of one finished episode. ``components`` sum to ``episode_return``; ``objective_gain`` is final minus initial J,
-whatever the mode pays."""
-
-
 class MaskHitRates(TypedDict):
+    """How far masks decided. Per head, of the steps at which its op consumed it: the share in which a mask forbade
+    something, and the share in which only one choice was left. A head that was never consumed has no rate."""
+
     kind: Literal["mask_hit_rates"]
     round: int
     steps: int
@@ -78,26 +81,27 @@ class MaskHitRates(TypedDict):
     forced: dict[str, float]
 
 
-"""Per head, of the steps at which its op consumed it: the share in which a mask forbade something, and the share in
-which only one choice was left. A head that was never consumed has no rate."""
-
-
 class DiagnosticSnapshot(TypedDict):
+    """What ``DiagnosticTracker`` measured in one epoch of a host, as its profile asks: ``EpochSnapshot.to_dict()``."""
+
     kind: Literal["diagnostic_snapshot"]
     snapshot: dict[str, Any]
 
 
 class HeadUndecided(TypedDict):
+    """How undecided one head is: its entropy in nats where it had a choice, what it would be if all legal choices were
+    equally likely, and the share of steps with a choice."""
+
     entropy: float
     most: float
     share: float
 
 
-"""Entropy in nats where the head had a choice, what it would be if all legal choices were equally likely, and the share
-of steps with a choice."""
-
-
 class PpoUpdateCompleted(TypedDict):
+    """One round of PPO. Figures of the very ratio in the loss; entropies in nats; gradient norm before clipping.
+    Multiply-accumulates of the policy in this round: of acting, which ``COMPUTE_SPENT`` of each episode also holds as
+    its ``policy_macs``, and of learning."""
+
     round: int
     lr: float
     update_time_ms: float
@@ -129,12 +133,9 @@ class PpoUpdateCompleted(TypedDict):
     update_macs: NotRequired[int]
 
 
-"""Figures of the very ratio in the loss; entropies in nats; gradient norm before clipping. Multiply-accumulates of the
-policy in this round: of acting, which ``COMPUTE_SPENT`` of each episode also holds as its ``policy_macs``, and of
-learning."""
-
-
 class RewardComputed(TypedDict):
+    """The reward of one step of one environment and its parts, in the metric's unit; ``objective`` is J after it."""
+
     mode: str
     total: float
     objective: float
@@ -142,10 +143,10 @@ class RewardComputed(TypedDict):
     rolled_back: bool
 
 
-"""One step of one environment, in the metric's unit; ``objective`` is J after it."""
-
-
 class Detected(TypedDict):
+    """A figure crossed its threshold. ``figure`` names what was measured, in words with its unit; ``baseline`` is what
+    it is compared with."""
+
     round: int
     measured: float
     threshold: float
@@ -155,14 +156,11 @@ class Detected(TypedDict):
     baseline: NotRequired[float]
 
 
-"""``figure`` names what was measured, in words with its unit; ``baseline`` is what it is compared with."""
-
-_LEARNER = "simic.detectors"
 _PULSE = "policy pulse, event feed"
 
 
 def _detector(event_type: T) -> PayloadSpec:
-    return PayloadSpec(event_type, Detected, Delivery.MUST_KEEP, _LEARNER, _PULSE)
+    return PayloadSpec(event_type, Detected, Delivery.MUST_KEEP, _PULSE)
 
 
 SPECS = (
@@ -170,11 +168,10 @@ SPECS = (
         T.ANALYTICS_SNAPSHOT,
         LastAction | ActionDistribution | Throughput | RewardSummary | MaskHitRates | DiagnosticSnapshot,
         Delivery.LATEST_WINS,
-        "simic.vectorized, simic.training",
         "policy pulse, body vitals, diagnostics",
     ),
-    PayloadSpec(T.PPO_UPDATE_COMPLETED, PpoUpdateCompleted, Delivery.MUST_KEEP, "simic.vectorized", "policy pulse"),
-    PayloadSpec(T.REWARD_COMPUTED, RewardComputed, Delivery.SAMPLED, "simic.vectorized", "environment drawer"),
+    PayloadSpec(T.PPO_UPDATE_COMPLETED, PpoUpdateCompleted, Delivery.MUST_KEEP, "policy pulse"),
+    PayloadSpec(T.REWARD_COMPUTED, RewardComputed, Delivery.SAMPLED, "environment drawer"),
     *(
         _detector(event_type)
         for event_type in (

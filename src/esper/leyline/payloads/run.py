@@ -10,6 +10,8 @@ from esper.leyline.telemetry import TelemetryEventType as T
 
 
 class MetricRecord(TypedDict):
+    """What the task is measured by; ``chance`` is what guessing would reach."""
+
     name: str
     unit: str
     higher_is_better: bool
@@ -17,6 +19,8 @@ class MetricRecord(TypedDict):
 
 
 class TrainingStarted(TypedDict):
+    """What is about to run, or to go on. ``kind`` is ``heuristic``, ``ppo``, ``eval`` or ``library``."""
+
     run_id: str
     kind: str
     task: str
@@ -34,10 +38,9 @@ class TrainingStarted(TypedDict):
     resumed_after_seq: NotRequired[int]
 
 
-"""``kind`` is ``heuristic``, ``ppo``, ``eval``, ``bench`` or ``library``."""
-
-
 class TrainingEnded(TypedDict):
+    """The run is over. ``status`` is ``completed``, ``failed``, ``interrupted`` or ``preempted``."""
+
     status: str
     reason: NotRequired[str]
     seconds: float
@@ -45,10 +48,9 @@ class TrainingEnded(TypedDict):
     events: NotRequired[int]
 
 
-"""``status`` is ``completed``, ``failed``, ``interrupted`` or ``preempted``."""
-
-
 class EpisodeStarted(TypedDict):
+    """A host was made afresh. ``arm`` tells the grown host (``grown``) from its paired control (``static``)."""
+
     seed: int
     policy: str
     arm: str
@@ -56,10 +58,9 @@ class EpisodeStarted(TypedDict):
     host_parameters: int
 
 
-"""``arm`` tells the grown host (``grown``) from its paired control (``static``)."""
-
-
 class SeedRecord(TypedDict):
+    """What became of one seed of an episode."""
+
     slot_id: str
     seed_id: str
     blueprint: str
@@ -71,6 +72,8 @@ class SeedRecord(TypedDict):
 
 
 class EpisodeEnded(TypedDict):
+    """What an episode came to. The test split is touched here alone; missing where there is none."""
+
     seed: int
     policy: str
     arm: str
@@ -91,6 +94,8 @@ class EpisodeEnded(TypedDict):
 
 
 class EpochCompleted(TypedDict):
+    """What one epoch of one environment came to. It is the last event of its epoch, so that what was said is whole."""
+
     arm: NotRequired[str]
     train_loss: NotRequired[float]
     validation_loss: NotRequired[float]
@@ -110,10 +115,9 @@ class EpochCompleted(TypedDict):
     gradient_healths: NotRequired[dict[str, float]]
 
 
-"""Commit barrier of an epoch: last of its epoch for its environment."""
-
-
 class Command(TypedDict):
+    """What the policy asked of a slot, with its reason and evidence; ``why_not`` says why it was refused."""
+
     op: str
     slot: NotRequired[str]
     blueprint: NotRequired[str]
@@ -126,6 +130,8 @@ class Command(TypedDict):
 
 
 class ModelExported(TypedDict):
+    """A plain model was written; ``max_abs_difference`` is between its outputs and those of the grown one."""
+
     path: str
     parameters: int
     max_abs_difference: float
@@ -133,21 +139,13 @@ class ModelExported(TypedDict):
 
 
 SPECS = (
-    PayloadSpec(
-        T.TRAINING_STARTED, TrainingStarted, Delivery.MUST_KEEP, "simic.training, simic.vectorized", "run header"
-    ),
-    PayloadSpec(
-        T.TRAINING_ENDED, TrainingEnded, Delivery.MUST_KEEP, "simic.training, simic.vectorized", "run header, run list"
-    ),
-    PayloadSpec(T.EPISODE_STARTED, EpisodeStarted, Delivery.MUST_KEEP, "tolaria.executor", "flight board"),
-    PayloadSpec(
-        T.EPISODE_ENDED, EpisodeEnded, Delivery.MUST_KEEP, "tolaria.executor", "end table, report, leaderboard"
-    ),
-    PayloadSpec(
-        T.EPOCH_COMPLETED, EpochCompleted, Delivery.MUST_KEEP, "tolaria.executor", "flight board, curves, report"
-    ),
-    PayloadSpec(T.COMMAND_ISSUED, Command, Delivery.MUST_KEEP, "tolaria.executor", "action history"),
-    PayloadSpec(T.COMMAND_EXECUTED, Command, Delivery.MUST_KEEP, "tolaria.executor", "action history"),
-    PayloadSpec(T.COMMAND_FAILED, Command, Delivery.MUST_KEEP, "tolaria.executor", "action history, seed inspector"),
-    PayloadSpec(T.MODEL_EXPORTED, ModelExported, Delivery.MUST_KEEP, "kasmina.export", "end table, event feed"),
+    PayloadSpec(T.TRAINING_STARTED, TrainingStarted, Delivery.MUST_KEEP, "run header"),
+    PayloadSpec(T.TRAINING_ENDED, TrainingEnded, Delivery.MUST_KEEP, "run header, run list"),
+    PayloadSpec(T.EPISODE_STARTED, EpisodeStarted, Delivery.MUST_KEEP, "flight board"),
+    PayloadSpec(T.EPISODE_ENDED, EpisodeEnded, Delivery.MUST_KEEP, "end table, report, leaderboard"),
+    PayloadSpec(T.EPOCH_COMPLETED, EpochCompleted, Delivery.MUST_KEEP, "flight board, curves, report"),
+    PayloadSpec(T.COMMAND_ISSUED, Command, Delivery.MUST_KEEP, "action history"),
+    PayloadSpec(T.COMMAND_EXECUTED, Command, Delivery.MUST_KEEP, "action history"),
+    PayloadSpec(T.COMMAND_FAILED, Command, Delivery.MUST_KEEP, "action history, seed inspector"),
+    PayloadSpec(T.MODEL_EXPORTED, ModelExported, Delivery.MUST_KEEP, "end table, event feed"),
 )

@@ -10,6 +10,8 @@ from esper.leyline.telemetry import TelemetryEventType as T
 
 
 class GovernorSnapshot(TypedDict):
+    """The state of epoch ``of_epoch`` was kept as the last known good one."""
+
     of_epoch: int
     bytes: int
     loss: NotRequired[float]
@@ -17,6 +19,9 @@ class GovernorSnapshot(TypedDict):
 
 
 class GovernorPanic(TypedDict):
+    """A host cannot go on as it is. ``reason`` is ``non_finite_loss``, ``non_finite_weights``, ``divergence`` or
+    ``collapse_to_chance``. Counters are as they were at the panic."""
+
     reason: str
     measured: NotRequired[float]
     threshold: NotRequired[float]
@@ -25,11 +30,10 @@ class GovernorPanic(TypedDict):
     device: NotRequired[str]
 
 
-"""``reason`` is ``non_finite_loss``, ``non_finite_weights``, ``divergence`` or ``collapse_to_chance``. Counters are as
-they were at the panic."""
-
-
 class GovernorRollback(TypedDict):
+    """A host was put back to its last good state. ``cause`` is ``external`` (the same step would succeed) or
+    ``internal`` (it recurred; ``suspect`` is vetoed for ``vetoed_epochs``)."""
+
     reason: str
     to_epoch: int
     lost_epochs: int
@@ -41,11 +45,9 @@ class GovernorRollback(TypedDict):
     device: NotRequired[str]
 
 
-"""``cause`` is ``external`` (the same step would succeed) or ``internal`` (it recurred; ``suspect`` is vetoed for
-``vetoed_epochs``)."""
-
-
 class CheckpointSaved(TypedDict):
+    """A checkpoint was written. ``after_seq`` is the last event that it knows of; ``reason`` says what asked for it."""
+
     path: str
     step: int
     bytes: int
@@ -55,6 +57,9 @@ class CheckpointSaved(TypedDict):
 
 
 class CheckpointLoaded(TypedDict):
+    """A checkpoint was read. ``overrides`` are settings that the resume changed (``name: before -> after``),
+    ``passed_over`` newer checkpoints that were not whole."""
+
     path: str
     step: int
     exact: bool
@@ -64,11 +69,10 @@ class CheckpointLoaded(TypedDict):
     passed_over: NotRequired[list[str]]
 
 
-"""``overrides`` are settings that the resume changed (``name: before -> after``), ``passed_over`` newer checkpoints
-that were not whole."""
-
-
 class WorkerReplaced(TypedDict):
+    """A process or actor that drove ``environments`` was lost; another repeats the epochs that their episodes had
+    done."""
+
     worker: int
     where: str
     reason: str
@@ -76,10 +80,9 @@ class WorkerReplaced(TypedDict):
     epochs_repeated: int
 
 
-"""A process or actor that drove ``environments`` was lost; another repeats the epochs that their episodes had done."""
-
-
 class TelemetryDropped(TypedDict):
+    """So many events of one type did not reach ``sink`` (``*`` = none of the sinks) since the last report."""
+
     sink: str
     event_type: str
     count: int
@@ -89,26 +92,20 @@ class TelemetryDropped(TypedDict):
 
 
 class TelemetryLevelSet(TypedDict):
+    """What is told from now on, and the types of event that are not."""
+
     level: str
     lifecycle_only: bool
     suppressed: list[str]
 
 
 SPECS = (
-    PayloadSpec(T.GOVERNOR_SNAPSHOT, GovernorSnapshot, Delivery.MUST_KEEP, "tolaria.governor", "governor history"),
-    PayloadSpec(
-        T.GOVERNOR_PANIC, GovernorPanic, Delivery.MUST_KEEP, "tolaria.governor", "anomaly score, governor history"
-    ),
-    PayloadSpec(
-        T.GOVERNOR_ROLLBACK, GovernorRollback, Delivery.MUST_KEEP, "tolaria.governor", "anomaly score, governor history"
-    ),
-    PayloadSpec(
-        T.CHECKPOINT_SAVED, CheckpointSaved, Delivery.MUST_KEEP, "tolaria.checkpoint", "run header, event feed"
-    ),
-    PayloadSpec(
-        T.CHECKPOINT_LOADED, CheckpointLoaded, Delivery.MUST_KEEP, "tolaria.checkpoint", "run header, event feed"
-    ),
-    PayloadSpec(T.WORKER_REPLACED, WorkerReplaced, Delivery.MUST_KEEP, "simic.workers", "event feed"),
-    PayloadSpec(T.TELEMETRY_DROPPED, TelemetryDropped, Delivery.MUST_KEEP, "nissa.hub", "drops banner"),
-    PayloadSpec(T.TELEMETRY_LEVEL_SET, TelemetryLevelSet, Delivery.MUST_KEEP, "nissa.hub", "run header"),
+    PayloadSpec(T.GOVERNOR_SNAPSHOT, GovernorSnapshot, Delivery.MUST_KEEP, "governor history"),
+    PayloadSpec(T.GOVERNOR_PANIC, GovernorPanic, Delivery.MUST_KEEP, "anomaly score, governor history"),
+    PayloadSpec(T.GOVERNOR_ROLLBACK, GovernorRollback, Delivery.MUST_KEEP, "anomaly score, governor history"),
+    PayloadSpec(T.CHECKPOINT_SAVED, CheckpointSaved, Delivery.MUST_KEEP, "run header, event feed"),
+    PayloadSpec(T.CHECKPOINT_LOADED, CheckpointLoaded, Delivery.MUST_KEEP, "run header, event feed"),
+    PayloadSpec(T.WORKER_REPLACED, WorkerReplaced, Delivery.MUST_KEEP, "event feed"),
+    PayloadSpec(T.TELEMETRY_DROPPED, TelemetryDropped, Delivery.MUST_KEEP, "drops banner"),
+    PayloadSpec(T.TELEMETRY_LEVEL_SET, TelemetryLevelSet, Delivery.MUST_KEEP, "run header"),
 )

@@ -1,11 +1,21 @@
-"""Policies that need no training, and the registry of all policies by name."""
+"""Policies that need no training, and the registry of all policies by name.
 
-from esper.tamiyo.policies.base import RowPolicy
-from esper.tamiyo.policies.heuristic import FrugalPolicy, HeuristicConfig, HeuristicPolicy
-from esper.tamiyo.policies.random import NurturedPolicy, RandomPolicy
+Importing this loads no torch: what is named here is found on first use.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from esper.tamiyo.policies.registry import ENTRY_POINTS, make_policy, make_seeded, policy_names
-from esper.tamiyo.policies.schedule import Entry, SchedulePolicy
-from esper.tamiyo.policies.static import StaticPolicy
+
+if TYPE_CHECKING:
+    from esper.tamiyo.policies.base import RowPolicy
+    from esper.tamiyo.policies.heuristic import FrugalPolicy, HeuristicConfig, HeuristicPolicy
+    from esper.tamiyo.policies.random import NurturedPolicy, RandomPolicy
+    from esper.tamiyo.policies.schedule import Entry, SchedulePolicy
+    from esper.tamiyo.policies.static import StaticPolicy
 
 __all__ = [
     "ENTRY_POINTS",
@@ -22,3 +32,21 @@ __all__ = [
     "make_seeded",
     "policy_names",
 ]
+
+_MODULES = {
+    "RowPolicy": "base",
+    "FrugalPolicy": "heuristic",
+    "HeuristicConfig": "heuristic",
+    "HeuristicPolicy": "heuristic",
+    "NurturedPolicy": "random",
+    "RandomPolicy": "random",
+    "Entry": "schedule",
+    "SchedulePolicy": "schedule",
+    "StaticPolicy": "static",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

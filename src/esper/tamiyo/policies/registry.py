@@ -6,20 +6,13 @@ gives ``"package.module:ATTRIBUTE"`` wherever a name is asked for.
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from collections.abc import Callable
 from functools import partial
-from importlib.metadata import entry_points
 from types import MappingProxyType
 from typing import Any, Final
 
-from esper.leyline import Policy, UsageError, unknown
-from esper.tamiyo.policies.heuristic import FrugalPolicy, HeuristicPolicy
-from esper.tamiyo.policies.learned import SHIPPED, LearnedPolicy
-from esper.tamiyo.policies.random import NurturedPolicy, RandomPolicy
-from esper.tamiyo.policies.schedule import SchedulePolicy
-from esper.tamiyo.policies.static import StaticPolicy
+from esper.leyline import Policy, UsageError, load_attribute, plugins_in, unknown
 
 ENTRY_POINTS: Final = "esper.policies"
 LEARNED: Final = ".safetensors"
@@ -27,15 +20,23 @@ LEARNED: Final = ".safetensors"
 
 Maker = Callable[..., Policy]
 
-_MAKERS: Final = (StaticPolicy, RandomPolicy, NurturedPolicy, SchedulePolicy, HeuristicPolicy, FrugalPolicy)
-BUILT_IN: Final = MappingProxyType[str, Maker](
-    {maker.name: maker for maker in _MAKERS} | {SHIPPED: LearnedPolicy.shipped}
+BUILT_IN: Final = MappingProxyType(
+    {
+        "static": "esper.tamiyo.policies.static:StaticPolicy",
+        "random": "esper.tamiyo.policies.random:RandomPolicy",
+        "nurtured": "esper.tamiyo.policies.random:NurturedPolicy",
+        "schedule": "esper.tamiyo.policies.schedule:SchedulePolicy",
+        "heuristic": "esper.tamiyo.policies.heuristic:HeuristicPolicy",
+        "frugal": "esper.tamiyo.policies.heuristic:FrugalPolicy",
+        "esper-v1": "esper.tamiyo.policies.learned:LearnedPolicy.shipped",
+    }
 )
+"""Name -> ``module:attribute`` of what makes the policy: loaded when it is asked for, so that names cost no torch."""
 
 
 def policy_names() -> tuple[str, ...]:
     """Every name that :func:`make_policy` knows: the built-in ones, then third parties'."""
-    return (*BUILT_IN, *(point.name for point in entry_points(group=ENTRY_POINTS) if point.name not in BUILT_IN))
+    return (*BUILT_IN, *plugins_in(ENTRY_POINTS, BUILT_IN))
 
 
 def make_seeded(name: str, seed: int) -> Policy:
@@ -66,20 +67,13 @@ def make_policy(name: str, **options: Any) -> Policy:
 
 def _find(name: str) -> Maker:
     if name.endswith(LEARNED):
-        return partial(LearnedPolicy.from_file, name)
-    if ":" in name:
-        return _resolve(name)
-    if name in BUILT_IN:
-        return BUILT_IN[name]
-    for point in entry_points(group=ENTRY_POINTS, name=name):
-        return _resolve(point.value)
-    raise unknown("policy", name, policy_names())
-
-
-def _resolve(reference: str) -> Maker:
-    module, _, attribute = reference.partition(":")
-    try:
-        maker: Maker = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise UsageError(f"policy {reference!r} cannot be loaded: {error}") from error
+        return partial(load_attribute("policy", "esper.tamiyo.policies.learned:LearnedPolicy.from_file"), name)
+    others = plugins_in(ENTRY_POINTS, BUILT_IN)
+    if name in others:
+        reference = others[name].value
+    elif name in BUILT_IN or ":" in name:
+        reference = BUILT_IN.get(name, name)
+    else:
+        raise unknown("policy", name, policy_names())
+    maker: Maker = load_attribute("policy", reference)
     return maker

@@ -63,7 +63,7 @@ class Expected:
     alone."""
 
 
-class Found(NamedTuple):
+class TrainTestImages(NamedTuple):
     """Training and test pictures, and which form they came from."""
 
     train: Images
@@ -71,7 +71,7 @@ class Found(NamedTuple):
     source: str
 
 
-def read(folder: Path, expected: Expected) -> Found:
+def read(folder: Path, expected: Expected) -> TrainTestImages:
     """Read the first form that ``folder`` holds: binary, then Parquet, then the Python pickles.
 
     Raises ``DataError`` when there is none (saying what to put where), or when a checksum, a size, a label or the
@@ -83,7 +83,7 @@ def read(folder: Path, expected: Expected) -> Found:
             train, test = reader(path, expected)
             _check(path, "training", train, expected.train)
             _check(path, "test", test, expected.test)
-            return Found(train, test, f"CIFAR-10 ({form}) from {path.name}")
+            return TrainTestImages(train, test, f"CIFAR-10 ({form}) from {path.name}")
     places = "\n".join(f"  {file}  ({form})" for file, _, form in FORMS)
     raise DataError(
         f"cifar10: no CIFAR-10 file in {folder}; the folder (option data_dir, or ESPER_DATA) must hold one of\n{places}"

@@ -17,7 +17,7 @@ from esper.leyline import TelemetryEventType as T
 from esper.nissa.hub import NissaHub
 from esper.nissa.journal import JournalWriter, Supersede
 from esper.nissa.rundir import RunDirectory
-from esper.simic.stopping import Stopped, StopRequests
+from esper.run.stopping import Stopped, StopRequests
 
 RUN: Final = "run"
 """Producer of what is said about the run as such, checkpoints and resumes: the events of training keep their numbers

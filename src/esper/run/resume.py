@@ -18,10 +18,10 @@ from esper.leyline import DataError, TelemetryEvent, UsageError
 from esper.leyline import TelemetryEventType as T
 from esper.nissa.reader import read_journal
 from esper.nissa.rundir import RunDirectory
-from esper.simic.assembly import Workload
-from esper.simic.config import Resolved, resolve
-from esper.simic.session import ResumePoint, Session
-from esper.simic.stopping import Stopped
+from esper.run.assembly import Workload
+from esper.run.config import CommonConfig, Resolved, resolve
+from esper.run.session import ResumePoint, Session
+from esper.run.stopping import Stopped
 from esper.tolaria import checkpoint, rng
 from esper.tolaria.checkpoint import Loaded
 from esper.tolaria.nested import State, join, split
@@ -43,7 +43,7 @@ SAFE: Final = frozenset(
 """Settings that a resume may change: they change what is told and kept, not what is computed. The number of threads
 changes the order of sums; the resume then says that it is not exact."""
 
-C = TypeVar("C")
+C = TypeVar("C", bound=CommonConfig)
 R = TypeVar("R")
 
 
@@ -68,7 +68,7 @@ class Past(Generic[C]):
 
     @property
     def point(self) -> ResumePoint:
-        """For :class:`~esper.simic.session.SessionConfig`."""
+        """For :class:`~esper.run.session.SessionConfig`."""
         extra = self.loaded.extra
         return ResumePoint(self.directory, extra["hub"], extra["seconds"], extra["cpu_seconds"])
 
@@ -162,10 +162,10 @@ def find(asked: Asked, kind: str, of: type[C], given: Mapping[str, Any]) -> Past
     resolved = resolve(of, given, extra["config"])
     changes = {
         each.name: (before, after)
-        for each in fields(of)  # type: ignore[arg-type]
+        for each in fields(of)
         if (before := getattr(saved.config, each.name)) != (after := getattr(resolved.config, each.name))
     }
-    overrides = [f"{name}: {before} -> {after}" for name, (before, after) in changes.items()]
+    overrides = [f"{name}: {before} -> {after}" for name, (before, after) in sorted(changes.items())]
     if changes:
         _check_changes(asked, changes, overrides, extra["least"])
     if ended == "completed" and not set(changes) & set(extra["least"]):

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 
+from esper.kasmina.blueprints import find
 from esper.kasmina.gates import GateThresholds
 from esper.kasmina.slot import SlotConfig
 from esper.kasmina.state import Incubation
 from esper.leyline import Sink, UsageError, unknown
-from esper.simic.config import RunConfig
+from esper.run.config import CommonConfig
 from esper.tasks.base import TaskSpec
 from esper.tolaria.diagnostics import DiagnosticsConfig
 from esper.tolaria.engine import EngineConfig, ModuleEngine
 from esper.tolaria.executor import Executor, ExecutorConfig
 from esper.tolaria.governor import Governor, GovernorConfig
-from esper.tolaria.material import TrainerConfig, from_task
+from esper.tolaria.material import TrainerConfig, adamw, adamw_options, from_task
 from esper.tolaria.schedules import ScheduleConfig
 
 
@@ -40,12 +42,23 @@ def pick_device(name: str) -> str:
     return ("cuda:0" if count else "cpu") if name == "auto" else name
 
 
-def workload(task: TaskSpec, config: RunConfig) -> Workload:
+def workload(task: TaskSpec, config: CommonConfig) -> Workload:
     """Apply the configuration's choice of slots, blueprints, epochs and device to a task."""
     slots = _chosen("slot", config.slots, tuple(task.sites))
-    blueprints = _chosen("blueprint", config.blueprints, task.blueprints)
+    blueprints = _blueprints(task, config.blueprints)
     chosen = replace(task, sites={slot: task.sites[slot] for slot in slots}, blueprints=blueprints)
-    return Workload(chosen, config.max_epochs or task.budget.max_epochs, pick_device(config.device))
+    return Workload(chosen, config.episode_epochs or task.budget.max_epochs, pick_device(config.device))
+
+
+def _blueprints(task: TaskSpec, wanted: tuple[str, ...] | None) -> tuple[str, ...]:
+    """Of the task's own in its order, then third parties' (``module:ATTRIBUTE``), which no task knows."""
+    foreign = [name for name in wanted or () if ":" in name]
+    for name in foreign:
+        find(name)
+    own = None if wanted is None else tuple(name for name in wanted if name not in foreign)
+    if foreign and not own:
+        return tuple(dict.fromkeys(foreign))
+    return (*_chosen("blueprint", own, task.blueprints), *dict.fromkeys(foreign))
 
 
 def _chosen(kind: str, wanted: tuple[str, ...] | None, there: tuple[str, ...]) -> tuple[str, ...]:
@@ -59,7 +72,7 @@ def _chosen(kind: str, wanted: tuple[str, ...] | None, there: tuple[str, ...]) -
     return tuple(name for name in there if name in wanted)
 
 
-def trainer_config(load: Workload, config: RunConfig) -> TrainerConfig:
+def trainer_config(load: Workload, config: CommonConfig) -> TrainerConfig:
     """How rows train: the task's budget with the configuration's overrides."""
     budget = load.task.budget
     default = TrainerConfig()
@@ -69,7 +82,8 @@ def trainer_config(load: Workload, config: RunConfig) -> TrainerConfig:
         default,
         device=load.device,
         lr=config.lr or budget.lr,
-        weight_decay=budget.weight_decay,
+        weight_decay=budget.weight_decay if config.weight_decay is None else config.weight_decay,
+        optimizer=partial(adamw, **adamw_options(config.optimizer)),
         batch_size=config.batch_size or budget.batch_size,
         schedule=ScheduleConfig(seed_multiplier=multiplier),
         slot=slot,
@@ -83,7 +97,7 @@ FORGIVING = GovernorConfig(max_rollbacks=1_000_000)
 
 def build_executor(
     load: Workload,
-    config: RunConfig,
+    config: CommonConfig,
     emit: Sink,
     *,
     governor: GovernorConfig | None = None,

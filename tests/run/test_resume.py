@@ -18,7 +18,7 @@ from esper.karn.runs import describe_run
 from esper.leyline import RowSpec
 from esper.leyline import TelemetryEventType as T
 from esper.nissa.reader import read_journal
-from esper.simic.session import RUN
+from esper.run.session import RUN
 from esper.tamiyo.policies.random import RandomPolicy
 
 TRAIN = ["train", "heuristic", "--task", "toy:toy_task", "--episodes", "2", "--max-epochs", "7", "--quiet"]

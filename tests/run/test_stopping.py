@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from esper.simic.stopping import PATIENCE, Stopped, StopRequests
+from esper.run.stopping import PATIENCE, Stopped, StopRequests
 
 pytestmark = pytest.mark.signals
 

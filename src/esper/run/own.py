@@ -18,9 +18,9 @@ from esper.kasmina import blueprints
 from esper.kasmina.auto import auto_sites
 from esper.kasmina.gates import GateThresholds
 from esper.kasmina.layout import Layout
-from esper.leyline import Metric, Policy, UsageError, unknown
-from esper.simic.assembly import pick_device
-from esper.simic.session import Announcement, Session
+from esper.leyline import Metric, Policy, Sink, UsageError, unknown
+from esper.run.assembly import pick_device
+from esper.run.session import Announcement
 from esper.tasks.base import Batch, PerExample, Split
 from esper.tasks.loader import gather
 from esper.tolaria.engine import EngineConfig, ModuleEngine
@@ -237,7 +237,7 @@ class OwnModel:
         """Parameters of the model before it grew."""
         return sum(parameter.numel() for parameter in self.material.host.parameters())
 
-    def executor(self, session: Session) -> Executor:
+    def executor(self, emit: Sink) -> Executor:
         """An executor of one row, the model itself."""
         budget, metric = self.choices.budget, self.subject.metric
         config = EngineConfig(
@@ -250,11 +250,11 @@ class OwnModel:
             max_seeds=budget.max_seeds,
             parameter_budget=self.host_parameters if budget.parameters is None else budget.parameters,
         )
-        engine = ModuleEngine(self.subject, lambda spec, streams: self.material, config, session.emit)
+        engine = ModuleEngine(self.subject, lambda spec, streams: self.material, config, emit)
         return Executor(
             engine,
             metric,
-            session.emit,
+            emit,
             lambda sink: Governor(metric, on_telemetry=sink, device=self.device),
             ExecutorConfig(test="test" in self.material.splits),
         )

@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from esper.leyline import UsageError
+from esper.run.config import RunConfig, read_config_file, resolve
 from esper.scripts.train import build_parser, given_flags
-from esper.simic.config import RunConfig, read_config_file, resolve
+from esper.tamiyo.policies import policy_names
 
 FIELDS = {each.name for each in dataclasses.fields(RunConfig)}
 
@@ -69,3 +70,28 @@ def test_the_file_is_named_where_it_is_broken(tmp_path: Path) -> None:
         tomllib.loads(path.read_text())
     with pytest.raises(UsageError, match=str(path)):
         read_config_file(path)
+
+
+def test_a_type_that_does_not_fit_is_refused_with_what_was_given() -> None:
+    with pytest.raises(UsageError, match="episodes is 'many': Expected `int`, got `str`"):
+        resolve(RunConfig, {}, {"episodes": "many"})
+    with pytest.raises(UsageError, match="telemetry_level is 'loud': Invalid enum value"):
+        resolve(RunConfig, {}, {"telemetry_level": "loud"})
+    assert resolve(RunConfig, {}, {"lr": 1}).config.lr == 1.0
+
+
+def test_the_policies_on_the_help_page_are_the_registered_ones() -> None:
+    told = next(each for each in dataclasses.fields(RunConfig) if each.name == "policy").metadata["flag"].help()
+    assert all(name in told for name in policy_names())
+
+
+def test_optimizer_options_come_from_a_table_or_from_flags(tmp_path: Path) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text("weight-decay = 0.1\n[optimizer]\nbetas = [0.8, 0.9]\n")
+    config = resolve(RunConfig, {}, read_config_file(path)).config
+    assert (config.weight_decay, config.optimizer) == (0.1, {"betas": [0.8, 0.9]})
+    flags = ["--optimizer-option", "betas=[0.8,0.9]", "--optimizer-option", "amsgrad=true"]
+    said = given_flags(["heuristic", *flags])
+    assert said["optimizer"] == {"betas": [0.8, 0.9], "amsgrad": True}
+    with pytest.raises(UsageError, match="NAME=VALUE is needed"):
+        given_flags(["ppo", "--optimizer-option", "amsgrad"])

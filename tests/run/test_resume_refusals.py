@@ -18,9 +18,9 @@ from esper.leyline import TelemetryEventType as T
 from esper.nissa.journal import JournalWriter, Supersede
 from esper.nissa.reader import read_journal
 from esper.nissa.rundir import RunDirectory
+from esper.run.config import RunConfig
+from esper.run.resume import Asked, find
 from esper.scripts.main import main
-from esper.simic.config import RunConfig
-from esper.simic.resume import Asked, find
 from esper.tasks.base import TaskSpec
 
 TRAIN = ["train", "heuristic", "--task", "toy:toy_task", "--episodes", "2", "--max-epochs", "4", "--quiet"]

@@ -6,9 +6,10 @@ import pytest
 from tiny import tiny
 
 from esper.leyline import ActionSpace, UsageError
-from esper.simic.assembly import build_executor, workload
-from esper.simic.config import RunConfig
-from esper.simic.evaluation import SearchPlan, play, search_schedule
+from esper.run.assembly import build_executor, workload
+from esper.run.config import RunConfig
+from esper.run.play import play_seeds
+from esper.run.search import SearchPlan, search_schedule
 from esper.tamiyo.policies import SchedulePolicy, StaticPolicy
 from esper.tolaria.executor import Executor
 
@@ -26,7 +27,7 @@ def test_the_search_finds_a_schedule_that_is_no_worse_than_any_single() -> None:
     found = search_schedule(executor, space, plan, higher_is_better=True)
     assert found.schedules >= 6 and found.macs > 0 and 1 <= len(found.entries) <= 2
     (static, again) = next(
-        iter(play(executor(), {"static": StaticPolicy(), "found": SchedulePolicy(found.entries)}, [3], 8))
+        iter(play_seeds(executor(), {"static": StaticPolicy(), "found": SchedulePolicy(found.entries)}, [3], 8))
     )
     assert again.validation_metric == found.metric >= static.validation_metric
     assert static.test_metric is None

@@ -1,0 +1,181 @@
+"""What the commands of ``esper growtable`` do."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.text import Text
+
+from esper.bench.growtable import report
+from esper.bench.growtable.arms import scored
+from esper.bench.growtable.build import BuildPlan, BuildProgress, build, planned, units
+from esper.bench.growtable.check import compare
+from esper.bench.growtable.learn import LearnPlan, learn
+from esper.bench.growtable.parts import Parts
+from esper.bench.growtable.score import table_macs
+from esper.bench.growtable.table import STORED, Table, load_table, save_table, table_of
+from esper.bench.growtable.tune import Look, TunePlan, tune
+from esper.bench.growtable.worlds import HELD_OUT, TRAINING, WORLDS, chosen
+from esper.bench.report import into_page
+from esper.leyline import DataError, UsageError
+from esper.tamiyo.policies.learned import SHIPPED, SHIPPED_FILE, load_policy, save_policy
+
+
+def run(args: argparse.Namespace) -> None:
+    """Do what was asked for."""
+    torch.set_num_threads(1)
+    for name in ("table", "output"):
+        if getattr(args, name, args) is None:
+            setattr(args, name, STORED)
+    console = Console(highlight=False)
+    {
+        "build": run_build,
+        "check": run_check,
+        "train": run_train,
+        "tune": run_tune,
+        "score": run_score,
+        "ship": run_ship,
+    }[args.command](args, console)
+
+
+def run_build(args: argparse.Namespace, console: Console) -> None:
+    """Play what is missing, then write the table."""
+    names = tuple(WORLDS) if args.worlds is None else tuple(name.strip() for name in args.worlds.split(","))
+    plan = replace(BuildPlan(names), **_given(args, "seeds", "singles", "pairs", "pair_seeds"))
+
+    def tell(progress: BuildProgress) -> None:
+        left = time.strftime("%H:%M:%S", time.gmtime(progress.remaining_seconds))
+        _say(console, f"{progress.done}/{progress.of}  {progress.unit.world.name}, host {progress.unit.number}  {left}")
+
+    if not args.pack_only:
+        build(plan, args.parts, args.workers, tell)
+    parts = list(planned(plan, Parts(args.parts)))
+    if not parts:
+        raise DataError(f"{args.parts}: holds no host that has played this plan; build without --pack-only")
+    missing = sum(len(unit.wanted) for unit in units(plan, Parts(args.parts)))
+    about = {"plan": asdict(plan), "missing": missing, "torch": torch.__version__}
+    size = save_table(table_of(parts, about), args.output)
+    _say(console, f"{args.output}: {len(parts):,} sequences, {missing:,} missing, {size / 1e6:.2f} MB")
+
+
+def run_check(args: argparse.Namespace, console: Console) -> None:
+    """Compare with real runs."""
+    found = []
+    for each in compare(load_table(args.table), args.count):
+        found.append(each)
+        mark = "" if each.within else "  outside"
+        _say(
+            console,
+            f"{each.world} {each.sequence}: {each.predicted:.1f} predicted, {each.real:.1f} real, "
+            f"standard error {each.standard_error:.1f}{mark}",
+        )
+    _publish(args.into, "growtable-check", report.checked(found), console)
+
+
+def run_train(args: argparse.Namespace, console: Console) -> None:
+    """Learn, and save the policy with its card."""
+    table = load_table(args.table).whole
+    worlds = [name for name in TRAINING if name in table.worlds]
+    hosts = [host for name in worlds for host in table.of(name)]
+    if not hosts:
+        raise UsageError(f"table {args.table}: holds no training world; legal: {', '.join(TRAINING)}")
+    began = time.perf_counter()
+
+    def tell(update: int, mean_return: float, entropy: float) -> None:
+        if update % 10 == 0:
+            _say(console, f"update {update}: mean return {mean_return:.2f}, entropy {entropy:.2f} nats")
+
+    plan = replace(LearnPlan(), **_given(args, "updates", "seed"))
+    learned = learn(hosts, plan, tell)
+    seconds = time.perf_counter() - began
+    card = {
+        "trained_on": "GrowTable",
+        "worlds": worlds,
+        "hosts": len(hosts),
+        "seed": plan.seed,
+        "steps": learned.steps,
+        "policy_macs": learned.macs,
+        "table_macs": table_macs(table, worlds),
+    }
+    written = save_policy(args.output, learned.network, card, nurture=True)
+    _say(console, f"{args.output}: {written.bytes:,} bytes, {learned.steps:,} steps in {seconds:.0f} s")
+
+
+def run_tune(args: argparse.Namespace, console: Console) -> None:
+    """Learn on in real runs, and save what did best on fresh hosts."""
+    saved = load_policy(args.policy)
+    usual = TunePlan()
+    plan = replace(usual, ppo=replace(usual.ppo, **_given(args, "updates", "seed")))
+    began = time.perf_counter()
+
+    def tell(look: Look) -> None:
+        learning = "" if look.mean_return is None else f", mean return {look.mean_return:.2f}"
+        _say(console, f"update {look.update}: objective {look.objective:.2f} on fresh hosts{learning}")
+
+    tuned = tune(saved.network, chosen(TRAINING), plan, tell)
+    best = max(tuned.looks, key=lambda look: look.objective)
+    card = saved.card | {
+        "tuned_on": "real runs of the training worlds",
+        "tuning_seed": plan.ppo.seed,
+        "tuning_steps": saved.card.get("tuning_steps", 0) + tuned.steps,
+        "tuning_macs": saved.card.get("tuning_macs", 0) + tuned.macs,
+        "tuning_objective": [tuned.looks[0].objective, best.objective],
+    }
+    written = save_policy(args.output, tuned.network, card, nurture=True)
+    seconds = time.perf_counter() - began
+    _say(console, f"{args.output}: {written.bytes:,} bytes, of update {best.update}, {seconds:.0f} s")
+
+
+def run_score(args: argparse.Namespace, console: Console) -> None:
+    """Regret on held-out worlds."""
+    table = load_table(args.table)
+    names = [path.stem for path in args.policy]
+    others = {path.stem if names.count(path.stem) == 1 else str(path): path for path in args.policy}
+    found = scored(*_split(table, args.table), {SHIPPED: SHIPPED_FILE, **others})
+    text = "\n\n".join([report.sampled(table), report.regrets(found.lines, found.schedule), *found.remarks])
+    _publish(args.into, "growtable", text, console)
+
+
+def run_ship(args: argparse.Namespace, console: Console) -> None:
+    """Score a policy, write the scores on its card and the file into the package."""
+    saved = load_policy(args.policy)
+    table, training, held_out = _split(load_table(args.table), args.table)
+    found = scored(table, training, held_out, {SHIPPED: args.policy})
+    regret = {each.arm: [each.regret.low, each.regret.mean, each.regret.high] for each in found.lines if each.regret}
+    card = saved.card | {"scored_on": held_out, "regret": regret, "remarks": found.remarks}
+    written = save_policy(SHIPPED_FILE, saved.network, card, nurture=saved.nurture)
+    _say(console, f"{SHIPPED_FILE}: {written.bytes:,} bytes")
+
+
+def _given(args: argparse.Namespace, *names: str) -> dict[str, Any]:
+    """What was said on the command line; the rest is the plan's own."""
+    return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+
+
+def _split(every: Table, path: Path) -> tuple[Table, list[str], list[str]]:
+    """A table's whole hosts, with its worlds to learn in and to be scored on. Raises ``UsageError`` where it lacks
+    either.
+    """
+    table = every.whole
+    training = [name for name in TRAINING if name in table.worlds]
+    # an oracle needs a host to be chosen on and one to be scored on
+    held_out = [name for name in HELD_OUT if name in table.worlds and len(table.of(name)) > 1]
+    if not training or not held_out:
+        raise UsageError(f"table {path}: holds no {'held-out world with two hosts' if training else 'training world'}")
+    return table, training, held_out
+
+
+def _publish(page: Path | None, name: str, text: str, console: Console) -> None:
+    console.print(Text(text), soft_wrap=True)
+    if page is not None:
+        into_page(page, name, text)
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(Text(text, style="dim"), soft_wrap=True)
