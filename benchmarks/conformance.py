@@ -28,7 +28,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 
-from esper.simic.adapter import GymEnvironments, GymPolicyAdapter, Progress
+from esper.simic.adapter import GymEnvironments, GymPolicyAdapter, LearnProgress
 from esper.simic.ppo import PPOConfig
 
 WHAT = """CartPole-v1 with and without velocities. Steps are transitions until ten greedy episodes, played every 2,048
@@ -99,7 +99,7 @@ def run_ours(contest: Contest, adapter: GymPolicyAdapter, seed: int) -> Outcome:
     """Train ours until the threshold or the budget."""
     started, best, reached, due = time.perf_counter(), 0.0, None, EVERY
 
-    def judge(progress: Progress) -> bool:
+    def judge(progress: LearnProgress) -> bool:
         nonlocal best, reached, due
         if progress.steps < due:
             return False

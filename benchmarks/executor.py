@@ -22,7 +22,7 @@ from esper.kasmina import blueprints
 from esper.kasmina.gates import GateThresholds
 from esper.kasmina.layout import Layout
 from esper.kasmina.replay import evaluate_configs
-from esper.leyline import WAIT, Blend, Decision, FactoredAction, Op, RowSpec, SeedStage
+from esper.leyline import WAIT, Blend, Decision, EnvSpec, FactoredAction, Op, SeedStage
 from esper.nissa.hub import NissaHub
 from esper.nissa.journal import JournalWriter
 from esper.tasks import get_task
@@ -30,7 +30,7 @@ from esper.tolaria import schedules
 from esper.tolaria.engine import EngineConfig, ModuleEngine
 from esper.tolaria.executor import Executor, ExecutorConfig
 from esper.tolaria.governor import Governor
-from esper.tolaria.material import TrainerConfig, from_task
+from esper.tolaria.setup import TrainerConfig, from_task
 
 TASK = get_task("digits")
 PAIRS = 9
@@ -113,10 +113,10 @@ def executor_with(stage: SeedStage | None, emit: NissaHub) -> Executor:
     metric = TASK.metric
     config = ExecutorConfig(counterfactual_every=10**6)
     executor = Executor(engine, metric, emit.emit, lambda sink: Governor(metric, on_telemetry=sink), config)
-    executor.reset([RowSpec(0, 0, 0, 30)])
+    executor.reset([EnvSpec(0, 0, 0, 30)])
     if stage is not None:
         engine.apply([0], [FactoredAction(Op.GERMINATE, "block0", "conv5", Blend.LINEAR, 0.5, 1000)])
-        slot = engine._rows[0].slots["block0"]
+        slot = engine._envs[0].slots["block0"]
         slot.advance_stage(SeedStage.TRAINING)
         if stage is SeedStage.BLENDING:
             slot._start_ramp(0.5, 1000, Blend.LINEAR)
@@ -168,7 +168,7 @@ def main() -> None:
         engine = executor_with(None, hub).engine
         for slot in TASK.sites:
             engine.apply([0], [FactoredAction(Op.GERMINATE, slot, "conv5", Blend.LINEAR, 1.0, 3)])
-        model = engine._rows[0].trainer.model
+        model = engine._envs[0].trainer.model
         for slot in model.slots.values():
             slot.state.stage, slot.state.alpha = SeedStage.HOLDING, 1.0
         inputs = TASK.data.validation.inputs

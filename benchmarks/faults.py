@@ -26,7 +26,7 @@ import torch
 
 from esper.bench.report import into_page
 from esper.karn.stats import Interval, interval
-from esper.leyline import Decision, Fact, FactoredAction, Op, Paired, Policy, RowSpec, RowView, TelemetryEvent
+from esper.leyline import Decision, EnvSpec, EnvView, Fact, FactoredAction, Op, Paired, Policy, TelemetryEvent
 from esper.leyline import TelemetryEventType as T
 from esper.run.assembly import Workload, build_executor, workload
 from esper.run.config import RunConfig
@@ -102,7 +102,7 @@ class Saboteur:
                 group[surgery.BASE_RATE] *= 1000.0
             self.done = epoch
 
-    def told(self, view: RowView, epoch: int) -> RowView:
+    def told(self, view: EnvView, epoch: int) -> EnvView:
         """What the policy is told instead of ``view``."""
         if not self._due("lying telemetry", epoch):
             return view
@@ -127,7 +127,7 @@ class Saboteur:
             self.done = epoch
         return replace(view, slots=tuple(praised))
 
-    def commanded(self, view: RowView, decision: Decision, epoch: int) -> Decision:
+    def commanded(self, view: EnvView, decision: Decision, epoch: int) -> Decision:
         """What is done instead of the policy's decision."""
         carrying = [slot.slot_id for slot in view.slots if slot.live and slot.alpha > 0.5]
         over = self.done is not None and epoch >= self.done + SIEGE
@@ -143,7 +143,7 @@ def episode(load: Workload, policy: Policy, seed: int, fault: Fault | None) -> d
     config = RunConfig(task=load.task.name, max_epochs=load.max_epochs, device=load.device)
     executor = build_executor(load, config, events.append)
     assert isinstance(executor.engine, ModuleEngine)
-    spec = RowSpec(0, 0, seed, load.max_epochs, policy=policy.name)
+    spec = EnvSpec(0, 0, seed, load.max_epochs, policy=policy.name)
     (view,) = executor.reset([spec])
     policy.reset([spec])
     saboteur = Saboteur(fault)

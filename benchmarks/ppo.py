@@ -30,8 +30,8 @@ from esper.run.play import play_seeds
 from esper.run.search import find_schedule
 from esper.scripts.eval_table import cells, summarise
 from esper.simic.evaluation import comparisons, describe
+from esper.simic.mdp import held_out_seed
 from esper.simic.vectorized import fresh_network
-from esper.simic.world import held_out_seed
 from esper.tamiyo.policies import SchedulePolicy
 from esper.tamiyo.policies.learned import LearnedPolicy, load_policy
 from esper.tasks import get_task

@@ -20,11 +20,11 @@ import numpy as np
 from ppo import Curve, held_out, measure, read_curve
 
 from esper.karn.stats import interval, t_quantile
-from esper.leyline import Policy, RowSpec
+from esper.leyline import EnvSpec, Policy
 from esper.nissa.rundir import RunDirectory
 from esper.simic.env import GrowConfig
+from esper.simic.mdp import episode_seed
 from esper.simic.rewards import RewardConfig
-from esper.simic.world import episode_seed
 from esper.tamiyo.policies import RandomPolicy, StaticPolicy
 from esper.tamiyo.policies.learned import LearnedPolicy, load_policy
 
@@ -44,11 +44,11 @@ def returns(directory: Path, policy: Policy) -> float:
     world, _ = GrowConfig(str(asked["task"]), asked["episode_length"], reward).world()  # type: ignore[arg-type]
     seeds = [episode_seed(int(str(asked["seed"])), number) for number in range(int(str(asked["hosts"])))]
     views = world.begin(seeds)
-    policy.reset([RowSpec(i, 0, seed, world.config.max_epochs) for i, seed in enumerate(seeds)])
+    policy.reset([EnvSpec(i, 0, seed, world.config.max_epochs) for i, seed in enumerate(seeds)])
     for _ in range(world.config.max_epochs):
         outcomes = world.step(policy.decide(views))
         views = [outcome.view for outcome in outcomes]
-    return fmean(outcome.account.paid for outcome in outcomes)
+    return fmean(outcome.tracker.paid for outcome in outcomes)
 
 
 def early_slope(curve: Curve) -> str:

@@ -28,19 +28,19 @@ from typing import Any
 
 import torch
 
-from esper.leyline import WAIT, Blend, Decision, FactoredAction, Op, RowSpec, TelemetryEvent
+from esper.leyline import WAIT, Blend, Decision, EnvSpec, FactoredAction, Op, TelemetryEvent
 from esper.nissa.hub import NissaHub
 from esper.nissa.journal import JournalWriter
 from esper.run.assembly import FORGIVING, Workload, build_executor, workload
+from esper.simic.event_writer import RolloutEventWriter
+from esper.simic.mdp import GrowthMDP, MDPConfig
 from esper.simic.ppo_config import PRESETS, PPORunConfig
-from esper.simic.scribe import Scribe
 from esper.simic.training import make_crew, make_run
 from esper.simic.vectorized import PPORun, fresh_network
-from esper.simic.workers import Crew, Share
-from esper.simic.world import World, WorldConfig
+from esper.simic.workers import EnvShard, WorkerPool
 from esper.tasks import get_task
+from esper.tolaria.event_writer import EpisodeEventWriter
 from esper.tolaria.executor import Executor
-from esper.tolaria.narrator import Narrator
 
 TARGETS = {"policy and update": 0.10, "telemetry": 0.01}
 PAIRS = 7
@@ -107,17 +107,21 @@ def shares(arguments: argparse.Namespace) -> Iterator[str]:
         hub.add_sink(JournalWriter(Path(folder), run_id="shares"), name="journal")
         meter.label(hub, "emit", "telemetry")
         for owner, names in (
-            (Scribe, ("step", "end_round", "step_times")),
+            (RolloutEventWriter, ("step", "end_round", "step_times")),
             (
-                Narrator,
-                [name for name in vars(Narrator) if not name.startswith("_") and callable(vars(Narrator)[name])],
+                EpisodeEventWriter,
+                [
+                    name
+                    for name in vars(EpisodeEventWriter)
+                    if not name.startswith("_") and callable(vars(EpisodeEventWriter)[name])
+                ],
             ),
         ):
             for name in names:
                 meter.label(owner, name, "telemetry")
-        meter.label(Share, "answer", "hosts")
-        with make_crew(hub, load, config) as crew:
-            run = make_run(crew, hub, load, config, fresh_network(config.seed, cells=config.cells))
+        meter.label(EnvShard, "answer", "hosts")
+        with make_crew(hub, load, config) as pool:
+            run = make_run(pool, hub, load, config, fresh_network(config.seed, cells=config.cells))
             meter.label(run.learner, "update", "update")
             for _ in range(_rounds_with_controls(config)):
                 run.play_round()
@@ -153,7 +157,7 @@ def environments(arguments: argparse.Namespace) -> Iterator[str]:
     def nobody(event: TelemetryEvent) -> None:
         pass
 
-    together = World(Crew.here(make, nobody), load.task.metric, WorldConfig(length))
+    together = GrowthMDP(WorkerPool.here(make, nobody), load.task.metric, MDPConfig(length))
     singles = [make(nobody) for _ in seeds]
 
     def side_by_side() -> None:
@@ -163,7 +167,7 @@ def environments(arguments: argparse.Namespace) -> Iterator[str]:
 
     def one_by_one() -> None:
         for env_id, (executor, seed) in enumerate(zip(singles, seeds, strict=True)):
-            executor.reset([RowSpec(env_id, 0, seed, length)])
+            executor.reset([EnvSpec(env_id, 0, seed, length)])
             executor.engine.evaluate([0], [({},)])
             for decision in script:
                 executor.step([decision])
@@ -183,8 +187,8 @@ def workers(arguments: argparse.Namespace) -> Iterator[str]:
     spread, _ = configured(arguments, arguments.workers)
     with make_crew(Silent(), load, config) as alone, make_crew(Silent(), load, spread) as many:
         runs = [
-            make_run(crew, Silent(), load, config, fresh_network(config.seed, cells=config.cells))
-            for crew in (alone, many)
+            make_run(pool, Silent(), load, config, fresh_network(config.seed, cells=config.cells))
+            for pool in (alone, many)
         ]
         for run in runs:
             for _ in range(_rounds_with_controls(config)):
@@ -229,17 +233,17 @@ def _timed(run: PPORun) -> tuple[float, float]:
 class CriticalPath:
     """CPU seconds of the slowest worker of each request, summed."""
 
-    def __init__(self, crew: Crew) -> None:
+    def __init__(self, pool: WorkerPool) -> None:
         self.seconds = 0.0
-        ask = crew._ask
+        ask = pool._ask
 
         def watched(request: Any) -> Any:
-            before = list(crew._cpu)
+            before = list(pool._cpu)
             answers = ask(request)
-            self.seconds += max(now - then for now, then in zip(crew._cpu, before, strict=True))
+            self.seconds += max(now - then for now, then in zip(pool._cpu, before, strict=True))
             return answers
 
-        crew._ask = watched  # type: ignore[method-assign]
+        pool._ask = watched  # type: ignore[method-assign]
 
 
 def main() -> None:

@@ -14,11 +14,11 @@ from esper.leyline import (
     Blend,
     DataError,
     Decision,
+    EnvSpec,
+    EnvView,
     FactoredAction,
     Metric,
     Op,
-    RowSpec,
-    RowView,
     SeedStage,
     UsageError,
 )
@@ -33,10 +33,10 @@ class KeepOne:
 
     name = "keep-one"
 
-    def reset(self, specs: list[RowSpec]) -> None:
+    def reset(self, specs: list[EnvSpec]) -> None:
         pass
 
-    def decide(self, views: list[RowView]) -> list[Decision]:
+    def decide(self, views: list[EnvView]) -> list[Decision]:
         (view,) = views
         slot = view.slots[0]
         actions = {

@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from esper.tasks.base import Budget, Data, Split, TaskSpec
+from esper.tasks.base import Data, Split, TaskBudget, TaskSpec
 from esper.tasks.hosts import PointwiseHost2d
 from esper.tasks.scoring import accuracy, accuracy_metric, cross_entropy
 
@@ -40,5 +40,5 @@ def toy_task(host: type[nn.Module] | partial[nn.Module] = NoisyHost) -> TaskSpec
         loss=cross_entropy,
         score=accuracy,
         data=Data.of(*parts, source="made here"),
-        budget=Budget(max_epochs=12, batch_size=32, lr=1e-2),
+        budget=TaskBudget(max_epochs=12, batch_size=32, lr=1e-2),
     )

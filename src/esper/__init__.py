@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from esper.library import OwnChoices as OwnChoices
     from esper.library import Scored as Scored
     from esper.library import grow as grow
-    from esper.tamiyo.policies import RowPolicy as RowPolicy
+    from esper.tamiyo.policies import EnvPolicy as EnvPolicy
     from esper.tasks import TaskSpec as TaskSpec
 
 PUBLIC: Final = MappingProxyType(
@@ -32,7 +32,7 @@ PUBLIC: Final = MappingProxyType(
         "Blueprint": "esper.kasmina.blueprints",
         "Budget": "esper.library",
         "DataError": "esper.leyline",
-        "RowPolicy": "esper.tamiyo.policies",
+        "EnvPolicy": "esper.tamiyo.policies",
         "EsperError": "esper.leyline",
         "GrowResult": "esper.library",
         "Grower": "esper.library",

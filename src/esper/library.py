@@ -19,11 +19,11 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from esper.karn.evidence import RunEvidence
 from esper.karn.report import read_evidence, write_report
-from esper.leyline import Policy, RowSpec, RowView, TelemetryEventType, UsageError
-from esper.run.open import Opening, open_run
+from esper.leyline import EnvSpec, EnvView, Policy, TelemetryEventType, UsageError
+from esper.run.open import RunOpening, open_run
 from esper.run.own import Budget, Loader, OwnChoices, OwnModel, Scored, TrainingLoss
-from esper.run.play import Plan, run_episodes
-from esper.run.resume import Outbox
+from esper.run.play import EpisodePlan, run_episodes
+from esper.run.resume import DeferredSink
 from esper.run.session import Session, SessionConfig
 from esper.tamiyo.policies import make_policy
 from esper.tamiyo.policies.learned import SHIPPED
@@ -31,7 +31,7 @@ from esper.tasks.loader import LoaderBatches
 from esper.tolaria import surgery
 from esper.tolaria.engine import ModuleEngine
 from esper.tolaria.executor import Executor, StepReport
-from esper.tolaria.material import Forward, call
+from esper.tolaria.setup import Forward, call
 
 __all__ = ["Budget", "GrowResult", "Grower", "OwnChoices", "Scored", "grow"]
 
@@ -76,12 +76,12 @@ def grow(  # noqa: PLR0913
     """
     choices = OwnChoices(loss, metric, forward, at, budget or Budget(), device)
     own = OwnModel.of(model, _splits(val, test), choices, optimizer)
-    own = replace(own, material=replace(own.material, batches=LoaderBatches(train, device=own.device)))
+    own = replace(own, setup=replace(own.setup, batches=LoaderBatches(train, device=own.device)))
     decider = make_policy(policy) if isinstance(policy, str) else policy
     opening = _opening(own, decider, run_dir)
-    executor = own.executor(opening.outbox.emit)
+    executor = own.executor(opening.sink.emit)
     with open_run(opening) as session:
-        for _ in run_episodes(executor, {decider.name: decider}, Plan(1, choices.budget.epochs, seed)):
+        for _ in run_episodes(executor, {decider.name: decider}, EpisodePlan(1, choices.budget.epochs, seed)):
             grown = _write_model(session, executor)
     return _result(grown, session)
 
@@ -118,7 +118,7 @@ class Grower:
         self._own = OwnModel.of(model, _splits(val, test), choices, optimizer)
         self._policy = make_policy(policy) if isinstance(policy, str) else policy
         self._opening = _opening(self._own, self._policy, run_dir)
-        self._executor = self._own.executor(self._opening.outbox.emit)
+        self._executor = self._own.executor(self._opening.sink.emit)
         self._stack = ExitStack()
         self._result: GrowResult | None = None
 
@@ -131,7 +131,7 @@ class Grower:
 
     def __enter__(self) -> Self:
         self._session = self._stack.enter_context(open_run(self._opening))
-        spec = RowSpec(0, 0, 0, self._own.choices.budget.epochs, self._policy.name, self._policy.name)
+        spec = EnvSpec(0, 0, 0, self._own.choices.budget.epochs, self._policy.name, self._policy.name)
         self._views = self._executor.reset([spec])
         self._policy.reset([spec])
         self._under_way = False
@@ -149,7 +149,7 @@ class Grower:
         self._result = _result(grown, self._session)
 
     @property
-    def view(self) -> RowView:
+    def view(self) -> EnvView:
         """What has grown so far, and what was measured of it."""
         return self._views[0]
 
@@ -186,9 +186,9 @@ class Grower:
         return self._executor.engine
 
 
-def _opening(own: OwnModel, policy: Policy, run_dir: str | Path | None) -> Opening:
+def _opening(own: OwnModel, policy: Policy, run_dir: str | Path | None) -> RunOpening:
     where = SessionConfig("library", None if run_dir is None else str(run_dir))
-    return Opening(where, own.announcement(policy), Outbox())
+    return RunOpening(where, own.announcement(policy), DeferredSink())
 
 
 def _splits(val: Loader, test: Loader | None) -> dict[str, Loader]:

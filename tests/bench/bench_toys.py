@@ -6,7 +6,7 @@ import torch
 
 from esper.bench.trial import Trial, Work
 from esper.tasks import get_task
-from esper.tasks.base import Budget, Data, TaskSpec
+from esper.tasks.base import Data, TaskBudget, TaskSpec
 
 TINY = "bench_toys:tiny"
 BLUEPRINTS = ("norm", "conv3")
@@ -22,7 +22,7 @@ def tiny() -> TaskSpec:
         name="tiny",
         data=Data.of(*parts, source="a few digits"),
         blueprints=BLUEPRINTS,
-        budget=Budget(max_epochs=2, batch_size=30, lr=5e-3, max_seeds=2),
+        budget=TaskBudget(max_epochs=2, batch_size=30, lr=5e-3, max_seeds=2),
     )
 
 

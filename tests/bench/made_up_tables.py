@@ -8,7 +8,7 @@ from esper.bench.growtable.host import TableHost
 from esper.bench.growtable.record import Ending, Record, row_of, stacked
 from esper.bench.growtable.sequences import Choice, Choices
 from esper.bench.growtable.worlds import BLUEPRINTS, MAX_SEEDS, SLOTS, WORLDS, WorldFacts, WorldSpec
-from esper.leyline import WAIT, ActionOutcome, Fact, Paired, RowView, SeedStage, SlotView
+from esper.leyline import WAIT, ActionOutcome, EnvView, Fact, Paired, SeedStage, SlotView
 
 DIGITS = WORLDS["digits"]
 FACTS = WorldFacts(490, {name: DIGITS.cost(name) for name in BLUEPRINTS}, 397)
@@ -46,11 +46,11 @@ def _record(choices: Choices, number: int, worth: Worth, world: WorldSpec) -> Re
     return Record(stacked(rows), 9.5, Ending(validation, test, 0.5, 1000 * (1 + len(choices)), kept))
 
 
-def _view(world: WorldSpec, epoch: int, grown: Choices, metrics: list[float], outcome: ActionOutcome | None) -> RowView:
+def _view(world: WorldSpec, epoch: int, grown: Choices, metrics: list[float], outcome: ActionOutcome | None) -> EnvView:
     held = {choice.slot: choice for choice in grown}
     slots = tuple(_slot(name, held.get(name), epoch) for name in SLOTS)
     metric = metrics[-1] if metrics else None
-    return RowView(
+    return EnvView(
         env_id=0,
         episode=0,
         epoch=epoch,

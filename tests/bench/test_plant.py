@@ -10,9 +10,9 @@ from esper.bench.plant import Planted, by_gradient, initialise, largest, plant
 from esper.bench.settings import Initial
 from esper.kasmina import blueprints
 from esper.kasmina.layout import Layout
-from esper.leyline import EsperError, RowSpec, SeedStage
+from esper.leyline import EnvSpec, EsperError, SeedStage
 from esper.tolaria import surgery
-from esper.tolaria.material import TrainerConfig, from_task
+from esper.tolaria.setup import TrainerConfig, from_task
 from esper.tolaria.trainer import Trainer
 
 SEED = Planted("block0", "conv3", 7)
@@ -21,7 +21,7 @@ SEED = Planted("block0", "conv3", 7)
 @pytest.fixture
 def trainer():
     task, config = bench_toys.tiny(), TrainerConfig(batch_size=30)
-    return Trainer(RowSpec(0, 0, 1, 2), task, from_task(task, config), config, lambda event: None)
+    return Trainer(EnvSpec(0, 0, 1, 2), task, from_task(task, config), config, lambda event: None)
 
 
 def outputs(trainer):
@@ -93,7 +93,7 @@ def test_gradmax_chooses_what_a_plain_search_chooses(trainer):
 
                 each = Planted(slot, blueprint, derive(5, "gradmax", slot, blueprint, draw))
                 task, config = bench_toys.tiny(), TrainerConfig(batch_size=30)
-                fresh = Trainer(RowSpec(0, 0, 1, 2), task, from_task(task, config), config, lambda event: None)
+                fresh = Trainer(EnvSpec(0, 0, 1, 2), task, from_task(task, config), config, lambda event: None)
                 plant(fresh, [each])
                 split = task.data.train
                 loss = task.loss(fresh.model(split.inputs[:30]), split.targets[:30]).mean()

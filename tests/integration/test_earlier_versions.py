@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from esper.karn.report import read_evidence
-from esper.leyline import RowSpec
+from esper.leyline import EnvSpec
 from esper.leyline import TelemetryEventType as T
 from esper.nissa.reader import read_journal
 from esper.scripts.main import main
@@ -42,5 +42,5 @@ def test_a_journal_gives_its_evidence() -> None:
 
 def test_a_policy_is_played() -> None:
     policy = make_policy(str(KEPT / "policy.safetensors"))
-    policy.reset([RowSpec(0, 0, 0, 4)])
+    policy.reset([EnvSpec(0, 0, 0, 4)])
     assert policy.name

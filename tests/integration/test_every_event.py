@@ -21,13 +21,13 @@ from esper.karn.aggregator import apply
 from esper.karn.detail import build_detail
 from esper.karn.snapshot import build
 from esper.karn.state import RunState
-from esper.leyline import REGISTRY, WAIT, Blend, Decision, FactoredAction, Op, RowSpec, SeedStage, TelemetryEvent
+from esper.leyline import REGISTRY, WAIT, Blend, Decision, EnvSpec, FactoredAction, Op, SeedStage, TelemetryEvent
 from esper.leyline import TelemetryEventType as T
 from esper.nissa.reader import read_journal
 from esper.run.assembly import build_executor, workload
 from esper.run.config import RunConfig
 from esper.scripts.train import main
-from esper.simic.detectors import DetectorConfig, Finding, RoundFigures, Watch, memory
+from esper.simic.detectors import DetectorConfig, Finding, PolicyMonitor, RoundFigures, memory
 
 
 def _kinds(payload: Any) -> tuple[str, ...]:
@@ -69,7 +69,7 @@ def _stepped(every: int = 1, lr: float = 1e-2) -> list[TelemetryEvent]:
     task = tiny()
     task = replace(task, budget=replace(task.budget, lr=lr))
     executor = build_executor(workload(task, config), config, events.append)
-    executor.reset([RowSpec(0, 0, 1, 6)])
+    executor.reset([EnvSpec(0, 0, 1, 6)])
     for action in (FactoredAction(Op.GERMINATE, "first", "mlp", Blend.LINEAR, 1.0, 1), WAIT, WAIT):
         executor.step([Decision(action, "")])
     return events
@@ -103,17 +103,19 @@ def detectors(base: Path) -> list[list[TelemetryEvent]]:
     """Rounds with figures that are wrong, one after the other, before the watch that a learner has."""
     events: list[TelemetryEvent] = []
 
-    def look(watch: Watch, round_number: int, gain: float, paid: float = 0.0, step: float = 20.0, **bad: float) -> None:
+    def look(
+        watch: PolicyMonitor, round_number: int, gain: float, paid: float = 0.0, step: float = 20.0, **bad: float
+    ) -> None:
         figures = RoundFigures((gain + paid,) * 4, (gain,) * 4, step)
         findings = watch.look(test_detectors.report(**bad), figures)
         events.extend(finding.event(round_number) for finding in findings)
 
     courses: list[Callable[[int], float]] = [lambda n: 0.1 * n, lambda n: -0.1 * n, lambda n: 1.0 + 0.01 * (-1) ** n]
     for course in courses:
-        watch = Watch()
+        watch = PolicyMonitor()
         for number in range(1, 17):
             look(watch, number, course(number))
-    watch = Watch()
+    watch = PolicyMonitor()
     for number in range(1, 6):
         look(watch, number, 1.0, explained_variance=-1.0, ratio_max=9.0, ratio_min=0.01, kl=math.nan)
     look(watch, 6, 1.0, paid=50.0, step=500.0)

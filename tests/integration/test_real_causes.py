@@ -31,16 +31,16 @@ from esper.karn.snapshot import build
 from esper.karn.state import RunState
 from esper.karn.vitals import Sampler
 from esper.kasmina.gates import GateThresholds
-from esper.kasmina.slot import Stamp
-from esper.leyline import WAIT, Blend, Decision, FactoredAction, Op, RowSpec, TelemetryEvent
+from esper.kasmina.slot import EventStamp
+from esper.leyline import WAIT, Blend, Decision, EnvSpec, FactoredAction, Op, TelemetryEvent
 from esper.nissa.hub import NissaHub
 from esper.run.assembly import FORGIVING, build_executor, trainer_config, workload
 from esper.run.config import RunConfig
+from esper.simic.event_writer import RolloutEventWriter
 from esper.simic.growth import GrowthEnvironments, Hosts
-from esper.simic.scribe import Scribe
+from esper.simic.mdp import GrowthMDP, MDPConfig
 from esper.simic.vectorized import fresh_network
-from esper.simic.workers import Crew
-from esper.simic.world import World, WorldConfig
+from esper.simic.workers import WorkerPool
 from esper.tamiyo.masks import to_indices
 from esper.tasks.base import TaskSpec
 
@@ -55,7 +55,7 @@ def ran(task: TaskSpec, decisions: list[Decision], rows: int = 1, thresholds: Ga
     trainer = trainer_config(load, config)
     trainer = replace(trainer, thresholds=thresholds or trainer.thresholds)
     executor = build_executor(load, config, events.append, governor=FORGIVING, trainer=trainer)
-    executor.reset([RowSpec(row, 0, 7, task.budget.max_epochs) for row in range(rows)])
+    executor.reset([EnvSpec(row, 0, 7, task.budget.max_epochs) for row in range(rows)])
     for decision in decisions:
         executor.step([decision] * rows)
     return fold(events)
@@ -101,7 +101,7 @@ def test_a_host_that_sleeps_in_its_step_is_the_slow_one_and_stands_first() -> No
     events: list[TelemetryEvent] = []
     config = RunConfig(task="tiny:tiny", device="cpu")
     executor = build_executor(workload(replace(tiny(), host=Sleepy), config), config, events.append)
-    executor.reset([RowSpec(row, 0, 7, 6) for row in (0, 1)])
+    executor.reset([EnvSpec(row, 0, 7, 6) for row in (0, 1)])
     last = next(made) - 1
     for _ in range(3):
         executor.step([WAITING, WAITING])
@@ -117,14 +117,14 @@ def test_a_host_that_forgets_is_falling() -> None:
 def test_a_host_that_forgets_under_a_learner_takes_its_reward_back() -> None:
     events: list[TelemetryEvent] = []
     config, task = RunConfig(task="fading:forgetful", device="cpu"), forgetful()
-    crew = Crew.here(
+    pool = WorkerPool.here(
         lambda emit: build_executor(workload(task, config), config, emit, governor=FORGIVING, test=False), events.append
     )
-    world = World(crew, task.metric, WorldConfig(task.budget.max_epochs))
+    world = GrowthMDP(pool, task.metric, MDPConfig(task.budget.max_epochs))
     world.begin([7])
     hub = NissaHub()
     hub.add_sink(events.append)
-    learner = GrowthEnvironments(world, world.space, fresh_network(0, cells=8), Hosts(1, 7), Scribe(hub))
+    learner = GrowthEnvironments(world, world.space, fresh_network(0, cells=8), Hosts(1, 7), RolloutEventWriter(hub))
     learner.reset(0)
     waiting = torch.tensor([to_indices(world.space, WAIT)])
     for _ in range(task.budget.max_epochs):
@@ -158,7 +158,7 @@ def test_a_policy_that_prunes_what_it_grows_is_a_storm() -> None:
 
 def test_a_policy_that_asks_a_gate_again_and_again_is_a_storm() -> None:
     slot, events = test_slot.make()
-    slot.stamp = Stamp(env_id=0, episode=0, epoch=3)
+    slot.stamp = EventStamp(env_id=0, episode=0, epoch=3)
     assert slot.germinate("mlp")
     slot.tick()
     for _ in range(11):

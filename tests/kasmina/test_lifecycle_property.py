@@ -23,7 +23,7 @@ from hypothesis.stateful import (
 from torch import Tensor
 
 from esper.kasmina.layout import Layout
-from esper.kasmina.slot import SeedSlot, SlotConfig, Stamp
+from esper.kasmina.slot import EventStamp, SeedSlot, SlotConfig
 from esper.kasmina.state import GrowthPlan, Incubation
 from esper.leyline import (
     GATE_FOR,
@@ -95,7 +95,7 @@ class Life(RuleBasedStateMachine):
         self.gate: TelemetryEvent | None = None
         self.epoch = 0
         self.slot = self.kind("a", 3, on_telemetry=self.hear, config=config)
-        self.slot.stamp = Stamp(epoch=0)
+        self.slot.stamp = EventStamp(epoch=0)
 
     def hear(self, event: TelemetryEvent) -> None:
         self.events.append(event)
@@ -182,7 +182,7 @@ class Life(RuleBasedStateMachine):
     @rule()
     def tick(self) -> None:
         self.epoch += 1
-        self.slot.stamp = Stamp(epoch=self.epoch)
+        self.slot.stamp = EventStamp(epoch=self.epoch)
         self.slot.tick()
         self.gate = None
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from esper.kasmina.blueprints import Blueprint
 from esper.kasmina.layout import Layout
-from esper.kasmina.slot import SeedSlot, SlotConfig, Stamp
+from esper.kasmina.slot import EventStamp, SeedSlot, SlotConfig
 from esper.kasmina.state import GrowthPlan, Incubation
 from esper.leyline import Blend, Paired, SeedStage, TelemetryEvent, UsageError
 from esper.leyline import TelemetryEventType as T
@@ -166,7 +166,7 @@ def test_a_seed_in_another_precision_comes_back_in_the_host_s() -> None:
 
 def test_germination_says_its_gate_first() -> None:
     slot, events = make()
-    slot.stamp = Stamp(env_id=3, episode=2, epoch=7)
+    slot.stamp = EventStamp(env_id=3, episode=2, epoch=7)
     assert slot.germinate("mlp", plan=GrowthPlan(Blend.COSINE, 5, 0.7))
     assert named(events) == ["SEED_GATE_EVALUATED", "SEED_STAGE_CHANGED", "SEED_GERMINATED"]
     assert events[0].data["gate"] == "G0" and events[0].data["target_stage"] == "GERMINATED"
@@ -368,9 +368,9 @@ def test_facts_carry_their_age_and_unmeasured_ones_change_nothing() -> None:
     slot, _ = make()
     slot.record(loss=1.0)  # nobody there to remember it
     slot.germinate("mlp")
-    slot.stamp = Stamp(epoch=4)
+    slot.stamp = EventStamp(epoch=4)
     slot.record(removal_cost=GAIN, gradient_ratio=0.5, gradient_health=0.9, has_vanishing=False, loss=None)
-    slot.stamp = Stamp(epoch=5)
+    slot.stamp = EventStamp(epoch=5)
     slot.record(removal_cost=None, gradient_health=0.8)
     view = slot.view()
     assert view.removal_cost is not None and (view.removal_cost.value, view.removal_cost.epoch) == (GAIN, 4)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from tiny import tiny
 
-from esper.leyline import RowSpec, UsageError
+from esper.leyline import EnvSpec, UsageError
 from esper.run.assembly import build_executor, trainer_config, workload
 from esper.run.config import RunConfig
 from esper.scripts.train import main
@@ -20,7 +20,7 @@ def trained(**config: Any) -> Any:
     asked = RunConfig(device="cpu", **config)
     load = workload(tiny(8), asked)
     executor = build_executor(load, asked, lambda event: None, test=False)
-    executor.reset([RowSpec(0, 0, 1, 2)])
+    executor.reset([EnvSpec(0, 0, 1, 2)])
     return executor.engine.trainer(0).optimizer  # type: ignore[attr-defined]
 
 

@@ -14,7 +14,7 @@ from esper.leyline import UsageError
 from esper.nissa.console import ConsoleSink
 from esper.nissa.reader import read_journal
 from esper.run.config import RunConfig
-from esper.run.open import Opening, Prepared, Request, open_run, prepare
+from esper.run.open import PreparedRun, RunOpening, RunRequest, open_run, prepare
 from esper.tolaria.nested import State, plain_state
 
 
@@ -43,9 +43,9 @@ class Counting:
             self.on_boundary(self.done)
 
 
-def ready(where: Path, **flags: Any) -> Prepared[RunConfig]:
+def ready(where: Path, **flags: Any) -> PreparedRun[RunConfig]:
     given = {"task": "tiny:tiny", "device": "cpu", "run_dir": str(where), "checkpoint_every": 2, **flags}
-    return prepare(Request("heuristic", RunConfig, given))
+    return prepare(RunRequest("heuristic", RunConfig, given))
 
 
 def test_a_job_is_announced_and_kept(tmp_path: Path) -> None:
@@ -60,7 +60,7 @@ def test_a_job_is_announced_and_kept(tmp_path: Path) -> None:
 
 def test_a_run_without_a_job_keeps_nothing(tmp_path: Path) -> None:
     found = ready(tmp_path / "run")
-    with open_run(Opening(found.session(), found.announcement("none", 1, 1), found.outbox)) as session:
+    with open_run(RunOpening(found.session(), found.announcement("none", 1, 1), found.sink)) as session:
         pass
     assert not any(event.event_type is T.CHECKPOINT_SAVED for event in read_journal(session.path))
 
@@ -72,7 +72,7 @@ def test_chance_follows_from_the_seed_and_a_preset_is_the_tasks(tmp_path: Path) 
         draws.append(float(torch.rand(())))
     assert draws[0] == draws[1] != draws[2]
     preset = {"tiny:tiny": {"episodes": 7}, "digits": {"episodes": 9}}
-    request = Request("heuristic", RunConfig, {"device": "cpu"}, {"task": "tiny:tiny"}, presets=preset)
+    request = RunRequest("heuristic", RunConfig, {"device": "cpu"}, {"task": "tiny:tiny"}, presets=preset)
     assert prepare(request).config.episodes == 7
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from tiny import tiny
 
-from esper.leyline import Blend, FactoredAction, Op, RowSpec
+from esper.leyline import Blend, EnvSpec, FactoredAction, Op
 from esper.run.assembly import build_executor, workload
 from esper.run.config import RunConfig
 from esper.run.play import Episode, SideBySide
@@ -13,7 +13,7 @@ from esper.tamiyo.policies import Entry, SchedulePolicy, StaticPolicy
 from esper.tolaria.executor import Executor
 
 CONFIG = RunConfig(max_epochs=4, device="cpu")
-SPECS = [RowSpec(i, 0, 5, 4, arm=str(i)) for i in range(2)]
+SPECS = [EnvSpec(i, 0, 5, 4, arm=str(i)) for i in range(2)]
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from histories import assert_same, without_clock
 import esper.scripts.heuristic
 from esper.karn.report import write_report
 from esper.karn.runs import describe_run
-from esper.leyline import RowSpec
+from esper.leyline import EnvSpec
 from esper.leyline import TelemetryEventType as T
 from esper.nissa.reader import read_journal
 from esper.run.session import RUN
@@ -95,7 +95,7 @@ def test_cut_at_random(whole: Whole, tmp_path: Path, number: int) -> None:
 def test_a_run_whose_policy_forgets_is_another(whole: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The comparison would notice."""
     run([*TRAIN, "--run-dir", str(tmp_path / "run")], tmp_path / "log", Cut(whole.first_checkpoint + 500))
-    monkeypatch.setattr(RandomPolicy, "load", lambda self, state: self.reset([RowSpec(1, 0, 99, 7)]))
+    monkeypatch.setattr(RandomPolicy, "load", lambda self, state: self.reset([EnvSpec(1, 0, 99, 7)]))
     assert run(["train", "heuristic", "--resume", str(tmp_path / "run")], tmp_path / "log").status == 0
     with pytest.raises(AssertionError):
         assert_same(tmp_path / "run", whole.path)

@@ -19,7 +19,7 @@ from esper.nissa.journal import JournalWriter, Supersede
 from esper.nissa.reader import read_journal
 from esper.nissa.rundir import RunDirectory
 from esper.run.config import RunConfig
-from esper.run.resume import Asked, find
+from esper.run.resume import ResumeRequest, find
 from esper.scripts.main import main
 from esper.tasks.base import TaskSpec
 
@@ -168,7 +168,7 @@ def test_a_run_can_be_made_longer_and_say_more(cut_run: Path, tmp_path: Path) ->
 
 
 def test_what_keeps_a_resume_from_being_exact_is_said(cut_run: Path) -> None:
-    past = find(Asked(cut_run), "heuristic", RunConfig, {})
+    past = find(ResumeRequest(cut_run), "heuristic", RunConfig, {})
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(1)

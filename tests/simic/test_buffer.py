@@ -8,18 +8,18 @@ import pytest
 import torch
 
 from esper.leyline import DataError
-from esper.simic.buffer import Rollout, Step
+from esper.simic.buffer import Rollout, Transition
 from esper.tamiyo.heads import independent_heads
 
 HEADS = independent_heads([2])
 
 
-def _steps(valid: torch.Tensor, starts: torch.Tensor, poison: float = 0.0) -> list[Step]:
+def _steps(valid: torch.Tensor, starts: torch.Tensor, poison: float = 0.0) -> list[Transition]:
     """Steps that count up, with ``poison`` wherever a step is not valid."""
     steps, rows = valid.shape
     numbers = torch.arange(1.0, steps * rows + 1).view(steps, rows).where(valid, poison)
     return [
-        Step(
+        Transition(
             observation={"obs": numbers[t, :, None].clone(), "count": torch.ones(rows, dtype=torch.long)},
             masks=HEADS.all_legal(rows),
             actions=torch.zeros(rows, 1, dtype=torch.long),
@@ -35,7 +35,7 @@ def _steps(valid: torch.Tensor, starts: torch.Tensor, poison: float = 0.0) -> li
     ]
 
 
-def _stack(steps: list[Step]) -> Rollout:
+def _stack(steps: list[Transition]) -> Rollout:
     rows = len(steps[0].valid)
     return Rollout.stack(HEADS, steps, torch.ones(len(steps), rows), (torch.arange(float(rows))[:, None],))
 

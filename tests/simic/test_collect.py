@@ -8,7 +8,7 @@ from torch import Tensor
 
 from esper.leyline import DataError, UsageError
 from esper.simic.adapter import FlatNetwork
-from esper.simic.collect import Collector, Outcome, Seen, mean_return
+from esper.simic.collect import Collector, MaskedObservation, VectorStep, mean_return
 from esper.tamiyo.heads import independent_heads
 
 
@@ -23,12 +23,12 @@ class Counter:
         self.same_step = same_step
         self.reward: float | None = None
 
-    def reset(self, seed: int) -> Seen:
+    def reset(self, seed: int) -> MaskedObservation:
         self.clock = torch.zeros(self.size, dtype=torch.long)
         self.late = torch.zeros(self.size, dtype=torch.bool)
         return self._seen()
 
-    def step(self, actions: Tensor) -> Outcome:
+    def step(self, actions: Tensor) -> VectorStep:
         late = self.late
         rewards = self.clock.double() if self.reward is None else torch.full((self.size,), self.reward)
         self.clock = torch.where(late, 0, self.clock + 1)
@@ -38,7 +38,7 @@ class Counter:
             self.clock = torch.where(ended, 0, self.clock)
         else:
             self.late = ended
-        return Outcome(
+        return VectorStep(
             self._seen(),
             torch.where(late, 0.0, rewards),
             ended & self.terminal,
@@ -48,8 +48,8 @@ class Counter:
             final if self.same_step else None,
         )
 
-    def _seen(self) -> Seen:
-        return Seen({"obs": self.clock[:, None].float()}, self.heads.all_legal(self.size))
+    def _seen(self) -> MaskedObservation:
+        return MaskedObservation({"obs": self.clock[:, None].float()}, self.heads.all_legal(self.size))
 
 
 def _collector(environments: Counter, cells: int = 4, seed: int = 0) -> Collector:
@@ -170,9 +170,9 @@ def test_what_cannot_be_learnt_from_is_refused_by_name() -> None:
 
 def test_a_cut_without_its_final_observation_is_refused() -> None:
     class Forgetful(Counter):
-        def step(self, actions: Tensor) -> Outcome:
+        def step(self, actions: Tensor) -> VectorStep:
             outcome = super().step(actions)
-            return Outcome(
+            return VectorStep(
                 outcome.seen, outcome.rewards, outcome.terminated, outcome.ended, outcome.starts, outcome.valid
             )
 

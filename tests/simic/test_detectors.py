@@ -13,7 +13,7 @@ from esper.leyline import TelemetryEventType as T
 from esper.leyline import UsageError
 from esper.nissa.wire import decode, encode
 from esper.simic import detectors
-from esper.simic.detectors import DetectorConfig, RoundFigures, Watch
+from esper.simic.detectors import DetectorConfig, PolicyMonitor, RoundFigures
 from esper.simic.ppo import HeadReport, UpdateReport
 
 CONFIG = DetectorConfig()
@@ -93,21 +93,21 @@ def test_memory_and_slowdown() -> None:
 
 
 def test_a_finding_is_said_when_it_is_new() -> None:
-    watch = Watch()
+    watch = PolicyMonitor()
     wild = report(ratio_max=9.0)
     said = [kinds(watch.look(each, QUIET)) for each in (report(), wild, wild, report(), wild)]
     assert said == [[], [T.RATIO_EXPLOSION_DETECTED], [], [], [T.RATIO_EXPLOSION_DETECTED]]
 
 
 def test_what_was_not_measured_is_not_judged() -> None:
-    watch = Watch()
+    watch = PolicyMonitor()
     for _ in range(20):
         nothing = watch.look(report(explained_variance=None, grad_norm=None, heads={}), RoundFigures((), (), None))
         assert nothing == []
 
 
 def test_a_watch_survives_a_checkpoint() -> None:
-    watch, other = Watch(), Watch()
+    watch, other = PolicyMonitor(), PolicyMonitor()
     wild = report(ratio_max=9.0)
     watch.look(wild, QUIET)
     other.load(json.loads(json.dumps(watch.state())))

@@ -51,7 +51,7 @@ def test_c2_sampled_actions_are_legal_but_for_pairs_of_heads() -> None:
         _, info = env.reset()
         ended = False
         while not ended:
-            view, mask = env.world.views[0], info["action_mask"]
+            view, mask = env.mdp.views[0], info["action_mask"]
             assert np.array_equal(np.concatenate(mask).astype(bool), env.action_masks())
             for _ in range(60):
                 action = env.action_space.sample(mask)
@@ -118,7 +118,7 @@ def test_an_episode_ends_in_a_terminal_state_whose_epoch_is_seen() -> None:
     answers = [env.step(WAITING) for _ in range(4)]
     assert [answer[2] for answer in answers] == [False] * 3 + [True] and not any(answer[3] for answer in answers)
     assert [answer[0][0] for answer in answers] == pytest.approx([0.25, 0.5, 0.75, 1.0])
-    assert sum(answer[1] for answer in answers) == pytest.approx(env.world.accounts[0].gain)
+    assert sum(answer[1] for answer in answers) == pytest.approx(env.mdp.trackers[0].gain)
 
 
 def test_our_learner_trains_on_it_through_gymnasium() -> None:

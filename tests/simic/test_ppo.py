@@ -16,7 +16,7 @@ from esper.kasmina.macs import counted
 from esper.leyline import DataError, UsageError
 from esper.simic.adapter import FlatNetwork
 from esper.simic.buffer import Rollout
-from esper.simic.collect import Collector, Outcome, Seen
+from esper.simic.collect import Collector, MaskedObservation, VectorStep
 from esper.simic.ppo import PPOConfig, PPOLearner
 from esper.tamiyo.heads import Heads
 
@@ -29,23 +29,23 @@ class Bandit:
     def __init__(self, size: int = 8, reward: float = 1.0) -> None:
         self.heads, self.size, self.reward = HEADS, size, reward
 
-    def reset(self, seed: int) -> Seen:
+    def reset(self, seed: int) -> MaskedObservation:
         self.clock = 0
         return self._seen()
 
-    def step(self, actions: Tensor) -> Outcome:
+    def step(self, actions: Tensor) -> VectorStep:
         self.clock += 1
         rewards = self.reward * ((actions[:, 0] == 1) & (actions[:, 1] == 2)).double()
         ended = torch.full((self.size,), self.clock % 3 == 0)
         yes = torch.ones(self.size, dtype=torch.bool)
-        return Outcome(self._seen(), rewards, ended, ended, ended, yes)
+        return VectorStep(self._seen(), rewards, ended, ended, ended, yes)
 
-    def _seen(self) -> Seen:
+    def _seen(self) -> MaskedObservation:
         forced = torch.arange(self.size) % 4 == 0
         op = torch.ones(self.size, 2, dtype=torch.bool)
         op[forced, 1] = False
         slot = torch.tensor([False, True, True]).expand(self.size, 1, 3)
-        return Seen({"obs": torch.full((self.size, 1), float(self.clock % 3))}, (op, slot))
+        return MaskedObservation({"obs": torch.full((self.size, 1), float(self.clock % 3))}, (op, slot))
 
 
 def _learner(config: PPOConfig | None = None, seed: int = 0, **bandit: Any) -> tuple[PPOLearner, Rollout]:

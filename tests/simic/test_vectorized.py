@@ -19,11 +19,11 @@ from esper.run.config import RunConfig
 from esper.simic import rewards
 from esper.simic.detectors import DetectorConfig
 from esper.simic.env import GrowConfig
+from esper.simic.mdp import GrowthMDP, MDPConfig
 from esper.simic.ppo import PPOConfig
 from esper.simic.rewards import Change, RewardConfig
 from esper.simic.vectorized import PPOPlan, PPORun, fresh_network
-from esper.simic.workers import Crew
-from esper.simic.world import World, WorldConfig
+from esper.simic.workers import WorkerPool
 
 
 def test_throughput_metrics_include_fps():
@@ -72,11 +72,9 @@ class Journal:
 def make(
     plan: PPOPlan, epochs: int = 5, reward: RewardConfig | None = None, examples: int = 64
 ) -> tuple[PPORun, Journal]:
-    world, space = GrowConfig(
-        task=tiny(epochs, examples), reward=reward or RewardConfig(), gamma=plan.ppo.gamma
-    ).world()
+    mdp, space = GrowConfig(task=tiny(epochs, examples), reward=reward or RewardConfig(), gamma=plan.ppo.gamma).mdp()
     journal = Journal()
-    return PPORun(world, space, fresh_network(plan.seed, cells=16), plan, journal), journal
+    return PPORun(mdp, space, fresh_network(plan.seed, cells=16), plan, journal), journal
 
 
 @pytest.fixture(scope="module")
@@ -173,11 +171,11 @@ def test_no_illegal_action_in_ten_thousand() -> None:
     views = []
     environments: GrowthEnvironments = run.environments
 
-    class Keeper:
+    class Checkpointer:
         def step(self, played: Any) -> None:
             views.extend(outcome.view for outcome in played.outcomes if not outcome.ended)
 
-    environments._watcher = Keeper()
+    environments._watcher = Checkpointer()
     from esper.simic.collect import Collector
 
     Collector(environments, run.network, 1.0, 0).collect(5)
@@ -235,12 +233,12 @@ def test_a_decided_head_a_useless_value_and_trends_are_noticed() -> None:
 def test_a_policy_that_moves_is_noticed(slope: float, kind: T, monkeypatch: pytest.MonkeyPatch) -> None:
     """Hosts whose starting point moves from round to round: what the objective gains follows."""
     run, journal = make(PPOPlan(rounds=4, envs=2, detectors=DetectorConfig(trend_rounds=2)), epochs=2)
-    begin = run.environments.world.crew.begin
+    begin = run.environments.mdp.pool.begin
 
     def shifted(specs: Any) -> Any:
         return [replace(row, metric=row.metric - slope * 10.0 * run.rounds_done) for row in begin(specs)]
 
-    monkeypatch.setattr(run.environments.world.crew, "begin", shifted)
+    monkeypatch.setattr(run.environments.mdp.pool, "begin", shifted)
     run.run()
     assert kind in detected(journal)
 
@@ -275,20 +273,22 @@ def test_a_host_that_breaks_is_rolled_back_and_the_run_goes_on() -> None:
     journal = Journal()
     config = RunConfig(max_epochs=4, device="cpu")
     load = workload(tiny(4), config)
-    crew = Crew.here(lambda emit: build_executor(load, config, emit, governor=FORGIVING, test=False), journal.emit)
-    world = World(crew, load.task.metric, WorldConfig(4))
+    pool = WorkerPool.here(
+        lambda emit: build_executor(load, config, emit, governor=FORGIVING, test=False), journal.emit
+    )
+    mdp = GrowthMDP(pool, load.task.metric, MDPConfig(4))
     space = ActionSpace(tuple(load.task.sites), load.task.blueprints)
-    run = PPORun(world, space, fresh_network(0, cells=8), PPOPlan(rounds=1, envs=2), journal)
-    step = world.step
+    run = PPORun(mdp, space, fresh_network(0, cells=8), PPOPlan(rounds=1, envs=2), journal)
+    step = mdp.step
 
     def sabotaged(*given: Any) -> Any:
-        if crew.epoch == 2:
-            (here,) = crew.workers
+        if pool.epoch == 2:
+            (here,) = pool.workers
             with torch.no_grad():
-                here.share.executor.engine._rows[1].trainer.host_parameters[0].fill_(float("nan"))  # type: ignore
+                here.share.executor.engine._envs[1].trainer.host_parameters[0].fill_(float("nan"))  # type: ignore
         return step(*given)
 
-    world.step = sabotaged  # type: ignore[method-assign]
+    mdp.step = sabotaged  # type: ignore[method-assign]
     (report,) = run.run()
     (panic,), (rollback,) = journal.of(T.GOVERNOR_PANIC), journal.of(T.GOVERNOR_ROLLBACK)
     assert panic.env_id == rollback.env_id == 1 and panic.epoch == 3
@@ -300,9 +300,9 @@ def test_a_host_that_breaks_is_rolled_back_and_the_run_goes_on() -> None:
 
 
 def test_the_learners_discount_must_be_the_rewards() -> None:
-    world, space = GrowConfig(task=tiny(), gamma=0.9).world()
+    mdp, space = GrowConfig(task=tiny(), gamma=0.9).mdp()
     with pytest.raises(UsageError, match="gamma"):
-        PPORun(world, space, fresh_network(0), PPOPlan(1, 1), Journal())
+        PPORun(mdp, space, fresh_network(0), PPOPlan(1, 1), Journal())
 
 
 def test_hosts_come_round_again() -> None:

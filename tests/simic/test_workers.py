@@ -13,16 +13,25 @@ import tiny as tiny_task
 from histories import without_clock
 from tiny import tiny
 
-from esper.leyline import WAIT, Blend, Decision, EsperError, FactoredAction, Op, RowSpec, TelemetryEvent, UsageError
+from esper.leyline import WAIT, Blend, Decision, EnvSpec, EsperError, FactoredAction, Op, TelemetryEvent, UsageError
 from esper.leyline import TelemetryEventType as T
 from esper.run.assembly import FORGIVING, build_executor, workload
 from esper.run.config import RunConfig, resolve
+from esper.simic.mdp import GrowthMDP, MDPConfig
 from esper.simic.ppo_config import PPORunConfig
 from esper.simic.rewards import RewardConfig
 from esper.simic.vectorized import ActionSpace, PPOPlan, PPORun, fresh_network
-from esper.simic.workers import Answer, Crew, Here, Recipe, Save, Share, WorkerLost, portable
+from esper.simic.workers import (
+    EnvFactory,
+    EnvShard,
+    LocalWorker,
+    SaveRequest,
+    WorkerAnswer,
+    WorkerLost,
+    WorkerPool,
+    portable,
+)
 from esper.simic.workers_process import ProcessWorker, _serve
-from esper.simic.world import World, WorldConfig
 from esper.tolaria.executor import Executor
 
 CONFIG = RunConfig(task="tiny:tiny", device="cpu")
@@ -44,8 +53,8 @@ def told(events: list[TelemetryEvent]) -> list[Any]:
     ]
 
 
-def specs(rows: int = ROWS) -> list[RowSpec]:
-    return [RowSpec(row, 0, 100 + row, EPOCHS, policy="scripted") for row in range(rows)]
+def specs(rows: int = ROWS) -> list[EnvSpec]:
+    return [EnvSpec(row, 0, 100 + row, EPOCHS, policy="scripted") for row in range(rows)]
 
 
 def decisions(epoch: int, rows: int = ROWS) -> list[Decision]:
@@ -53,19 +62,19 @@ def decisions(epoch: int, rows: int = ROWS) -> list[Decision]:
     return [Decision(SCRIPT[(epoch + row) % len(SCRIPT)], "scripted", macs=7) for row in range(rows)]
 
 
-def play(crew: Crew, epochs: range = range(EPOCHS), begin: bool = True) -> list[Any]:
+def play(pool: WorkerPool, epochs: range = range(EPOCHS), begin: bool = True) -> list[Any]:
     """What the rows came to, bit for bit."""
     seen: list[Any] = []
     if begin:
-        seen.append([(row.view, row.metric, row.cost) for row in crew.begin(specs())])
+        seen.append([(row.view, row.metric, row.cost) for row in pool.begin(specs())])
     for epoch in epochs:
-        stepped = crew.step(decisions(epoch))
+        stepped = pool.step(decisions(epoch))
         seen.append([(row.report.view, row.report.readout, row.report.outcome, row.cost) for row in stepped])
     return seen
 
 
-def crew_of(size: int, events: list[TelemetryEvent]) -> Crew:
-    return Crew(lambda: Here(Share(make)), size, events.append)
+def crew_of(size: int, events: list[TelemetryEvent]) -> WorkerPool:
+    return WorkerPool(lambda: LocalWorker(EnvShard(make)), size, events.append)
 
 
 @pytest.fixture(scope="module")
@@ -82,30 +91,30 @@ def test_the_number_of_workers_changes_nothing(size: int, alone: tuple[list[Any]
 
 
 def test_workers_without_rows_idle() -> None:
-    crew = crew_of(5, [])
-    assert len(crew.begin(specs(2))) == 2 and len(crew.step(decisions(0, 2))) == 2
+    pool = crew_of(5, [])
+    assert len(pool.begin(specs(2))) == 2 and len(pool.step(decisions(0, 2))) == 2
 
 
 def test_an_episode_goes_on_with_another_number_of_workers(alone: tuple[list[Any], list[Any]]) -> None:
     before: list[TelemetryEvent] = []
     after: list[TelemetryEvent] = []
-    crew = crew_of(3, before)
-    seen = play(crew, range(3))
+    pool = crew_of(3, before)
+    seen = play(pool, range(3))
     again = crew_of(2, after)
-    views = again.load(crew.state())
+    views = again.load(pool.state())
     assert again.epoch == 3 and [view.env_id for view in views] == list(range(ROWS)) and not after
     seen += play(again, range(3, EPOCHS), begin=False)
     assert (seen, told(before) + told(after)) == alone
 
 
-class Mortal(Here):
+class Mortal(LocalWorker):
     """Is lost for good with the answer to its ``dies``-th request, having done what was asked."""
 
     def __init__(self, dies: int) -> None:
-        super().__init__(Share(make))
+        super().__init__(EnvShard(make))
         self.left = dies
 
-    def answer(self) -> Answer:
+    def answer(self) -> WorkerAnswer:
         answer = super().answer()
         self.left -= 1
         if self.left <= 0:
@@ -113,10 +122,10 @@ class Mortal(Here):
         return answer
 
 
-def mortals(deaths: list[int], events: list[TelemetryEvent], size: int = 2) -> Crew:
+def mortals(deaths: list[int], events: list[TelemetryEvent], size: int = 2) -> WorkerPool:
     """Workers that are lost at these requests, in the order in which they are hired; then immortal ones."""
     lives = iter(deaths)
-    return Crew(lambda: Mortal(next(lives, 10**9)), size, events.append)
+    return WorkerPool(lambda: Mortal(next(lives, 10**9)), size, events.append)
 
 
 @pytest.mark.parametrize(
@@ -141,33 +150,33 @@ def test_who_is_lost_is_replaced(
 
 
 def test_a_loaded_episode_is_repeated_from_where_it_was_loaded(alone: tuple[list[Any], list[Any]]) -> None:
-    crew = crew_of(1, [])
-    play(crew, range(2))
+    pool = crew_of(1, [])
+    play(pool, range(2))
     again = mortals([3], [])
-    again.load(crew.state())
+    again.load(pool.state())
     assert play(again, range(2, EPOCHS), begin=False) == alone[0][3:]
 
 
 def test_without_its_past_a_replacement_would_not_be_the_same(alone: tuple[list[Any], list[Any]]) -> None:
     """The mutant: it repeats all but one epoch."""
-    crew = mortals([4], [])
-    seen = play(crew, range(2))
-    crew._past[0].pop()
-    assert play(crew, range(2, EPOCHS), begin=False) != alone[0][3:]
+    pool = mortals([4], [])
+    seen = play(pool, range(2))
+    pool._past[0].pop()
+    assert play(pool, range(2, EPOCHS), begin=False) != alone[0][3:]
     assert seen == alone[0][:3]
 
 
 def test_patience_ends() -> None:
-    crew = mortals([1] * 9, [], size=1)
+    pool = mortals([1] * 9, [], size=1)
     with pytest.raises(EsperError, match="worker 0 was lost 4 times over one step: struck by lightning"):
-        crew.begin(specs())
+        pool.begin(specs())
 
 
 def test_what_was_said_before_an_error_is_told() -> None:
     events: list[TelemetryEvent] = []
-    crew = crew_of(2, events)
-    crew.begin(specs())
-    executor = crew.workers[1].share.executor  # type: ignore[attr-defined]
+    pool = crew_of(2, events)
+    pool.begin(specs())
+    executor = pool.workers[1].share.executor  # type: ignore[attr-defined]
 
     def broken(rows: Any) -> Any:
         raise UsageError("out of order")
@@ -175,31 +184,31 @@ def test_what_was_said_before_an_error_is_told() -> None:
     executor.engine.train_epoch = broken
     before = len(events)
     with pytest.raises(UsageError, match="out of order"):
-        crew.step([Decision(GERMINATE, "scripted")] * ROWS)
+        pool.step([Decision(GERMINATE, "scripted")] * ROWS)
     assert {event.env_id for event in events[before:]} == set(range(ROWS))
 
 
 def test_errors_travel() -> None:
-    mistake = portable(Answer(None, UsageError("no such slot"), (), 0.0)).error
+    mistake = portable(WorkerAnswer(None, UsageError("no such slot"), (), 0.0)).error
     assert type(mistake) is UsageError and str(mistake) == "no such slot"
     try:
         raise ZeroDivisionError("deep inside")
     except ZeroDivisionError as error:
-        fault = portable(Answer(None, error, (), 0.0)).error
+        fault = portable(WorkerAnswer(None, error, (), 0.0)).error
     assert isinstance(fault, RuntimeError) and "test_errors_travel" in str(fault) and "deep inside" in str(fault)
 
 
 @pytest.mark.parametrize("size", [2, 3])
 def test_a_policy_learns_the_same_from_any_crew(size: int) -> None:
-    def learn(crew: Crew, events: list[TelemetryEvent]) -> tuple[list[Any], dict[str, Any]]:
+    def learn(pool: WorkerPool, events: list[TelemetryEvent]) -> tuple[list[Any], dict[str, Any]]:
         load = workload(tiny(4), CONFIG)
-        world = World(crew, load.task.metric, WorldConfig(4, RewardConfig(control=True)))
+        mdp = GrowthMDP(pool, load.task.metric, MDPConfig(4, RewardConfig(control=True)))
         space = ActionSpace(tuple(load.task.sites), load.task.blueprints)
 
         class Journal:
             emit = staticmethod(events.append)
 
-        run = PPORun(world, space, fresh_network(3, cells=8), PPOPlan(rounds=2, envs=3, seed=3, hosts=4), Journal())
+        run = PPORun(mdp, space, fresh_network(3, cells=8), PPOPlan(rounds=2, envs=3, seed=3, hosts=4), Journal())
         run.run()
         totals.append(run.training_macs)
         return told(events), {name: part.numpy().tobytes() for name, part in run.network.state_dict().items()}
@@ -210,8 +219,8 @@ def test_a_policy_learns_the_same_from_any_crew(size: int) -> None:
     totals: list[int] = []
     one: list[TelemetryEvent] = []
     many: list[TelemetryEvent] = []
-    first = learn(Crew.here(make_four, one.append), one)
-    assert learn(Crew(lambda: Here(Share(make_four)), size, many.append), many) == first
+    first = learn(WorkerPool.here(make_four, one.append), one)
+    assert learn(WorkerPool(lambda: LocalWorker(EnvShard(make_four)), size, many.append), many) == first
     spent = [event.data for event in one if event.event_type is T.COMPUTE_SPENT]
     acting = [event.data["acting_macs"] for event in one if event.event_type is T.PPO_UPDATE_COMPLETED]
     assert sum(acting) > 0 and sum(data["policy_macs"] for data in spent) == sum(acting)
@@ -228,15 +237,15 @@ def test_a_policy_learns_the_same_from_any_crew(size: int) -> None:
 @pytest.mark.slow
 def test_processes_do_the_same_and_are_replaced_when_they_are_killed(alone: tuple[list[Any], list[Any]]) -> None:
     events: list[TelemetryEvent] = []
-    recipe = Recipe(CONFIG, tiny_task.tiny().data.digest)
-    with Crew(lambda: ProcessWorker(recipe), 1, events.append) as crew:
-        seen = play(crew, range(3))
-        victim = crew.workers[0]
+    factory = EnvFactory(CONFIG, tiny_task.tiny().data.digest)
+    with WorkerPool(lambda: ProcessWorker(factory), 1, events.append) as pool:
+        seen = play(pool, range(3))
+        victim = pool.workers[0]
         assert isinstance(victim, ProcessWorker) and victim.process.pid is not None
         os.kill(victim.process.pid, signal.SIGKILL)
-        seen += play(crew, range(3, EPOCHS), begin=False)
-        assert crew.cpu_seconds > 0
-        last = crew.workers[0]
+        seen += play(pool, range(3, EPOCHS), begin=False)
+        assert pool.cpu_seconds > 0
+        last = pool.workers[0]
     assert (seen, told(events)) == alone
     (replaced,) = [event for event in events if event.event_type is T.WORKER_REPLACED]
     assert replaced.data["reason"] == "killed by SIGKILL" and replaced.data["epochs_repeated"] == 3
@@ -248,10 +257,10 @@ def test_a_worker_ends_when_the_learner_is_gone(asked: int) -> None:
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     ours, its = multiprocessing.Pipe()
     for _ in range(asked):
-        ours.send(Save())
+        ours.send(SaveRequest())
     ours.close()
     try:
-        _serve(its, Recipe(CONFIG, "another digest"))
+        _serve(its, EnvFactory(CONFIG, "another digest"))
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -259,8 +268,8 @@ def test_a_worker_ends_when_the_learner_is_gone(asked: int) -> None:
 
 
 def test_a_worker_with_other_data_refuses() -> None:
-    share = Share(Recipe(CONFIG, "another digest"))
-    error = share.answer(Save()).error
+    share = EnvShard(EnvFactory(CONFIG, "another digest"))
+    error = share.answer(SaveRequest()).error
     assert isinstance(error, EsperError) and "another digest" in str(error)
 
 

@@ -17,7 +17,7 @@ from test_workers import CONFIG, EPOCHS, crew_of, play, told
 
 from esper.leyline import TelemetryEvent, UsageError
 from esper.leyline import TelemetryEventType as T
-from esper.simic.workers import Crew, Recipe
+from esper.simic.workers import EnvFactory, WorkerPool
 
 # Ray leaves log files open
 pytestmark = [
@@ -68,11 +68,11 @@ def test_an_actor_that_is_killed_in_mid_episode_changes_nothing() -> None:
     assert workers_ray.connect("ray", rows=5) == 2, "an actor for each CPU, and each node has one"
     assert len(ray.nodes()) == 2
     events: list[TelemetryEvent] = []
-    recipe = Recipe(CONFIG, tiny_task.tiny().data.digest)
-    with Crew(workers_ray.hiring(recipe), 2, events.append) as crew:
-        seen = play(crew, range(3))
-        ray.kill(crew.workers[1].actor)  # type: ignore[attr-defined]
-        seen += play(crew, range(3, EPOCHS), begin=False)
+    factory = EnvFactory(CONFIG, tiny_task.tiny().data.digest)
+    with WorkerPool(workers_ray.hiring(factory), 2, events.append) as pool:
+        seen = play(pool, range(3))
+        ray.kill(pool.workers[1].actor)  # type: ignore[attr-defined]
+        seen += play(pool, range(3, EPOCHS), begin=False)
     assert seen == expected and told(events) == told(alone)
     (replaced,) = [event for event in events if event.event_type is T.WORKER_REPLACED]
     assert replaced.data["epochs_repeated"] == 3 and "ActorDiedError" in replaced.data["reason"]
@@ -98,7 +98,7 @@ def test_hosts_on_accelerators_are_not_for_actors() -> None:
     from esper.simic import workers_ray
 
     with pytest.raises(UsageError, match="--device cpu"):
-        workers_ray.hiring(Recipe(replace(CONFIG, device="cuda:0"), ""))
+        workers_ray.hiring(EnvFactory(replace(CONFIG, device="cuda:0"), ""))
 
 
 @pytest.mark.slow

@@ -32,17 +32,17 @@ def test_a_run_whose_worker_is_killed_equals_one_in_a_single_process(whole: Whol
 
     def work() -> int:
         from esper.scripts.main import main
-        from esper.simic.workers import Crew
+        from esper.simic.workers import WorkerPool
 
-        step, calls = Crew.step, []
+        step, calls = WorkerPool.step, []
 
-        def sabotaged(self: Crew, *given: object) -> object:
+        def sabotaged(self: WorkerPool, *given: object) -> object:
             calls.append(self)
             if len(calls) == 9:
                 os.kill(self.workers[1].process.pid, signal.SIGKILL)  # type: ignore[attr-defined]
             return step(self, *given)  # type: ignore[arg-type]
 
-        Crew.step = sabotaged  # type: ignore[assignment, method-assign]
+        WorkerPool.step = sabotaged  # type: ignore[assignment, method-assign]
         return main([*TRAIN, "--workers", "2", "--run-dir", str(path)])
 
     ended = in_child(work, tmp_path / "log")

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from esper.leyline import Metric
-from esper.tasks.base import Budget, Data, Split, TaskSpec
+from esper.tasks.base import Data, Split, TaskBudget, TaskSpec
 
 
 def _accuracy(output: Tensor, targets: Tensor) -> Tensor:
@@ -41,5 +41,5 @@ def tiny(max_epochs: int = 6, examples: int = 64) -> TaskSpec:
         loss=_loss,
         score=_accuracy,
         data=Data.of(train, validation, test, source="drawn"),
-        budget=Budget(max_epochs=max_epochs, batch_size=64, lr=1e-2, max_seeds=2),
+        budget=TaskBudget(max_epochs=max_epochs, batch_size=64, lr=1e-2, max_seeds=2),
     )

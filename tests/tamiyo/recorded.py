@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from esper.leyline import ActionOutcome, Decision, Fact, Op, RowSpec, RowView, SeedStage, SlotView
-from esper.tamiyo.policies import RowPolicy
+from env_views import PARAMETERS, measured, row_view
+from esper.leyline import ActionOutcome, Decision, EnvSpec, EnvView, Fact, Op, SeedStage, SlotView
+from esper.tamiyo.policies import EnvPolicy
 from esper.tolaria.legality import why_illegal
-from row_views import PARAMETERS, measured, row_view
 
 Gains = Mapping[tuple[str, str], float]
 """(slot, blueprint) -> what the seed is worth in loss and, times 10, in points; 0 for pairs that are missing."""
@@ -21,16 +21,16 @@ AFTER = {
 }
 
 
-class World:
+class GrowthMDP:
     """One row whose seeds are worth exactly what ``gains`` says, known with a standard error of ``se``."""
 
-    def __init__(self, view: RowView, gains: Gains, se: float = 0.01) -> None:
+    def __init__(self, view: EnvView, gains: Gains, se: float = 0.01) -> None:
         self.view, self.gains, self.se = view, gains, se
-        self.decisions: list[tuple[RowView, Decision]] = []
+        self.decisions: list[tuple[EnvView, Decision]] = []
 
-    def play(self, policy: RowPolicy) -> RowView:
+    def play(self, policy: EnvPolicy) -> EnvView:
         """Run the whole episode; every decision is checked to be legal and to state a reason."""
-        policy.reset([RowSpec(self.view.env_id, self.view.episode, seed=0, max_epochs=self.view.max_epochs)])
+        policy.reset([EnvSpec(self.view.env_id, self.view.episode, seed=0, max_epochs=self.view.max_epochs)])
         while self.view.epoch < self.view.max_epochs:
             (decision,) = policy.decide([self.view])
             assert why_illegal(self.view, decision.action) is None
@@ -110,8 +110,8 @@ class World:
         self.view = replace(self.view, **{what: counts})
 
 
-def everything_helps(**fields: object) -> World:
+def everything_helps(**fields: object) -> GrowthMDP:
     """Three slots in which larger seeds are worth more."""
     view = row_view(epoch=0, **fields)
     gains = {(s.slot_id, name): 0.1 + size / 3000 for s in view.slots for name, size in PARAMETERS.items()}
-    return World(view, gains)
+    return GrowthMDP(view, gains)

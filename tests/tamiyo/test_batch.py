@@ -7,21 +7,21 @@ import math
 import torch
 from hypothesis import given, settings
 
-from esper.leyline import HEADS, RELEVANT_HEADS, RowView
+from env_views import BLUEPRINTS, env_views, factored_actions, row_view
+from esper.leyline import HEADS, RELEVANT_HEADS, EnvView
 from esper.tamiyo.batch import action_space, mask_tables, observe
 from esper.tamiyo.features import LAYOUT, encode
 from esper.tamiyo.heads import growth_heads
 from esper.tamiyo.masks import to_indices
 from esper.tamiyo.network import GrowthNetworkConfig
 from esper.tolaria.legality import why_illegal
-from row_views import BLUEPRINTS, factored_actions, row_view, row_views
 
 CONFIG = GrowthNetworkConfig.for_layout(LAYOUT, ("small", "unheard-of"))
 
 
 @settings(max_examples=15)
-@given(row_views())
-def test_tables_allow_what_is_legal_and_nothing_else(view: RowView) -> None:
+@given(env_views())
+def test_tables_allow_what_is_legal_and_nothing_else(view: EnvView) -> None:
     space = action_space(view)
     tables = mask_tables([view], space)
     growth_heads(space).check_masks(tables)
@@ -37,8 +37,8 @@ def test_tables_allow_what_is_legal_and_nothing_else(view: RowView) -> None:
 
 
 @settings(max_examples=15)
-@given(row_views())
-def test_an_observation_is_the_features_cut_into_host_and_slots(view: RowView) -> None:
+@given(env_views())
+def test_an_observation_is_the_features_cut_into_host_and_slots(view: EnvView) -> None:
     space = action_space(view)
     seen = observe([view, view], space, CONFIG)
     whole = torch.cat([seen["host"], seen["slots"].flatten(1)], dim=1)

@@ -7,19 +7,19 @@ import numpy as np
 import pytest
 from hypothesis import given
 
-from esper.leyline import Fact, Paired, RowView, SeedStage, SlotView
+from env_views import env_views, live_slot, measured, row_view
+from esper.leyline import EnvView, Fact, Paired, SeedStage, SlotView
 from esper.tamiyo.features import LAYOUT, encode
-from row_views import live_slot, measured, row_view, row_views
 
 
-def entries(view: RowView) -> dict[str, float]:
+def entries(view: EnvView) -> dict[str, float]:
     """Every entry of the observation under its declared name."""
     names = LAYOUT.names(tuple(slot.slot_id for slot in view.slots))
     return dict(zip(names, encode(view).vector.tolist(), strict=True))
 
 
-@given(row_views())
-def test_every_entry_is_declared_finite_and_in_range(view: RowView) -> None:
+@given(env_views())
+def test_every_entry_is_declared_finite_and_in_range(view: EnvView) -> None:
     seen = encode(view)
     assert seen.vector.shape == (LAYOUT.width(len(view.slots)),)
     assert seen.vector.dtype == np.float32
@@ -40,8 +40,8 @@ def test_names_are_unique_and_ranges_are_ranges() -> None:
         assert all(feature.low < feature.high and feature.unit for feature in part)
 
 
-@given(row_views())
-def test_permuted_slots_permute_the_slot_parts(view: RowView) -> None:
+@given(env_views())
+def test_permuted_slots_permute_the_slot_parts(view: EnvView) -> None:
     turned = dataclasses.replace(view, slots=tuple(reversed(view.slots)))
     one, other = encode(view), encode(turned)
     h, w = LAYOUT.host_width, LAYOUT.slot_width
@@ -52,15 +52,15 @@ def test_permuted_slots_permute_the_slot_parts(view: RowView) -> None:
     assert (one.blueprints == other.blueprints[::-1]).all()
 
 
-@given(row_views())
-def test_an_asked_order_moves_whole_parts(view: RowView) -> None:
+@given(env_views())
+def test_an_asked_order_moves_whole_parts(view: EnvView) -> None:
     order = tuple(reversed([slot.slot_id for slot in view.slots]))
     parts, turned = (encode(view, o).vector[LAYOUT.host_width :].reshape(-1, LAYOUT.slot_width) for o in (None, order))
     assert (parts == turned[::-1]).all()
 
 
-@given(row_views())
-def test_names_of_slots_and_blueprints_leave_no_trace(view: RowView) -> None:
+@given(env_views())
+def test_names_of_slots_and_blueprints_leave_no_trace(view: EnvView) -> None:
     def rename(slot: SlotView) -> SlotView:
         blueprint = None if slot.blueprint is None else f"new-{slot.blueprint}"
         return dataclasses.replace(slot, slot_id=f"new-{slot.slot_id}", blueprint=blueprint)

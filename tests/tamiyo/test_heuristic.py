@@ -8,17 +8,17 @@ from dataclasses import replace
 
 import pytest
 from hypothesis import given
-from recorded import World, everything_helps
+from recorded import GrowthMDP, everything_helps
 
+from env_views import PARAMETERS, env_views, live_slot, measured, row_view
 from esper.kasmina import blueprints
 from esper.kasmina.layout import Layout
-from esper.leyline import WAIT, ActionOutcome, Fact, FactoredAction, Op, RowView, SeedStage, SlotView
+from esper.leyline import WAIT, ActionOutcome, EnvView, Fact, FactoredAction, Op, SeedStage, SlotView
 from esper.tamiyo.policies import FrugalPolicy, HeuristicPolicy, heuristic
 from esper.tasks import task_names
-from row_views import PARAMETERS, live_slot, measured, row_view, row_views
 
 
-def decide(view: RowView) -> tuple[FactoredAction, str, dict[str, float]]:
+def decide(view: EnvView) -> tuple[FactoredAction, str, dict[str, float]]:
     (decision,) = HeuristicPolicy().decide([view])
     return decision.action, decision.reason, dict(decision.evidence)
 
@@ -47,7 +47,7 @@ def training(loss: float, se: float = 0.01, epochs: int = 3, **fields: object) -
     )
 
 
-def busy(slot: SlotView, **fields: object) -> RowView:
+def busy(slot: SlotView, **fields: object) -> EnvView:
     """A row in which nothing more can grow."""
     return row_view(slot, max_seeds=1, **fields)
 
@@ -61,7 +61,7 @@ def test_it_grows_early_the_largest_first_from_the_input_on_and_keeps_all() -> N
 
 
 def test_the_frugal_one_begins_at_a_third_and_then_goes_up_before_it_goes_down() -> None:
-    world = World(row_view(epoch=0, max_seeds=1, max_epochs=60), gains={})
+    world = GrowthMDP(row_view(epoch=0, max_seeds=1, max_epochs=60), gains={})
     world.play(FrugalPolicy())
     assert [blueprint for _, _, blueprint in world.done(Op.GERMINATE)][:3] == ["middle", "large", "small"]
     assert everything_helps().play(FrugalPolicy()).fossilized == {"middle": 3}
@@ -73,7 +73,7 @@ def test_the_frugal_one_begins_at_a_third_and_then_goes_up_before_it_goes_down()
 
 def test_what_has_failed_makes_way_for_what_has_not() -> None:
     gains = {(f"slot{i}", "middle"): 0.3 for i in range(3)}
-    world = World(row_view(epoch=0, max_seeds=1), gains)
+    world = GrowthMDP(row_view(epoch=0, max_seeds=1), gains)
     last = world.play(HeuristicPolicy())
     assert [blueprint for _, _, blueprint in world.done(Op.GERMINATE)][:2] == ["large", "middle"]
     assert last.fossilized == {"middle": 1}
@@ -81,7 +81,7 @@ def test_what_has_failed_makes_way_for_what_has_not() -> None:
 
 
 def test_where_nothing_helps_nothing_touches_the_host_and_all_are_tried() -> None:
-    world = World(row_view(epoch=0, max_seeds=1, max_epochs=60), gains={})
+    world = GrowthMDP(row_view(epoch=0, max_seeds=1, max_epochs=60), gains={})
     last = world.play(HeuristicPolicy())
     assert world.done(Op.ADVANCE) == []
     assert [blueprint for _, _, blueprint in world.done(Op.GERMINATE)][:3] == ["large", "middle", "small"]
@@ -195,7 +195,7 @@ def test_what_was_refused_does_not_keep_the_rest_from_its_turn() -> None:
 Names = Mapping[str, str]
 
 
-def renamed(view: RowView, slots: Names, kinds: Names) -> RowView:
+def renamed(view: EnvView, slots: Names, kinds: Names) -> EnvView:
     return replace(
         view,
         slots=tuple(
@@ -219,8 +219,8 @@ def renamed_action(action: FactoredAction, slots: Names, kinds: Names) -> Factor
 KINDS = {"small": "large", "middle": "small", "large": "middle"}
 
 
-@given(row_views())
-def test_renamed_views_give_the_renamed_decision(view: RowView) -> None:
+@given(env_views())
+def test_renamed_views_give_the_renamed_decision(view: EnvView) -> None:
     ids = [slot.slot_id for slot in view.slots]
     slots = dict(zip(ids, reversed(ids), strict=True))
     assert decide(renamed(view, slots, KINDS))[0] == renamed_action(decide(view)[0], slots, KINDS)
@@ -231,7 +231,7 @@ def test_recorded_episodes_do_not_depend_on_the_order_of_blueprints(
     reorder: Callable[[tuple[str, ...]], tuple[str, ...]],
 ) -> None:
     for gains in ({}, {("slot1", "small"): 0.4}, {(f"slot{i}", "middle"): 0.3 for i in range(3)}):
-        world = World(row_view(epoch=0, max_epochs=60), gains)
+        world = GrowthMDP(row_view(epoch=0, max_epochs=60), gains)
         world.play(HeuristicPolicy())
         for view, decision in world.decisions:
             assert decide(replace(view, blueprints=reorder(view.blueprints)))[0] == decision.action

@@ -12,7 +12,7 @@ from esper.kasmina import blueprints
 from esper.kasmina.layout import Layout
 from esper.run.assembly import build_executor, workload
 from esper.run.config import RunConfig
-from esper.run.play import Plan, run_episodes
+from esper.run.play import EpisodePlan, run_episodes
 from esper.tamiyo.policies import HeuristicPolicy, StaticPolicy
 from esper.tasks import TaskSpec, get_task
 
@@ -30,7 +30,7 @@ def played(name: str, renamed: bool) -> tuple[np.ndarray, list[int]]:
     executor = build_executor(load, config, emit=lambda event: None)
     gains, kept = [], []
     policies = {"static": StaticPolicy(), "heuristic": HeuristicPolicy()}
-    for (static, grown), _ in run_episodes(executor, policies, Plan(EPISODES, load.max_epochs)):
+    for (static, grown), _ in run_episodes(executor, policies, EpisodePlan(EPISODES, load.max_epochs)):
         gains.append(grown.test_metric - static.test_metric)
         kept.append(sum(grown.view.fossilized.values()))
     return np.array(gains), kept

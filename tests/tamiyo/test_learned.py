@@ -10,7 +10,8 @@ import torch
 from hypothesis import given, settings
 from safetensors.torch import save_file
 
-from esper.leyline import WAIT, DataError, Op, RowSpec, RowView, SeedStage, SlotView, UsageError
+from env_views import env_views, live_slot, row_view
+from esper.leyline import WAIT, DataError, EnvSpec, EnvView, Op, SeedStage, SlotView, UsageError
 from esper.tamiyo.batch import action_space, observe
 from esper.tamiyo.features import LAYOUT
 from esper.tamiyo.network import GrowthNetwork, GrowthNetworkConfig
@@ -19,9 +20,8 @@ from esper.tamiyo.policies.learned import FORMAT, SHIPPED_FILE, LearnedPolicy, l
 from esper.tamiyo.recurrent import acting_macs
 from esper.tolaria.checkpoint import decode, encode
 from esper.tolaria.legality import why_illegal
-from row_views import live_slot, row_view, row_views
 
-SPECS = [RowSpec(i, 0, 100 + i, 30) for i in range(3)]
+SPECS = [EnvSpec(i, 0, 100 + i, 30) for i in range(3)]
 
 
 def network(cells: int = 8) -> GrowthNetwork:
@@ -55,7 +55,7 @@ def test_the_shipped_policy_is_small_says_where_it_comes_from_and_does_the_same_
     view = row_view(epoch=0)
     first, second = make_policy("esper-v1"), make_policy("esper-v1")
     for policy, seed in ((first, 0), (second, 1)):
-        policy.reset([RowSpec(0, 0, seed, 30)])
+        policy.reset([EnvSpec(0, 0, seed, 30)])
     assert first.name == "esper-v1" and first.decide([view]) == second.decide([view])
 
 
@@ -85,8 +85,8 @@ def test_files_that_are_no_policies_are_named(tmp_path: Path) -> None:
 
 
 @settings(max_examples=20)
-@given(row_views())
-def test_it_never_acts_illegally(view: RowView) -> None:
+@given(env_views())
+def test_it_never_acts_illegally(view: EnvView) -> None:
     policy = LearnedPolicy(network())
     policy.reset(SPECS[:1])
     for _ in range(4):
@@ -109,7 +109,7 @@ def test_a_row_decides_the_same_whoever_plays_beside_it(cells: int, greedy: bool
 
 def test_many_rows_take_several_batches() -> None:
     policy = LearnedPolicy(network())
-    specs = [RowSpec(i, 0, i, 30) for i in range(11)]
+    specs = [EnvSpec(i, 0, i, 30) for i in range(11)]
     policy.reset(specs)
     decisions = policy.decide([row_view()] * 11)
     assert len(decisions) == 11

@@ -4,33 +4,33 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from esper.leyline import HEADS, RELEVANT_HEADS, ActionSpace, Op, RowView, SeedStage, SlotView
+from env_views import env_views, factored_actions, live_slot, row_view
+from esper.leyline import HEADS, RELEVANT_HEADS, ActionSpace, EnvView, Op, SeedStage, SlotView
 from esper.tamiyo.masks import RELEVANCE, availability, to_action, to_indices
 from esper.tolaria.legality import why_illegal
-from row_views import factored_actions, live_slot, row_view, row_views
 
 
-def space_of(view: RowView) -> ActionSpace:
+def space_of(view: EnvView) -> ActionSpace:
     return ActionSpace(tuple(slot.slot_id for slot in view.slots), view.blueprints)
 
 
-@given(row_views())
-def test_the_conditional_masks_allow_exactly_the_legal_actions(view: RowView) -> None:
+@given(env_views())
+def test_the_conditional_masks_allow_exactly_the_legal_actions(view: EnvView) -> None:
     space = space_of(view)
     available = availability(view, space)
     for action in factored_actions(space.slots, space.blueprints):
         assert available.allows(space, action) == (why_illegal(view, action) is None), action
 
 
-@given(row_views())
-def test_an_op_is_available_only_where_some_whole_action_is_legal(view: RowView) -> None:
+@given(env_views())
+def test_an_op_is_available_only_where_some_whole_action_is_legal(view: EnvView) -> None:
     space = space_of(view)
     legal = [a for a in factored_actions(space.slots, space.blueprints) if why_illegal(view, a) is None]
     assert [bool(x) for x in availability(view, space).op] == [any(a.op is op for a in legal) for op in Op]
 
 
-@given(row_views())
-def test_marginals_allow_every_legal_action_and_nothing_that_none_consumes(view: RowView) -> None:
+@given(env_views())
+def test_marginals_allow_every_legal_action_and_nothing_that_none_consumes(view: EnvView) -> None:
     space = space_of(view)
     marginals = availability(view, space).marginals()
     legal = [a for a in factored_actions(space.slots, space.blueprints) if why_illegal(view, a) is None]
@@ -41,8 +41,8 @@ def test_marginals_allow_every_legal_action_and_nothing_that_none_consumes(view:
         assert set(np.flatnonzero(marginals[head])) == expected, head
 
 
-@given(row_views(), st.data())
-def test_sampling_head_by_head_never_says_an_illegal_action(view: RowView, data: st.DataObject) -> None:
+@given(env_views(), st.data())
+def test_sampling_head_by_head_never_says_an_illegal_action(view: EnvView, data: st.DataObject) -> None:
     space = space_of(view)
     available = availability(view, space)
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 from hypothesis import given
 
-from esper.leyline import ActionOutcome, ActionSpace, Blend, Fact, FactoredAction, Op, RowSpec, RowView, SeedStage
+from env_views import GERMINATE, env_views, factored_actions, live_slot, measured, row_view
+from esper.leyline import ActionOutcome, ActionSpace, Blend, EnvSpec, EnvView, Fact, FactoredAction, Op, SeedStage
 from esper.simic.vectorized import fresh_network
 from esper.tamiyo.batch import action_space, tables
 from esper.tamiyo.heads import growth_heads
@@ -14,7 +15,6 @@ from esper.tamiyo.masks import availability
 from esper.tamiyo.policies.learned import LearnedPolicy
 from esper.tamiyo.policies.nurture import Nurture, Offer
 from esper.tolaria.legality import why_illegal
-from row_views import GERMINATE, factored_actions, live_slot, measured, row_view, row_views
 
 READY = live_slot(
     "slot0",
@@ -36,17 +36,17 @@ PROVEN = live_slot(
 FREE = row_view().slots[1]
 
 
-def offered(view: RowView) -> tuple[Offer, ActionSpace]:
+def offered(view: EnvView) -> tuple[Offer, ActionSpace]:
     space = action_space(view)
     return Nurture().offer(view, space), space
 
 
-def ops(view: RowView) -> set[Op]:
+def ops(view: EnvView) -> set[Op]:
     return {op for op in Op if offered(view)[0].available.op[op]}
 
 
-@given(row_views())
-def test_only_growth_and_what_rules_do_otherwise_is_offered_and_all_of_it_is_legal(view: RowView) -> None:
+@given(env_views())
+def test_only_growth_and_what_rules_do_otherwise_is_offered_and_all_of_it_is_legal(view: EnvView) -> None:
     offer, space = offered(view)
     growth_heads(space).check_masks(tables([offer.available]))
     assert why_illegal(view, offer.otherwise.action) is None
@@ -93,17 +93,17 @@ def test_a_learned_policy_chooses_growth_and_says_the_rules_reasons_for_the_rest
     with torch.no_grad():
         network.op_out.bias[Op.PRUNE] = 50.0
     policy = LearnedPolicy(network, greedy=greedy, nurture=Nurture())
-    policy.reset([RowSpec(0, 0, 0, 30)])
+    policy.reset([EnvSpec(0, 0, 0, 30)])
     (decision,) = policy.decide([row_view(READY, FREE)])
     assert decision.action == FactoredAction(Op.ADVANCE, "slot0") and "lowers the loss" in decision.reason
     assert decision.macs > 0, "the network ran all the same"
     with torch.no_grad():
         network.op_out.bias[Op.GERMINATE] = 50.0
-    policy.reset([RowSpec(0, 0, 0, 30)])
+    policy.reset([EnvSpec(0, 0, 0, 30)])
     (decision,) = policy.decide([row_view(PROVEN, FREE)])
     assert decision.action.op is Op.GERMINATE and decision.action.slot == "slot1"
     assert decision.reason == f"the learned policy's {'likeliest choice' if greedy else 'draw'}"
     assert 0 < dict(decision.evidence)["probability"] <= 1
-    policy.reset([RowSpec(0, 0, 0, 30)])
+    policy.reset([EnvSpec(0, 0, 0, 30)])
     (last,) = policy.decide([row_view(PROVEN, FREE, epoch=3, max_epochs=3)])
     assert last.action.op is Op.FOSSILIZE, "the last word is the rules'"

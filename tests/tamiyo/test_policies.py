@@ -10,17 +10,18 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from recorded import World, everything_helps
+from recorded import GrowthMDP, everything_helps
 
+from env_views import GERMINATE, env_views, live_slot, row_view
 from esper.leyline import (
     WAIT,
     ActionOutcome,
     Decision,
+    EnvSpec,
+    EnvView,
     FactoredAction,
     Op,
     Policy,
-    RowSpec,
-    RowView,
     SeedStage,
     UsageError,
     plugins,
@@ -36,15 +37,14 @@ from esper.tamiyo.policies import (
     policy_names,
 )
 from esper.tolaria.legality import why_illegal
-from row_views import GERMINATE, live_slot, row_view, row_views
 
 
-def spec(seed: int = 0, env_id: int = 0) -> RowSpec:
-    return RowSpec(env_id, 0, seed, max_epochs=30)
+def spec(seed: int = 0, env_id: int = 0) -> EnvSpec:
+    return EnvSpec(env_id, 0, seed, max_epochs=30)
 
 
-@given(row_views())
-def test_every_decision_is_legal_and_has_a_reason(view: RowView) -> None:
+@given(env_views())
+def test_every_decision_is_legal_and_has_a_reason(view: EnvView) -> None:
     for policy in map(make_policy, policy_names()):
         policy.reset([spec(), spec(1)])
         for decision in policy.decide([view, view]):
@@ -63,7 +63,7 @@ def test_the_static_policy_waits() -> None:
     assert {decision.action for _, decision in _played(StaticPolicy())} == {WAIT}
 
 
-def _played(policy: Any) -> list[tuple[RowView, Decision]]:
+def _played(policy: Any) -> list[tuple[EnvView, Decision]]:
     world = everything_helps()
     world.play(policy)
     return world.decisions
@@ -72,7 +72,7 @@ def _played(policy: Any) -> list[tuple[RowView, Decision]]:
 def test_random_is_its_seeds_own_and_blind_to_its_neighbours() -> None:
     view = row_view()
 
-    def decisions(specs: list[RowSpec], row: int, seed: int = 0) -> list[FactoredAction]:
+    def decisions(specs: list[EnvSpec], row: int, seed: int = 0) -> list[FactoredAction]:
         policy = RandomPolicy(rate=0.5, seed=seed)
         policy.reset(specs)
         return [policy.decide([view] * len(specs))[row].action for _ in range(30)]
@@ -129,7 +129,7 @@ def test_a_schedule_brings_its_seeds_through() -> None:
 
 
 def test_a_schedule_never_forces_a_seed_that_does_not_help() -> None:
-    world = World(row_view(epoch=0), gains={})
+    world = GrowthMDP(row_view(epoch=0), gains={})
     world.play(SchedulePolicy([{"epoch": 3, "slot": "slot1", "blueprint": "small"}]))
     assert world.done(Op.ADVANCE) == []
 

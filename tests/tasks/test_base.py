@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from esper.leyline import DataError, Metric, UsageError
-from esper.tasks.base import Budget, Data, Split, TaskSpec, check_task, digest_of, require_finite
+from esper.tasks.base import Data, Split, TaskBudget, TaskSpec, check_task, digest_of, require_finite
 from esper.tasks.scoring import accuracy, cross_entropy
 
 
@@ -28,7 +28,7 @@ def spec() -> TaskSpec:
         loss=cross_entropy,
         score=accuracy,
         data=Data.of(split(), split(3), split(3), source="made up"),
-        budget=Budget(max_epochs=2, batch_size=2, lr=0.1),
+        budget=TaskBudget(max_epochs=2, batch_size=2, lr=0.1),
     )
 
 
@@ -92,7 +92,7 @@ def test_the_digest_sees_values_order_shape_and_type() -> None:
 @pytest.mark.parametrize("wrong", [{"max_epochs": 0}, {"lr": -1.0}, {"weight_decay": -0.1}, {"lr": float("nan")}])
 def test_a_budget_out_of_range_is_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(UsageError, match=next(iter(wrong))):
-        Budget(**({"max_epochs": 1, "batch_size": 1, "lr": 0.1} | wrong))  # type: ignore[arg-type]
+        TaskBudget(**({"max_epochs": 1, "batch_size": 1, "lr": 0.1} | wrong))  # type: ignore[arg-type]
 
 
 def test_a_sound_task_passes_and_leaves_the_random_state() -> None:

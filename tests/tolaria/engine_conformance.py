@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from esper.leyline import Blend, EpochMeasurement, FactoredAction, HostEngine, Metric, Op, RowSpec, SeedStage
+from esper.leyline import Blend, EnvSpec, EpochMeasurement, FactoredAction, HostEngine, Metric, Op, SeedStage
 from esper.tolaria.counterfactual import plan, read
 
 METRIC = Metric("accuracy", "%", chance=10.0)
 
 
-def spec(env_id: int = 0, seed: int = 3, epochs: int = 12) -> RowSpec:
-    return RowSpec(env_id, 0, seed, epochs, "grown", "test")
+def spec(env_id: int = 0, seed: int = 3, epochs: int = 12) -> EnvSpec:
+    return EnvSpec(env_id, 0, seed, epochs, "grown", "test")
 
 
 class EngineConformance:
@@ -20,19 +20,19 @@ class EngineConformance:
     def make_engine(self) -> HostEngine:
         raise NotImplementedError
 
-    def germinate(self, engine: HostEngine, row: int = 0) -> None:
-        slot = engine.views([row])[0].slots[0].slot_id
+    def germinate(self, engine: HostEngine, env: int = 0) -> None:
+        slot = engine.views([env])[0].slots[0].slot_id
         action = FactoredAction(Op.GERMINATE, slot, self.blueprint, Blend.LINEAR, 1.0, 1)
-        (outcome,) = engine.apply([row], [action])
+        (outcome,) = engine.apply([env], [action])
         assert outcome.success, outcome.why_not
 
-    def epoch(self, engine: HostEngine, rows: list[int], number: int) -> list[float]:
+    def epoch(self, engine: HostEngine, envs: list[int], number: int) -> list[float]:
         """Train, measure and settle; the training losses."""
-        trained = engine.train_epoch(rows)
-        plans = [plan(view) for view in engine.views(rows)]
-        result = engine.evaluate(rows, [each.configs for each in plans])
+        trained = engine.train_epoch(envs)
+        plans = [plan(view) for view in engine.views(envs)]
+        result = engine.evaluate(envs, [each.configs for each in plans])
         readouts = [read(each, result, i, METRIC) for i, each in enumerate(plans)]
-        engine.settle(rows, number, [EpochMeasurement(r.metric, r.loss, r.facts) for r in readouts])
+        engine.settle(envs, number, [EpochMeasurement(r.metric, r.loss, r.facts) for r in readouts])
         return [each.loss for each in trained]
 
     def test_it_has_the_protocol(self) -> None:

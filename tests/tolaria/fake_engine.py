@@ -1,4 +1,4 @@
-"""An engine without tensors: each row's metric is a formula of its slots."""
+"""An engine without tensors: each env's metric is a formula of its slots."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ import numpy as np
 from esper.leyline import (
     ActionOutcome,
     AlphaConfig,
+    EnvCost,
+    EnvSpec,
+    EnvView,
     EpochMeasurement,
     EvalResult,
     Fact,
     FactoredAction,
     ModelExport,
     Op,
-    RowCost,
-    RowSpec,
-    RowView,
     SeedStage,
     SlotView,
     TrainResult,
@@ -35,7 +35,7 @@ WORTH = {"good": 20.0, "useless": 0.0, "harmful": -10.0}
 
 @dataclass
 class FakeRow:
-    spec: RowSpec
+    spec: EnvSpec
     slots: dict[str, SlotView]
     epoch: int = 0
     metric: float | None = None
@@ -54,66 +54,66 @@ class FakeEngine:
     def __init__(self, slots: Sequence[str] = ("a", "b"), poison: Sequence[int] = ()) -> None:
         self._names = tuple(slots)
         self._poison = tuple(poison)
-        self.rows: list[FakeRow] = []
+        self.envs: list[FakeRow] = []
 
-    def reset(self, rows: Sequence[RowSpec]) -> None:
-        self.rows = [
-            FakeRow(spec, {name: SlotView(name) for name in self._names}, poison=set(self._poison)) for spec in rows
+    def reset(self, envs: Sequence[EnvSpec]) -> None:
+        self.envs = [
+            FakeRow(spec, {name: SlotView(name) for name in self._names}, poison=set(self._poison)) for spec in envs
         ]
 
-    def train_epoch(self, rows: Sequence[int]) -> list[TrainResult]:
+    def train_epoch(self, envs: Sequence[int]) -> list[TrainResult]:
         results = []
-        for i in rows:
-            row = self.rows[i]
-            row.spent += 10
-            for name, slot in row.slots.items():
+        for i in envs:
+            env = self.envs[i]
+            env.spent += 10
+            for name, slot in env.slots.items():
                 if slot.stage is SeedStage.GERMINATED:
-                    row.slots[name] = replace(slot, stage=SeedStage.TRAINING)
-            sick = row.epoch + 1 in row.poison
-            row.poison.discard(row.epoch + 1)
+                    env.slots[name] = replace(slot, stage=SeedStage.TRAINING)
+            sick = env.epoch + 1 in env.poison
+            env.poison.discard(env.epoch + 1)
             results.append(TrainResult(float("nan") if sick else 1.0, 100, 0.1, 1.0, not sick, 0.01, 0.001))
         return results
 
-    def _metric(self, row: FakeRow, config: AlphaConfig) -> float:
-        total = 50.0 + 0.1 * row.spec.seed
-        for slot in row.slots.values():
+    def _metric(self, env: FakeRow, config: AlphaConfig) -> float:
+        total = 50.0 + 0.1 * env.spec.seed
+        for slot in env.slots.values():
             if slot.live and slot.blueprint is not None:
                 total += WORTH[slot.blueprint] * config.get(slot.slot_id, slot.alpha)
         return total
 
     def evaluate(
-        self, rows: Sequence[int], configs: Sequence[Sequence[AlphaConfig]], split: str = "validation"
+        self, envs: Sequence[int], configs: Sequence[Sequence[AlphaConfig]], split: str = "validation"
     ) -> EvalResult:
         widest = max(map(len, configs))
-        metric = np.full((len(rows), widest), np.nan)
-        for n, (i, each) in enumerate(zip(rows, configs, strict=True)):
-            metric[n, : len(each)] = [self._metric(self.rows[i], config) for config in each]
+        metric = np.full((len(envs), widest), np.nan)
+        for n, (i, each) in enumerate(zip(envs, configs, strict=True)):
+            metric[n, : len(each)] = [self._metric(self.envs[i], config) for config in each]
         zeros = np.zeros_like(metric)
-        ones = np.ones(len(rows))
+        ones = np.ones(len(envs))
         return EvalResult(metric, 3.0 - metric / 50.0, zeros + 0.1, zeros + 0.01, 400, ones, ones > 1, ones * 0.01)
 
     def apply(
-        self, rows: Sequence[int], actions: Sequence[FactoredAction], reasons: Sequence[str] | None = None
+        self, envs: Sequence[int], actions: Sequence[FactoredAction], reasons: Sequence[str] | None = None
     ) -> list[ActionOutcome]:
         outcomes = []
-        for i, action in zip(rows, actions, strict=True):
+        for i, action in zip(envs, actions, strict=True):
             against = why_illegal(self.views([i])[0], action)
             if against is not None:
                 outcomes.append(ActionOutcome(action, success=False, illegal=True, why_not=against))
                 continue
-            self._perform(self.rows[i], action)
+            self._perform(self.envs[i], action)
             outcomes.append(ActionOutcome(action, success=True))
         return outcomes
 
-    def _perform(self, row: FakeRow, action: FactoredAction) -> None:
-        slot = row.slots.get(action.slot or "")
+    def _perform(self, env: FakeRow, action: FactoredAction) -> None:
+        slot = env.slots.get(action.slot or "")
         if slot is None:
             return
         moves = {
             Op.GERMINATE: {
                 "stage": SeedStage.GERMINATED,
                 "blueprint": action.blueprint,
-                "seed_id": f"{slot.slot_id}-{row.epoch}",
+                "seed_id": f"{slot.slot_id}-{env.epoch}",
                 "parameters": 10,
             },
             Op.ADVANCE: {"stage": SeedStage.HOLDING, "alpha": 1.0},
@@ -121,71 +121,71 @@ class FakeEngine:
             Op.FOSSILIZE: {"stage": SeedStage.FOSSILIZED},
         }
         fresh = SlotView(slot.slot_id) if action.op is Op.PRUNE else replace(slot, **moves[action.op])
-        row.slots[slot.slot_id] = fresh
+        env.slots[slot.slot_id] = fresh
 
-    def settle(self, rows: Sequence[int], epoch: int, measured: Sequence[EpochMeasurement]) -> None:
-        for i, facts in zip(rows, measured, strict=True):
-            row = self.rows[i]
-            row.epoch = epoch
+    def settle(self, envs: Sequence[int], epoch: int, measured: Sequence[EpochMeasurement]) -> None:
+        for i, facts in zip(envs, measured, strict=True):
+            env = self.envs[i]
+            env.epoch = epoch
             if facts.metric is not None and facts.loss is not None:
-                row.metric, row.loss = facts.metric, facts.loss
-                row.history.append(facts.metric)
+                env.metric, env.loss = facts.metric, facts.loss
+                env.history.append(facts.metric)
             for name, fact in facts.slots.items():
                 known = {k: Fact(v, epoch) for k in fact.__slots__ if (v := getattr(fact, k)) is not None}
-                row.slots[name] = replace(row.slots[name], **known)
+                env.slots[name] = replace(env.slots[name], **known)
 
-    def views(self, rows: Sequence[int]) -> list[RowView]:
+    def views(self, envs: Sequence[int]) -> list[EnvView]:
         return [
-            RowView(
-                env_id=row.spec.env_id,
-                episode=row.spec.episode,
-                epoch=row.epoch,
-                max_epochs=row.spec.max_epochs,
-                slots=tuple(row.slots.values()),
+            EnvView(
+                env_id=env.spec.env_id,
+                episode=env.spec.episode,
+                epoch=env.epoch,
+                max_epochs=env.spec.max_epochs,
+                slots=tuple(env.slots.values()),
                 blueprints=tuple(WORTH),
-                blueprint_parameters={name: dict.fromkeys(WORTH, 10) for name in row.slots},
+                blueprint_parameters={name: dict.fromkeys(WORTH, 10) for name in env.slots},
                 host_parameters=100,
-                metric=row.metric,
-                loss=row.loss,
-                metric_history=tuple(row.history),
-                vetoed=frozenset(slot for slot, until in row.vetoed.items() if until > row.epoch),
+                metric=env.metric,
+                loss=env.loss,
+                metric_history=tuple(env.history),
+                vetoed=frozenset(slot for slot, until in env.vetoed.items() if until > env.epoch),
             )
-            for row in (self.rows[i] for i in rows)
+            for env in (self.envs[i] for i in envs)
         ]
 
-    def costs(self, rows: Sequence[int]) -> list[RowCost]:
+    def costs(self, envs: Sequence[int]) -> list[EnvCost]:
         names = ("train_forward", "train_backward", "probe", "validation", "counterfactual", "discarded_seed", "test")
         spent = {f"{name}_macs": 0 for name in (*names, "policy")}
-        bills = [{**spent, **self.rows[i].charged, "total_macs": self.rows[i].spent} for i in rows]
-        return [RowCost(100, 100, 5, 0.1, bill) for bill in bills]
+        bills = [{**spent, **self.envs[i].charged, "total_macs": self.envs[i].spent} for i in envs]
+        return [EnvCost(100, 100, 5, 0.1, bill) for bill in bills]
 
-    def charge(self, row: int, purpose: str, macs: int) -> None:
-        self.rows[row].spent += macs
-        self.rows[row].charged[f"{purpose}_macs"] += macs
+    def charge(self, env: int, purpose: str, macs: int) -> None:
+        self.envs[env].spent += macs
+        self.envs[env].charged[f"{purpose}_macs"] += macs
 
-    def state(self, row: int) -> dict[str, Any]:
-        return {"tensors": {}, "plain": copy.deepcopy(self.rows[row])}
+    def state(self, env: int) -> dict[str, Any]:
+        return {"tensors": {}, "plain": copy.deepcopy(self.envs[env])}
 
-    def load(self, row: int, state: Mapping[str, Any]) -> None:
-        self.rows[row] = copy.deepcopy(state["plain"])
+    def load(self, env: int, state: Mapping[str, Any]) -> None:
+        self.envs[env] = copy.deepcopy(state["plain"])
 
-    def rewind(self, row: int, state: Mapping[str, Any]) -> None:
-        now = self.rows[row]
-        self.load(row, state)
-        self.rows[row].epoch, self.rows[row].spent, self.rows[row].poison = now.epoch, now.spent, now.poison
+    def rewind(self, env: int, state: Mapping[str, Any]) -> None:
+        now = self.envs[env]
+        self.load(env, state)
+        self.envs[env].epoch, self.envs[env].spent, self.envs[env].poison = now.epoch, now.spent, now.poison
 
-    def quarantine(self, row: int, slot: str, epochs: int, reason: str) -> None:
-        self.rows[row].slots[slot] = SlotView(slot)
-        self.rows[row].vetoed[slot] = self.rows[row].epoch + epochs
+    def quarantine(self, env: int, slot: str, epochs: int, reason: str) -> None:
+        self.envs[env].slots[slot] = SlotView(slot)
+        self.envs[env].vetoed[slot] = self.envs[env].epoch + epochs
 
-    def conclude(self, rows: Sequence[int]) -> None:
-        for i in rows:
-            for name, slot in self.rows[i].slots.items():
+    def conclude(self, envs: Sequence[int]) -> None:
+        for i in envs:
+            for name, slot in self.envs[i].slots.items():
                 if slot.stage is not SeedStage.FOSSILIZED:
-                    self.rows[i].slots[name] = SlotView(name)
+                    self.envs[i].slots[name] = SlotView(name)
 
-    def save(self, row: int, directory: Path) -> ModelExport:
+    def save(self, env: int, directory: Path) -> ModelExport:
         return ModelExport(str(directory), 100, 0.0, ())
 
-    def materialise(self, row: int) -> Any:
+    def materialise(self, env: int) -> Any:
         return None

@@ -9,15 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from esper.leyline import EvalResult, Metric, RowView, SeedStage, SlotView
+from esper.leyline import EnvView, EvalResult, Metric, SeedStage, SlotView
 from esper.tolaria.counterfactual import EXACT_SHAPLEY_LIMIT, plan, read, shapley_values
 
 ACCURACY = Metric("accuracy", "%", chance=10.0)
 ERROR = Metric("error", "m", higher_is_better=False)
 
 
-def view(*slots: SlotView) -> RowView:
-    return RowView(0, 0, 3, 10, tuple(slots), ("conv3",), {}, 100)
+def view(*slots: SlotView) -> EnvView:
+    return EnvView(0, 0, 3, 10, tuple(slots), ("conv3",), {}, 100)
 
 
 def blended(name: str, alpha: float = 1.0) -> SlotView:

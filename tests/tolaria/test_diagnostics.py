@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from esper.leyline import WAIT, Decision, RowSpec, TelemetryEvent, UsageError
+from esper.leyline import WAIT, Decision, EnvSpec, TelemetryEvent, UsageError
 from esper.nissa.wire import decode, encode
 from esper.run.assembly import build_executor, workload
 from esper.run.config import RunConfig
@@ -23,7 +23,7 @@ def run(profile: str | None, every: int = 2) -> tuple[list[TelemetryEvent], Any]
     config = RunConfig(diagnostics_profile=profile, diagnostics_every=every, max_epochs=5, device="cpu")
     events: list[TelemetryEvent] = []
     executor = build_executor(workload(tiny(5), config), config, events.append)
-    executor.reset([RowSpec(env_id, 0, env_id, 5) for env_id in range(2)])
+    executor.reset([EnvSpec(env_id, 0, env_id, 5) for env_id in range(2)])
     for _ in range(5):
         reports = executor.step([Decision(WAIT, "")] * 2)
     return events, reports

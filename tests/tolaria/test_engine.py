@@ -19,8 +19,8 @@ from esper.tasks.hosts import PointwiseHost2d
 from esper.tasks.scoring import accuracy
 from esper.tolaria import schedules
 from esper.tolaria.engine import EngineConfig, ModuleEngine
-from esper.tolaria.material import TrainerConfig, from_task
 from esper.tolaria.rng import Streams, derive, seeded
+from esper.tolaria.setup import TrainerConfig, from_task
 from toy import toy_task
 
 TASK = toy_task()
@@ -102,7 +102,7 @@ def test_a_seed_that_blends_in_and_another_chance_would_be_seen(incubation: Incu
 def test_pruning_takes_exactly_its_own_from_the_optimizer() -> None:
     engine, events = engine_of()
     engine.reset([spec()])
-    optimizer = engine._rows[0].trainer.optimizer
+    optimizer = engine._envs[0].trainer.optimizer
     alone = {id(p) for group in optimizer.param_groups for p in group["params"]}
     engine.train_epoch([0])
     engine.apply([0], [FactoredAction(Op.GERMINATE, "block0", "conv3", Blend.LINEAR, 1.0, 3)])

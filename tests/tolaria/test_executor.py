@@ -14,12 +14,12 @@ from esper.leyline import (
     WAIT,
     Blend,
     Decision,
+    EnvSpec,
     EsperError,
     FactoredAction,
     HostEngine,
     Metric,
     Op,
-    RowSpec,
     SeedStage,
     TelemetryEvent,
 )
@@ -37,8 +37,8 @@ def executor(engine: FakeEngine, config: ExecutorConfig | None = None) -> tuple[
     return Executor(engine, METRIC, events.append, lambda sink: Governor(METRIC, every, sink), config), events
 
 
-def spec(env_id: int = 0, epochs: int = 6) -> RowSpec:
-    return RowSpec(env_id, 0, env_id, epochs, "grown", "test")
+def spec(env_id: int = 0, epochs: int = 6) -> EnvSpec:
+    return EnvSpec(env_id, 0, env_id, epochs, "grown", "test")
 
 
 def germinate(slot: str, blueprint: str = "good") -> Decision:

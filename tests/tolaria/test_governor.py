@@ -11,22 +11,22 @@ import torch
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from env_views import live_slot, measured, row_view
 from esper.leyline import (
     REGISTRY,
     WAIT,
     Blend,
+    EnvView,
     EsperError,
     FactoredAction,
     Metric,
     Op,
-    RowView,
     SeedStage,
     TelemetryEvent,
     TelemetryEventType,
 )
 from esper.tolaria.checkpoint import decode, encode
-from esper.tolaria.governor import Governor, GovernorConfig, Verdict
-from row_views import live_slot, measured, row_view
+from esper.tolaria.governor import Governor, GovernorConfig, GovernorVerdict
 
 T = TelemetryEventType
 ACCURACY = Metric("accuracy", "%", higher_is_better=True, chance=10.0)
@@ -50,7 +50,7 @@ class Run:
 
     def train(
         self, loss: float = 0.5, metric: float | None = 80.0, *, finite: bool = True, acted: FactoredAction = WAIT
-    ) -> Verdict:
+    ) -> GovernorVerdict:
         """One epoch; keeps the state where that is due."""
         self.epoch += 1
         verdict = self.governor.observe(
@@ -81,7 +81,7 @@ def test_non_finite_loss_rolls_back_at_once_and_is_external() -> None:
 
 def test_non_finite_weights_panic_with_a_finite_loss() -> None:
     run = Run().healthy(2)
-    assert run.train(finite=False) == Verdict(False, "non_finite_weights", None, None, 1)
+    assert run.train(finite=False) == GovernorVerdict(False, "non_finite_weights", None, None, 1)
     assert "measured" not in run.said(T.GOVERNOR_PANIC)[0]
 
 
@@ -252,7 +252,7 @@ def test_the_fourth_panic_fails_the_run_plainly() -> None:
     assert [said["consecutive_panics"] for said in run.said(T.GOVERNOR_ROLLBACK)] == [1, 1, 1]
 
 
-def view_with(**fields: Any) -> RowView:
+def view_with(**fields: Any) -> EnvView:
     return row_view(live_slot("slot0", SeedStage.HOLDING, alpha=1.0), **fields)
 
 

@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 
-from esper.leyline import PRUNABLE, WAIT, Blend, FactoredAction, Op, RowView, SeedStage, SlotView
+from env_views import GERMINATE, env_views, factored_actions, live_slot, row_view
+from esper.leyline import PRUNABLE, WAIT, Blend, EnvView, FactoredAction, Op, SeedStage, SlotView
 from esper.tolaria.legality import legal_alpha_targets, legal_blueprints, legal_slots, why_illegal
-from row_views import GERMINATE, factored_actions, live_slot, row_view, row_views
 
 
 def test_a_fresh_row_may_grow_anything_anywhere_and_do_nothing_else() -> None:
@@ -38,7 +38,7 @@ def test_a_fresh_row_may_grow_anything_anywhere_and_do_nothing_else() -> None:
         ),
     ],
 )
-def test_germination_names_what_stands_against_it(view: RowView, because: str) -> None:
+def test_germination_names_what_stands_against_it(view: EnvView, because: str) -> None:
     assert why_illegal(view, GERMINATE) == because
     assert "small" not in legal_blueprints(view, "slot0")
 
@@ -81,8 +81,8 @@ def test_the_present_alpha_is_no_target() -> None:
     assert why_illegal(view, replace(action, alpha_target=0.5)) is None
 
 
-@given(row_views())
-def test_the_lists_are_exactly_the_legal_choices(view: RowView) -> None:
+@given(env_views())
+def test_the_lists_are_exactly_the_legal_choices(view: EnvView) -> None:
     """Reference: ask about every single action."""
     names = tuple(slot.slot_id for slot in view.slots)
     legal = [a for a in factored_actions(names, view.blueprints) if why_illegal(view, a) is None]

@@ -1,18 +1,18 @@
-"""Saved rows are taken apart and put together without a look at what is in them."""
+"""Saved envs are taken apart and put together without a look at what is in them."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from esper.leyline import RowSpec
+from esper.leyline import EnvSpec
 from esper.tolaria.nested import join, plain_state
-from esper.tolaria.saved import SavedRows
+from esper.tolaria.saved import SavedEnvs
 
 
-def saved(epoch: int, *numbers: int) -> SavedRows:
-    rows = tuple(join({"own": {"tensors": {"w": torch.full((2,), n)}, "plain": n}}) for n in numbers)
-    return SavedRows(epoch, tuple(RowSpec(n, 0, n, 9) for n in numbers), rows)
+def saved(epoch: int, *numbers: int) -> SavedEnvs:
+    envs = tuple(join({"own": {"tensors": {"w": torch.full((2,), n)}, "plain": n}}) for n in numbers)
+    return SavedEnvs(epoch, tuple(EnvSpec(n, 0, n, 9) for n in numbers), envs)
 
 
 def test_the_stored_layout_is_that_of_version_0_1_0() -> None:
@@ -24,24 +24,24 @@ def test_the_stored_layout_is_that_of_version_0_1_0() -> None:
 
 def test_taking_apart_and_joining_is_the_identity() -> None:
     whole = saved(3, 4, 5, 6)
-    again = SavedRows.join([whole.take([0]), whole.take(range(1, 3))])
-    assert SavedRows.of(again.state()).specs == whole.specs
+    again = SavedEnvs.join([whole.take([0]), whole.take(range(1, 3))])
+    assert SavedEnvs.of(again.state()).specs == whole.specs
     assert {k: v.tolist() for k, v in again.state()["tensors"].items()} == {
         k: v.tolist() for k, v in whole.state()["tensors"].items()
     }
     swapped = whole.take([2, 0])
-    assert [spec.env_id for spec in swapped.specs] == [6, 4] and swapped.rows[0] is whole.rows[2]
+    assert [spec.env_id for spec in swapped.specs] == [6, 4] and swapped.envs[0] is whole.envs[2]
 
 
 def test_joined_rows_may_be_given_other_names() -> None:
-    named = SavedRows.join([saved(3, 4), saved(3, 5)], [RowSpec(i, 0, 1, 9) for i in range(2)])
+    named = SavedEnvs.join([saved(3, 4), saved(3, 5)], [EnvSpec(i, 0, 1, 9) for i in range(2)])
     assert [spec.env_id for spec in named.specs] == [0, 1]
 
 
 def test_rows_that_do_not_belong_together_are_refused() -> None:
     with pytest.raises(ValueError, match="one epoch is needed"):
-        SavedRows.join([saved(3, 4), saved(2, 5)])
+        SavedEnvs.join([saved(3, 4), saved(2, 5)])
     with pytest.raises(ValueError, match="1 specs for 2 rows"):
-        SavedRows.join([saved(3, 4, 5)], [RowSpec(0, 0, 1, 9)])
+        SavedEnvs.join([saved(3, 4, 5)], [EnvSpec(0, 0, 1, 9)])
     with pytest.raises(KeyError):
-        SavedRows.of(plain_state({"row0": 1}))
+        SavedEnvs.of(plain_state({"row0": 1}))

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from esper.leyline import WAIT, Blend, Decision, FactoredAction, Op, RowSpec, TelemetryEvent, TelemetryEventType
+from esper.leyline import WAIT, Blend, Decision, EnvSpec, FactoredAction, Op, TelemetryEvent, TelemetryEventType
 from esper.run.assembly import build_executor, workload
 from esper.run.config import RunConfig
 from esper.tasks import get_task
@@ -23,7 +23,7 @@ CONV5 = Decision(FactoredAction(Op.GERMINATE, "block0", "conv5", Blend.LINEAR, 1
 def executor(events: list[TelemetryEvent] | None = None, seed: int = 1) -> Executor:
     config = RunConfig()
     made = build_executor(workload(get_task("digits"), config), config, [].append if events is None else events.append)
-    made.reset([RowSpec(0, 0, seed, 40)])
+    made.reset([EnvSpec(0, 0, seed, 40)])
     return made
 
 
@@ -36,8 +36,8 @@ def test_the_ledger_by_hand() -> None:
     run = executor()
     run.step([CONV5])
     losses(run, 1)
-    trainer: Any = run.engine._rows[0].trainer  # type: ignore[attr-defined]
-    train, validation = len(trainer.material.splits["train"]), len(trainer.material.splits["validation"])
+    trainer: Any = run.engine._envs[0].trainer  # type: ignore[attr-defined]
+    train, validation = len(trainer.setup.splits["train"]), len(trainer.setup.splits["validation"])
     host, seed = trainer.macs.forward - trainer.macs.inside["block0"], trainer.macs.inside["block0"]
     behind = trainer.macs.behind["block0"]
     assert seed == 8 * 8 * 25 * 8 * 8 + 8 * 8 * 8 * 8, "a 5x5 and a 1x1 convolution of 8 channels on 8x8 pixels"
@@ -74,7 +74,7 @@ def test_ten_losses_after_a_rollback_equal_those_after_the_good_state(after: int
         run.step([CONV5])
         losses(run, after)
     expected = losses(clean, 10)
-    trainer: Any = faulty.engine._rows[0].trainer  # type: ignore[attr-defined]
+    trainer: Any = faulty.engine._envs[0].trainer  # type: ignore[attr-defined]
     with torch.no_grad():
         next(iter(trainer.model.host_parameters())).view(-1)[0] = math.nan
     assert faulty.step([WAITING])[0].rolled_back

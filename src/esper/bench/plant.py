@@ -88,16 +88,16 @@ def by_gradient(
 
 
 def _one_batch(trainer: Trainer) -> tuple[torch.Tensor, torch.Tensor]:
-    split = trainer.material.splits["train"]
+    split = trainer.setup.splits["train"]
     size = min(trainer.config.batch_size, len(split))
     return split.inputs[:size].to(trainer.config.device), split.targets[:size].to(trainer.config.device)
 
 
 def _norm_at_birth(trainer: Trainer, each: Planted, inputs: torch.Tensor, targets: torch.Tensor) -> float:
-    model, forward = trainer.model, trainer.material.forward
+    model, forward = trainer.model, trainer.setup.forward
     with _passing(trainer, each) as slot, model.alphas({each.slot: 1.0}):
         assert slot.seed is not None
-        loss = trainer.material.criterion(forward(model, inputs), targets)
+        loss = trainer.setup.criterion(forward(model, inputs), targets)
         gradients = torch.autograd.grad(loss, list(slot.seed.parameters()), allow_unused=True)
         work = ledger.count(lambda: forward(model, inputs[:2]), 2, model=model).forward
     trainer.ledger.charge("probe", len(inputs) * (work + ledger.backward(work)))

@@ -12,7 +12,7 @@ from typing import Any, Final
 from esper.bench.plant import Planted, by_gradient, largest, plant
 from esper.bench.settings import TrialSetting
 from esper.kasmina.gates import GateThresholds
-from esper.leyline import EsperError, Policy, RowSpec, SeedStage
+from esper.leyline import EnvSpec, EsperError, Policy, SeedStage
 from esper.run.assembly import Workload, build_executor, trainer_config, workload
 from esper.run.config import RunConfig
 from esper.run.play import Episode
@@ -183,7 +183,7 @@ class _TrialRun:
 
     def _begin(self, epochs: int) -> None:
         trial = self.trial
-        spec = RowSpec(0, 0, trial.seed, epochs, arm=trial.arm, policy=self.policy.name)
+        spec = EnvSpec(0, 0, trial.seed, epochs, arm=trial.arm, policy=self.policy.name)
         self.episode = Episode.begin(self.executor, [spec], self.policy)
         if trial.topology is not None:
             wanted = largest(self._sizes()) if isinstance(trial.topology, str) else trial.topology

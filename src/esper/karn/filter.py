@@ -21,7 +21,7 @@ from typing import Any, Final
 from esper.karn.schema import EnvironmentRow, FeedItem
 from esper.leyline import SEVERITIES, UsageError, unknown
 
-Subject = Mapping[str, Any]
+GrowthTask = Mapping[str, Any]
 """Field -> value, or a set of values of which any may match. A missing key is not known."""
 
 _NUMBERS: Final = frozenset({"env", "episode", "epoch", "score", "metric", "loss", "parameters", "time"})
@@ -54,11 +54,11 @@ class Term:
     op: str
     values: tuple[Any, ...]
 
-    def matches(self, subject: Subject) -> bool:
+    def matches(self, subject: GrowthTask) -> bool:
         """Whether ``subject`` meets the condition."""
         return self._holds(subject) is not self.negated
 
-    def _holds(self, subject: Subject) -> bool:
+    def _holds(self, subject: GrowthTask) -> bool:
         if self.field is None:
             return str(self.values[0]) in str(subject.get("text", "")).casefold()
         given = subject.get(self.field)
@@ -79,7 +79,7 @@ class Filter:
     text: str
     terms: tuple[Term, ...]
 
-    def matches(self, subject: Subject) -> bool:
+    def matches(self, subject: GrowthTask) -> bool:
         """Whether ``subject`` meets every term."""
         return all(term.matches(subject) for term in self.terms)
 
@@ -108,7 +108,7 @@ def parse(text: str) -> Filter:
     return Filter(text, tuple(terms))
 
 
-def item_subject(item: FeedItem) -> Subject:
+def item_subject(item: FeedItem) -> GrowthTask:
     """Fields of a feed item."""
     names = ("type", "severity", "episode", "epoch", "env", "slot", "seed", "stage", "blueprint", "gate", "time")
     known = {name: value for name in names if (value := getattr(item, name)) is not None}
@@ -116,7 +116,7 @@ def item_subject(item: FeedItem) -> Subject:
     return known | {"text": " ".join([item.text, *words])}
 
 
-def row_subject(row: EnvironmentRow) -> Subject:
+def row_subject(row: EnvironmentRow) -> GrowthTask:
     """Fields of an environment; slots, stages, blueprints and factors match if any of them does."""
     names = ("env", "episode", "epoch", "arm", "policy", "device", "status", "level", "score")
     subject: dict[str, Any] = {name: value for name in names if (value := getattr(row, name)) is not None}

@@ -133,7 +133,7 @@ def running(model: GrowingModel, start: tuple[str, Tape] | None, onto: Tape | No
 
 
 @dataclass(frozen=True)
-class Evaluated:
+class ConfigOutputs:
     """Outputs of one batch under each configuration, and what they cost.
 
     ``passes`` counts whole passes of the first configuration: every run's multiply-accumulates, measured at wrap for
@@ -153,7 +153,7 @@ def evaluate_configs(
     inputs: Sample,
     configs: Sequence[AlphaConfig],
     forward: Callable[[GrowingModel, Any], Any] | None = None,
-) -> Evaluated:
+) -> ConfigOutputs:
     """The model's output on ``inputs`` under each configuration of alphas, bit-equal to a whole pass for each.
 
     Evaluation mode, no gradients. Every pass sees the same random numbers. The configurations are walked as a tree
@@ -181,7 +181,7 @@ def evaluate_configs(
         if keys:
             walk.solve(list(dict.fromkeys(keys)), None, {})
     outputs = [walk.outputs[key] for key in keys]
-    return Evaluated(outputs, walk.passes, len(walk.starts), any(start is not None for _, start in walk.starts))
+    return ConfigOutputs(outputs, walk.passes, len(walk.starts), any(start is not None for _, start in walk.starts))
 
 
 Key = tuple[float | None, ...]

@@ -36,7 +36,7 @@ from esper.leyline import (
     unknown,
 )
 
-__all__ = ["SeedSlot", "SeedState", "SlotConfig", "Stamp"]
+__all__ = ["SeedSlot", "SeedState", "SlotConfig", "EventStamp"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ class SlotConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class Stamp:
+class EventStamp:
     """Where and when: copied onto every event, and the age of every fact that is recorded."""
 
     env_id: int | None = None
@@ -109,7 +109,7 @@ class SeedSlot(nn.Module):
         self.gates = gates or GateThresholds()
         self.on_telemetry = on_telemetry
         self.config = config or SlotConfig()
-        self.stamp = Stamp()
+        self.stamp = EventStamp()
         self.monitor = IsolationMonitor()
         self.germinations = 0
         self.seed = None

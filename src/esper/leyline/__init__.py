@@ -23,20 +23,20 @@ from esper.leyline.payloads import REGISTRY, PayloadSpec
 from esper.leyline.plugins import load_attribute, plugins_in
 from esper.leyline.protocols import (
     AlphaConfig,
+    EnvCost,
+    EnvSpec,
     EpochMeasurement,
     EvalResult,
     HostEngine,
     Metric,
     ModelExport,
     Policy,
-    RowCost,
-    RowSpec,
     Sink,
     TrainResult,
 )
 from esper.leyline.stages import GATE_FOR, LEGAL_MOVES, LIVE, PRUNABLE, GateLevel, SeedStage
 from esper.leyline.telemetry import SCHEMA_VERSION, SEVERITIES, Delivery, Severity, TelemetryEvent, TelemetryEventType
-from esper.leyline.views import Fact, Paired, RowView, SlotFacts, SlotView
+from esper.leyline.views import EnvView, Fact, Paired, SlotFacts, SlotView
 
 __all__ = [
     "ALPHA_TARGETS",
@@ -77,9 +77,9 @@ __all__ = [
     "Paired",
     "PayloadSpec",
     "Policy",
-    "RowCost",
-    "RowSpec",
-    "RowView",
+    "EnvCost",
+    "EnvSpec",
+    "EnvView",
     "SeedStage",
     "Severity",
     "Sink",

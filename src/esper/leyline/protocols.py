@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from esper.leyline.actions import ActionOutcome, Decision, FactoredAction
 from esper.leyline.telemetry import TelemetryEvent
-from esper.leyline.views import RowView, SlotFacts
+from esper.leyline.views import EnvView, SlotFacts
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,8 +33,8 @@ class Metric:
 
 
 @dataclass(frozen=True, slots=True)
-class RowSpec:
-    """What a fresh row starts from. Rows with the same ``seed`` start from the same weights and see the same order."""
+class EnvSpec:
+    """What a fresh env starts from. Envs with the same ``seed`` start from the same weights and see the same order."""
 
     env_id: int
     episode: int
@@ -46,7 +46,7 @@ class RowSpec:
 
 @dataclass(frozen=True, slots=True)
 class TrainResult:
-    """One row's epoch of training. Seconds are this row's own (``None`` where rows were trained as one stack)."""
+    """One env's epoch of training. Seconds are this env's own (``None`` where envs were trained as one stack)."""
 
     loss: float
     examples: int
@@ -60,10 +60,10 @@ class TrainResult:
 
 @dataclass(frozen=True, slots=True)
 class EvalResult:
-    """Rows times configurations, each array ``[rows, configs]``; a row with fewer configurations is padded with NaN.
+    """Envs times configurations, each array ``[envs, configs]``; an env with fewer configurations is padded with NaN.
 
-    ``metric_se`` and ``loss_se`` are standard errors of the paired difference to the row's first configuration, over
-    ``examples`` examples (0 in the first column). ``passes`` is the work done, in whole validation passes, per row.
+    ``metric_se`` and ``loss_se`` are standard errors of the paired difference to the env's first configuration, over
+    ``examples`` examples (0 in the first column). ``passes`` is the work done, in whole validation passes, per env.
     """
 
     metric: npt.NDArray[np.float64]
@@ -77,8 +77,8 @@ class EvalResult:
 
 
 @dataclass(frozen=True, slots=True)
-class RowCost:
-    """What a row's network costs now, and what was spent on the row so far."""
+class EnvCost:
+    """What an env's network costs now, and what was spent on the env so far."""
 
     host_parameters: int
     total_parameters: int
@@ -101,7 +101,7 @@ class ModelExport:
 
 @dataclass(frozen=True, slots=True)
 class EpochMeasurement:
-    """Validation of one row after an epoch, and the facts about its slots. ``None`` was not measured."""
+    """Validation of one env after an epoch, and the facts about its slots. ``None`` was not measured."""
 
     metric: float | None
     loss: float | None
@@ -110,60 +110,60 @@ class EpochMeasurement:
 
 @runtime_checkable
 class HostEngine(Protocol):
-    """Drives N growing hosts (*rows*). Callers never touch a row's module.
+    """Drives N growing hosts (*envs*). Callers never touch an env's module.
 
-    A second implementation that trains rows as one stack can stand behind the same seam; the conformance suite in
+    A second implementation that trains envs as one stack can stand behind the same seam; the conformance suite in
     ``tests/tolaria/engine_conformance.py`` says what both must do.
     """
 
-    def reset(self, rows: Sequence[RowSpec]) -> None:
-        """Build a fresh host for each spec; row ``i`` of every later call is ``rows[i]``."""
+    def reset(self, envs: Sequence[EnvSpec]) -> None:
+        """Build a fresh host for each spec; env ``i`` of every later call is ``rows[i]``."""
 
-    def train_epoch(self, rows: Sequence[int]) -> list[TrainResult]:
-        """Train each row for one epoch."""
+    def train_epoch(self, envs: Sequence[int]) -> list[TrainResult]:
+        """Train each env for one epoch."""
 
     def evaluate(
-        self, rows: Sequence[int], configs: Sequence[Sequence[AlphaConfig]], split: str = "validation"
+        self, envs: Sequence[int], configs: Sequence[Sequence[AlphaConfig]], split: str = "validation"
     ) -> EvalResult:
-        """Evaluate each row under its own list of alpha configurations, without a trace in the row."""
+        """Evaluate each env under its own list of alpha configurations, without a trace in the env."""
 
     def apply(
-        self, rows: Sequence[int], actions: Sequence[FactoredAction], reasons: Sequence[str] | None = None
+        self, envs: Sequence[int], actions: Sequence[FactoredAction], reasons: Sequence[str] | None = None
     ) -> list[ActionOutcome]:
-        """Apply one action per row; an illegal one changes nothing and says why. ``reasons`` go into the events."""
+        """Apply one action per env; an illegal one changes nothing and says why. ``reasons`` go into the events."""
 
-    def settle(self, rows: Sequence[int], epoch: int, measured: Sequence[EpochMeasurement]) -> None:
+    def settle(self, envs: Sequence[int], epoch: int, measured: Sequence[EpochMeasurement]) -> None:
         """Record what epoch ``epoch`` measured, then let every slot tick (automatic moves, ramps, cool-down)."""
 
-    def views(self, rows: Sequence[int]) -> list[RowView]:
-        """Plain state of each row."""
+    def views(self, envs: Sequence[int]) -> list[EnvView]:
+        """Plain state of each env."""
 
-    def costs(self, rows: Sequence[int]) -> list[RowCost]:
-        """Parameters and multiply-accumulates of each row."""
+    def costs(self, envs: Sequence[int]) -> list[EnvCost]:
+        """Parameters and multiply-accumulates of each env."""
 
-    def charge(self, row: int, purpose: str, macs: int) -> None:
-        """Add to what was spent on the row; ``purpose`` is one of the ledger's."""
+    def charge(self, env: int, purpose: str, macs: int) -> None:
+        """Add to what was spent on the env; ``purpose`` is one of the ledger's."""
 
-    def state(self, row: int) -> dict[str, Any]:
-        """Everything the row needs to continue bit for bit: ``{"tensors": {name: tensor}, "plain": json-able}``."""
+    def state(self, env: int) -> dict[str, Any]:
+        """Everything the env needs to continue bit for bit: ``{"tensors": {name: tensor}, "plain": json-able}``."""
 
-    def load(self, row: int, state: Mapping[str, Any]) -> None:
-        """Undo of :meth:`state`, also into a row whose topology differs."""
+    def load(self, env: int, state: Mapping[str, Any]) -> None:
+        """Undo of :meth:`state`, also into an env whose topology differs."""
 
-    def rewind(self, row: int, state: Mapping[str, Any]) -> None:
+    def rewind(self, env: int, state: Mapping[str, Any]) -> None:
         """Go back to an earlier state of the same episode; the clock, what was spent and vetoes stay as they are."""
 
-    def quarantine(self, row: int, slot: str, epochs: int, reason: str) -> None:
+    def quarantine(self, env: int, slot: str, epochs: int, reason: str) -> None:
         """Prune what lives in ``slot`` in the governor's name and let nothing grow there for ``epochs`` epochs."""
 
-    def conclude(self, rows: Sequence[int]) -> None:
+    def conclude(self, envs: Sequence[int]) -> None:
         """Prune every seed that was not fossilized: what remains is what is tested and exported."""
 
-    def save(self, row: int, directory: Path) -> ModelExport:
-        """Write the row's current network as files that need no Esper."""
+    def save(self, env: int, directory: Path) -> ModelExport:
+        """Write the env's current network as files that need no Esper."""
 
-    def materialise(self, row: int) -> Any:
-        """The row's current network as a plain ``torch.nn.Module``, for export."""
+    def materialise(self, env: int) -> Any:
+        """The env's current network as a plain ``torch.nn.Module``, for export."""
 
 
 @runtime_checkable
@@ -172,8 +172,8 @@ class Policy(Protocol):
 
     name: str
 
-    def reset(self, specs: Sequence[RowSpec]) -> None:
+    def reset(self, specs: Sequence[EnvSpec]) -> None:
         """Forget everything; one decision per spec is asked from now on."""
 
-    def decide(self, views: Sequence[RowView]) -> list[Decision]:
+    def decide(self, views: Sequence[EnvView]) -> list[Decision]:
         """One legal action per view, with the reason for it."""

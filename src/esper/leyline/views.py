@@ -78,7 +78,7 @@ class SlotView:
 
 
 @dataclass(frozen=True, slots=True)
-class RowView:
+class EnvView:
     """State of one environment (a growing host) after an epoch."""
 
     env_id: int

@@ -18,8 +18,8 @@ from esper.tolaria.diagnostics import DiagnosticsConfig
 from esper.tolaria.engine import EngineConfig, ModuleEngine
 from esper.tolaria.executor import Executor, ExecutorConfig
 from esper.tolaria.governor import Governor, GovernorConfig
-from esper.tolaria.material import TrainerConfig, adamw, adamw_options, from_task
 from esper.tolaria.schedules import ScheduleConfig
+from esper.tolaria.setup import TrainerConfig, adamw, adamw_options, from_task
 
 
 @dataclass(frozen=True, slots=True)

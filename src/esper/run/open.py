@@ -20,7 +20,7 @@ from esper.nissa.console import ConsoleSink
 from esper.nissa.manifest import Setting
 from esper.run.assembly import Workload, workload
 from esper.run.config import CommonConfig, Resolved, default_of, resolve
-from esper.run.resume import About, Asked, Keeper, Outbox, Past, find, subject_of
+from esper.run.resume import Checkpointer, CheckpointInfo, DeferredSink, ResumableRun, ResumeRequest, find, subject_of
 from esper.run.session import Announcement, Session, SessionConfig, open_session
 from esper.tasks import get_task
 from esper.tolaria.nested import State
@@ -30,14 +30,14 @@ C = TypeVar("C", bound=CommonConfig)
 
 
 @dataclass(frozen=True, slots=True)
-class Request(Generic[C]):
+class RunRequest(Generic[C]):
     """What a person asks for: a new run, or to go on with the run that was ``asked`` for."""
 
     kind: str
     of: type[C]
     flags: Mapping[str, Any]
     file: Mapping[str, Any] = field(default_factory=dict)
-    asked: Asked | None = None
+    asked: ResumeRequest | None = None
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """By task."""
 
@@ -61,30 +61,30 @@ class Job(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Opening:
-    """How :func:`open_run` opens a run. Events that are sent to ``outbox`` go to it from then on."""
+class RunOpening:
+    """How :func:`open_run` opens a run. Events that are sent to ``sink`` go to it from then on."""
 
     session: SessionConfig
     what: Announcement
-    outbox: Outbox
+    sink: DeferredSink
     console: ConsoleSink | None = None
-    about: About | None = None
+    about: CheckpointInfo | None = None
     """What checkpoints say; ``None`` where none is kept."""
-    past: Past[Any] | None = None
+    past: ResumableRun[Any] | None = None
     checkpoint_every: int = 0
     tell: Callable[[Sequence[str]], None] = lambda lines: None
     """Shows lines about a resume."""
 
 
 @dataclass(frozen=True, slots=True)
-class Prepared(Generic[C]):
+class PreparedRun(Generic[C]):
     """A run that can be put together: with its configuration, its task and its past."""
 
     kind: str
     resolved: Resolved[C]
     load: Workload
-    past: Past[C] | None
-    outbox: Outbox
+    past: ResumableRun[C] | None
+    sink: DeferredSink
 
     @property
     def config(self) -> C:
@@ -126,14 +126,14 @@ class Prepared(Generic[C]):
 
     def opening(
         self, what: Announcement, console: ConsoleSink, tell: Callable[[Sequence[str]], None] = lambda lines: None
-    ) -> Opening:
+    ) -> RunOpening:
         """Of a run that keeps checkpoints."""
-        about = About(self.kind, self.resolved.values, subject_of(self.load))
+        about = CheckpointInfo(self.kind, self.resolved.values, subject_of(self.load))
         every = self.config.checkpoint_every
-        return Opening(self.session(), what, self.outbox, console, about, self.past, every, tell)
+        return RunOpening(self.session(), what, self.sink, console, about, self.past, every, tell)
 
 
-def prepare(request: Request[C]) -> Prepared[C]:
+def prepare(request: RunRequest[C]) -> PreparedRun[C]:
     """The first half. Raises ``UsageError`` or ``DataError`` for whatever is wrong with the request or the past."""
     of, given = request.of, {**request.file, **request.flags}
     past = None if request.asked is None else find(request.asked, request.kind, of, given)
@@ -149,17 +149,17 @@ def prepare(request: Request[C]) -> Prepared[C]:
     load = workload(get_task(config.task), config)
     if past is not None:
         past.require(subject_of(load))
-    return Prepared(request.kind, resolved, load, past, Outbox())
+    return PreparedRun(request.kind, resolved, load, past, DeferredSink())
 
 
 @contextmanager
-def open_run(opening: Opening, job: Job | None = None) -> Iterator[Session]:
+def open_run(opening: RunOpening, job: Job | None = None) -> Iterator[Session]:
     """The second half; within, the run is open. A ``job`` is kept, and stopped where it can be resumed."""
     past = opening.past
     if past is not None and job is not None:
         past.restored(job.load)
     with open_session(opening.session) as session:
-        opening.outbox.open(session)
+        opening.sink.open(session)
         if opening.console is not None:
             session.hub.add_sink(opening.console, name="console")
         session.announce(opening.session.kind, opening.what)
@@ -171,7 +171,7 @@ def open_run(opening: Opening, job: Job | None = None) -> Iterator[Session]:
             yield session
             return
         about = replace(opening.about, remarks=tuple(job.remarks()))
-        keeper = Keeper(session, about, job.state, every=opening.checkpoint_every, least=job.least)
-        job.on_boundary = keeper.boundary
+        checkpointer = Checkpointer(session, about, job.state, every=opening.checkpoint_every, least=job.least)
+        job.on_boundary = checkpointer.boundary
         with session.stop.held():
             yield session

@@ -26,8 +26,8 @@ from esper.tasks.loader import gather
 from esper.tolaria.engine import EngineConfig, ModuleEngine
 from esper.tolaria.executor import Executor, ExecutorConfig
 from esper.tolaria.governor import Governor
-from esper.tolaria.material import Forward, Material, TrainerConfig, adamw, call
 from esper.tolaria.schedules import ScheduleConfig
+from esper.tolaria.setup import Forward, TrainerConfig, TrainingSetup, adamw, call
 
 Loader = Iterable[Any]
 """Batches of ``(inputs, targets)`` that can be read again each epoch, such as a ``DataLoader``."""
@@ -192,8 +192,8 @@ class _OwnLoop:
 class OwnModel:
     """A user's model, ready to grow. ``material.batches`` is empty until a loader is put there."""
 
-    subject: _Subject
-    material: Material
+    task: _Subject
+    setup: TrainingSetup
     choices: OwnChoices
     device: str
 
@@ -219,7 +219,7 @@ class OwnModel:
                 loss=per_example(choices.loss),
                 score=scored.score,
             ),
-            Material(
+            TrainingSetup(
                 host=model,
                 optimizer=optimizer or adamw(trained, choices.budget.lr, 0.01),
                 batches=_OwnLoop(),
@@ -235,43 +235,43 @@ class OwnModel:
     @property
     def host_parameters(self) -> int:
         """Parameters of the model before it grew."""
-        return sum(parameter.numel() for parameter in self.material.host.parameters())
+        return sum(parameter.numel() for parameter in self.setup.host.parameters())
 
     def executor(self, emit: Sink) -> Executor:
         """An executor of one row, the model itself."""
-        budget, metric = self.choices.budget, self.subject.metric
+        budget, metric = self.choices.budget, self.task.metric
         config = EngineConfig(
             TrainerConfig(
                 device=self.device,
-                lr=float(self.material.optimizer.param_groups[0]["lr"]),
+                lr=float(self.setup.optimizer.param_groups[0]["lr"]),
                 schedule=ScheduleConfig(shape=budget.schedule, seed_multiplier=budget.seed_lr_multiplier),
                 thresholds=GateThresholds(unit=metric.unit),
             ),
             max_seeds=budget.max_seeds,
             parameter_budget=self.host_parameters if budget.parameters is None else budget.parameters,
         )
-        engine = ModuleEngine(self.subject, lambda spec, streams: self.material, config, emit)
+        engine = ModuleEngine(self.task, lambda spec, streams: self.setup, config, emit)
         return Executor(
             engine,
             metric,
             emit,
             lambda sink: Governor(metric, on_telemetry=sink, device=self.device),
-            ExecutorConfig(test="test" in self.material.splits),
+            ExecutorConfig(test="test" in self.setup.splits),
         )
 
     def announcement(self, policy: Policy) -> Announcement:
         """What is about to run."""
         return Announcement(
-            task=type(self.material.host).__name__,
+            task=type(self.setup.host).__name__,
             policy=policy.name,
-            metric=self.subject.metric,
-            slots=tuple(self.subject.sites),
-            blueprints=self.subject.blueprints,
+            metric=self.task.metric,
+            slots=tuple(self.task.sites),
+            blueprints=self.task.blueprints,
             episodes=1,
             envs=1,
             max_epochs=self.choices.budget.epochs,
             device=self.device,
-            examples={name: len(split) for name, split in self.material.splits.items()},
+            examples={name: len(split) for name, split in self.setup.splits.items()},
             host_parameters=self.host_parameters,
         )
 

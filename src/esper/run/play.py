@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, Self, runtime_checkable
 
-from esper.leyline import DataError, Decision, HostEngine, Policy, RowSpec, RowView
+from esper.leyline import DataError, Decision, EnvSpec, EnvView, HostEngine, Policy
 from esper.tolaria.executor import EpisodeResult, Executor, StepReport
 from esper.tolaria.nested import State, join, plain_state, split
 
@@ -16,7 +16,7 @@ OnEpoch = Callable[[int, int, Sequence[StepReport]], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Epoch:
+class EpisodeStep:
     """One pass of the loop: what was decided, and what came of it, one per row."""
 
     decisions: Sequence[Decision]
@@ -26,13 +26,13 @@ class Epoch:
 class Episode:
     """An episode of an executor's rows, from where it stands. ``views`` is what the next decisions are made on."""
 
-    def __init__(self, executor: Executor, views: Sequence[RowView] | None = None) -> None:
+    def __init__(self, executor: Executor, views: Sequence[EnvView] | None = None) -> None:
         """Of rows that were begun or loaded before; ``views`` are looked up where they are not given."""
         self.executor = executor
-        self.views = executor.engine.views(executor.rows) if views is None else list(views)
+        self.views = executor.engine.views(executor.envs) if views is None else list(views)
 
     @classmethod
-    def begin(cls, executor: Executor, specs: Sequence[RowSpec], policy: Policy | None = None) -> Self:
+    def begin(cls, executor: Executor, specs: Sequence[EnvSpec], policy: Policy | None = None) -> Self:
         """Fresh rows, and a policy that remembers nothing."""
         views = executor.reset(specs)
         if policy is not None:
@@ -46,7 +46,7 @@ class Episode:
 
     def look(self) -> None:
         """Look again at rows that were changed from outside."""
-        self.views = self.executor.engine.views(self.executor.rows)
+        self.views = self.executor.engine.views(self.executor.envs)
 
     def step(self, decisions: Sequence[Decision], policy_seconds: float | None = None) -> list[StepReport]:
         """One epoch of every row; ``policy_seconds`` is what deciding took, per row."""
@@ -56,7 +56,7 @@ class Episode:
 
     def epochs(
         self, policy: Policy, *, until: int | None = None, before: Callable[[], None] | None = None
-    ) -> Iterator[Epoch]:
+    ) -> Iterator[EpisodeStep]:
         """Let ``policy`` decide, epoch by epoch, to the end or until so many are done; ``before`` is called before
         each.
         """
@@ -66,7 +66,7 @@ class Episode:
             began = time.perf_counter()
             decisions = policy.decide(self.views)
             seconds = (time.perf_counter() - began) / len(self.views)
-            yield Epoch(decisions, self.step(decisions, seconds))
+            yield EpisodeStep(decisions, self.step(decisions, seconds))
 
     def finish(self, policy: Policy | None = None) -> list[EpisodeResult]:
         """End it, with a last word from ``policy`` where there is one."""
@@ -81,20 +81,20 @@ class SideBySide:
     def __init__(self, policies: Sequence[Policy]) -> None:
         self.policies = list(policies)
 
-    def reset(self, specs: Sequence[RowSpec]) -> None:
+    def reset(self, specs: Sequence[EnvSpec]) -> None:
         """One row for each."""
         for spec, policy in zip(specs, self.policies, strict=True):
             policy.reset([spec])
 
-    def decide(self, views: Sequence[RowView]) -> list[Decision]:
+    def decide(self, views: Sequence[EnvView]) -> list[Decision]:
         """One decision of each."""
         return [policy.decide([view])[0] for policy, view in zip(self.policies, views, strict=True)]
 
 
-def arm_specs(policies: Mapping[str, Policy], episode: int, seed: int, max_epochs: int) -> list[RowSpec]:
+def arm_specs(policies: Mapping[str, Policy], episode: int, seed: int, max_epochs: int) -> list[EnvSpec]:
     """A row for every arm, all of the same seed."""
     return [
-        RowSpec(env_id, episode, seed, max_epochs, arm=arm, policy=policy.name)
+        EnvSpec(env_id, episode, seed, max_epochs, arm=arm, policy=policy.name)
         for env_id, (arm, policy) in enumerate(policies.items())
     ]
 
@@ -115,7 +115,7 @@ def play_seeds(
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class EpisodePlan:
     """Episodes ``0 .. episodes-1``; episode ``e`` of every arm starts from ``seed + e``."""
 
     episodes: int
@@ -141,7 +141,7 @@ class Episodes:
     """
 
     def __init__(
-        self, executor: Executor, policies: Mapping[str, Policy], plan: Plan, on_epoch: OnEpoch | None = None
+        self, executor: Executor, policies: Mapping[str, Policy], plan: EpisodePlan, on_epoch: OnEpoch | None = None
     ) -> None:
         self.executor, self.policies, self.plan = executor, dict(policies), plan
         self.episode = 0
@@ -213,7 +213,7 @@ class Episodes:
             else:
                 policy.reset([spec])
 
-    def _specs(self) -> list[RowSpec]:
+    def _specs(self) -> list[EnvSpec]:
         return arm_specs(self.policies, self.episode, self.plan.seed + self.episode, self.plan.max_epochs)
 
     def _compare(self, first: EpisodeResult) -> None:
@@ -223,7 +223,7 @@ class Episodes:
 
 
 def run_episodes(
-    executor: Executor, policies: Mapping[str, Policy], plan: Plan, on_epoch: OnEpoch | None = None
+    executor: Executor, policies: Mapping[str, Policy], plan: EpisodePlan, on_epoch: OnEpoch | None = None
 ) -> Iterator[tuple[list[EpisodeResult], HostEngine]]:
     """Run every arm of each episode side by side; yields its results with the engine that still holds its rows."""
     yield from Episodes(executor, policies, plan, on_epoch)

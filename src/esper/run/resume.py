@@ -48,7 +48,7 @@ R = TypeVar("R")
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class ResumeRequest:
     """What the command line says about resuming."""
 
     run: Path
@@ -56,7 +56,7 @@ class Asked:
 
 
 @dataclass(frozen=True, slots=True)
-class Past(Generic[C]):
+class ResumableRun(Generic[C]):
     """A run that can be resumed, found whole. ``resolved`` is its configuration with what was overridden."""
 
     directory: RunDirectory
@@ -143,7 +143,7 @@ def subject_of(load: Workload, **more: Any) -> dict[str, Any]:
     }
 
 
-def find(asked: Asked, kind: str, of: type[C], given: Mapping[str, Any]) -> Past[C]:
+def find(asked: ResumeRequest, kind: str, of: type[C], given: Mapping[str, Any]) -> ResumableRun[C]:
     """The run to resume, checked. ``given`` are settings that were given anew.
 
     Raises ``DataError`` for what is damaged or missing, ``UsageError`` for a run of another kind, one that is over, or
@@ -173,11 +173,11 @@ def find(asked: Asked, kind: str, of: type[C], given: Mapping[str, Any]) -> Past
     remarks = list(extra["remarks"])
     if extra["esper"] != __version__:
         remarks.append(f"esper: saved with {extra['esper']}, here {__version__}")
-    return Past(directory, loaded, resolved, overrides, remarks)
+    return ResumableRun(directory, loaded, resolved, overrides, remarks)
 
 
 def _check_changes(
-    asked: Asked, changes: Mapping[str, tuple[Any, Any]], overrides: list[str], least: Mapping[str, int]
+    asked: ResumeRequest, changes: Mapping[str, tuple[Any, Any]], overrides: list[str], least: Mapping[str, int]
 ) -> None:
     listed = "; ".join(overrides)
     legal = ", ".join(sorted({*SAFE, *least}))
@@ -207,7 +207,7 @@ def _journal_end(path: Path, loaded: Loaded) -> str | None:
     return status
 
 
-class Outbox:
+class DeferredSink:
     """Where a run's events go: nowhere before the run is open, for a state is loaded without a word."""
 
     def __init__(self) -> None:
@@ -225,7 +225,7 @@ class Outbox:
 
 
 @dataclass(frozen=True, slots=True)
-class About:
+class CheckpointInfo:
     """What each checkpoint says about its run."""
 
     kind: str
@@ -236,13 +236,13 @@ class About:
     """What keeps a resume from being exact, known beforehand."""
 
 
-class Keeper:
+class Checkpointer:
     """Saves a run every ``every`` steps, and when it was asked to stop. ``every`` 0 saves only then."""
 
     def __init__(
         self,
         session: Session,
-        about: About,
+        about: CheckpointInfo,
         state: Callable[[], State],
         *,
         every: int,

@@ -32,7 +32,7 @@ class SearchPlan:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class FoundSchedule:
     """The best schedule: its entries, its mean validation metric on the search's seeds, and what finding it took."""
 
     entries: tuple[Entry, ...]
@@ -43,7 +43,7 @@ class Found:
 
 def search_schedule(
     make_executor: Callable[[], Executor], space: ActionSpace, plan: SearchPlan, higher_is_better: bool
-) -> Found:
+) -> FoundSchedule:
     """Greedy search: every single germination, then everything that may follow the best, while it gets better.
 
     Validation decides; ``make_executor`` should not look at the test split.
@@ -69,10 +69,10 @@ def search_schedule(
             break
         best = (candidates[top], means[top])
     assert best is not None, "there is at least one slot and one blueprint"
-    return Found(best[0], sign * best[1], tried, macs)
+    return FoundSchedule(best[0], sign * best[1], tried, macs)
 
 
-def find_schedule(config: CommonConfig, load: Workload, count: int) -> Found:
+def find_schedule(config: CommonConfig, load: Workload, count: int) -> FoundSchedule:
     """Search on ``count`` seeds that neither training nor evaluation uses."""
     seeds = tuple(derive(config.seed, "search", number) for number in range(count))
     budget = config.max_seeds or load.task.budget.max_seeds or len(load.task.sites)

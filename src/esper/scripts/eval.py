@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     args = build_parser().parse_args(list(sys.argv[1:] if argv is None else argv))
     from esper.scripts.eval_table import summarise, table
-    from esper.simic.evaluation import Evaluation, evaluate
+    from esper.simic.evaluation import PolicyEvaluation, evaluate
     from esper.tamiyo.policies.learned import load_policy
 
     path = Path(args.policy)
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     console = Console(highlight=False)
     found = evaluate(
-        Evaluation(path, config, args.search_seeds, args.greedy),
+        PolicyEvaluation(path, config, args.search_seeds, args.greedy),
         lambda text: console.print(Text(text, style="dim"), soft_wrap=True),
     )
     console.print(table(summarise(found.results, found.metric), found.metric))

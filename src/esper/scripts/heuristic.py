@@ -12,25 +12,25 @@ from esper.leyline import TelemetryEventType
 from esper.nissa.console import ConsoleSink
 from esper.run.assembly import build_executor
 from esper.run.config import RunConfig
-from esper.run.open import Request, open_run, prepare
-from esper.run.play import Episodes, Plan
-from esper.run.resume import Asked
+from esper.run.open import RunRequest, open_run, prepare
+from esper.run.play import EpisodePlan, Episodes
+from esper.run.resume import ResumeRequest
 from esper.scripts.progress import ConsoleProgress
 from esper.scripts.summary import print_summary
 from esper.tamiyo.policies import make_seeded
 
 
-def run_heuristic(flags: Mapping[str, Any], file: Mapping[str, Any], asked: Asked | None = None) -> int:
+def run_heuristic(flags: Mapping[str, Any], file: Mapping[str, Any], asked: ResumeRequest | None = None) -> int:
     """Run, or go on with the run that was ``asked`` for; returns the exit status. The policy's best network by
     validation is written to the run directory.
     """
-    ready = prepare(Request("heuristic", RunConfig, flags, file, asked))
+    ready = prepare(RunRequest("heuristic", RunConfig, flags, file, asked))
     config, load = ready.config, ready.load
     policies = {name: make_seeded(name, config.seed) for name in dict.fromkeys((config.policy, *config.compare))}
     console = Console(highlight=False)
-    plan = Plan(config.episodes, load.max_epochs, config.seed)
+    plan = EpisodePlan(config.episodes, load.max_epochs, config.seed)
     progress = ConsoleProgress(plan, list(policies), load.task.metric, console, quiet=config.quiet)
-    episodes = Episodes(build_executor(load, config, ready.outbox.emit), policies, plan, progress.epoch)
+    episodes = Episodes(build_executor(load, config, ready.sink.emit), policies, plan, progress.epoch)
     lines = ConsoleSink(quiet=config.quiet or console.is_terminal)
     what = ready.announcement(config.policy, config.episodes, len(policies))
     with open_run(ready.opening(what, lines, progress.say), episodes) as session, progress:

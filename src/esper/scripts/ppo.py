@@ -9,13 +9,13 @@ from rich.console import Console
 from rich.text import Text
 
 from esper.leyline import Metric
-from esper.run.resume import Asked
+from esper.run.resume import ResumeRequest
 from esper.simic.ppo_config import PPORunConfig
 from esper.simic.training import PPOTraining
 from esper.simic.vectorized import RoundReport
 
 
-def run_ppo(flags: Mapping[str, Any], file: Mapping[str, Any], asked: Asked | None = None) -> int:
+def run_ppo(flags: Mapping[str, Any], file: Mapping[str, Any], asked: ResumeRequest | None = None) -> int:
     """Learn and save, or go on with the run that was ``asked`` for, showing each round; returns the exit status."""
     training, console = PPOTraining(flags, file, asked), Console(highlight=False)
     config, metric = training.config, training.metric

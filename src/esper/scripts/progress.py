@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from esper.leyline import Metric, SeedStage, SlotView
-from esper.run.play import Plan
+from esper.run.play import EpisodePlan
 from esper.tolaria.executor import EpisodeResult, StepReport
 
 GLYPHS = {
@@ -42,7 +42,9 @@ def chip(slot: SlotView) -> Text:
 class ConsoleProgress:
     """Shows a run while it runs. ``epoch`` and ``episode`` are called by the run."""
 
-    def __init__(self, plan: Plan, arms: Sequence[str], metric: Metric, console: Console, *, quiet: bool) -> None:
+    def __init__(
+        self, plan: EpisodePlan, arms: Sequence[str], metric: Metric, console: Console, *, quiet: bool
+    ) -> None:
         self._plan, self._arms, self._metric = plan, arms, metric
         self._console = console
         self._quiet = quiet

@@ -122,9 +122,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if override and run is None:
         raise UsageError("--override changes settings of a resumed run; it needs --resume RUN")
     from esper.karn.runs import resolve_run
-    from esper.run.resume import Asked
+    from esper.run.resume import ResumeRequest
 
-    asked = None if run is None else Asked(resolve_run(run), override)
+    asked = None if run is None else ResumeRequest(resolve_run(run), override)
     file = {} if path is None else read_config_file(path)
     if flags.pop("overwatch", False):
         from esper.scripts.overwatch import start_beside

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from esper.leyline import MissingExtraError, UsageError
-from esper.simic.collect import Collector, Episode, Outcome, Seen
+from esper.simic.collect import Collector, EpisodeStats, MaskedObservation, VectorStep
 from esper.simic.ppo import PPOConfig, PPOLearner, UpdateReport
 from esper.tamiyo.distribution import FactoredDistribution
 from esper.tamiyo.heads import Heads, independent_heads
@@ -66,13 +66,13 @@ class GymEnvironments:
         self._masks = _mask_source(envs)
         self._late = np.zeros(self.size, dtype=bool)
 
-    def reset(self, seed: int) -> Seen:
+    def reset(self, seed: int) -> MaskedObservation:
         """Start an episode everywhere."""
         observation, _ = self.envs.reset(seed=seed)
         self._late = np.zeros(self.size, dtype=bool)
         return self._seen(observation)
 
-    def step(self, actions: Tensor) -> Outcome:
+    def step(self, actions: Tensor) -> VectorStep:
         """One step; ``actions`` ``[N, heads]``."""
         choices = actions.numpy() + self._offset
         if len(self.heads) == 1 and self.envs.single_action_space.shape == ():
@@ -86,7 +86,7 @@ class GymEnvironments:
                 final = {"obs": self._tensor(_final(observation, info, ended))}
         else:
             starts, self._late = late, ended
-        return Outcome(
+        return VectorStep(
             seen=self._seen(observation),
             rewards=torch.as_tensor(np.asarray(rewards, dtype=np.float64)),
             terminated=torch.as_tensor(np.asarray(terminated)),
@@ -96,25 +96,25 @@ class GymEnvironments:
             final=final,
         )
 
-    def _seen(self, observation: Array) -> Seen:
+    def _seen(self, observation: Array) -> MaskedObservation:
         masks = self.heads.all_legal(self.size)
         if self._masks is not None:
             flat = torch.as_tensor(np.asarray(self._masks(), dtype=bool))
             # the action that a reset ignores may be anything
             flat = flat | torch.as_tensor(self._late)[:, None]
             masks = torch.split(flat, list(self.heads.sizes), dim=1)
-        return Seen({"obs": self._tensor(observation)}, masks)
+        return MaskedObservation({"obs": self._tensor(observation)}, masks)
 
     def _tensor(self, observation: Array) -> Tensor:
         return torch.as_tensor(self._flatten(observation), dtype=torch.float32)
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class LearnProgress:
     """After one update: transitions made so far, the episodes that finished, and what the update measured."""
 
     steps: int
-    episodes: list[Episode]
+    episodes: list[EpisodeStats]
     report: UpdateReport
 
 
@@ -145,7 +145,7 @@ class GymPolicyAdapter:
     def learn(
         self,
         total_steps: int,
-        on_update: Callable[[Progress], bool] | None = None,
+        on_update: Callable[[LearnProgress], bool] | None = None,
         lr_schedule: Callable[[float], float] = lambda progress: 1.0,
     ) -> int:
         """Collect and update until ``total_steps`` transitions were made or ``on_update`` answers True; steps made.
@@ -158,7 +158,7 @@ class GymPolicyAdapter:
             rollout, episodes = self.collector.collect(self.steps)
             made += int(rollout.valid.sum())
             report = self.learner.update(rollout, scale)
-            if on_update is not None and on_update(Progress(made, episodes, report)):
+            if on_update is not None and on_update(LearnProgress(made, episodes, report)):
                 break
         return made
 
@@ -169,7 +169,9 @@ class GymPolicyAdapter:
         return self.network.values({"obs": rows}, self.network.initial_state(len(rows))).numpy()
 
     @torch.no_grad()
-    def act(self, seen: Seen, state: State, starts: Tensor, uniforms: Tensor | None = None) -> tuple[Tensor, State]:
+    def act(
+        self, seen: MaskedObservation, state: State, starts: Tensor, uniforms: Tensor | None = None
+    ) -> tuple[Tensor, State]:
         """Actions ``[B, heads]`` and the next state: the likeliest choices, or drawn with ``uniforms``."""
         output, state = self.network.step(seen.observation, state, starts)
         distribution = FactoredDistribution(self.environments.heads, output.logits, seen.masks)

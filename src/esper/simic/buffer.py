@@ -14,7 +14,7 @@ from esper.tamiyo.recurrent import State
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class Transition:
     """One step of N environments, every field ``[N, ...]`` and named as in :class:`Rollout`."""
 
     observation: dict[str, Tensor]
@@ -32,7 +32,7 @@ class Step:
 _COLUMNS = ("actions", "log_probs", "values", "rewards", "discounts", "starts", "cuts", "valid")
 
 
-def stack_steps(steps: Sequence[Step]) -> dict[str, Tensor]:
+def stack_steps(steps: Sequence[Transition]) -> dict[str, Tensor]:
     """Steps in order as named tensors ``[T, N, ...]``, bit for bit; see :func:`unstack_steps`."""
     stacked = {name: torch.stack([getattr(step, name) for step in steps]) for name in _COLUMNS}
     for name in steps[0].observation:
@@ -42,12 +42,12 @@ def stack_steps(steps: Sequence[Step]) -> dict[str, Tensor]:
     return stacked
 
 
-def unstack_steps(stacked: Mapping[str, Tensor]) -> list[Step]:
+def unstack_steps(stacked: Mapping[str, Tensor]) -> list[Transition]:
     """The steps that :func:`stack_steps` was given, as copies, bit for bit."""
     seen = {name.removeprefix("observation."): part for name, part in stacked.items() if name.startswith("obs")}
     masks = [stacked[f"mask.{k}"] for k in range(sum(name.startswith("mask.") for name in stacked))]
     return [
-        Step(
+        Transition(
             observation={name: part[t].clone() for name, part in seen.items()},
             masks=tuple(mask[t].clone() for mask in masks),
             **{name: stacked[name][t].clone() for name in _COLUMNS},
@@ -95,7 +95,7 @@ class Rollout:
             )
 
     @classmethod
-    def stack(cls, heads: Heads, steps: Sequence[Step], next_values: Tensor, state: State) -> Rollout:
+    def stack(cls, heads: Heads, steps: Sequence[Transition], next_values: Tensor, state: State) -> Rollout:
         """From T steps in order, ``next_values`` ``[T, N]`` and the ``state`` before the first, ``[N, H]`` each.
 
         What was seen, valued and paid in invalid steps is set to 0. Raises ``DataError`` where an episode goes on after

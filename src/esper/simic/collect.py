@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from esper.leyline import DataError, UsageError
-from esper.simic.buffer import Rollout, Step, stack_steps, unstack_steps
+from esper.simic.buffer import Rollout, Transition, stack_steps, unstack_steps
 from esper.tamiyo.distribution import FactoredDistribution
 from esper.tamiyo.heads import Heads
 from esper.tamiyo.recurrent import PolicyNetwork, State
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class MaskedObservation:
     """What N environments show: parts of an observation ``[N, ...]`` and one mask table per head."""
 
     observation: dict[str, Tensor]
@@ -25,7 +25,7 @@ class Seen:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class VectorStep:
     """What N environments answered to one step, ``[N]`` each.
 
     With ``final`` (environments reset within the step that ended): ``starts == ended``, and ``final`` holds what was
@@ -33,7 +33,7 @@ class Outcome:
     next step is not ``valid`` and starts an episode.
     """
 
-    seen: Seen
+    seen: MaskedObservation
     rewards: Tensor
     terminated: Tensor
     """bool: the state is terminal; nothing would follow. Wins over truncation."""
@@ -52,15 +52,15 @@ class RolloutEnvironments(Protocol):
     heads: Heads
     size: int
 
-    def reset(self, seed: int) -> Seen:
+    def reset(self, seed: int) -> MaskedObservation:
         """Start an episode in every environment."""
 
-    def step(self, actions: Tensor) -> Outcome:
+    def step(self, actions: Tensor) -> VectorStep:
         """One step with ``actions`` ``[N, heads]``."""
 
 
 @dataclass(frozen=True, slots=True)
-class Episode:
+class EpisodeStats:
     """A finished episode: its undiscounted return in the reward's unit, and its length in steps."""
 
     environment: int
@@ -81,7 +81,7 @@ class Collector:
         gamma: float,
         seed: int,
         *,
-        seen: Seen | None = None,
+        seen: MaskedObservation | None = None,
     ) -> None:
         """``seen`` is what environments that are under way show; without it they are reset."""
         self.environments = environments
@@ -97,13 +97,13 @@ class Collector:
         self._lengths = torch.zeros(environments.size, dtype=torch.long)
         self._before = self.state
         """Memory before the rollout under way..."""
-        self._taken: list[Step] = []
+        self._taken: list[Transition] = []
         self._values_of_finals: list[Tensor] = []
-        self._episodes: list[Episode] = []
+        self._episodes: list[EpisodeStats] = []
         """...and what it has so far."""
 
     @torch.no_grad()
-    def collect(self, steps: int) -> tuple[Rollout, list[Episode]]:
+    def collect(self, steps: int) -> tuple[Rollout, list[EpisodeStats]]:
         """Act until the rollout has ``steps`` steps. Raises ``DataError`` for what cannot be learnt from, naming the
         environment.
         """
@@ -157,7 +157,7 @@ class Collector:
         """Undo of :meth:`checkpoint`."""
         observation = {name: saved[f"observation.{name}"].clone() for name in self.seen.observation}
         masks = tuple(saved[f"mask.{k}"].clone() for k in range(len(self.seen.masks)))
-        self.seen = Seen(observation, masks)
+        self.seen = MaskedObservation(observation, masks)
         self.state = tuple(saved[f"state.{k}"].clone() for k in range(len(self.state)))
         self.generator.set_state(saved["generator"])
         self.starts = saved["starts"].clone()
@@ -170,9 +170,9 @@ class Collector:
             self._taken = unstack_steps(steps)
             self._values_of_finals = list(saved["rollout.finals"].clone())
             pairs = zip(saved["rollout.episodes"].tolist(), saved["rollout.returns"].tolist(), strict=True)
-            self._episodes = [Episode(row, paid, steps) for (row, steps), paid in pairs]
+            self._episodes = [EpisodeStats(row, paid, steps) for (row, steps), paid in pairs]
 
-    def _act(self) -> tuple[Step, Outcome]:
+    def _act(self) -> tuple[Transition, VectorStep]:
         seen, starts = self.seen, self.starts
         output, self.state = self.network.step(seen.observation, self.state, starts)
         distribution = FactoredDistribution(self.environments.heads, output.logits, seen.masks)
@@ -182,7 +182,7 @@ class Collector:
         self._check_rewards(outcome)
         discounts = torch.where(outcome.terminated, 0.0, self.gamma)
         cuts = outcome.ended | ~outcome.valid
-        step = Step(
+        step = Transition(
             seen.observation,
             seen.masks,
             actions,
@@ -196,7 +196,7 @@ class Collector:
         )
         return step, outcome
 
-    def _value_of_final(self, outcome: Outcome) -> Tensor:
+    def _value_of_final(self, outcome: VectorStep) -> Tensor:
         """V of what was seen last, from the memory that goes on from it; 0 where nobody asks."""
         asked = outcome.starts & outcome.valid & ~outcome.terminated
         if not asked.any():
@@ -206,16 +206,16 @@ class Collector:
             raise DataError(f"environment {row}: an episode was cut without its final observation")
         return torch.where(asked, self.network.values(outcome.final, self.state), 0.0)
 
-    def _finished(self, outcome: Outcome) -> list[Episode]:
+    def _finished(self, outcome: VectorStep) -> list[EpisodeStats]:
         self._returns += torch.where(outcome.valid, outcome.rewards.double(), 0.0)
         self._lengths += outcome.valid
         rows = (outcome.ended & outcome.valid).nonzero().flatten().tolist()
-        episodes = [Episode(row, float(self._returns[row]), int(self._lengths[row])) for row in rows]
+        episodes = [EpisodeStats(row, float(self._returns[row]), int(self._lengths[row])) for row in rows]
         self._returns[rows] = 0.0
         self._lengths[rows] = 0
         return episodes
 
-    def _checked(self, seen: Seen) -> Seen:
+    def _checked(self, seen: MaskedObservation) -> MaskedObservation:
         self.environments.heads.check_masks(seen.masks)
         for name, part in seen.observation.items():
             if part.is_floating_point() and not part.isfinite().all():
@@ -223,13 +223,13 @@ class Collector:
                 raise DataError(f"environment {row}: part {name!r} of the observation is not finite")
         return seen
 
-    def _check_rewards(self, outcome: Outcome) -> None:
+    def _check_rewards(self, outcome: VectorStep) -> None:
         broken = outcome.valid & ~outcome.rewards.isfinite()
         if broken.any():
             row = int(broken.nonzero()[0])
             raise DataError(f"environment {row}: the reward is {float(outcome.rewards[row])}")
 
 
-def mean_return(episodes: Sequence[Episode]) -> float | None:
+def mean_return(episodes: Sequence[EpisodeStats]) -> float | None:
     """Mean return, ``None`` where no episode finished."""
     return sum(episode.episode_return for episode in episodes) / len(episodes) if episodes else None

@@ -1,7 +1,7 @@
 """What can go wrong, or right, with a learner and its machine: pure functions of measured figures.
 
-Each answers with a :class:`Finding` or ``None``. What was not measured is not judged. :class:`Watch` keeps the figures
-of past rounds and speaks when a finding is new, not for as long as it lasts.
+Each answers with a :class:`Finding` or ``None``. What was not measured is not judged. :class:`PolicyMonitor` keeps the
+figures of past rounds and speaks when a finding is new, not for as long as it lasts.
 """
 
 from __future__ import annotations
@@ -240,7 +240,7 @@ class RoundFigures:
 
 
 @dataclass(slots=True)
-class Watch:
+class PolicyMonitor:
     """Figures of past rounds and the findings that stand."""
 
     config: DetectorConfig = field(default_factory=DetectorConfig)
@@ -248,7 +248,7 @@ class Watch:
     explained: list[float] = field(default_factory=list)
     step_ms: list[float] = field(default_factory=list)
     heads: dict[str, list[float]] = field(default_factory=dict)
-    standing: set[tuple[str, str | None]] = field(default_factory=set)
+    inputs: set[tuple[str, str | None]] = field(default_factory=set)
 
     def look(self, report: UpdateReport, figures: RoundFigures) -> list[Finding]:
         """Take in a round; what is found now and was not found in the round before."""
@@ -274,8 +274,8 @@ class Watch:
             slowdown(self.step_ms, config),
         ]
         present = [finding for finding in found if finding is not None]
-        fresh = [finding for finding in present if finding.key not in self.standing]
-        self.standing = {finding.key for finding in present}
+        fresh = [finding for finding in present if finding.key not in self.inputs]
+        self.inputs = {finding.key for finding in present}
         return fresh
 
     def state(self) -> dict[str, Any]:
@@ -285,7 +285,7 @@ class Watch:
             "explained": list(self.explained),
             "step_ms": list(self.step_ms),
             "heads": {name: list(shares) for name, shares in self.heads.items()},
-            "standing": sorted(([name, head] for name, head in self.standing), key=str),
+            "standing": sorted(([name, head] for name, head in self.inputs), key=str),
         }
 
     def load(self, state: Mapping[str, Any]) -> None:
@@ -293,4 +293,4 @@ class Watch:
         self.gains, self.explained = list(state["gains"]), list(state["explained"])
         self.step_ms = list(state["step_ms"])
         self.heads = {name: list(shares) for name, shares in state["heads"].items()}
-        self.standing = {(name, head) for name, head in state["standing"]}
+        self.inputs = {(name, head) for name, head in state["standing"]}

@@ -26,16 +26,16 @@ from esper.leyline import (
     WAIT,
     ActionSpace,
     Decision,
+    EnvView,
     FactoredAction,
     MissingExtraError,
-    RowView,
     TelemetryEvent,
 )
 from esper.run.assembly import FORGIVING, build_executor, workload
 from esper.run.config import RunConfig
+from esper.simic.mdp import GrowthMDP, MDPConfig, StepOutcome
 from esper.simic.rewards import RewardConfig
-from esper.simic.workers import Crew
-from esper.simic.world import StepOutcome, World, WorldConfig
+from esper.simic.workers import WorkerPool
 from esper.tamiyo.features import LAYOUT, encode
 from esper.tamiyo.masks import availability, to_action
 from esper.tasks import get_task
@@ -73,7 +73,7 @@ class GrowConfig:
     param_budget: int | None = None
     device: str = "cpu"
 
-    def world(self) -> tuple[World, ActionSpace]:
+    def mdp(self) -> tuple[GrowthMDP, ActionSpace]:
         """A world of this configuration, silent and without a look at the test split, and its action space."""
         task = get_task(self.task) if isinstance(self.task, str) else self.task
         run = RunConfig(
@@ -86,9 +86,9 @@ class GrowConfig:
         )
         load = workload(task, run)
         reward = RewardConfig(mode=self.reward) if isinstance(self.reward, str) else self.reward
-        crew = Crew.here(lambda emit: build_executor(load, run, emit, governor=FORGIVING, test=False), _silence)
-        world = World(crew, task.metric, WorldConfig(load.max_epochs, reward, self.gamma))
-        return world, ActionSpace(tuple(load.task.sites), load.task.blueprints)
+        pool = WorkerPool.here(lambda emit: build_executor(load, run, emit, governor=FORGIVING, test=False), _silence)
+        mdp = GrowthMDP(pool, task.metric, MDPConfig(load.max_epochs, reward, self.gamma))
+        return mdp, ActionSpace(tuple(load.task.sites), load.task.blueprints)
 
 
 def _silence(event: TelemetryEvent) -> None:
@@ -101,20 +101,20 @@ def observation_space(space: ActionSpace) -> spaces.Space[Any]:
     return spaces.Box(-1.0, 1.0, (width,), np.float32)
 
 
-def flat_observation(view: RowView, space: ActionSpace) -> Floats:
+def flat_observation(view: EnvView, space: ActionSpace) -> Floats:
     """Features, then what each slot holds, one-hot."""
     seen = encode(view, space.slots)
     held = np.eye(1 + len(space.blueprints), dtype=np.float32)[seen.blueprints]
     return np.concatenate([seen.vector, held.ravel()])
 
 
-def head_masks(view: RowView, space: ActionSpace) -> tuple[npt.NDArray[np.bool_], ...]:
+def head_masks(view: EnvView, space: ActionSpace) -> tuple[npt.NDArray[np.bool_], ...]:
     """Marginal mask of each head, in the order of ``HEADS``."""
     marginals = availability(view, space).marginals()
     return tuple(marginals[head] for head in HEADS)
 
 
-def as_legal(view: RowView, space: ActionSpace, indices: Sequence[int]) -> tuple[FactoredAction, str | None]:
+def as_legal(view: EnvView, space: ActionSpace, indices: Sequence[int]) -> tuple[FactoredAction, str | None]:
     """The action that ``indices`` name, or WAIT and what stood against it."""
     action = to_action(space, indices)
     why = why_illegal(view, action)
@@ -126,17 +126,17 @@ class _Shared(EzPickle):
 
     def __init__(self, num_envs: int, **config: Any) -> None:
         self.num_rows = num_envs
-        self.world, self.space = GrowConfig(**config).world()
+        self.mdp, self.space = GrowConfig(**config).mdp()
         self.illegal_actions = 0
         """Actions so far that became WAIT."""
 
-    def begin(self, seeds: Sequence[int]) -> list[RowView]:
-        return self.world.begin(seeds)
+    def begin(self, seeds: Sequence[int]) -> list[EnvView]:
+        return self.mdp.begin(seeds)
 
     def play(self, actions: Sequence[Sequence[int]]) -> tuple[list[StepOutcome], list[dict[str, Any]]]:
-        judged = [as_legal(view, self.space, indices) for view, indices in zip(self.world.views, actions, strict=True)]
+        judged = [as_legal(view, self.space, indices) for view, indices in zip(self.mdp.views, actions, strict=True)]
         decisions = [Decision(action, why or "the agent's choice") for action, why in judged]
-        outcomes = self.world.step(decisions)
+        outcomes = self.mdp.step(decisions)
         infos = []
         for (_, why), outcome in zip(judged, outcomes, strict=True):
             info = self.describe(outcome.view) | {
@@ -151,7 +151,7 @@ class _Shared(EzPickle):
             self.illegal_actions += why is not None
         return outcomes, infos
 
-    def describe(self, view: RowView) -> dict[str, Any]:
+    def describe(self, view: EnvView) -> dict[str, Any]:
         """What ``info`` holds at any time."""
         info: dict[str, Any] = {
             "epoch": view.epoch,
@@ -161,7 +161,7 @@ class _Shared(EzPickle):
 
     def flat_masks(self) -> npt.NDArray[np.bool_]:
         """``[rows, sum of head sizes]``."""
-        return np.stack([np.concatenate(head_masks(view, self.space)) for view in self.world.views])
+        return np.stack([np.concatenate(head_masks(view, self.space)) for view in self.mdp.views])
 
 
 class GrowEnv(gymnasium.Env[Floats, Indices], _Shared):
@@ -241,10 +241,10 @@ class GrowVectorEnv(VectorEnv[Floats, Indices, npt.NDArray[Any]], _Shared):
         """``[N, sum of head sizes]``: marginal masks of all heads, one after the other."""
         return self.flat_masks()
 
-    def _begin(self) -> list[RowView]:
+    def _begin(self) -> list[EnvView]:
         return self.begin([int(generator.integers(2**31)) for generator in self._generators])
 
-    def _observe(self, views: Sequence[RowView]) -> Floats:
+    def _observe(self, views: Sequence[EnvView]) -> Floats:
         return np.stack([flat_observation(view, self.space) for view in views])
 
     def _infos(self, infos: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -11,10 +11,10 @@ from esper.leyline import Metric, Policy
 from esper.nissa.manifest import Setting
 from esper.run.assembly import Workload, build_executor
 from esper.run.config import RunConfig
-from esper.run.open import Opening, Request, open_run, prepare
+from esper.run.open import RunOpening, RunRequest, open_run, prepare
 from esper.run.play import play_seeds
-from esper.run.search import Found, find_schedule
-from esper.simic.world import held_out_seed
+from esper.run.search import FoundSchedule, find_schedule
+from esper.simic.mdp import held_out_seed
 from esper.tamiyo.policies import SchedulePolicy, make_seeded
 from esper.tamiyo.policies.learned import load_policy
 from esper.tolaria.executor import EpisodeResult
@@ -23,7 +23,7 @@ POLICY: Final = "policy"
 
 
 @dataclass(frozen=True, slots=True)
-class Evaluation:
+class PolicyEvaluation:
     """What to play."""
 
     policy: Path
@@ -44,10 +44,10 @@ class Evaluated:
     run_dir: Path
 
 
-def evaluate(asked: Evaluation, tell: Callable[[str], None] | None = None) -> Evaluated:
+def evaluate(asked: PolicyEvaluation, tell: Callable[[str], None] | None = None) -> Evaluated:
     """Play the policy and its controls on held-out seeds, in a run of its own."""
     settings = {each.name: getattr(asked.config, each.name) for each in fields(asked.config)}
-    ready = prepare(Request("eval", RunConfig, settings))
+    ready = prepare(RunRequest("eval", RunConfig, settings))
     config, load, saved = ready.config, ready.load, load_policy(asked.policy)
     said = {
         "task": config.task,
@@ -57,10 +57,10 @@ def evaluate(asked: Evaluation, tell: Callable[[str], None] | None = None) -> Ev
     }
     where = ready.session({name: Setting("flag", value) for name, value in said.items()})
     what = ready.announcement("ppo", config.episodes, 1 + len(config.compare))
-    with open_run(Opening(where, what, ready.outbox)) as session:
+    with open_run(RunOpening(where, what, ready.sink)) as session:
         arms: dict[str, Policy] = {POLICY: saved.player(greedy=asked.greedy or None)}
         arms |= comparisons(config, load, asked.search_seeds, tell)
-        executor = build_executor(load, config, ready.outbox.emit)
+        executor = build_executor(load, config, ready.sink.emit)
         seeds = [held_out_seed(config.seed, number) for number in range(config.episodes)]
         played: dict[str, list[EpisodeResult]] = {arm: [] for arm in arms}
         for results in play_seeds(executor, arms, seeds, load.max_epochs):
@@ -85,7 +85,7 @@ def comparisons(
     return arms
 
 
-def describe(found: Found, metric: Metric) -> str:
+def describe(found: FoundSchedule, metric: Metric) -> str:
     """One line about the schedule."""
     growth = ", ".join(f"{e.action.blueprint} in {e.action.slot} after epoch {e.epoch}" for e in found.entries)
     return (

@@ -10,9 +10,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from esper.leyline import ActionSpace, Decision, FactoredAction, RowView
-from esper.simic.collect import Outcome, Seen
-from esper.simic.world import StepOutcome, World, episode_seed
+from esper.leyline import ActionSpace, Decision, EnvView, FactoredAction
+from esper.simic.collect import MaskedObservation, VectorStep
+from esper.simic.mdp import GrowthMDP, StepOutcome, episode_seed
 from esper.tamiyo.batch import mask_tables, observe
 from esper.tamiyo.heads import growth_heads
 from esper.tamiyo.masks import to_action
@@ -79,13 +79,13 @@ class GrowthEnvironments:
 
     def __init__(
         self,
-        world: World,
+        mdp: GrowthMDP,
         space: ActionSpace,
         network: GrowthNetwork,
         plan: Hosts,
         watcher: Watcher,
     ) -> None:
-        self.world, self.space, self.size, self.hosts = world, space, plan.rows, plan
+        self.mdp, self.space, self.size, self.hosts = mdp, space, plan.rows, plan
         self.heads = growth_heads(space)
         self.episode = 0
         self.actions = 0
@@ -96,50 +96,50 @@ class GrowthEnvironments:
         self._masks: tuple[Tensor, ...] = ()
         self._handed_over = 0.0
 
-    def reset(self, seed: int) -> Seen:
+    def reset(self, seed: int) -> MaskedObservation:
         """Start the present episode in every row. ``seed`` is the learner's; episodes follow from the run's."""
         return self.begin(self.episode)
 
-    def begin(self, episode: int) -> Seen:
+    def begin(self, episode: int) -> MaskedObservation:
         """Start episode number ``episode`` in every row."""
         self.episode = episode
-        return self._seen(self.world.begin(self.hosts.seeds(episode), episode))
+        return self._seen(self.mdp.begin(self.hosts.seeds(episode), episode))
 
     def state(self) -> State:
         """The world and what was counted, between two steps."""
         own = {"episode": self.episode, "actions": self.actions, "illegal": self.illegal}
-        return join({"own": plain_state(own), "world": self.world.state()})
+        return join({"own": plain_state(own), "world": self.mdp.state()})
 
-    def load(self, state: Mapping[str, Any]) -> Seen:
+    def load(self, state: Mapping[str, Any]) -> MaskedObservation:
         """Undo of :meth:`state`; what the rows show."""
         parts = split(state, "own", "world")
         own = parts["own"]["plain"]
         self.episode, self.actions, self.illegal = own["episode"], own["actions"], own["illegal"]
-        self.world.load(parts["world"])
-        return self._seen(self.world.views)
+        self.mdp.load(parts["world"])
+        return self._seen(self.mdp.views)
 
     @property
     def acting_macs(self) -> int:
         """Multiply-accumulates of choosing one action in one environment."""
         if self._acting_macs is None:
-            seen = observe(self.world.views, self.space, self._network.config)
+            seen = observe(self.mdp.views, self.space, self._network.config)
             self._acting_macs = acting_macs(self._network, seen)
         return self._acting_macs
 
-    def step(self, actions: Tensor) -> Outcome:
+    def step(self, actions: Tensor) -> VectorStep:
         """One epoch of every row. After the last one ``seen`` is what was seen last."""
         policy_seconds = (time.perf_counter() - self._handed_over) / self.size
         chosen = [to_action(self.space, indices) for indices in actions.tolist()]
         self.actions += len(chosen)
         self.illegal += sum(
-            why_illegal(view, action) is not None for view, action in zip(self.world.views, chosen, strict=True)
+            why_illegal(view, action) is not None for view, action in zip(self.mdp.views, chosen, strict=True)
         )
         decisions = [Decision(action, "the learner's draw", macs=self.acting_macs) for action in chosen]
         choices = self._choices(actions)
-        outcomes = self.world.step(decisions, policy_seconds)
+        outcomes = self.mdp.step(decisions, policy_seconds)
         self._watcher.step(Played(tuple(chosen), choices, tuple(outcomes)))
         ended = torch.tensor([outcome.ended for outcome in outcomes])
-        return Outcome(
+        return VectorStep(
             seen=self._seen([outcome.view for outcome in outcomes]),
             rewards=torch.tensor([outcome.paid.total for outcome in outcomes], dtype=torch.float64),
             terminated=ended,
@@ -148,9 +148,9 @@ class GrowthEnvironments:
             valid=torch.ones(self.size, dtype=torch.bool),
         )
 
-    def _seen(self, views: Sequence[RowView]) -> Seen:
+    def _seen(self, views: Sequence[EnvView]) -> MaskedObservation:
         self._masks = mask_tables(views, self.space)
-        seen = Seen(observe(views, self.space, self._network.config), self._masks)
+        seen = MaskedObservation(observe(views, self.space, self._network.config), self._masks)
         self._handed_over = time.perf_counter()
         return seen
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from esper.leyline import DataError, UsageError
 from esper.simic.buffer import Rollout
 from esper.simic.gae import gae
-from esper.tamiyo.distribution import Evaluated, FactoredDistribution
+from esper.tamiyo.distribution import ActionEvaluation, FactoredDistribution
 from esper.tamiyo.recurrent import PolicyNetwork
 from esper.tolaria import ledger
 
@@ -314,7 +314,7 @@ class PPOLearner:
             total, policy.detach(), value.detach(), log_ratio.detach(), entropy.detach(), evaluated.choices[keep]
         )
 
-    def evaluate(self, rollout: Rollout) -> tuple[Tensor, Evaluated]:
+    def evaluate(self, rollout: Rollout) -> tuple[Tensor, ActionEvaluation]:
         """V ``[T * N]`` in the reward's unit, and the taken actions under the present policy (B = T * N, time-major).
 
         The masks and the memory before the first step are those of the rollout.

@@ -24,7 +24,7 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Any, Final, Literal
 
-from esper.leyline import Metric, Op, RowCost, RowView, SeedStage, UsageError
+from esper.leyline import EnvCost, EnvView, Metric, Op, SeedStage, UsageError
 
 
 class RewardMode(StrEnum):
@@ -76,7 +76,7 @@ class RewardConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class RewardInputs:
     """All that a reward looks at: one environment with all its slots after an epoch."""
 
     metric: float
@@ -88,7 +88,9 @@ class Standing:
     stages: tuple[SeedStage, ...] = ()
 
     @classmethod
-    def of(cls, view: RowView, metric: float, worth: float | None, cost: tuple[RowCost, RowCost] | None) -> Standing:
+    def of(
+        cls, view: EnvView, metric: float, worth: float | None, cost: tuple[EnvCost, EnvCost] | None
+    ) -> RewardInputs:
         """Of a row; ``cost`` is what it cost at the start and costs now, where rent is on multiply-accumulates."""
         growth = view.seed_parameters / view.host_parameters
         if cost is not None:
@@ -100,13 +102,13 @@ class Standing:
         return {**asdict(self), "stages": [stage.name for stage in self.stages]}
 
     @classmethod
-    def from_dict(cls, plain: Mapping[str, Any]) -> Standing:
+    def from_dict(cls, plain: Mapping[str, Any]) -> RewardInputs:
         """Undo of :meth:`to_dict`."""
         return cls(**{**plain, "stages": tuple(SeedStage[name] for name in plain["stages"])})
 
 
 @dataclass(frozen=True, slots=True)
-class Paid:
+class RewardBreakdown:
     """One step's reward by component; ``components`` sum to ``total``. All in the metric's unit."""
 
     total: float
@@ -121,8 +123,8 @@ class Change:
 
     config: RewardConfig
     gamma: float
-    before: Standing
-    after: Standing
+    before: RewardInputs
+    after: RewardInputs
     metric: tuple[float, float]
     rent: tuple[float, float]
     potential: dict[str, tuple[float, float]]
@@ -168,15 +170,15 @@ MODES: Final[dict[str, Mode]] = {
 
 
 @dataclass(slots=True)
-class Account:
+class RewardTracker:
     """One environment's account over one episode: open it, pay every step, until one that ended."""
 
     config: RewardConfig
     metric: Metric
     gamma: float
     max_epochs: int
-    start: Standing
-    last: Standing = field(init=False)
+    start: RewardInputs
+    last: RewardInputs = field(init=False)
     paid: float = 0.0
     """Undiscounted return so far."""
     components: dict[str, float] = field(default_factory=dict)
@@ -194,16 +196,16 @@ class Account:
             return 1.0
         return 0.01 * abs(self.start.metric) if math.isfinite(self.start.metric) and self.start.metric else 1.0
 
-    def objective(self, standing: Standing) -> float:
+    def objective(self, inputs: RewardInputs) -> float:
         """J of a standing, in the metric's unit (negated where lower is better)."""
-        return self._up(standing.metric) - self._rent(standing)
+        return self._up(inputs.metric) - self._rent(inputs)
 
     @property
     def gain(self) -> float:
         """J now minus J at the start: what every mode is measured against."""
         return self.objective(self.last) - self.objective(self.start)
 
-    def pay(self, after: Standing, op: Op = Op.WAIT, *, ended: bool = False) -> Paid:
+    def pay(self, after: RewardInputs, op: Op = Op.WAIT, *, ended: bool = False) -> RewardBreakdown:
         """The reward of a step that led to ``after``; ``ended`` on the episode's last."""
         before, base = self.last, self._up(self.start.metric)
         change = Change(
@@ -233,7 +235,7 @@ class Account:
         self.paid += total
         for name, value in components.items():
             self.components[name] = self.components.get(name, 0.0) + value
-        return Paid(total, components, self.objective(after))
+        return RewardBreakdown(total, components, self.objective(after))
 
     def to_dict(self) -> dict[str, Any]:
         """What changes over the episode, JSON-able."""
@@ -248,7 +250,7 @@ class Account:
 
     def load(self, plain: Mapping[str, Any]) -> None:
         """Undo of :meth:`to_dict`."""
-        self.start, self.last = Standing.from_dict(plain["start"]), Standing.from_dict(plain["last"])
+        self.start, self.last = RewardInputs.from_dict(plain["start"]), RewardInputs.from_dict(plain["last"])
         self.paid, self.steps = plain["paid"], plain["steps"]
         self.components = dict(plain["components"])
         self.curve = None if plain["curve"] is None else tuple(plain["curve"])
@@ -256,21 +258,21 @@ class Account:
     def _up(self, metric: float) -> float:
         return metric if self.metric.higher_is_better else -metric
 
-    def _rent(self, standing: Standing) -> float:
-        return self.config.rent * self.point * math.log2(1.0 + standing.growth)
+    def _rent(self, inputs: RewardInputs) -> float:
+        return self.config.rent * self.point * math.log2(1.0 + inputs.growth)
 
-    def _potentials(self, before: Standing, after: Standing, ended: bool) -> dict[str, tuple[float, float]]:
+    def _potentials(self, before: RewardInputs, after: RewardInputs, ended: bool) -> dict[str, tuple[float, float]]:
         start = self.steps == 0
         return {
             name: (0.0 if start else of(before), 0.0 if ended else of(after))
             for name, of in (("stage", _stage_potential), ("worth", self._worth))
         }
 
-    def _worth(self, standing: Standing) -> float:
+    def _worth(self, inputs: RewardInputs) -> float:
         """What the living seeds are worth together, in points: an unmeasured or undefined worth earns no credit."""
-        if standing.worth is None or not math.isfinite(standing.worth):
+        if inputs.worth is None or not math.isfinite(inputs.worth):
             return 0.0
-        return min(self.config.worth_cap, max(0.0, standing.worth / self.point))
+        return min(self.config.worth_cap, max(0.0, inputs.worth / self.point))
 
     def _control(self, ended: bool) -> float:
         """Minus what the static host was paid for its progress; it depends on seed and time only, so that no action
@@ -284,5 +286,5 @@ class Account:
         return now - self.gamma * then
 
 
-def _stage_potential(standing: Standing) -> float:
-    return sum(STAGE_POTENTIAL.get(stage, 0.0) for stage in standing.stages)
+def _stage_potential(inputs: RewardInputs) -> float:
+    return sum(STAGE_POTENTIAL.get(stage, 0.0) for stage in inputs.stages)

@@ -10,15 +10,15 @@ from typing import Any, Final
 from esper.leyline import ActionSpace, Metric, TelemetryEventType, UsageError
 from esper.nissa.console import ConsoleSink
 from esper.run.assembly import FORGIVING, Workload, build_executor
-from esper.run.open import Prepared, Request, open_run, prepare
-from esper.run.resume import Asked
+from esper.run.open import PreparedRun, RunRequest, open_run, prepare
+from esper.run.resume import ResumeRequest
 from esper.run.session import Session
+from esper.simic.event_writer import Hub
+from esper.simic.mdp import GrowthMDP, MDPConfig
 from esper.simic.ppo_config import PRESETS, PPORunConfig
-from esper.simic.scribe import Hub
 from esper.simic.vectorized import PPORun, RoundReport, fresh_network, saved_network
-from esper.simic.workers import Crew, Recipe
+from esper.simic.workers import EnvFactory, WorkerPool
 from esper.simic.workers_process import ProcessWorker
-from esper.simic.world import World, WorldConfig
 from esper.tamiyo.network import GrowthNetwork
 from esper.tamiyo.policies.learned import load_policy, save_policy
 
@@ -28,9 +28,9 @@ POLICY_FILE: Final = "policy.safetensors"
 class PPOTraining:
     """A PPO run that is prepared, or gone on with."""
 
-    def __init__(self, flags: Mapping[str, Any], file: Mapping[str, Any], asked: Asked | None = None) -> None:
+    def __init__(self, flags: Mapping[str, Any], file: Mapping[str, Any], asked: ResumeRequest | None = None) -> None:
         """Raises ``UsageError`` or ``DataError`` for whatever is wrong with what was asked for."""
-        self.ready: Prepared[PPORunConfig] = prepare(Request("ppo", PPORunConfig, flags, file, asked, PRESETS))
+        self.ready: PreparedRun[PPORunConfig] = prepare(RunRequest("ppo", PPORunConfig, flags, file, asked, PRESETS))
 
     @property
     def config(self) -> PPORunConfig:
@@ -48,12 +48,12 @@ class PPOTraining:
         ``tell`` shows lines about a resume.
         """
         ready, config = self.ready, self.config
-        with make_crew(ready.outbox, ready.load, config) as crew:
+        with make_crew(ready.sink, ready.load, config) as pool:
             network = _network(config) if ready.past is None else ready.past.restored(saved_network)
-            run = make_run(crew, ready.outbox, ready.load, config, network)
+            run = make_run(pool, ready.sink, ready.load, config, network)
             what = ready.announcement("ppo", config.rounds, config.envs)
             with open_run(ready.opening(what, ConsoleSink(quiet=True), tell), run) as session:
-                session.elsewhere = lambda: crew.cpu_seconds
+                session.elsewhere = lambda: pool.cpu_seconds
                 if ready.past is None and config.policy_checkpoint is not None:
                     _begin_from(session, run, config.policy_checkpoint)
                 try:
@@ -64,22 +64,24 @@ class PPOTraining:
         return path
 
 
-def make_crew(hub: Hub, load: Workload, config: PPORunConfig) -> Crew:
+def make_crew(hub: Hub, load: Workload, config: PPORunConfig) -> WorkerPool:
     """Those who drive the hosts. Raises ``UsageError`` where a Ray that was asked for is not there."""
     if config.workers == 1:
-        return Crew.here(lambda emit: build_executor(load, config, emit, governor=FORGIVING, test=False), hub.emit)
-    recipe = Recipe(replace(config, device=load.device), load.task.data.digest)
+        return WorkerPool.here(
+            lambda emit: build_executor(load, config, emit, governor=FORGIVING, test=False), hub.emit
+        )
+    factory = EnvFactory(replace(config, device=load.device), load.task.data.digest)
     if isinstance(config.workers, int):
-        return Crew(lambda: ProcessWorker(recipe), config.workers, hub.emit)
+        return WorkerPool(lambda: ProcessWorker(factory), config.workers, hub.emit)
     from esper.simic import workers_ray
 
-    return Crew(workers_ray.hiring(recipe), workers_ray.connect(config.workers, config.envs), hub.emit)
+    return WorkerPool(workers_ray.hiring(factory), workers_ray.connect(config.workers, config.envs), hub.emit)
 
 
-def make_run(crew: Crew, hub: Hub, load: Workload, config: PPORunConfig, network: GrowthNetwork) -> PPORun:
+def make_run(pool: WorkerPool, hub: Hub, load: Workload, config: PPORunConfig, network: GrowthNetwork) -> PPORun:
     """Put world, policy and learner together. No episode of a learner looks at the test split."""
-    world = World(crew, load.task.metric, WorldConfig(load.max_epochs, config.rewards(), config.gamma))
-    return PPORun(world, ActionSpace(tuple(load.task.sites), load.task.blueprints), network, config.plan(), hub)
+    mdp = GrowthMDP(pool, load.task.metric, MDPConfig(load.max_epochs, config.rewards(), config.gamma))
+    return PPORun(mdp, ActionSpace(tuple(load.task.sites), load.task.blueprints), network, config.plan(), hub)
 
 
 def _network(config: PPORunConfig) -> GrowthNetwork:
@@ -98,7 +100,7 @@ def _save(session: Session, run: PPORun, config: PPORunConfig) -> Path:
     path = session.path / POLICY_FILE
     card = {
         "task": config.task,
-        "episode_length": run.environments.world.config.max_epochs,
+        "episode_length": run.environments.mdp.config.max_epochs,
         "reward": config.reward,
         "seed": config.seed,
         "rounds": run.rounds_done,

@@ -18,12 +18,12 @@ from esper.kasmina import blueprints
 from esper.kasmina.layout import Layout
 from esper.leyline import ActionSpace, Op, TelemetryEvent, UsageError
 from esper.leyline import TelemetryEventType as T
-from esper.simic.collect import Collector, Seen
-from esper.simic.detectors import DetectorConfig, RoundFigures, Watch
+from esper.simic.collect import Collector, MaskedObservation
+from esper.simic.detectors import DetectorConfig, PolicyMonitor, RoundFigures
+from esper.simic.event_writer import Hub, RolloutEventWriter
 from esper.simic.growth import GrowthEnvironments, Hosts
+from esper.simic.mdp import GrowthMDP
 from esper.simic.ppo import PPOConfig, PPOLearner, UpdateReport
-from esper.simic.scribe import Hub, Scribe
-from esper.simic.world import World
 from esper.tamiyo.features import LAYOUT
 from esper.tamiyo.network import GrowthNetwork, GrowthNetworkConfig
 from esper.tolaria.nested import State, join, plain_state, split
@@ -126,14 +126,14 @@ def saved_network(state: Mapping[str, Any]) -> GrowthNetwork:
 class PPORun:
     """A world, a policy that acts in it and learns, and what watches both."""
 
-    def __init__(self, world: World, space: ActionSpace, network: GrowthNetwork, plan: PPOPlan, hub: Hub) -> None:
-        if world.config.gamma != plan.ppo.gamma:
-            raise UsageError(f"rewards telescope under gamma {world.config.gamma}, the learner has {plan.ppo.gamma}")
+    def __init__(self, mdp: GrowthMDP, space: ActionSpace, network: GrowthNetwork, plan: PPOPlan, hub: Hub) -> None:
+        if mdp.config.gamma != plan.ppo.gamma:
+            raise UsageError(f"rewards telescope under gamma {mdp.config.gamma}, the learner has {plan.ppo.gamma}")
         self.plan, self.hub = plan, hub
-        self.scribe = Scribe(hub)
-        self.watch = Watch(plan.detectors)
+        self.event_writer = RolloutEventWriter(hub)
+        self.watch = PolicyMonitor(plan.detectors)
         hosts = Hosts(plan.envs, plan.seed, plan.hosts)
-        self.environments = GrowthEnvironments(world, space, network, hosts, self.scribe)
+        self.environments = GrowthEnvironments(mdp, space, network, hosts, self.event_writer)
         self.learner = PPOLearner(network, plan.ppo, derive(plan.seed, "minibatches"))
         self.network = network
         self.rounds_done = 0
@@ -150,13 +150,13 @@ class PPORun:
     @property
     def step(self) -> int:
         """Steps of all rows done so far."""
-        world = self.environments.world
-        return self.rounds_done * world.config.max_epochs + (world.crew.epoch if self._playing else 0)
+        mdp = self.environments.mdp
+        return self.rounds_done * mdp.config.max_epochs + (mdp.pool.epoch if self._playing else 0)
 
     @property
     def training_macs(self) -> int:
         """Multiply-accumulates so far: of finished episodes and their controls, of acting in them, and of learning."""
-        return self.environments.world.spent_macs + self._update_macs
+        return self.environments.mdp.spent_macs + self._update_macs
 
     def run(self, on_round: Callable[[RoundReport], None] | None = None) -> list[RoundReport]:
         """Play and learn from the present round to the last."""
@@ -171,23 +171,23 @@ class PPORun:
     def play_round(self) -> RoundReport:
         """One episode in every environment, one update, and what there is to say about them."""
         collector = self._collector if self._playing and self._collector is not None else self._begin()
-        rollout, _ = collector.collect(self.environments.world.config.max_epochs)
-        finished = list(self.scribe.finished)
+        rollout, _ = collector.collect(self.environments.mdp.config.max_epochs)
+        finished = list(self.event_writer.finished)
         progress = self.rounds_done / self.plan.rounds
         update = self.learner.update(rollout, 1.0 - (1.0 - self.plan.anneal) * progress)
         self._update_macs += update.update_macs
         self._playing = False
         self.rounds_done += 1
         self.episodes_completed += len(finished)
-        figures = self.scribe.end_round()
-        for env_id, (step_ms, wait_ms) in self.scribe.step_times().items():
+        figures = self.event_writer.end_round()
+        for env_id, (step_ms, wait_ms) in self.event_writer.step_times().items():
             _emit_throughput(self.hub, env_id, self.rounds_done, self.episodes_completed, step_ms, wait_ms)
         report = RoundReport(
             number=self.rounds_done,
             episodes_completed=self.episodes_completed,
-            mean_return=fmean(outcome.account.paid for outcome in finished),
+            mean_return=fmean(outcome.tracker.paid for outcome in finished),
             mean_gain=fmean(figures.gains),
-            mean_metric=fmean(outcome.account.last.metric for outcome in finished),
+            mean_metric=fmean(outcome.tracker.last.metric for outcome in finished),
             mean_kept=fmean(float(sum(outcome.view.fossilized.values())) for outcome in finished),
             update=update,
             figures=figures,
@@ -222,7 +222,7 @@ class PPORun:
                 "learner": self.learner.state(),
                 "environments": self.environments.state(),
                 "collector": {"tensors": self._collector.checkpoint(), "plain": None},
-                "scribe": self.scribe.state(),
+                "scribe": self.event_writer.state(),
                 "watch": plain_state(self.watch.state()),
             }
         )
@@ -235,7 +235,7 @@ class PPORun:
         self._playing = own["playing"]
         self.earlier_macs, self._update_macs = own["earlier_macs"], own["update_macs"]
         self.learner.load(parts["learner"])
-        self.scribe.load(parts["scribe"])
+        self.event_writer.load(parts["scribe"])
         self.watch.load(parts["watch"]["plain"])
         self._collector = self._collector_of(self.environments.load(parts["environments"]))
         self._collector.restore(parts["collector"]["tensors"])
@@ -251,7 +251,7 @@ class PPORun:
         self._playing = True
         return self._collector
 
-    def _collector_of(self, seen: Seen | None) -> Collector:
+    def _collector_of(self, seen: MaskedObservation | None) -> Collector:
         seed = derive(self.plan.seed, "policy draws")
         collector = Collector(self.environments, self.network, self.plan.ppo.gamma, seed, seen=seen)
         collector.on_step = self._boundary

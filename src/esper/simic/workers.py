@@ -1,11 +1,11 @@
-"""N rows of hosts driven by any number of workers as if by one.
+"""N envs of hosts driven by any number of workers as if by one.
 
-    begin(specs) -> rows before their first epoch      step(decisions) -> rows after one      state() · load(state)
+    begin(specs) -> envs before their first epoch      step(decisions) -> envs after one      state() · load(state)
 
-A :class:`Crew` deals the rows out to workers. Each holds a :class:`Share`: an executor of its own over its rows, built
-from a :class:`Recipe`. Rows are independent of each other, so what they do does not depend on who drives them; neither
+A :class:`WorkerPool` deals the envs out to workers. Each holds a :class:`EnvShard`: an executor of its own over its envs, built
+from a :class:`EnvFactory`. Envs are independent of each other, so what they do does not depend on who drives them; neither
 does what is said: events of one request come out ordered by environment, in this process. A worker that is lost is
-replaced, and its rows repeat their episode from its beginning, or from where it was loaded, with the same decisions.
+replaced, and its envs repeat their episode from its beginning, or from where it was loaded, with the same decisions.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ import torch
 from esper.leyline import (
     DataError,
     Decision,
+    EnvCost,
+    EnvSpec,
+    EnvView,
     EsperError,
-    RowCost,
-    RowSpec,
-    RowView,
     Sink,
     TelemetryEvent,
     UsageError,
@@ -40,7 +40,7 @@ from esper.tasks import get_task
 from esper.tolaria.executor import EpisodeResult, Executor, StepReport
 from esper.tolaria.nested import State
 from esper.tolaria.rng import seed_process
-from esper.tolaria.saved import SavedRows
+from esper.tolaria.saved import SavedEnvs
 
 MakeExecutor = Callable[[Sink], Executor]
 """An executor that sends its events to the given sink."""
@@ -50,7 +50,7 @@ PATIENCE: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Recipe:
+class EnvFactory:
     """All it takes to build the same hosts in any process. No episode looks at the test split."""
 
     config: CommonConfig
@@ -71,33 +71,33 @@ class Recipe:
 
 
 @dataclass(frozen=True, slots=True)
-class Begun:
-    """A row before its first epoch."""
+class ResetResult:
+    """An env before its first epoch."""
 
-    view: RowView
+    view: EnvView
     metric: float
     """Of validation, in the task's unit."""
-    cost: RowCost
+    cost: EnvCost
 
 
 @dataclass(frozen=True, slots=True)
-class Stepped:
-    """A row after an epoch. ``result`` is there after the last one, when the episode is over."""
+class StepResult:
+    """An env after an epoch. ``result`` is there after the last one, when the episode is over."""
 
     report: StepReport
     result: EpisodeResult | None
-    cost: RowCost
+    cost: EnvCost
 
 
 @dataclass(frozen=True, slots=True)
-class Packed:
+class PackedState:
     """A state as bytes and plain data, which travel anywhere."""
 
     tensors: bytes
     plain: Any
 
     @classmethod
-    def of(cls, state: Mapping[str, Any]) -> Packed:
+    def of(cls, state: Mapping[str, Any]) -> PackedState:
         """Copies."""
         return cls(safetensors.torch.save({k: t.contiguous() for k, t in state["tensors"].items()}), state["plain"])
 
@@ -107,37 +107,37 @@ class Packed:
 
 
 @dataclass(frozen=True, slots=True)
-class Begin:
-    """Start an episode of these rows. Answered by one :class:`Begun` each."""
+class ResetRequest:
+    """Start an episode of these envs. Answered by one :class:`ResetResult` each."""
 
-    specs: tuple[RowSpec, ...]
+    specs: tuple[EnvSpec, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
-    """One epoch. Answered by one :class:`Stepped` per row. What deciding took is per row."""
+class StepRequest:
+    """One epoch. Answered by one :class:`StepResult` per env. What deciding took is per env."""
 
     decisions: tuple[Decision, ...]
     policy_seconds: float | None
 
 
 @dataclass(frozen=True, slots=True)
-class Load:
-    """Be where an episode was saved. Answered by the rows' views."""
+class LoadRequest:
+    """Be where an episode was saved. Answered by the envs' views."""
 
-    state: Packed
-
-
-@dataclass(frozen=True, slots=True)
-class Save:
-    """Answered by the rows' state, :class:`Packed`."""
-
-
-Request = Begin | Step | Load | Save
+    state: PackedState
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class SaveRequest:
+    """Answered by the envs' state, :class:`PackedState`."""
+
+
+WorkerRequest = ResetRequest | StepRequest | LoadRequest | SaveRequest
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerAnswer:
     """What a worker says to a request: a value or an error, the events on the way, its CPU seconds so far."""
 
     value: Any
@@ -146,8 +146,8 @@ class Answer:
     cpu_seconds: float
 
 
-class Share:
-    """The rows of one worker."""
+class EnvShard:
+    """The envs of one worker."""
 
     def __init__(self, make: MakeExecutor) -> None:
         """The executor is made with the first request, so that what is wrong with it is answered too."""
@@ -158,12 +158,12 @@ class Share:
 
     @property
     def executor(self) -> Executor:
-        """What drives the rows."""
+        """What drives the envs."""
         if self._executor is None:
             self._executor = self._make(self._events.append)
         return self._executor
 
-    def answer(self, request: Request) -> Answer:
+    def answer(self, request: WorkerRequest) -> WorkerAnswer:
         """Do what is asked. Raises nothing: errors are answers."""
         value, error = None, None
         try:
@@ -172,44 +172,44 @@ class Share:
             error = raised
         events = tuple(self._events)
         self._events.clear()
-        return Answer(value, error, events, time.process_time())
+        return WorkerAnswer(value, error, events, time.process_time())
 
-    def _do(self, request: Request) -> Any:
+    def _do(self, request: WorkerRequest) -> Any:
         executor = self.executor
         match request:
-            case Begin(specs):
+            case ResetRequest(specs):
                 self._episode = Episode.begin(executor, specs)
-                metrics = executor.engine.evaluate(executor.rows, [({},) for _ in specs]).metric[:, 0]
-                costs = executor.engine.costs(executor.rows)
-                return [Begun(*row) for row in zip(self._episode.views, map(float, metrics), costs, strict=True)]
-            case Step():
+                metrics = executor.engine.evaluate(executor.envs, [({},) for _ in specs]).metric[:, 0]
+                costs = executor.engine.costs(executor.envs)
+                return [ResetResult(*env) for env in zip(self._episode.views, map(float, metrics), costs, strict=True)]
+            case StepRequest():
                 return self._step(request)
-            case Load(packed):
+            case LoadRequest(packed):
                 self._episode = Episode(executor, executor.load(packed.state()))
                 return self._episode.views
-            case Save():
-                return Packed.of(executor.state())
+            case SaveRequest():
+                return PackedState.of(executor.state())
 
-    def _step(self, request: Step) -> list[Stepped]:
+    def _step(self, request: StepRequest) -> list[StepResult]:
         executor, episode = self.executor, self._episode
         if episode is None:
             raise RuntimeError("a step was asked for, and no episode is under way")
         reports = episode.step(request.decisions, request.policy_seconds)
         results: Sequence[EpisodeResult | None] = episode.finish() if episode.over else [None] * len(reports)
-        costs = executor.engine.costs(executor.rows)
-        return [Stepped(*row) for row in zip(reports, results, costs, strict=True)]
+        costs = executor.engine.costs(executor.envs)
+        return [StepResult(*env) for env in zip(reports, results, costs, strict=True)]
 
 
-def portable(answer: Answer) -> Answer:
+def portable(answer: WorkerAnswer) -> WorkerAnswer:
     """The same with an error that survives a journey: a person's mistake as it is, a fault with its traceback."""
     error = answer.error
     if error is None:
         return answer
     for kind in (UsageError, DataError, EsperError):
         if isinstance(error, kind):
-            return Answer(None, kind(str(error)), answer.events, answer.cpu_seconds)
+            return WorkerAnswer(None, kind(str(error)), answer.events, answer.cpu_seconds)
     told = RuntimeError("in a worker: " + "".join(traceback.format_exception(error)))
-    return Answer(None, told, answer.events, answer.cpu_seconds)
+    return WorkerAnswer(None, told, answer.events, answer.cpu_seconds)
 
 
 class WorkerLost(Exception):
@@ -222,33 +222,33 @@ class Worker(Protocol):
     where: str
     """In words, with a number that tells it from others of its kind."""
 
-    def ask(self, request: Request) -> None:
+    def ask(self, request: WorkerRequest) -> None:
         """Let it begin; a worker that is lost shows in :meth:`answer`."""
 
-    def answer(self) -> Answer:
+    def answer(self) -> WorkerAnswer:
         """Wait for the answer to the last request. Raises :class:`WorkerLost`."""
 
     def close(self) -> None:
         """Let it go, whatever it is doing."""
 
 
-class Here:
+class LocalWorker:
     """This process as a worker."""
 
     where = "this process"
 
-    def __init__(self, share: Share) -> None:
+    def __init__(self, share: EnvShard) -> None:
         self.share = share
-        self._asked: Request = Save()
+        self._asked: WorkerRequest = SaveRequest()
 
-    def ask(self, request: Request) -> None:
+    def ask(self, request: WorkerRequest) -> None:
         """The work is done in :meth:`answer`."""
         self._asked = request
 
-    def answer(self) -> Answer:
+    def answer(self) -> WorkerAnswer:
         """Its CPU time is this process's own and is not counted twice."""
         answer = self.share.answer(self._asked)
-        return Answer(answer.value, answer.error, answer.events, 0.0)
+        return WorkerAnswer(answer.value, answer.error, answer.events, 0.0)
 
     def close(self) -> None:
         """Nothing is held."""
@@ -257,8 +257,8 @@ class Here:
 V = TypeVar("V")
 
 
-class Crew:
-    """Workers that drive rows as if they were one. It is closed by leaving it."""
+class WorkerPool:
+    """Workers that drive envs as if they were one. It is closed by leaving it."""
 
     def __init__(self, hire: Callable[[], Worker], size: int, emit: Sink) -> None:
         """``hire`` starts a worker, ``size`` are wanted. Events go to ``emit``."""
@@ -266,18 +266,18 @@ class Crew:
         """Epochs that the episode under way has done."""
         self._hire, self._emit = hire, emit
         self._workers = [hire() for _ in range(size)]
-        self._past: list[list[Request]] = [[] for _ in range(size)]
+        self._past: list[list[WorkerRequest]] = [[] for _ in range(size)]
         """What each did since its episode began or was loaded, to be repeated should it be lost."""
         self._dealt = [range(0)] * size
-        """Rows of each."""
+        """Envs of each."""
         self._env_ids: list[int] = []
         self._cpu = [0.0] * size
         self._cpu_of_lost = 0.0
 
     @classmethod
-    def here(cls, make: MakeExecutor, emit: Sink) -> Crew:
+    def here(cls, make: MakeExecutor, emit: Sink) -> WorkerPool:
         """This process and no other."""
-        return cls(lambda: Here(Share(make)), 1, emit)
+        return cls(lambda: LocalWorker(EnvShard(make)), 1, emit)
 
     @property
     def size(self) -> int:
@@ -294,28 +294,30 @@ class Crew:
         """Those at work now."""
         return tuple(self._workers)
 
-    def begin(self, specs: Sequence[RowSpec]) -> list[Begun]:
+    def begin(self, specs: Sequence[EnvSpec]) -> list[ResetResult]:
         """Start an episode of ``specs``, all of one length."""
         self._deal(specs)
         self.epoch = 0
-        return self._each(Begun, lambda rows: Begin(tuple(specs[i] for i in rows)))
+        return self._each(ResetResult, lambda envs: ResetRequest(tuple(specs[i] for i in envs)))
 
-    def step(self, decisions: Sequence[Decision], policy_seconds: float | None = None) -> list[Stepped]:
-        """One epoch of every row. ``policy_seconds`` is what deciding took, per row."""
-        stepped = self._each(Stepped, lambda rows: Step(tuple(decisions[i] for i in rows), policy_seconds))
+    def step(self, decisions: Sequence[Decision], policy_seconds: float | None = None) -> list[StepResult]:
+        """One epoch of every env. ``policy_seconds`` is what deciding took, per env."""
+        stepped = self._each(StepResult, lambda envs: StepRequest(tuple(decisions[i] for i in envs), policy_seconds))
         self.epoch += 1
         return stepped
 
     def state(self) -> State:
         """As :meth:`Executor.state`, however many workers there are."""
-        return SavedRows.join([SavedRows.of(packed.state()) for packed in self._ask(lambda rows: Save())]).state()
+        return SavedEnvs.join(
+            [SavedEnvs.of(packed.state()) for packed in self._ask(lambda envs: SaveRequest())]
+        ).state()
 
-    def load(self, state: Mapping[str, Any]) -> list[RowView]:
-        """Undo of :meth:`state`, with any number of workers. Returns the rows' views."""
-        saved = SavedRows.of(state)
+    def load(self, state: Mapping[str, Any]) -> list[EnvView]:
+        """Undo of :meth:`state`, with any number of workers. Returns the envs' views."""
+        saved = SavedEnvs.of(state)
         self._deal(saved.specs)
         self.epoch = saved.epoch
-        return self._each(RowView, lambda rows: Load(Packed.of(saved.take(rows).state())))
+        return self._each(EnvView, lambda envs: LoadRequest(PackedState.of(saved.take(envs).state())))
 
     def close(self) -> None:
         """Let all workers go."""
@@ -330,20 +332,20 @@ class Crew:
     ) -> None:
         self.close()
 
-    def _deal(self, specs: Sequence[RowSpec]) -> None:
-        """Give every worker its rows, as even as can be. What it did before no longer matters."""
-        rows, size = len(specs), self.size
+    def _deal(self, specs: Sequence[EnvSpec]) -> None:
+        """Give every worker its envs, as even as can be. What it did before no longer matters."""
+        envs, size = len(specs), self.size
         self._env_ids = [spec.env_id for spec in specs]
-        self._dealt = [range(rows * k // size, rows * (k + 1) // size) for k in range(size)]
+        self._dealt = [range(envs * k // size, envs * (k + 1) // size) for k in range(size)]
         self._past = [[] for _ in range(size)]
 
-    def _each(self, of: type[V], request: Callable[[range], Request]) -> list[V]:
-        """Answers that hold one ``of`` per row, in the order of the rows."""
-        return [row for answer in self._ask(request) for row in answer]
+    def _each(self, of: type[V], request: Callable[[range], WorkerRequest]) -> list[V]:
+        """Answers that hold one ``of`` per env, in the order of the envs."""
+        return [env for answer in self._ask(request) for env in answer]
 
-    def _ask(self, request: Callable[[range], Request]) -> list[Any]:
-        """Ask every worker that has rows; tell what they say; their answers. Raises the first error among them."""
-        asked = {k: request(rows) for k, rows in enumerate(self._dealt) if rows}
+    def _ask(self, request: Callable[[range], WorkerRequest]) -> list[Any]:
+        """Ask every worker that has envs; tell what they say; their answers. Raises the first error among them."""
+        asked = {k: request(envs) for k, envs in enumerate(self._dealt) if envs}
         for k, each in asked.items():
             self._workers[k].ask(each)
         answers = {k: self._answer(k, each) for k, each in asked.items()}
@@ -355,11 +357,11 @@ class Crew:
                 raise answer.error
             self._cpu[k] = answer.cpu_seconds
             # a saved state is read and changes nothing, so that a replacement need not repeat it
-            if not isinstance(asked[k], Save):
+            if not isinstance(asked[k], SaveRequest):
                 self._past[k].append(asked[k])
         return [answer.value for answer in answers.values()]
 
-    def _answer(self, k: int, request: Request) -> Answer:
+    def _answer(self, k: int, request: WorkerRequest) -> WorkerAnswer:
         """The answer of worker ``k``, or of who comes after it."""
         for _ in range(PATIENCE):
             try:
@@ -371,19 +373,19 @@ class Crew:
         except WorkerLost as lost:
             raise EsperError(f"worker {k} was lost {PATIENCE + 1} times over one step: {lost}") from lost
 
-    def _replace(self, k: int, reason: str, request: Request) -> None:
+    def _replace(self, k: int, reason: str, request: WorkerRequest) -> None:
         """Hire another, who repeats what is past without a word and is then asked again."""
         old, past = self._workers[k], self._past[k]
-        epochs = sum(isinstance(done, Step) for done in past)
-        env_ids = [self._env_ids[row] for row in self._dealt[k]]
+        epochs = sum(isinstance(done, StepRequest) for done in past)
+        env_ids = [self._env_ids[env] for env in self._dealt[k]]
         data = {"worker": k, "where": old.where, "reason": reason, "environments": env_ids, "epochs_repeated": epochs}
         self._emit(TelemetryEvent(event_type=T.WORKER_REPLACED, producer=RUN, severity="warning", data=data))
         old.close()
         self._cpu_of_lost += self._cpu[k]
         self._cpu[k] = 0.0
         new = self._workers[k] = self._hire()
-        # A worker's rows are a function of what it was asked since they were dealt (chance comes from named streams
-        # of each row), so repeating that gives the same hosts bit for bit. The events that come with these answers were
+        # A worker's envs are a function of what it was asked since they were dealt (chance comes from named streams
+        # of each env), so repeating that gives the same hosts bit for bit. The events that come with these answers were
         # told when the lost worker gave them; only those of the last request are new.
         for done in past:
             new.ask(done)

@@ -8,7 +8,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.util import Finalize
 from typing import Final
 
-from esper.simic.workers import Answer, Recipe, Request, Share, WorkerLost, portable
+from esper.simic.workers import EnvFactory, EnvShard, WorkerAnswer, WorkerLost, WorkerRequest, portable
 
 _LAST_RITES: Final = 1.0
 """Seconds in which a process whose pipe is closed shows how it ended."""
@@ -17,27 +17,27 @@ _LAST_RITES: Final = 1.0
 class ProcessWorker:
     """A share in a process of its own, at the other end of a pipe; see :class:`~esper.simic.workers.Worker`."""
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, factory: EnvFactory) -> None:
         context = multiprocessing.get_context("spawn")
         self._pipe, far_end = context.Pipe()
-        self.process = context.Process(target=_serve, args=(far_end, recipe), name="esper worker", daemon=True)
+        self.process = context.Process(target=_serve, args=(far_end, factory), name="esper worker", daemon=True)
         self.process.start()
         far_end.close()
         self.where = f"process {self.process.pid}"
         # multiprocessing would wait at exit for a process that waits for its pipe
         self._end = Finalize(self, _end, (self.process, self._pipe), exitpriority=1)
 
-    def ask(self, request: Request) -> None:
+    def ask(self, request: WorkerRequest) -> None:
         """Send it."""
         try:
             self._pipe.send(request)
         except OSError:
             pass  # the loss shows where the answer is waited for
 
-    def answer(self) -> Answer:
+    def answer(self) -> WorkerAnswer:
         """Raises :class:`WorkerLost` when the process has ended."""
         try:
-            answer: Answer = self._pipe.recv()
+            answer: WorkerAnswer = self._pipe.recv()
         except (EOFError, OSError) as error:
             self.process.join(_LAST_RITES)
             raise WorkerLost(_how(self.process.exitcode)) from error
@@ -60,11 +60,11 @@ def _how(exitcode: int | None) -> str:
     return f"killed by {signal.Signals(-exitcode).name}" if exitcode < 0 else f"ended with status {exitcode}"
 
 
-def _serve(pipe: Connection, recipe: Recipe) -> None:
+def _serve(pipe: Connection, factory: EnvFactory) -> None:
     """Answer until the learner is gone. Signals that are meant for the whole group are the learner's to obey."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    share = Share(recipe)
+    share = EnvShard(factory)
     while True:
         try:
             request = pipe.recv()

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from esper.leyline import MissingExtraError, UsageError
-from esper.simic.workers import Answer, Recipe, Request, Share, WorkerLost, portable
+from esper.simic.workers import EnvFactory, EnvShard, WorkerAnswer, WorkerLost, WorkerRequest, portable
 
 try:
     import ray
@@ -21,10 +21,10 @@ except ImportError as error:
 class Actor:
     """What runs on Ray's side."""
 
-    def __init__(self, recipe: Recipe) -> None:
-        self._share = Share(recipe)
+    def __init__(self, factory: EnvFactory) -> None:
+        self._share = EnvShard(factory)
 
-    def answer(self, request: Request) -> Answer:
+    def answer(self, request: WorkerRequest) -> WorkerAnswer:
         """See :meth:`Share.answer`."""
         return portable(self._share.answer(request))
 
@@ -32,20 +32,20 @@ class Actor:
 class RayWorker:
     """A share in an actor with one CPU; see :class:`~esper.simic.workers.Worker`."""
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, factory: EnvFactory) -> None:
         remote: Any = ray.remote(num_cpus=1)(Actor)
-        self.actor = remote.remote(recipe)
+        self.actor = remote.remote(factory)
         self.where = f"Ray actor {self.actor._actor_id.hex()}"
         self._pending: Any = None
 
-    def ask(self, request: Request) -> None:
+    def ask(self, request: WorkerRequest) -> None:
         """Send it."""
         self._pending = self.actor.answer.remote(request)
 
-    def answer(self) -> Answer:
+    def answer(self) -> WorkerAnswer:
         """Raises :class:`WorkerLost` when the actor, or the node that it was on, is gone."""
         try:
-            answer: Answer = ray.get(self._pending)
+            answer: WorkerAnswer = ray.get(self._pending)
         except RayActorError as error:
             raise WorkerLost(f"{type(error).__name__}: {str(error).strip().splitlines()[0]}") from error
         return answer
@@ -79,8 +79,8 @@ def connect(address: str, rows: int) -> int:
     return max(1, min(rows, int(resources.get("CPU", 1))))
 
 
-def hiring(recipe: Recipe) -> Callable[[], RayWorker]:
+def hiring(factory: EnvFactory) -> Callable[[], RayWorker]:
     """Hires actors. Raises ``UsageError`` for hosts that do not train on the CPU."""
-    if recipe.config.device != "cpu":
-        raise UsageError(f"Ray actors train hosts on the CPU, and the device is {recipe.config.device}; --device cpu")
-    return lambda: RayWorker(recipe)
+    if factory.config.device != "cpu":
+        raise UsageError(f"Ray actors train hosts on the CPU, and the device is {factory.config.device}; --device cpu")
+    return lambda: RayWorker(factory)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from esper.leyline import ActionSpace, RowView
+from esper.leyline import ActionSpace, EnvView
 from esper.tamiyo.features import LAYOUT, encode
 from esper.tamiyo.masks import Availability, availability
 from esper.tamiyo.network import UNKNOWN, GrowthNetworkConfig
@@ -21,12 +21,12 @@ _COST_RANGE = 5.0
 """Largest ``log(1 + seed / host)`` that is told apart."""
 
 
-def action_space(view: RowView) -> ActionSpace:
+def action_space(view: EnvView) -> ActionSpace:
     """The action space of a row's own slots and blueprints."""
     return ActionSpace(tuple(slot.slot_id for slot in view.slots), view.blueprints)
 
 
-def observe(views: Sequence[RowView], space: ActionSpace, config: GrowthNetworkConfig) -> dict[str, Tensor]:
+def observe(views: Sequence[EnvView], space: ActionSpace, config: GrowthNetworkConfig) -> dict[str, Tensor]:
     """Parts of an observation as :class:`GrowthNetwork` takes them. Rows share slots and blueprints."""
     seen = [encode(view, space.slots) for view in views]
     vectors = torch.from_numpy(np.stack([one.vector for one in seen]))
@@ -46,7 +46,7 @@ def without_names(observation: Mapping[str, Tensor], hidden: Tensor) -> dict[str
     return {**observation, "blueprints": torch.where(hidden, UNKNOWN, observation["blueprints"])}
 
 
-def _costs(view: RowView, space: ActionSpace) -> list[list[float]]:
+def _costs(view: EnvView, space: ActionSpace) -> list[list[float]]:
     """What each blueprint would add in each slot, relative to the host; 0 for what cannot be built, and is masked."""
     sizes = view.blueprint_parameters
     return [
@@ -71,6 +71,6 @@ def tables(available: Sequence[Availability]) -> tuple[Tensor, ...]:
     )
 
 
-def mask_tables(views: Sequence[RowView], space: ActionSpace) -> tuple[Tensor, ...]:
+def mask_tables(views: Sequence[EnvView], space: ActionSpace) -> tuple[Tensor, ...]:
     """Which choices are legal in each row, conditioned on op and slot."""
     return tables([availability(view, space) for view in views])

@@ -22,7 +22,7 @@ _EXCLUDED = -1e8
 
 
 @dataclass(frozen=True, slots=True)
-class Evaluated:
+class ActionEvaluation:
     """Given actions under a distribution of B rows; zeros where a head was not consumed."""
 
     log_prob: Tensor
@@ -73,7 +73,7 @@ class FactoredDistribution:
         ``[B]``."""
         return self._choose(lambda head, log_probs: log_probs.argmax(-1))
 
-    def evaluate(self, actions: Tensor) -> Evaluated:
+    def evaluate(self, actions: Tensor) -> ActionEvaluation:
         """Log-probability and entropy of ``actions`` ``[B, heads]`` int64, differentiable in the logits.
 
         An illegal action is not refused: its log-probability is about -1e8.
@@ -89,7 +89,7 @@ class FactoredDistribution:
             surprise = torch.where(legal, log_probs.exp() * log_probs, 0.0).sum(-1)
             entropies.append(torch.where(used, -surprise, 0.0))
             counts.append(torch.where(used, legal.sum(-1), 0))
-        return Evaluated(log_prob, torch.stack(entropies, -1), consumed, torch.stack(counts, -1))
+        return ActionEvaluation(log_prob, torch.stack(entropies, -1), consumed, torch.stack(counts, -1))
 
     def _choose(self, pick: Callable[[int, Tensor], Tensor]) -> tuple[Tensor, Tensor]:
         actions = torch.zeros(len(self._rows), len(self.heads), dtype=torch.long, device=self._rows.device)

@@ -1,4 +1,4 @@
-"""The one observation of a growing host: what every feature is, and how a :class:`RowView` becomes a vector.
+"""The one observation of a growing host: what every feature is, and how a :class:`EnvView` becomes a vector.
 
 Features are scale-free where they can be, so that one policy serves tasks of other metrics: a change is given relative
 to the level, a paired difference also in its own standard errors, levels under a logarithm. Values are divided by the
@@ -17,7 +17,7 @@ from typing import Any, Final, Generic, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from esper.leyline import Fact, Feature, ObservationLayout, Op, Paired, RowView, SeedStage, SlotView
+from esper.leyline import EnvView, Fact, Feature, ObservationLayout, Op, Paired, SeedStage, SlotView
 
 TREND_WINDOWS: Final = (1, 3, 5)
 """Epochs over which the trend of metric and loss is given."""
@@ -55,16 +55,16 @@ class _Column(Generic[T]):
 class _Place:
     """A slot in its row."""
 
-    row: RowView
+    row: EnvView
     slot: SlotView
     index: int
 
 
-Row = Callable[[RowView], float | None]
+Row = Callable[[EnvView], float | None]
 Place = Callable[[_Place], float | None]
 
 
-def encode(view: RowView, slots: Sequence[str] | None = None) -> Observation:
+def encode(view: EnvView, slots: Sequence[str] | None = None) -> Observation:
     """Observation of ``view`` in the layout :data:`LAYOUT`; ``slots`` orders the slots' parts (default: as the row)."""
     places = {slot.slot_id: _Place(view, slot, i) for i, slot in enumerate(view.slots)}
     ordered = [places[name] for name in (slots or places)]
@@ -105,38 +105,38 @@ def _maybe(name: str, low: float, high: float, unit: str, read: Callable[[T], fl
     return _Column(Feature(name, low, high, unit, optional=True), read)
 
 
-def _metric(row: RowView) -> float | None:
+def _metric(row: EnvView) -> float | None:
     return row.metric
 
 
-def _loss(row: RowView) -> float | None:
+def _loss(row: EnvView) -> float | None:
     return row.loss
 
 
-def _train_loss(row: RowView) -> float | None:
+def _train_loss(row: EnvView) -> float | None:
     return row.train_loss
 
 
-def _better_metric(row: RowView) -> tuple[float, ...]:
+def _better_metric(row: EnvView) -> tuple[float, ...]:
     """The metric's history with up meaning better."""
     return row.metric_history if row.higher_is_better else tuple(-value for value in row.metric_history)
 
 
-def _better_loss(row: RowView) -> tuple[float, ...]:
+def _better_loss(row: EnvView) -> tuple[float, ...]:
     return tuple(-value for value in row.loss_history)
 
 
-def _level(row: RowView, read: Row) -> float | None:
+def _level(row: EnvView, read: Row) -> float | None:
     value = read(row)
     return None if value is None else _symlog(value)
 
 
-def _not_finite(row: RowView, read: Row) -> float | None:
+def _not_finite(row: EnvView, read: Row) -> float | None:
     value = read(row)
     return None if value is None else float(not math.isfinite(value))
 
 
-def _trend(row: RowView, history: Callable[[RowView], tuple[float, ...]], window: int | None) -> float | None:
+def _trend(row: EnvView, history: Callable[[EnvView], tuple[float, ...]], window: int | None) -> float | None:
     """Change over the last ``window`` epochs (since the first when ``None``); unknown unless both ends are finite."""
     values = history(row)
     start = 0 if window is None else len(values) - 1 - window
@@ -149,29 +149,29 @@ def _used(used: int, limit: int | None) -> float | None:
     return used / limit if limit else None
 
 
-def _acted(row: RowView, op: Op) -> float | None:
+def _acted(row: EnvView, op: Op) -> float | None:
     return None if row.last_outcome is None else float(row.last_outcome.action.op is op)
 
 
-def _succeeded(row: RowView) -> float | None:
+def _succeeded(row: EnvView) -> float | None:
     return None if row.last_outcome is None else float(row.last_outcome.success)
 
 
-def _levels(name: str, read: Row) -> list[_Column[RowView]]:
+def _levels(name: str, read: Row) -> list[_Column[EnvView]]:
     return [
         _maybe(name, -7.0, 7.0, "symlog", partial(_level, read=read)),
         _maybe(f"{name}_not_finite", 0.0, 1.0, "flag", partial(_not_finite, read=read)),
     ]
 
 
-def _trends(name: str, history: Callable[[RowView], tuple[float, ...]]) -> list[_Column[RowView]]:
+def _trends(name: str, history: Callable[[EnvView], tuple[float, ...]]) -> list[_Column[EnvView]]:
     return [
         _maybe(f"{name}_trend_{window or 'all'}", -1.0, 1.0, "share", partial(_trend, history=history, window=window))
         for window in (*TREND_WINDOWS, None)
     ]
 
 
-_HOST: Final[tuple[_Column[RowView], ...]] = (
+_HOST: Final[tuple[_Column[EnvView], ...]] = (
     _always("progress", 1.0, "share of the epochs", lambda row: row.epoch / row.max_epochs),
     _always("max_epochs", 7.0, "symlog(epochs)", lambda row: _symlog(row.max_epochs)),
     _always("slots", 3.5, "symlog(slots)", lambda row: _symlog(len(row.slots))),

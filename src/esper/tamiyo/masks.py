@@ -14,7 +14,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from esper.leyline import HEADS, RELEVANT_HEADS, ActionSpace, FactoredAction, Op, RowView, SeedStage
+from esper.leyline import HEADS, RELEVANT_HEADS, ActionSpace, EnvView, FactoredAction, Op, SeedStage
 from esper.tolaria.legality import legal_alpha_targets, legal_blueprints, legal_slots
 
 BoolArray = npt.NDArray[np.bool_]
@@ -75,7 +75,7 @@ class Availability:
         }
 
 
-def availability(view: RowView, space: ActionSpace) -> Availability:
+def availability(view: EnvView, space: ActionSpace) -> Availability:
     """*Availability* in the state ``view``, indexed as ``space`` is."""
     slot = np.zeros((len(Op), len(space.slots)), dtype=bool)
     for op in Op:
@@ -121,7 +121,7 @@ def to_indices(space: ActionSpace, action: FactoredAction) -> tuple[int, ...]:
     )
 
 
-def _by_name(view: RowView, space: ActionSpace) -> list[tuple[str, SeedStage]]:
+def _by_name(view: EnvView, space: ActionSpace) -> list[tuple[str, SeedStage]]:
     stages = {slot.slot_id: slot.stage for slot in view.slots}
     return [(name, stages[name]) for name in space.slots]
 

@@ -140,7 +140,7 @@ def _kind(values: Tensor) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Budget:
+class TaskBudget:
     """A task's preset: how long and how fast to train, how much may grow. Raises ``UsageError`` out of range."""
 
     max_epochs: int
@@ -181,7 +181,7 @@ class TaskSpec:
     score: PerExample
     """Per-example scores whose mean is the metric in its unit."""
     data: Data
-    budget: Budget
+    budget: TaskBudget
     augment: Augment | None = None
     feed: Callable[[int, Streams], BatchSource] | None = None
     """``(batch size, streams) -> source`` of training batches that do not fit in memory or come from a loader of the

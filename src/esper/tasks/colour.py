@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from esper.leyline import DataError, MissingExtraError
-from esper.tasks.base import Budget, Data, Split, TaskSpec
+from esper.tasks.base import Data, Split, TaskBudget, TaskSpec
 from esper.tasks.hosts import ConvHost
 from esper.tasks.scoring import accuracy, accuracy_metric, cross_entropy
 from esper.tasks.sources import cut, package_file, read_table, stratified_order
@@ -43,7 +43,7 @@ def digits_colour() -> TaskSpec:
         loss=cross_entropy,
         score=accuracy,
         data=data,
-        budget=Budget(max_epochs=20, batch_size=100, lr=1e-2, max_seeds=2),
+        budget=TaskBudget(max_epochs=20, batch_size=100, lr=1e-2, max_seeds=2),
     )
 
 

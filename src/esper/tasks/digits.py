@@ -8,7 +8,7 @@ from typing import Final
 import numpy as np
 import torch
 
-from esper.tasks.base import Budget, Data, Split, TaskSpec
+from esper.tasks.base import Data, Split, TaskBudget, TaskSpec
 from esper.tasks.hosts import PointwiseHost2d
 from esper.tasks.scoring import accuracy, accuracy_metric, cross_entropy
 from esper.tasks.sources import cut, normalised, package_file, read_table, stratified_order
@@ -43,5 +43,5 @@ def digits() -> TaskSpec:
         loss=cross_entropy,
         score=accuracy,
         data=load_digits(),
-        budget=Budget(max_epochs=30, batch_size=100, lr=5e-3, max_seeds=2),
+        budget=TaskBudget(max_epochs=30, batch_size=100, lr=5e-3, max_seeds=2),
     )

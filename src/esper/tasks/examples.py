@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from esper.leyline import Metric
-from esper.tasks.base import Budget, Data, PerExample, Split, TaskSpec
+from esper.tasks.base import Data, PerExample, Split, TaskBudget, TaskSpec
 from esper.tasks.hosts import TabularHost
 from esper.tasks.sources import cut, package_file, read_table
 
@@ -34,7 +34,7 @@ def diabetes() -> TaskSpec:
         loss=lambda prediction, target: (prediction - target).square(),
         score=_absolute_error(scale),
         data=data,
-        budget=Budget(max_epochs=40, batch_size=32, lr=5e-3, max_seeds=2),
+        budget=TaskBudget(max_epochs=40, batch_size=32, lr=5e-3, max_seeds=2),
     )
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from esper.leyline import DataError, MissingExtraError
-from esper.tasks.base import Budget, Data, Split, TaskSpec
+from esper.tasks.base import Data, Split, TaskBudget, TaskSpec
 from esper.tasks.hosts import PointwiseHost1d
 from esper.tasks.scoring import accuracy, accuracy_metric, cross_entropy
 
@@ -42,7 +42,7 @@ def mnist1d(train: int = 4000, validation: int = 1000, test: int = 1000) -> Task
         loss=cross_entropy,
         score=accuracy,
         data=load_mnist1d(train, validation, test),
-        budget=Budget(max_epochs=30, batch_size=100, lr=5e-3, max_seeds=2),
+        budget=TaskBudget(max_epochs=30, batch_size=100, lr=5e-3, max_seeds=2),
     )
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from esper.leyline import DataError
-from esper.tasks.base import Budget, Data, Split, TaskSpec
+from esper.tasks.base import Data, Split, TaskBudget, TaskSpec
 from esper.tasks.hosts import CharTransformer
 from esper.tasks.scoring import accuracy_metric
 
@@ -45,7 +45,7 @@ def text() -> TaskSpec:
         loss=sequence_loss,
         score=sequence_accuracy,
         data=data,
-        budget=Budget(max_epochs=10, batch_size=32, lr=5e-3, max_seeds=2),
+        budget=TaskBudget(max_epochs=10, batch_size=32, lr=5e-3, max_seeds=2),
     )
 
 

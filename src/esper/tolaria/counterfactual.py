@@ -1,6 +1,6 @@
-"""Counterfactuals of one row: which alpha configurations to evaluate, and what the answers say of each slot.
+"""Counterfactuals of one env: which alpha configurations to evaluate, and what the answers say of each slot.
 
-Every figure is a difference to the row as it is, paired over the validation examples. *Removal cost* is what the metric
+Every figure is a difference to the env as it is, paired over the validation examples. *Removal cost* is what the metric
 loses when a slot's alpha is set to 0; it is not a causal gain, which needs a control run of its own.
 """
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from math import factorial
 
-from esper.leyline import AlphaConfig, EvalResult, Metric, Paired, RowView, SeedStage, SlotFacts
+from esper.leyline import AlphaConfig, EnvView, EvalResult, Metric, Paired, SeedStage, SlotFacts
 
 EXACT_SHAPLEY_LIMIT = 4
 """Exact Shapley values take 2^k evaluations; above this many live slots they are not computed."""
@@ -20,8 +20,8 @@ _AS_IS: AlphaConfig = {}
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """Configurations to evaluate for one row. The first is the row as it is."""
+class CounterfactualPlan:
+    """Configurations to evaluate for one env. The first is the env as it is."""
 
     configs: tuple[AlphaConfig, ...]
     blended: tuple[str, ...]
@@ -46,29 +46,29 @@ class Readout:
     """All-off cost minus the sum of single removal costs; needs two blended slots."""
 
 
-def plan(view: RowView, *, shapley: bool = False) -> Plan:
-    """Choose the configurations for a row: leave-one-out, all-off, probes, and all subsets for exact Shapley values."""
+def plan(view: EnvView, *, shapley: bool = False) -> CounterfactualPlan:
+    """The configurations of an env: leave-one-out, all-off, probes, and all subsets for exact Shapley values."""
     blended = tuple(s.slot_id for s in view.slots if s.live and s.alpha > 0.0)
     probing = tuple(s.slot_id for s in view.slots if s.stage is SeedStage.TRAINING and s.alpha == 0.0)
     exact = shapley and 2 <= len(blended) <= EXACT_SHAPLEY_LIMIT
     sizes = range(1, len(blended) + 1) if exact else sorted({1, len(blended)} - {0}) if blended else []
     off = [{slot: 0.0 for slot in subset} for size in sizes for subset in combinations(blended, size)]
     on = [{slot: 1.0} for slot in probing]
-    return Plan((_AS_IS, *off, *on), blended, probing, exact)
+    return CounterfactualPlan((_AS_IS, *off, *on), blended, probing, exact)
 
 
-def read(plan: Plan, result: EvalResult, row: int, metric: Metric) -> Readout:
-    """Turn row ``row`` of an evaluation into facts. Differences are positive when the seed helps."""
+def read(plan: CounterfactualPlan, result: EvalResult, env: int, metric: Metric) -> Readout:
+    """Turn env ``env`` of an evaluation into facts. Differences are positive when the seed helps."""
     sign = 1.0 if metric.higher_is_better else -1.0
     index = {frozenset(config.items()): i for i, config in enumerate(plan.configs)}
 
     def paired(config: AlphaConfig, direction: float) -> tuple[Paired, Paired]:
         i = index[frozenset(config.items())]
-        gain = direction * sign * (result.metric[row, i] - result.metric[row, 0])
-        gain_loss = -direction * (result.loss[row, i] - result.loss[row, 0])
+        gain = direction * sign * (result.metric[env, i] - result.metric[env, 0])
+        gain_loss = -direction * (result.loss[env, i] - result.loss[env, 0])
         return (
-            Paired(float(gain), float(result.metric_se[row, i]), result.examples),
-            Paired(float(gain_loss), float(result.loss_se[row, i]), result.examples),
+            Paired(float(gain), float(result.metric_se[env, i]), result.examples),
+            Paired(float(gain_loss), float(result.loss_se[env, i]), result.examples),
         )
 
     facts: dict[str, SlotFacts] = {}
@@ -80,20 +80,20 @@ def read(plan: Plan, result: EvalResult, row: int, metric: Metric) -> Readout:
         facts[slot] = SlotFacts(probe_gain=gain, probe_gain_loss=gain_loss)
     all_off = index.get(frozenset((slot, 0.0) for slot in plan.blended)) if plan.blended else None
     worth = {
-        frozenset(plan.blended) - {slot for slot, _ in off}: float(result.metric[row, i])
+        frozenset(plan.blended) - {slot for slot, _ in off}: float(result.metric[env, i])
         for off, i in index.items()
         if all(alpha == 0.0 for _, alpha in off)
     }
     interaction = None
     if all_off is not None and len(plan.blended) >= 2:
-        whole = sign * float(result.metric[row, 0] - result.metric[row, all_off])
+        whole = sign * float(result.metric[env, 0] - result.metric[env, all_off])
         interaction = whole - sum(fact.removal_cost.value for fact in facts.values() if fact.removal_cost is not None)
     return Readout(
-        metric=float(result.metric[row, 0]),
-        loss=float(result.loss[row, 0]),
+        metric=float(result.metric[env, 0]),
+        loss=float(result.loss[env, 0]),
         facts=facts,
-        all_off_metric=None if all_off is None else float(result.metric[row, all_off]),
-        all_off_loss=None if all_off is None else float(result.loss[row, all_off]),
+        all_off_metric=None if all_off is None else float(result.metric[env, all_off]),
+        all_off_loss=None if all_off is None else float(result.loss[env, all_off]),
         shapley={s: sign * v for s, v in shapley_values(plan.blended, worth).items()} if plan.shapley else {},
         interaction=interaction,
     )

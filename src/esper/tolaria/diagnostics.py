@@ -1,4 +1,4 @@
-"""The deep look at a row every few epochs, as an event; a row without it pays nothing."""
+"""The deep look at an env every few epochs, as an event; an env without it pays nothing."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from esper.leyline import EpochMeasurement, RowSpec, Sink, UsageError
+from esper.leyline import EnvSpec, EpochMeasurement, Sink, UsageError
 from esper.nissa.diagnostics import DiagnosticTracker, diagnostic_event
 from esper.nissa.profiles import TelemetryConfig
 from esper.tolaria.trainer import Trainer
@@ -30,10 +30,10 @@ class DiagnosticsConfig:
         return None if profile is None else cls(TelemetryConfig.from_profile(profile), every)
 
 
-class RowDiagnostics:
-    """Watches one row's trainer; gradients are looked at in the epochs that are due, and in no other."""
+class EnvDiagnostics:
+    """Watches one env's trainer; gradients are looked at in the epochs that are due, and in no other."""
 
-    def __init__(self, spec: RowSpec, trainer: Trainer, config: DiagnosticsConfig, emit: Sink) -> None:
+    def __init__(self, spec: EnvSpec, trainer: Trainer, config: DiagnosticsConfig, emit: Sink) -> None:
         self.config = config
         self._spec, self._trainer, self._emit = spec, trainer, emit
         self._tracker = DiagnosticTracker(trainer.model, config.look, trainer.config.device)
@@ -64,7 +64,7 @@ class RowDiagnostics:
 
     def _loss(self) -> float:
         output, targets = self._trainer.outputs("validation")
-        return float(self._trainer.subject.loss(output, targets).mean())
+        return float(self._trainer.task.loss(output, targets).mean())
 
 
 def _classes(output: object, targets: Tensor) -> tuple[Tensor | None, Tensor | None]:

@@ -14,21 +14,21 @@ from torch import nn
 from esper.kasmina import blueprints
 from esper.kasmina.export import export, largest_difference, save_export
 from esper.kasmina.layout import Layout
-from esper.kasmina.slot import SeedSlot, Stamp
+from esper.kasmina.slot import EventStamp, SeedSlot
 from esper.kasmina.state import GrowthPlan
 from esper.leyline import (
     ActionOutcome,
     AlphaConfig,
     Blend,
+    EnvCost,
+    EnvSpec,
+    EnvView,
     EpochMeasurement,
     EvalResult,
     FactoredAction,
     GateResult,
     ModelExport,
     Op,
-    RowCost,
-    RowSpec,
-    RowView,
     SeedStage,
     Sink,
     SlotFacts,
@@ -37,29 +37,29 @@ from esper.leyline import (
     unknown,
 )
 from esper.tolaria import surgery
-from esper.tolaria.diagnostics import DiagnosticsConfig, RowDiagnostics
+from esper.tolaria.diagnostics import DiagnosticsConfig, EnvDiagnostics
 from esper.tolaria.legality import why_illegal
-from esper.tolaria.material import Prepare, Subject, TrainerConfig
 from esper.tolaria.rng import derive, seeded
+from esper.tolaria.setup import GrowthTask, MakeSetup, TrainerConfig
 from esper.tolaria.trainer import Trainer
 
 
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
-    """What every row may grow, and how it is trained."""
+    """What every env may grow, and how it is trained."""
 
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     max_seeds: int | None = None
     parameter_budget: int | None = None
-    """Most parameters of all live seeds of a row together."""
+    """Most parameters of all live seeds of an env together."""
     diagnostics: DiagnosticsConfig | None = None
 
 
 @dataclass
-class _Row:
+class _EnvState:
     """A trainer with the history that its view tells."""
 
-    spec: RowSpec
+    spec: EnvSpec
     trainer: Trainer
     epoch: int = 0
     births: int = 0
@@ -72,7 +72,7 @@ class _Row:
     fossilized: Counter[str] = field(default_factory=Counter)
     vetoed_until: dict[str, int] = field(default_factory=dict)
     last_outcome: ActionOutcome | None = None
-    diagnostics: RowDiagnostics | None = None
+    diagnostics: EnvDiagnostics | None = None
 
     @property
     def slots(self) -> Mapping[str, SeedSlot]:
@@ -87,71 +87,71 @@ _COUNTS = ("pruned", "fossilized", "vetoed_until")
 
 
 class ModuleEngine:
-    """See :class:`esper.leyline.HostEngine`. Rows are independent: none can tell that others run beside it."""
+    """See :class:`esper.leyline.HostEngine`. Envs are independent: none can tell that others run beside it."""
 
-    def __init__(self, subject: Subject, prepare: Prepare, config: EngineConfig, emit: Sink) -> None:
-        self.subject, self.config = subject, config
+    def __init__(self, task: GrowthTask, prepare: MakeSetup, config: EngineConfig, emit: Sink) -> None:
+        self.task, self.config = task, config
         self._prepare = prepare
         self._emit = emit
-        self._rows: list[_Row] = []
+        self._envs: list[_EnvState] = []
         self._sizes: dict[str, dict[str, int]] = {}
 
-    def reset(self, rows: Sequence[RowSpec]) -> None:
+    def reset(self, envs: Sequence[EnvSpec]) -> None:
         """Build a fresh host for each spec. Raises ``UsageError`` where no blueprint fits any slot."""
         trainer = self.config.trainer
-        self._rows = [_Row(spec, Trainer(spec, self.subject, self._prepare, trainer, self._emit)) for spec in rows]
-        for row in self._rows:
-            self._stamp(row, 0)
+        self._envs = [_EnvState(spec, Trainer(spec, self.task, self._prepare, trainer, self._emit)) for spec in envs]
+        for env in self._envs:
+            self._stamp(env, 0)
             if self.config.diagnostics is not None:
-                row.diagnostics = RowDiagnostics(row.spec, row.trainer, self.config.diagnostics, self._emit)
-        self._sizes = {slot_id: self._sizes_in(slot) for slot_id, slot in self._rows[0].slots.items()}
+                env.diagnostics = EnvDiagnostics(env.spec, env.trainer, self.config.diagnostics, self._emit)
+        self._sizes = {slot_id: self._sizes_in(slot) for slot_id, slot in self._envs[0].slots.items()}
         if not any(self._sizes.values()):
-            raise UsageError(f"none of the blueprints {', '.join(self.subject.blueprints)} fits any slot")
+            raise UsageError(f"none of the blueprints {', '.join(self.task.blueprints)} fits any slot")
 
     def _sizes_in(self, slot: SeedSlot) -> dict[str, int]:
         """Parameters of each blueprint that fits the slot."""
         everything = {name for layout in Layout for name in blueprints.names(layout)}
         sizes = {}
-        for name in self.subject.blueprints:
+        for name in self.task.blueprints:
             if ":" not in name and name not in everything:
                 raise unknown("blueprint", name, everything)
             if ":" in name or name in blueprints.names(slot.config.layout):
                 sizes[name] = blueprints.get(name, slot.config.layout).parameters(slot.channels)
         return sizes
 
-    def train_epoch(self, rows: Sequence[int]) -> list[TrainResult]:
-        """Train each row for one epoch, one after the other."""
+    def train_epoch(self, envs: Sequence[int]) -> list[TrainResult]:
+        """Train each env for one epoch, one after the other."""
         results = []
-        for i in rows:
-            self._awaken(self._rows[i])
-            result = self._rows[i].trainer.train_epoch()
-            self._rows[i].train_loss = result.loss
+        for i in envs:
+            self._awaken(self._envs[i])
+            result = self._envs[i].trainer.train_epoch()
+            self._envs[i].train_loss = result.loss
             results.append(result)
         return results
 
-    def begin_epoch(self, row: int) -> None:
-        """Make row ``row`` ready for an epoch that is trained by somebody else's loop; see :meth:`trainer`."""
-        self._awaken(self._rows[row])
-        self._rows[row].trainer.begin_epoch(0)
+    def begin_epoch(self, env: int) -> None:
+        """Make env ``env`` ready for an epoch that is trained by somebody else's loop; see :meth:`trainer`."""
+        self._awaken(self._envs[env])
+        self._envs[env].trainer.begin_epoch(0)
 
-    def trainer(self, row: int) -> Trainer:
-        """The trainer of ``row``, for a loop of the user's own."""
-        return self._rows[row].trainer
+    def trainer(self, env: int) -> Trainer:
+        """The trainer of ``env``, for a loop of the user's own."""
+        return self._envs[env].trainer
 
-    def _awaken(self, row: _Row) -> None:
+    def _awaken(self, env: _EnvState) -> None:
         """The epoch begins: its number goes on every event, and what has germinated starts to learn."""
-        self._stamp(row, row.epoch + 1)
-        if row.diagnostics is not None:
-            row.diagnostics.begin_epoch(row.epoch + 1)
-        for slot in row.slots.values():
+        self._stamp(env, env.epoch + 1)
+        if env.diagnostics is not None:
+            env.diagnostics.begin_epoch(env.epoch + 1)
+        for slot in env.slots.values():
             if slot.stage is SeedStage.GERMINATED:
                 slot.advance_stage(SeedStage.TRAINING)
 
     def evaluate(
-        self, rows: Sequence[int], configs: Sequence[Sequence[AlphaConfig]], split: str = "validation"
+        self, envs: Sequence[int], configs: Sequence[Sequence[AlphaConfig]], split: str = "validation"
     ) -> EvalResult:
-        """Evaluate each row under its own configurations."""
-        runs = [self._rows[i].trainer.evaluate(each, split) for i, each in zip(rows, configs, strict=True)]
+        """Evaluate each env under its own configurations."""
+        runs = [self._envs[i].trainer.evaluate(each, split) for i, each in zip(envs, configs, strict=True)]
         widest = max((len(run.metric) for run in runs), default=0)
 
         def table(name: str) -> np.ndarray:
@@ -173,132 +173,132 @@ class ModuleEngine:
         )
 
     def apply(
-        self, rows: Sequence[int], actions: Sequence[FactoredAction], reasons: Sequence[str] | None = None
+        self, envs: Sequence[int], actions: Sequence[FactoredAction], reasons: Sequence[str] | None = None
     ) -> list[ActionOutcome]:
-        """Apply one action per row; an illegal one changes nothing and says why."""
+        """Apply one action per env; an illegal one changes nothing and says why."""
         outcomes = []
-        for i, action, reason in zip(rows, actions, reasons or ("",) * len(rows), strict=True):
+        for i, action, reason in zip(envs, actions, reasons or ("",) * len(envs), strict=True):
             against = why_illegal(self._view(i), action)
             if against is not None:
                 outcome = ActionOutcome(action, success=False, illegal=True, why_not=against)
             else:
-                why_not = self._perform(self._rows[i], action, reason)
+                why_not = self._perform(self._envs[i], action, reason)
                 outcome = ActionOutcome(action, success=why_not is None, why_not=why_not)
-            self._rows[i].last_outcome = outcome
+            self._envs[i].last_outcome = outcome
             outcomes.append(outcome)
         return outcomes
 
-    def _perform(self, row: _Row, action: FactoredAction, reason: str) -> str | None:
+    def _perform(self, env: _EnvState, action: FactoredAction, reason: str) -> str | None:
         """Carry out a legal action; what its gate had against it, or ``None``."""
         if action.op is Op.WAIT:
             return None
-        slot = row.slots[_given(action.slot)]
+        slot = env.slots[_given(action.slot)]
         if action.op is Op.PRUNE:
-            self._prune(row, slot, reason or "asked for", by="policy")
+            self._prune(env, slot, reason or "asked for", by="policy")
             return None
         if action.op is Op.GERMINATE:
-            result = self._germinate(row, slot, action)
+            result = self._germinate(env, slot, action)
         elif action.op is Op.SET_ALPHA:
             result = slot.retarget(_given(action.alpha_target), _given(action.tempo), _given(action.blend))
         else:
             result = slot.advance_stage(SeedStage.BLENDING if action.op is Op.ADVANCE else SeedStage.FOSSILIZED)
             if result.passed and action.op is Op.FOSSILIZE:
-                row.fossilized[_given(slot.state).blueprint_id] += 1
+                env.fossilized[_given(slot.state).blueprint_id] += 1
         return None if result.passed else result.message
 
-    def _germinate(self, row: _Row, slot: SeedSlot, action: FactoredAction) -> GateResult:
-        row.births += 1
+    def _germinate(self, env: _EnvState, slot: SeedSlot, action: FactoredAction) -> GateResult:
+        env.births += 1
         budget = self.config.parameter_budget
-        spare = None if budget is None else budget - sum(s.view().parameters for s in row.slots.values() if s.live)
-        with seeded(derive(row.spec.seed, "seed", slot.slot_id, row.births)):
+        spare = None if budget is None else budget - sum(s.view().parameters for s in env.slots.values() if s.live)
+        with seeded(derive(env.spec.seed, "seed", slot.slot_id, env.births)):
             result = slot.germinate(
                 _given(action.blueprint),
-                seed_id=f"e{row.spec.episode}-r{row.spec.env_id}-s{row.births}",
+                seed_id=f"e{env.spec.episode}-r{env.spec.env_id}-s{env.births}",
                 plan=GrowthPlan(_given(action.blend), _given(action.tempo), _given(action.alpha_target)),
                 parameter_budget=spare,
             )
         if result.passed:
-            row.trainer.adopt(slot.slot_id)
-            slot.record(metric_at_germination=row.metric)
+            env.trainer.adopt(slot.slot_id)
+            slot.record(metric_at_germination=env.metric)
         return result
 
-    def _prune(self, row: _Row, slot: SeedSlot, reason: str, by: str) -> None:
+    def _prune(self, env: _EnvState, slot: SeedSlot, reason: str, by: str) -> None:
         state = _given(slot.state)
         slot.prune(reason, by=by)
-        row.trainer.release(slot.slot_id, state.seed_id)
-        row.pruned[state.blueprint_id] += 1
+        env.trainer.release(slot.slot_id, state.seed_id)
+        env.pruned[state.blueprint_id] += 1
 
-    def settle(self, rows: Sequence[int], epoch: int, measured: Sequence[EpochMeasurement]) -> None:
+    def settle(self, envs: Sequence[int], epoch: int, measured: Sequence[EpochMeasurement]) -> None:
         """Record what the epoch measured, then let every slot tick."""
-        for i, facts in zip(rows, measured, strict=True):
-            row = self._rows[i]
-            row.epoch = epoch
-            self._stamp(row, epoch)
+        for i, facts in zip(envs, measured, strict=True):
+            env = self._envs[i]
+            env.epoch = epoch
+            self._stamp(env, epoch)
             if facts.metric is not None and facts.loss is not None:
-                row.metric, row.loss = facts.metric, facts.loss
-                row.metric_history.append(facts.metric)
-                row.loss_history.append(facts.loss)
-            for slot_id, slot in row.slots.items():
+                env.metric, env.loss = facts.metric, facts.loss
+                env.metric_history.append(facts.metric)
+                env.loss_history.append(facts.loss)
+            for slot_id, slot in env.slots.items():
                 if slot.live:
-                    self._record(row, slot, facts.slots.get(slot_id, SlotFacts()), facts.loss)
+                    self._record(env, slot, facts.slots.get(slot_id, SlotFacts()), facts.loss)
                 slot.tick()
-            if row.diagnostics is not None:
-                row.diagnostics.end_epoch(epoch, row.train_loss, facts)
+            if env.diagnostics is not None:
+                env.diagnostics.end_epoch(epoch, env.train_loss, facts)
 
-    def _record(self, row: _Row, slot: SeedSlot, facts: SlotFacts, loss: float | None) -> None:
+    def _record(self, env: _EnvState, slot: SeedSlot, facts: SlotFacts, loss: float | None) -> None:
         measured = {name: getattr(facts, name) for name in SlotFacts.__slots__} | {"loss": loss}
         slot.record(**{name: value for name, value in measured.items() if value is not None})
 
-    def quarantine(self, row: int, slot: str, epochs: int, reason: str) -> None:
+    def quarantine(self, env: int, slot: str, epochs: int, reason: str) -> None:
         """Prune what lives in ``slot`` in the governor's name and let nothing grow there for ``epochs`` epochs."""
-        found = self._rows[row].slots[slot]
+        found = self._envs[env].slots[slot]
         if found.live and found.stage is not SeedStage.FOSSILIZED:
-            self._prune(self._rows[row], found, reason, by="governor")
-        self._rows[row].vetoed_until[slot] = self._rows[row].epoch + epochs
+            self._prune(self._envs[env], found, reason, by="governor")
+        self._envs[env].vetoed_until[slot] = self._envs[env].epoch + epochs
 
-    def conclude(self, rows: Sequence[int]) -> None:
+    def conclude(self, envs: Sequence[int]) -> None:
         """Prune every seed that was not fossilized."""
-        for i in rows:
-            for slot in self._rows[i].slots.values():
+        for i in envs:
+            for slot in self._envs[i].slots.values():
                 if slot.live and slot.stage is not SeedStage.FOSSILIZED:
-                    self._prune(self._rows[i], slot, "the episode ended before it was fossilized", by="lifecycle")
+                    self._prune(self._envs[i], slot, "the episode ended before it was fossilized", by="lifecycle")
 
-    def views(self, rows: Sequence[int]) -> list[RowView]:
-        """Plain state of each row."""
-        return [self._view(i) for i in rows]
+    def views(self, envs: Sequence[int]) -> list[EnvView]:
+        """Plain state of each env."""
+        return [self._view(i) for i in envs]
 
-    def _view(self, i: int) -> RowView:
-        row = self._rows[i]
-        return RowView(
-            env_id=row.spec.env_id,
-            episode=row.spec.episode,
-            epoch=row.epoch,
-            max_epochs=row.spec.max_epochs,
-            slots=tuple(slot.view() for slot in row.slots.values()),
-            blueprints=tuple(self.subject.blueprints),
+    def _view(self, i: int) -> EnvView:
+        env = self._envs[i]
+        return EnvView(
+            env_id=env.spec.env_id,
+            episode=env.spec.episode,
+            epoch=env.epoch,
+            max_epochs=env.spec.max_epochs,
+            slots=tuple(slot.view() for slot in env.slots.values()),
+            blueprints=tuple(self.task.blueprints),
             blueprint_parameters=self._sizes,
-            host_parameters=row.trainer.host_size,
-            metric=row.metric,
-            loss=row.loss,
-            train_loss=row.train_loss,
-            metric_history=tuple(row.metric_history),
-            loss_history=tuple(row.loss_history),
-            higher_is_better=self.subject.metric.higher_is_better,
+            host_parameters=env.trainer.host_size,
+            metric=env.metric,
+            loss=env.loss,
+            train_loss=env.train_loss,
+            metric_history=tuple(env.metric_history),
+            loss_history=tuple(env.loss_history),
+            higher_is_better=self.task.metric.higher_is_better,
             parameter_budget=self.config.parameter_budget,
             max_seeds=self.config.max_seeds,
-            vetoed=frozenset(slot for slot, until in row.vetoed_until.items() if until > row.epoch),
-            last_outcome=row.last_outcome,
-            pruned=dict(row.pruned),
-            fossilized=dict(row.fossilized),
+            vetoed=frozenset(slot for slot, until in env.vetoed_until.items() if until > env.epoch),
+            last_outcome=env.last_outcome,
+            pruned=dict(env.pruned),
+            fossilized=dict(env.fossilized),
         )
 
-    def costs(self, rows: Sequence[int]) -> list[RowCost]:
-        """Parameters and multiply-accumulates of each row."""
+    def costs(self, envs: Sequence[int]) -> list[EnvCost]:
+        """Parameters and multiply-accumulates of each env."""
         costs = []
-        for i in rows:
-            trainer, view = self._rows[i].trainer, self._view(i)
+        for i in envs:
+            trainer, view = self._envs[i].trainer, self._view(i)
             costs.append(
-                RowCost(
+                EnvCost(
                     host_parameters=view.host_parameters,
                     total_parameters=view.host_parameters + view.seed_parameters,
                     inference_macs=trainer.macs.forward,
@@ -308,13 +308,13 @@ class ModuleEngine:
             )
         return costs
 
-    def charge(self, row: int, purpose: str, macs: int) -> None:
-        """Add to what was spent on the row; see :meth:`Ledger.charge`."""
-        self._rows[row].trainer.ledger.charge(purpose, macs)
+    def charge(self, env: int, purpose: str, macs: int) -> None:
+        """Add to what was spent on the env; see :meth:`Ledger.charge`."""
+        self._envs[env].trainer.ledger.charge(purpose, macs)
 
-    def state(self, row: int) -> dict[str, Any]:
-        """Everything the row needs to continue bit for bit."""
-        kept, state = self._rows[row], self._rows[row].trainer.state()
+    def state(self, env: int) -> dict[str, Any]:
+        """Everything the env needs to continue bit for bit."""
+        kept, state = self._envs[env], self._envs[env].trainer.state()
         outcome = kept.last_outcome
         state["plain"] = {
             "trainer": state["plain"],
@@ -325,9 +325,9 @@ class ModuleEngine:
         }
         return state
 
-    def load(self, row: int, state: Mapping[str, Any]) -> None:
-        """Undo of :meth:`state`, also into a row whose topology differs."""
-        kept, plain = self._rows[row], state["plain"]
+    def load(self, env: int, state: Mapping[str, Any]) -> None:
+        """Undo of :meth:`state`, also into an env whose topology differs."""
+        kept, plain = self._envs[env], state["plain"]
         kept.trainer.load({"tensors": state["tensors"], "plain": plain["trainer"]})
         for name in _SCALARS:
             setattr(kept, name, plain[name])
@@ -339,37 +339,37 @@ class ModuleEngine:
         kept.last_outcome = None if outcome is None else _read_outcome(outcome)
         self._stamp(kept, kept.epoch)
 
-    def rewind(self, row: int, state: Mapping[str, Any]) -> None:
+    def rewind(self, env: int, state: Mapping[str, Any]) -> None:
         """Go back to an earlier state of the same episode; the clock, what was spent and vetoes stay as they are."""
-        kept = self._rows[row]
+        kept = self._envs[env]
         epoch, spent, vetoes, births = kept.epoch, kept.trainer.ledger, kept.vetoed_until, kept.births
         lost = {slot.state.seed_id for slot in kept.slots.values() if slot.live and slot.state is not None}
-        self.load(row, state)
+        self.load(env, state)
         kept.epoch, kept.trainer.ledger, kept.vetoed_until, kept.births = epoch, spent, vetoes, births
         for seed_id in lost - {slot.state.seed_id for slot in kept.slots.values() if slot.state is not None}:
             spent.discard(seed_id)
         self._stamp(kept, epoch + 1)
 
-    def materialise(self, row: int) -> nn.Module:
-        """The row's network as a plain module, with every seed that takes part in its forward pass."""
-        return export(self._rows[row].trainer.model)
+    def materialise(self, env: int) -> nn.Module:
+        """The env's network as a plain module, with every seed that takes part in its forward pass."""
+        return export(self._envs[env].trainer.model)
 
-    def save(self, row: int, directory: Path) -> ModelExport:
-        """Write the row's network so that it can be loaded where there is no Esper."""
-        trainer = self._rows[row].trainer
-        exported = save_export(trainer.model, directory, trainer.material.sample)
+    def save(self, env: int, directory: Path) -> ModelExport:
+        """Write the env's network so that it can be loaded where there is no Esper."""
+        trainer = self._envs[env].trainer
+        exported = save_export(trainer.model, directory, trainer.setup.sample)
         plain = export(trainer.model)
         trainer.model.eval()
         return ModelExport(
             path=str(exported.code.parent),
             parameters=sum(p.numel() for p in plain.parameters()),
-            max_abs_difference=largest_difference(trainer.model, plain, trainer.material.sample),
+            max_abs_difference=largest_difference(trainer.model, plain, trainer.setup.sample),
             formats=("model.py", "model.safetensors"),
         )
 
-    def _stamp(self, row: _Row, epoch: int) -> None:
-        stamp = Stamp(env_id=row.spec.env_id, episode=row.spec.episode, epoch=epoch)
-        for slot in row.slots.values():
+    def _stamp(self, env: _EnvState, epoch: int) -> None:
+        stamp = EventStamp(env_id=env.spec.env_id, episode=env.spec.episode, epoch=epoch)
+        for slot in env.slots.values():
             slot.stamp = stamp
 
 

@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from esper.leyline import (
+    EnvView,
     EsperError,
     FactoredAction,
     Metric,
     Op,
-    RowView,
     SeedStage,
     Severity,
     Sink,
@@ -69,7 +69,7 @@ class GovernorConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class GovernorVerdict:
     """Judgement of an epoch. ``ok`` is false on a panic; ``consecutive`` counts ill epochs in a row, this one included.
 
     An epoch can be ill and still ``ok``: one bad epoch is no panic unless it is certain. Nothing is kept of it.
@@ -133,7 +133,7 @@ class Governor:
         self._on_telemetry = on_telemetry
         self._device = {} if device is None else {"device": device}
         self._good: tuple[int, Any] | None = None
-        self._verdict = Verdict(ok=True)
+        self._verdict = GovernorVerdict(ok=True)
         self._observed = 0
         self._moves: list[_Move] = []
         self._panics: list[_Panic] = []
@@ -151,7 +151,7 @@ class Governor:
         metric: float | None,
         weights_finite: bool,
         acted: FactoredAction | None = None,
-    ) -> Verdict:
+    ) -> GovernorVerdict:
         """Judge epoch ``epoch``; ``acted`` is the action that was carried out before it. Emits ``GOVERNOR_PANIC``."""
         self._observed = epoch
         if acted is not None and acted.op in _SUSPICIOUS and acted.slot is not None:
@@ -162,12 +162,12 @@ class Governor:
             sign = Sign("non_finite_weights", math.nan, math.inf, certain=True)
         if sign is None:
             self._vitals.accept(train_loss, val_loss, metric)
-            self._verdict = Verdict(ok=True)
+            self._verdict = GovernorVerdict(ok=True)
             return self._verdict
         consecutive = self._verdict.consecutive + 1
         panic = sign.certain or consecutive >= self.config.consecutive
         finite_check = sign.reason.startswith("non_finite")
-        self._verdict = Verdict(
+        self._verdict = GovernorVerdict(
             ok=not panic,
             reason=sign.reason,
             measured=None if sign.reason == "non_finite_weights" else sign.measured,
@@ -238,10 +238,10 @@ class Governor:
         self._panics.append(_Panic(epoch, verdict.reason, self._undone(to_epoch)))
         # what happened after the good state is undone; the culprit answers for it no longer
         self._moves = [move for move in self._moves if move.epoch <= to_epoch and move != culprit]
-        self._verdict = Verdict(ok=True)
+        self._verdict = GovernorVerdict(ok=True)
         return answer
 
-    def preflight(self, view: RowView, action: FactoredAction) -> str | None:
+    def preflight(self, view: EnvView, action: FactoredAction) -> str | None:
         """Why ``action`` is unsafe now, or ``None``. Emits ``TRANSITION_VETOED``.
 
         Legality is judged elsewhere (:func:`esper.tolaria.legality.why_illegal`); this is about legal moves that would
@@ -284,7 +284,7 @@ class Governor:
         self._good = None if epoch is None else (epoch, {"tensors": dict(state["tensors"]), "plain": plain["good"]})
         self.rollbacks = plain["rollbacks"]
         self._vitals.load(plain["vitals"])
-        self._verdict = Verdict(*plain["verdict"])
+        self._verdict = GovernorVerdict(*plain["verdict"])
         self._observed = plain["observed"]
         self._moves = [_Move(epoch, Op[op], slot) for epoch, op, slot in plain["moves"]]
         self._panics = [
@@ -310,7 +310,7 @@ class Governor:
         last = self._moves[-1] if self._moves else None
         return (last.op, last.slot) if last is not None and last.epoch > to_epoch else None
 
-    def _against_growing(self, view: RowView, slot: SlotView, action: FactoredAction) -> str | None:
+    def _against_growing(self, view: EnvView, slot: SlotView, action: FactoredAction) -> str | None:
         if action.op is Op.SET_ALPHA and action.alpha_target is not None and action.alpha_target < slot.alpha:
             return None
         ill = _not_finite(view)
@@ -322,7 +322,7 @@ class Governor:
             return f"nothing grows until epoch {self._calm_until} is over, after the rollback"
         return None
 
-    def _against_pruning(self, view: RowView, slot: SlotView) -> str | None:
+    def _against_pruning(self, view: EnvView, slot: SlotView) -> str | None:
         if self._observed < self._spared.get(slot.slot_id, 0):
             return f"pruning it made the run fail before; vetoed until epoch {self._spared[slot.slot_id]} is over"
         # a run that is ill already has little to lose, and the seed may be the reason
@@ -377,20 +377,20 @@ def _known(**values: float | None) -> dict[str, float]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def _in_words(verdict: Verdict) -> str:
+def _in_words(verdict: GovernorVerdict) -> str:
     text = str(verdict.reason).replace("_", " ")
     if verdict.measured is not None and verdict.threshold is not None:
         text += f" (measured {verdict.measured:.4g}, threshold {verdict.threshold:.4g})"
     return text
 
 
-def _not_finite(view: RowView) -> str | None:
+def _not_finite(view: EnvView) -> str | None:
     """Name of the first measured value of ``view`` that is not finite."""
     values = (("train loss", view.train_loss), ("validation loss", view.loss), ("validation metric", view.metric))
     return next((name for name, value in values if value is not None and not math.isfinite(value)), None)
 
 
-def _given_back(view: RowView, slot: SlotView) -> float | None:
+def _given_back(view: EnvView, slot: SlotView) -> float | None:
     """Share of the fall in loss since the first epoch that goes with the seed, by its lower confidence bound (95 %)."""
     if slot.removal_cost_loss is None or view.loss is None or not view.loss_history:
         return None
@@ -398,7 +398,7 @@ def _given_back(view: RowView, slot: SlotView) -> float | None:
     return lower / gained if gained > 0.0 and lower > 0.0 else None
 
 
-def _without(view: RowView, slot: SlotView) -> tuple[float | None, float | None]:
+def _without(view: EnvView, slot: SlotView) -> tuple[float | None, float | None]:
     """Validation loss and metric as the last counterfactual has them without the seed."""
     loss, metric = view.loss, view.metric
     if slot.removal_cost_loss is None or loss is None:

@@ -1,4 +1,4 @@
-"""Which actions are legal in an environment's state: pure functions of a :class:`RowView`, the one source of truth
+"""Which actions are legal in an environment's state: pure functions of a :class:`EnvView`, the one source of truth
 for the engine, the availability masks and the Gymnasium environment.
 
 Legal means that the action can be attempted. Its gate may still answer no: that is evidence, not illegality.
@@ -16,9 +16,9 @@ from esper.leyline import (
     PRUNABLE,
     RELEVANT_HEADS,
     Blend,
+    EnvView,
     FactoredAction,
     Op,
-    RowView,
     SeedStage,
     SlotView,
 )
@@ -27,14 +27,14 @@ ALPHA_TOLERANCE: Final = 1e-6
 """Targets closer than this to the present alpha are the present alpha."""
 
 
-def legal_slots(view: RowView, op: Op) -> tuple[str, ...]:
+def legal_slots(view: EnvView, op: Op) -> tuple[str, ...]:
     """Slots, in network order, in which ``op`` can make a legal action; empty for WAIT, which takes no slot."""
     if op is Op.WAIT:
         return ()
     return tuple(slot.slot_id for slot in view.slots if _completable(view, op, slot))
 
 
-def legal_blueprints(view: RowView, slot: str) -> tuple[str, ...]:
+def legal_blueprints(view: EnvView, slot: str) -> tuple[str, ...]:
     """Blueprints, in the run's order, that may germinate in ``slot`` now; empty when nothing may."""
     found = _find(view, slot)
     if found is None or _against_germination(view, found):
@@ -42,7 +42,7 @@ def legal_blueprints(view: RowView, slot: str) -> tuple[str, ...]:
     return tuple(name for name in view.blueprints if _against_blueprint(view, slot, name) is None)
 
 
-def legal_alpha_targets(view: RowView, slot: str) -> tuple[float, ...]:
+def legal_alpha_targets(view: EnvView, slot: str) -> tuple[float, ...]:
     """Alpha targets that SET_ALPHA may ask for in ``slot`` now; empty unless it is HOLDING."""
     found = _find(view, slot)
     if found is None or found.stage is not SeedStage.HOLDING:
@@ -50,7 +50,7 @@ def legal_alpha_targets(view: RowView, slot: str) -> tuple[float, ...]:
     return tuple(target for target in ALPHA_TARGETS if not _same_alpha(target, found.alpha))
 
 
-def why_illegal(view: RowView, action: FactoredAction) -> str | None:
+def why_illegal(view: EnvView, action: FactoredAction) -> str | None:
     """A sentence that names what stands against ``action``, or ``None`` when it is legal."""
     against = _against_heads(action)
     if against is not None or action.op is Op.WAIT:
@@ -61,7 +61,7 @@ def why_illegal(view: RowView, action: FactoredAction) -> str | None:
     return _AGAINST[action.op](view, slot, action)
 
 
-def _find(view: RowView, slot_id: str) -> SlotView | None:
+def _find(view: EnvView, slot_id: str) -> SlotView | None:
     return next((slot for slot in view.slots if slot.slot_id == slot_id), None)
 
 
@@ -69,7 +69,7 @@ def _same_alpha(target: float, alpha: float) -> bool:
     return math.isclose(target, alpha, rel_tol=0.0, abs_tol=ALPHA_TOLERANCE)
 
 
-def _completable(view: RowView, op: Op, slot: SlotView) -> bool:
+def _completable(view: EnvView, op: Op, slot: SlotView) -> bool:
     """Whether some choice of the other heads makes ``op`` legal in ``slot``."""
     if op is Op.GERMINATE:
         return bool(legal_blueprints(view, slot.slot_id))
@@ -96,7 +96,7 @@ def _against_heads(action: FactoredAction) -> str | None:
     return None
 
 
-def _against_germination(view: RowView, slot: SlotView) -> str | None:
+def _against_germination(view: EnvView, slot: SlotView) -> str | None:
     """What stands against any seed in ``slot``."""
     if slot.stage is not SeedStage.DORMANT:
         return f"slot {slot.slot_id} is {slot.stage.name}, not DORMANT"
@@ -109,7 +109,7 @@ def _against_germination(view: RowView, slot: SlotView) -> str | None:
     return None
 
 
-def _against_blueprint(view: RowView, slot: str, blueprint: str) -> str | None:
+def _against_blueprint(view: EnvView, slot: str, blueprint: str) -> str | None:
     """What stands against ``blueprint`` in a slot in which something may germinate."""
     if blueprint not in view.blueprints:
         return f"there is no blueprint {blueprint!r}; the blueprints are {', '.join(view.blueprints)}"
@@ -122,26 +122,26 @@ def _against_blueprint(view: RowView, slot: str, blueprint: str) -> str | None:
     return None
 
 
-def _against_germinate(view: RowView, slot: SlotView, action: FactoredAction) -> str | None:
+def _against_germinate(view: EnvView, slot: SlotView, action: FactoredAction) -> str | None:
     return _against_germination(view, slot) or _against_blueprint(view, slot.slot_id, action.blueprint or "")
 
 
-def _against_advance(view: RowView, slot: SlotView, action: FactoredAction) -> str | None:
+def _against_advance(view: EnvView, slot: SlotView, action: FactoredAction) -> str | None:
     return _unless(slot.stage is SeedStage.TRAINING, slot, "TRAINING")
 
 
-def _against_set_alpha(view: RowView, slot: SlotView, action: FactoredAction) -> str | None:
+def _against_set_alpha(view: EnvView, slot: SlotView, action: FactoredAction) -> str | None:
     if slot.stage is SeedStage.HOLDING and action.alpha_target is not None:
         same = _same_alpha(action.alpha_target, slot.alpha)
         return f"slot {slot.slot_id} has alpha {slot.alpha:g} already" if same else None
     return _unless(slot.stage is SeedStage.HOLDING, slot, "HOLDING")
 
 
-def _against_prune(view: RowView, slot: SlotView, action: FactoredAction) -> str | None:
+def _against_prune(view: EnvView, slot: SlotView, action: FactoredAction) -> str | None:
     return _unless(slot.stage in PRUNABLE, slot, " or ".join(stage.name for stage in sorted(PRUNABLE)))
 
 
-def _against_fossilize(view: RowView, slot: SlotView, action: FactoredAction) -> str | None:
+def _against_fossilize(view: EnvView, slot: SlotView, action: FactoredAction) -> str | None:
     return _unless(slot.stage is SeedStage.HOLDING, slot, "HOLDING")
 
 
@@ -149,7 +149,7 @@ def _unless(right: bool, slot: SlotView, wanted: str) -> str | None:
     return None if right else f"slot {slot.slot_id} is {slot.stage.name}, not {wanted}"
 
 
-_AGAINST: Final[MappingProxyType[Op, Callable[[RowView, SlotView, FactoredAction], str | None]]] = MappingProxyType(
+_AGAINST: Final[MappingProxyType[Op, Callable[[EnvView, SlotView, FactoredAction], str | None]]] = MappingProxyType(
     {
         Op.GERMINATE: _against_germinate,
         Op.ADVANCE: _against_advance,

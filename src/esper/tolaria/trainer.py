@@ -18,11 +18,11 @@ from esper.kasmina.growing import GrowingModel
 from esper.kasmina.incubation import probe_backward
 from esper.kasmina.replay import Tape, evaluate_configs
 from esper.kasmina.state import Incubation
-from esper.leyline import AlphaConfig, RowSpec, SeedStage, Sink, TrainResult
+from esper.leyline import AlphaConfig, EnvSpec, SeedStage, Sink, TrainResult
 from esper.tolaria import ledger, schedules, surgery
 from esper.tolaria.ledger import Ledger, Macs
-from esper.tolaria.material import Prepare, Subject, TrainerConfig
 from esper.tolaria.rng import Streams
+from esper.tolaria.setup import GrowthTask, MakeSetup, TrainerConfig
 
 Floats = npt.NDArray[np.float64]
 
@@ -63,16 +63,16 @@ class Trainer:
     """One growing model with all it needs to learn. Knows nothing of policies, gates or episodes."""
 
     def __init__(
-        self, spec: RowSpec, subject: Subject, prepare: Prepare, config: TrainerConfig, on_telemetry: Sink
+        self, spec: EnvSpec, task: GrowthTask, prepare: MakeSetup, config: TrainerConfig, on_telemetry: Sink
     ) -> None:
-        self.subject, self.config = subject, config
+        self.task, self.config = task, config
         self.max_epochs = spec.max_epochs
         self.streams = Streams(spec.seed)
-        self.material = prepare(spec, self.streams)
+        self.setup = prepare(spec, self.streams)
         self.model = GrowingModel.wrap(
-            self.material.host,
-            subject.sites,
-            self.material.sample,
+            self.setup.host,
+            task.sites,
+            self.setup.sample,
             thresholds=config.thresholds,
             config=config.slot,
             on_telemetry=on_telemetry,
@@ -80,8 +80,8 @@ class Trainer:
         self.host_parameters = [p for p in self.model.host_parameters() if p.requires_grad]
         self.host_size = sum(p.numel() for p in self.model.host_parameters())
         """Parameters of the host, frozen ones too."""
-        self.optimizer = self.material.optimizer
-        self.batches = self.material.batches
+        self.optimizer = self.setup.optimizer
+        self.batches = self.setup.batches
         self.ledger = Ledger()
         self.completed = 0
         """Epochs trained so far; a rollback takes it back."""
@@ -120,11 +120,11 @@ class Trainer:
         """MACs per example of the present topology with every live seed in play."""
         if self._macs is None:
             seeds = {slot_id: slot.seed for slot_id, slot in self.model.slots.items() if slot.seed is not None}
-            split = self.material.splits["validation"]
+            split = self.setup.splits["validation"]
             inputs = split.inputs[:2].to(self.config.device)
             with self.model.alphas(dict.fromkeys(seeds, 1.0)):
                 self._macs = ledger.count(
-                    lambda: self.material.forward(self.model, inputs),
+                    lambda: self.setup.forward(self.model, inputs),
                     len(inputs),
                     seeds,
                     model=self.model,
@@ -203,10 +203,10 @@ class Trainer:
 
     def loss(self, inputs: Any, targets: Tensor) -> Tensor:
         """Training loss of one batch. What seeds behind the host need to learn from it is kept for the second pass."""
-        epoch, forward = self._epoch, self.material.forward
+        epoch, forward = self._epoch, self.setup.forward
 
         def criterion(output: Any) -> Tensor:
-            return self.material.criterion(output, targets)
+            return self.setup.criterion(output, targets)
 
         if epoch.probing:
             with self.model.record(epoch.probing) as tape:
@@ -304,7 +304,7 @@ class Trainer:
     def evaluate(self, configs: Sequence[AlphaConfig], split: str) -> Evaluation:
         """Metric and loss under each configuration, without a trace in model, buffers or random state."""
         started = time.perf_counter()
-        data = self.material.splits[split]
+        data = self.setup.splits[split]
         losses: list[list[Tensor]] = [[] for _ in configs]
         scores: list[list[Tensor]] = [[] for _ in configs]
         passes, shared, examples = 0.0, False, len(data)
@@ -313,10 +313,10 @@ class Trainer:
             for begin in range(0, examples, self.config.evaluation_batch):
                 chunk = slice(begin, begin + self.config.evaluation_batch)
                 inputs, targets = data.inputs[chunk].to(self.config.device), data.targets[chunk].to(self.config.device)
-                run = evaluate_configs(self.model, inputs, configs, self.material.forward)
+                run = evaluate_configs(self.model, inputs, configs, self.setup.forward)
                 for i, output in enumerate(run.outputs):
-                    losses[i].append(self.subject.loss(output, targets))
-                    scores[i].append(self.subject.score(output, targets))
+                    losses[i].append(self.task.loss(output, targets))
+                    scores[i].append(self.task.score(output, targets))
                 passes += run.passes * len(targets) / examples
                 shared = shared or run.shared
         metric, metric_se = _summary([torch.cat(parts) for parts in scores])
@@ -328,11 +328,11 @@ class Trainer:
     @torch.no_grad()
     def outputs(self, split: str) -> tuple[Any, Tensor]:
         """What the model as it is says of a split, in eval mode, with the targets."""
-        data = self.material.splits[split]
+        data = self.setup.splits[split]
         self.model.eval()
         chunks = range(0, len(data), self.config.evaluation_batch)
         parts = [data.inputs[i : i + self.config.evaluation_batch].to(self.config.device) for i in chunks]
-        outputs = [self.material.forward(self.model, inputs) for inputs in parts]
+        outputs = [self.setup.forward(self.model, inputs) for inputs in parts]
         self._charge("validation", len(data), self.macs.forward)
         return torch.cat(outputs), data.targets.to(self.config.device)
 

@@ -19,7 +19,7 @@ from esper.bench.growtable.sequences import Choice, Choices
 from esper.bench.growtable.table import Table, table_of
 from esper.bench.growtable.tabular import TabularWorld
 from esper.bench.growtable.worlds import BLUEPRINTS, WORLDS, WorldFacts, WorldSpec, task_of
-from esper.leyline import DataError, Op, RowSpec, UsageError
+from esper.leyline import DataError, EnvSpec, Op, UsageError
 from esper.simic.env import GrowEnv, flat_observation
 from esper.tamiyo.masks import to_indices
 from esper.tamiyo.policies import SchedulePolicy
@@ -57,9 +57,9 @@ def test_what_a_sequence_starts_from_is_played_as_far_as_it_is_needed(
 
 def test_sequences_with_shared_beginnings_end_as_whole_ones_do(records: dict[Choices, Record]) -> None:
     executor = executor_of(SMALL)
-    specs = [RowSpec(i, 0, SMALL.seed(0), SMALL.epochs) for i in range(len(records))]
+    specs = [EnvSpec(i, 0, SMALL.seed(0), SMALL.epochs) for i in range(len(records))]
     views = executor.reset(specs)
-    starts = executor.engine.evaluate(executor.rows, [({},) for _ in specs]).metric[:, 0]
+    starts = executor.engine.evaluate(executor.envs, [({},) for _ in specs]).metric[:, 0]
     policies = [SchedulePolicy([choice.entry for choice in choices]) for choices in records]
     for policy, spec in zip(policies, specs, strict=True):
         policy.reset([spec])

@@ -30,14 +30,14 @@ def test_rows_of_different_worlds_end_when_theirs_do_and_start_again_on_fresh_ho
     network = fresh_network(0, cells=8)
     environments = RealEnvironments([SHORT, LONG], 2, network.config, RewardConfig())
     collector = Collector(environments, network, 1.0, seed=5)
-    first = [world.accounts[0].start.metric for world in environments._worlds]
+    first = [world.trackers[0].start.metric for world in environments._worlds]
     rollout, episodes = collector.collect(6)
     ends = [[step for step, over in enumerate(row) if over] for row in rollout.cuts.T.tolist()]
     assert ends == [[1, 3, 5], [1, 3, 5], [2, 5], [2, 5]]
     assert torch.equal(rollout.starts[1:], rollout.cuts[:-1]) and bool(rollout.starts[0].all())
     assert [episode.steps for episode in episodes if episode.environment == 2] == [3, 3]
     assert (rollout.discounts == 0).equal(rollout.cuts) and environments.host_macs > 0
-    assert first != [world.accounts[0].start.metric for world in environments._worlds], "hosts are fresh ones"
+    assert first != [world.trackers[0].start.metric for world in environments._worlds], "hosts are fresh ones"
     again = Collector(RealEnvironments([SHORT, LONG], 2, network.config, RewardConfig()), network, 1.0, seed=5)
     assert torch.equal(again.collect(6)[0].rewards, rollout.rewards), "and the same for the same seed"
 
@@ -75,9 +75,9 @@ def test_a_policy_s_worth_is_by_validation_and_its_hosts_are_counted() -> None:
         patch.setattr(play, "executor_of", watched)
         objective, macs = objective_of(StaticPolicy(), [SHORT], 2)
     (executor,) = executors
-    ends = executor.engine.evaluate(executor.rows, [({},), ({},)])
+    ends = executor.engine.evaluate(executor.envs, [({},), ({},)])
     assert objective == pytest.approx(float(ends.metric[:, 0].mean())), "nothing was kept, so there is no rent"
-    spent = [cost.spent for cost in executor.engine.costs(executor.rows)]
+    spent = [cost.spent for cost in executor.engine.costs(executor.envs)]
     assert all(each["test_macs"] == 0 < each["validation_macs"] for each in spent) and macs > 0
     assert 0 < objective < 100 and objective_of(StaticPolicy(), [SHORT], 2) == (objective, macs)
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from esper.leyline import ActionSpace, Op
-from esper.simic.collect import Outcome, Seen
+from esper.simic.collect import MaskedObservation, VectorStep
 from esper.tamiyo.heads import growth_heads
 from esper.tamiyo.network import GrowthNetworkConfig
 
@@ -27,18 +27,18 @@ class FakeGrowth:
         self.config = GrowthNetworkConfig(host_width=1 + len(BLUEPRINTS), slot_width=2, blueprints=BLUEPRINTS)
         self.actions_taken = 0
 
-    def reset(self, seed: int) -> Seen:
+    def reset(self, seed: int) -> MaskedObservation:
         self.generator = torch.Generator().manual_seed(seed)
         return self._draw()
 
-    def step(self, actions: Tensor) -> Outcome:
+    def step(self, actions: Tensor) -> VectorStep:
         self.assert_legal(actions)
         self.actions_taken += len(actions)
         op, slot, blueprint = actions[:, 0], actions[:, 1], actions[:, 2]
         germinated = 0.5 * (slot == self.slot) + 0.5 * (blueprint == self._index_of_wanted())
         rewards = torch.where(self.grow, torch.where(op == Op.GERMINATE, germinated, 0.0), (op == Op.WAIT).float())
         yes = torch.ones(self.size, dtype=torch.bool)
-        return Outcome(self._draw(), rewards, yes, yes, yes, yes, final=None)
+        return VectorStep(self._draw(), rewards, yes, yes, yes, yes, final=None)
 
     def assert_legal(self, actions: Tensor) -> None:
         """Every consumed head chose what its table allows, every other head is 0."""
@@ -54,7 +54,7 @@ class FakeGrowth:
     def _index_of_wanted(self) -> Tensor:
         return torch.tensor([self.space.blueprints.index(name) for name in BLUEPRINTS])[self.wanted]
 
-    def _draw(self) -> Seen:
+    def _draw(self) -> MaskedObservation:
         rows, slots, blueprints = self.size, len(self.space.slots), len(self.space.blueprints)
         draw = self.generator
         self.grow = torch.rand(rows, generator=draw) < 0.5
@@ -83,4 +83,4 @@ class FakeGrowth:
         # rows that no legal op leads to may be empty
         slot[:, Op.WAIT] = False
         self.masks = (ops, slot, blueprint, anything[0], alpha, anything[1])
-        return Seen(observation, self.masks)
+        return MaskedObservation(observation, self.masks)

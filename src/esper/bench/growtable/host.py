@@ -22,11 +22,11 @@ from esper.leyline import (
     WAIT,
     ActionOutcome,
     ActionSpace,
+    EnvView,
     Fact,
     FactoredAction,
     Op,
     Paired,
-    RowView,
     SeedStage,
     SlotView,
 )
@@ -70,7 +70,7 @@ class Node:
         return self.epoch == self.host.world.epochs
 
     @cached_property
-    def view(self) -> RowView:
+    def view(self) -> EnvView:
         """What a policy sees."""
         return view_at(self.host, self.record.steps, self.epoch)
 
@@ -120,7 +120,7 @@ class Node:
         return masks
 
 
-def view_at(host: TableHost, steps: Arrays, epoch: int) -> RowView:
+def view_at(host: TableHost, steps: Arrays, epoch: int) -> EnvView:
     """The view that was recorded after ``epoch`` epochs.
 
     ``seed_id`` and the names of failed checks are not kept: a seed is named by its slot, and a blocked one says so.
@@ -128,7 +128,7 @@ def view_at(host: TableHost, steps: Arrays, epoch: int) -> RowView:
     world, facts = host.world, host.facts
     measured = epoch > 0
     outcome = ActionOutcome(action_at(steps, epoch), bool(steps["success"][epoch])) if measured else None
-    return RowView(
+    return EnvView(
         env_id=0,
         episode=0,
         epoch=epoch,

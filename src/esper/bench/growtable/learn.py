@@ -15,7 +15,7 @@ from esper.bench.growtable.score import Player
 from esper.bench.growtable.tabular import TabularWorld
 from esper.bench.growtable.worlds import BLUEPRINTS
 from esper.leyline import FactoredAction, UsageError
-from esper.simic.collect import Collector, Outcome, RolloutEnvironments, Seen
+from esper.simic.collect import Collector, MaskedObservation, RolloutEnvironments, VectorStep
 from esper.simic.ppo import PPOConfig, PPOLearner
 from esper.simic.rewards import RewardConfig
 from esper.simic.vectorized import fresh_network
@@ -35,11 +35,11 @@ class Sights:
         self.config = config
         self._known: dict[Node, dict[str, Tensor]] = {}
 
-    def of(self, nodes: Sequence[Node]) -> Seen:
+    def of(self, nodes: Sequence[Node]) -> MaskedObservation:
         """Observation and masks of ``nodes``, one row each."""
         parts = [self._one(node) for node in nodes]
         observation = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-        return Seen(observation, tables([node.availability for node in nodes]))
+        return MaskedObservation(observation, tables([node.availability for node in nodes]))
 
     def _one(self, node: Node) -> dict[str, Tensor]:
         if node not in self._known:
@@ -62,13 +62,13 @@ class TableEnvironments:
         self._random = np.random.default_rng(0)
         self._hidden = torch.zeros(plan.rows, len(BLUEPRINTS), dtype=torch.bool)
 
-    def reset(self, seed: int) -> Seen:
+    def reset(self, seed: int) -> MaskedObservation:
         """Start everywhere; ``seed`` decides which hosts come when."""
         self._random = np.random.default_rng(seed % 2**63)
         self.world.begin([self._draw(row) for row in range(self.size)])
         return self._seen()
 
-    def step(self, actions: Tensor) -> Outcome:
+    def step(self, actions: Tensor) -> VectorStep:
         """One epoch in every row; a row that ended starts on another host at once."""
         answers = [self.world.step(row, to_action(SPACE, chosen)) for row, chosen in enumerate(actions.tolist())]
         ended = [answer.ended for answer in answers]
@@ -76,7 +76,7 @@ class TableEnvironments:
         for row in (row for row, over in enumerate(ended) if over):
             self.world.enter(row, self._draw(row))
         over = torch.tensor(ended)
-        return Outcome(
+        return VectorStep(
             seen=self._seen(),
             rewards=torch.tensor([answer.paid.total for answer in answers], dtype=torch.float64),
             terminated=over,
@@ -86,9 +86,9 @@ class TableEnvironments:
             final=final,
         )
 
-    def _seen(self) -> Seen:
+    def _seen(self) -> MaskedObservation:
         seen = self.sights.of(self.world.nodes)
-        return Seen(without_names(seen.observation, self._hidden), seen.masks)
+        return MaskedObservation(without_names(seen.observation, self._hidden), seen.masks)
 
     def _draw(self, row: int) -> TableHost:
         self._hidden[row] = torch.from_numpy(self._random.random(len(BLUEPRINTS)) < self.nameless)

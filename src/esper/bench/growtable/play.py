@@ -15,20 +15,20 @@ from typing import Any
 from esper.bench.growtable.record import Ending, Record, Row, row_of, stacked
 from esper.bench.growtable.sequences import Choices
 from esper.bench.growtable.worlds import WorldSpec, task_of
-from esper.leyline import Decision, Policy, RowSpec
+from esper.leyline import Decision, EnvSpec, Policy
 from esper.run.assembly import FORGIVING, build_executor, workload
 from esper.run.config import RunConfig
 from esper.run.play import Episode, SideBySide
 from esper.tamiyo.policies import SchedulePolicy
 from esper.tolaria.executor import EpisodeResult, Executor
-from esper.tolaria.saved import SavedRows
+from esper.tolaria.saved import SavedEnvs
 
 
 @dataclass(frozen=True, slots=True)
 class Fork:
     """One row as it was between two epochs, with the policy's memory and what was recorded so far."""
 
-    row: SavedRows
+    row: SavedEnvs
     policy: dict[str, Any]
     told: tuple[Row, ...]
 
@@ -75,7 +75,7 @@ def play_freely(world: WorldSpec, numbers: Sequence[int], policy: Policy, *, tes
     split is looked at in the end.
     """
     executor = executor_of(world, test=test)
-    specs = [RowSpec(i, 0, world.seed(number), world.epochs) for i, number in enumerate(numbers)]
+    specs = [EnvSpec(i, 0, world.seed(number), world.epochs) for i, number in enumerate(numbers)]
     episode = Episode.begin(executor, specs, policy)
     for _ in episode.epochs(policy):
         pass
@@ -112,7 +112,7 @@ class _HostPlayer:
         """Start all of ``batch`` from their parents' states at ``epoch``."""
         forks = [self._forks[_branch(choices)[0], epoch] for choices in batch]
         specs = [self._spec(i) for i in range(len(batch))]
-        self.executor.load(SavedRows.join([fork.row for fork in forks], specs).state())
+        self.executor.load(SavedEnvs.join([fork.row for fork in forks], specs).state())
         policies = []
         for choices, fork, spec in zip(batch, forks, specs, strict=True):
             policy = SchedulePolicy([choice.entry for choice in choices])
@@ -128,8 +128,8 @@ class _HostPlayer:
         gone = set(batch)
         self._forks = {key: fork for key, fork in self._forks.items() if key[0] not in gone}
 
-    def _spec(self, i: int) -> RowSpec:
-        return RowSpec(env_id=i, episode=0, seed=self.seed, max_epochs=self.world.epochs)
+    def _spec(self, i: int) -> EnvSpec:
+        return EnvSpec(env_id=i, episode=0, seed=self.seed, max_epochs=self.world.epochs)
 
     def _run(
         self, batch: Sequence[Choices], policies: Sequence[SchedulePolicy], told: list[list[Row]], keep: Keep

@@ -16,11 +16,11 @@ from esper.bench.growtable.host import SPACE
 from esper.bench.growtable.play import executor_of
 from esper.bench.growtable.tabular import METRIC
 from esper.bench.growtable.worlds import WorldSpec
-from esper.leyline import Decision, RowView, Sink
-from esper.simic.collect import Outcome, Seen
+from esper.leyline import Decision, EnvView, Sink
+from esper.simic.collect import MaskedObservation, VectorStep
+from esper.simic.mdp import GrowthMDP, MDPConfig, StepOutcome
 from esper.simic.rewards import RewardConfig
-from esper.simic.workers import Crew
-from esper.simic.world import StepOutcome, World, WorldConfig
+from esper.simic.workers import WorkerPool
 from esper.tamiyo.batch import observe, tables
 from esper.tamiyo.heads import growth_heads
 from esper.tamiyo.masks import to_action
@@ -52,14 +52,14 @@ class RealEnvironments:
         """Multiply-accumulates of the episodes that have ended."""
         return sum(world.spent_macs for world in self._worlds)
 
-    def reset(self, seed: int) -> Seen:
+    def reset(self, seed: int) -> MaskedObservation:
         """Start everywhere; ``seed`` decides which hosts come when."""
         self._seed, self._episodes = seed, [0] * len(self.specs)
         for number in range(len(self.specs)):
             self._begin(number)
         return self._seen()
 
-    def step(self, actions: Tensor) -> Outcome:
+    def step(self, actions: Tensor) -> VectorStep:
         """One epoch in every row."""
         decisions = [Decision(to_action(SPACE, chosen), "the learner's draw") for chosen in actions.tolist()]
         outcomes: list[StepOutcome] = []
@@ -70,7 +70,7 @@ class RealEnvironments:
         for number in range(len(self.specs)):
             if ended[number * self.each]:
                 self._begin(number)
-        return Outcome(
+        return VectorStep(
             seen=self._seen(),
             rewards=torch.tensor([outcome.paid.total for outcome in outcomes], dtype=torch.float64),
             terminated=ended,
@@ -87,19 +87,19 @@ class RealEnvironments:
         self._worlds[number].begin(seeds, self._episodes[number])
         self._episodes[number] += 1
 
-    def _views(self) -> list[RowView]:
+    def _views(self) -> list[EnvView]:
         return [view for world in self._worlds for view in world.views]
 
-    def _seen(self) -> Seen:
+    def _seen(self) -> MaskedObservation:
         views = self._views()
-        return Seen(
+        return MaskedObservation(
             observe(views, SPACE, self._config), tables([self._nurture.offer(v, SPACE).available for v in views])
         )
 
 
-def _world(spec: WorldSpec, reward: RewardConfig) -> World:
-    crew = Crew.here(partial(_executor, spec), lambda event: None)
-    return World(crew, METRIC, WorldConfig(spec.epochs, reward))
+def _world(spec: WorldSpec, reward: RewardConfig) -> GrowthMDP:
+    pool = WorkerPool.here(partial(_executor, spec), lambda event: None)
+    return GrowthMDP(pool, METRIC, MDPConfig(spec.epochs, reward))
 
 
 def _executor(spec: WorldSpec, emit: Sink) -> Executor:

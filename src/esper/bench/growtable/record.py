@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from esper.bench.growtable.sequences import Choice
 from esper.bench.growtable.worlds import BLUEPRINTS, SLOTS
-from esper.leyline import Fact, FactoredAction, Op, Paired, RowView, SlotView
+from esper.leyline import EnvView, Fact, FactoredAction, Op, Paired, SlotView
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -82,7 +82,7 @@ class Record:
 Row = dict[str, npt.NDArray[Any]]
 
 
-def row_of(view: RowView, action: FactoredAction | None) -> Row:
+def row_of(view: EnvView, action: FactoredAction | None) -> Row:
     """One epoch's entry."""
     row: Row = {name: np.zeros(shape, kind) for name, (kind, shape) in COLUMNS.items()}
     outcome = view.last_outcome

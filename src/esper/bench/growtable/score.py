@@ -23,7 +23,7 @@ from esper.bench.growtable.table import Table
 from esper.bench.growtable.tabular import value, worth
 from esper.bench.growtable.worlds import WORLDS
 from esper.karn.stats import Interval, interval
-from esper.leyline import DataError, FactoredAction, Policy, RowSpec
+from esper.leyline import DataError, EnvSpec, FactoredAction, Policy
 
 Player = Callable[[TableHost, int], Callable[[Node], FactoredAction]]
 """``(host, draw) -> node -> action``: a policy at the start of an episode; draws differ where it is random."""
@@ -172,7 +172,7 @@ def by_views(policy: Policy) -> Player:
     """A policy that decides from views and knows nothing of the table: what is not held becomes what is."""
 
     def begin(host: TableHost, draw: int) -> Callable[[Node], FactoredAction]:
-        policy.reset([RowSpec(0, draw, host.number, host.world.epochs)])
+        policy.reset([EnvSpec(0, draw, host.number, host.world.epochs)])
         return lambda node: policy.decide([node.view])[0].action
 
     return begin

@@ -1,4 +1,4 @@
-"""N tabulated hosts as a reinforcement-learning problem, paid as :class:`esper.simic.world.World` pays."""
+"""N tabulated hosts as a reinforcement-learning problem, paid as :class:`esper.simic.mdp.GrowthMDP` pays."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Final
 
 from esper.bench.growtable.host import Node, TableHost
 from esper.bench.growtable.record import Record
-from esper.leyline import FactoredAction, Metric, RowView
-from esper.simic.rewards import Account, Paid, RewardConfig, Standing
+from esper.leyline import EnvView, FactoredAction, Metric
+from esper.simic.rewards import RewardBreakdown, RewardConfig, RewardInputs, RewardTracker
 from esper.tasks.scoring import accuracy_metric
 
 METRIC: Final[Metric] = accuracy_metric(chance=10.0)
@@ -20,10 +20,10 @@ METRIC: Final[Metric] = accuracy_metric(chance=10.0)
 class TableStep:
     """What one row answered to one step; ``held`` says whether the table holds what was asked for."""
 
-    view: RowView
+    view: EnvView
     taken: FactoredAction
     held: bool
-    paid: Paid
+    paid: RewardBreakdown
     ended: bool
 
 
@@ -35,19 +35,19 @@ class TabularWorld:
     gamma: float = 1.0
     nodes: list[Node] = field(default_factory=list)
     """Where each row is."""
-    accounts: list[Account] = field(default_factory=list)
+    trackers: list[RewardTracker] = field(default_factory=list)
 
-    def begin(self, hosts: Sequence[TableHost]) -> list[RowView]:
+    def begin(self, hosts: Sequence[TableHost]) -> list[EnvView]:
         """Start an episode on each of ``hosts``."""
-        self.nodes, self.accounts = [], []
+        self.nodes, self.trackers = [], []
         return [self.enter(row, host) for row, host in enumerate(hosts)]
 
-    def enter(self, row: int, host: TableHost) -> RowView:
+    def enter(self, row: int, host: TableHost) -> EnvView:
         """Start row ``row`` afresh; it is the next new one, or one whose episode has ended."""
         root = host.root
-        start = Standing.of(root.view, root.record.start_metric, None, None)
-        account = Account(self.reward, METRIC, self.gamma, host.world.epochs, start)
-        self.nodes[row : row + 1], self.accounts[row : row + 1] = [root], [account]
+        start = RewardInputs.of(root.view, root.record.start_metric, None, None)
+        tracker = RewardTracker(self.reward, METRIC, self.gamma, host.world.epochs, start)
+        self.nodes[row : row + 1], self.trackers[row : row + 1] = [root], [tracker]
         return root.view
 
     def step(self, row: int, action: FactoredAction) -> TableStep:
@@ -58,8 +58,8 @@ class TabularWorld:
         metric = node.record.ending.validation_metric if node.ended else node.view.metric
         assert metric is not None, "every epoch of a table was measured"
         # what the seeds are worth together was not tabulated: mode shaped gives no credit for it
-        standing = Standing.of(node.view, metric, None, None)
-        paid = self.accounts[row].pay(standing, taken.op, ended=node.ended)
+        inputs = RewardInputs.of(node.view, metric, None, None)
+        paid = self.trackers[row].pay(inputs, taken.op, ended=node.ended)
         return TableStep(node.view, taken, action in before.held, paid, node.ended)
 
 
@@ -73,5 +73,5 @@ def value(host: TableHost, record: Record, *, test: bool, reward: RewardConfig |
 def worth(host: TableHost, metric: float, kept_parameters: int, *, reward: RewardConfig | None = None) -> float:
     """The objective of a run on a host that ends with ``metric`` and seeds of so many parameters."""
     growth = kept_parameters / host.facts.host_parameters
-    account = Account(reward or RewardConfig(), METRIC, 1.0, host.world.epochs, Standing(0.0, 0.0))
-    return account.objective(Standing(metric, growth))
+    tracker = RewardTracker(reward or RewardConfig(), METRIC, 1.0, host.world.epochs, RewardInputs(0.0, 0.0))
+    return tracker.objective(RewardInputs(metric, growth))

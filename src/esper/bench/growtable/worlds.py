@@ -21,7 +21,7 @@ from esper.kasmina import blueprints
 from esper.kasmina.layout import Layout
 from esper.leyline import unknown
 from esper.tasks import TaskSpec, get_task
-from esper.tasks.base import Budget, Data, Split
+from esper.tasks.base import Data, Split, TaskBudget
 from esper.tasks.sources import cut, normalised, package_file, read_table, stratified_order
 from esper.tolaria.rng import derive
 
@@ -142,7 +142,9 @@ def task_of(world: WorldSpec) -> TaskSpec:
         loss=model.loss,
         score=model.score,
         data=Data.of(train, validation, test, source=_data(world.data).source),
-        budget=Budget(world.epochs, batch_size=BATCH, lr=world.lr, max_seeds=MAX_SEEDS, parameters=world.parameters),
+        budget=TaskBudget(
+            world.epochs, batch_size=BATCH, lr=world.lr, max_seeds=MAX_SEEDS, parameters=world.parameters
+        ),
     )
 
 

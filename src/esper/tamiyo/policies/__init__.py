@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from esper.tamiyo.policies.registry import ENTRY_POINTS, make_policy, make_seeded, policy_names
 
 if TYPE_CHECKING:
-    from esper.tamiyo.policies.base import RowPolicy
+    from esper.tamiyo.policies.base import EnvPolicy
     from esper.tamiyo.policies.heuristic import FrugalPolicy, HeuristicConfig, HeuristicPolicy
     from esper.tamiyo.policies.random import NurturedPolicy, RandomPolicy
     from esper.tamiyo.policies.schedule import Entry, SchedulePolicy
@@ -25,7 +25,7 @@ __all__ = [
     "HeuristicPolicy",
     "NurturedPolicy",
     "RandomPolicy",
-    "RowPolicy",
+    "EnvPolicy",
     "SchedulePolicy",
     "StaticPolicy",
     "make_policy",
@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 _MODULES = {
-    "RowPolicy": "base",
+    "EnvPolicy": "base",
     "FrugalPolicy": "heuristic",
     "HeuristicConfig": "heuristic",
     "HeuristicPolicy": "heuristic",

@@ -1,30 +1,30 @@
-"""What the policies share: one decision per row, and a state that can be written to a checkpoint."""
+"""What the policies share: one decision per env, and a state that can be written to a checkpoint."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from esper.leyline import DataError, Decision, RowSpec, RowView
+from esper.leyline import DataError, Decision, EnvSpec, EnvView
 
 
-class RowPolicy:
-    """A policy that looks at one row at a time. Implements :class:`esper.leyline.Policy`.
+class EnvPolicy:
+    """A policy that looks at one env at a time. Implements :class:`esper.leyline.Policy`.
 
-    What decides from the view alone overrides ``decide_row`` and nothing else.
+    What decides from the view alone overrides ``decide_env`` and nothing else.
     """
 
     name: str
 
-    def reset(self, specs: Sequence[RowSpec]) -> None:
+    def reset(self, specs: Sequence[EnvSpec]) -> None:
         """Forget everything; one decision per spec is asked from now on."""
 
-    def decide(self, views: Sequence[RowView]) -> list[Decision]:
+    def decide(self, views: Sequence[EnvView]) -> list[Decision]:
         """One legal action per view, with the reason for it."""
-        return [self.decide_row(row, view) for row, view in enumerate(views)]
+        return [self.decide_env(env, view) for env, view in enumerate(views)]
 
-    def decide_row(self, row: int, view: RowView) -> Decision:
-        """The decision for row ``row``."""
+    def decide_env(self, env: int, view: EnvView) -> Decision:
+        """The decision for env ``env``."""
         raise NotImplementedError
 
     def state(self) -> dict[str, Any]:

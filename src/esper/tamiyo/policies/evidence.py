@@ -9,18 +9,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from esper.kasmina.gates import GateThresholds
-from esper.leyline import Decision, Fact, FactoredAction, Op, Paired, RowView, SeedStage, SlotView
+from esper.leyline import Decision, EnvView, Fact, FactoredAction, Op, Paired, SeedStage, SlotView
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class SeedVerdict:
     """``against`` names what stands in the way, ``None`` when nothing does; ``evidence`` is what it rests on."""
 
     against: str | None
     evidence: tuple[tuple[str, float], ...]
 
 
-def before_blending(view: RowView, slot: SlotView, thresholds: GateThresholds) -> Verdict:
+def before_blending(view: EnvView, slot: SlotView, thresholds: GateThresholds) -> SeedVerdict:
     """Foresee G2 for a seed in TRAINING."""
     fact, name = gain(slot)
     ratio, health = slot.gradient_ratio, slot.gradient_health
@@ -32,10 +32,12 @@ def before_blending(view: RowView, slot: SlotView, thresholds: GateThresholds) -
         # none are measured where nothing is isolated: a graft may never be
         ("isolation", (slot.isolation_violations or 0) <= thresholds.max_isolation_violations),
     )
-    return Verdict(_first_failed(checks), _figures({name: fact, "gradient_ratio": ratio, "gradient_health": health}))
+    return SeedVerdict(
+        _first_failed(checks), _figures({name: fact, "gradient_ratio": ratio, "gradient_health": health})
+    )
 
 
-def before_fossilizing(view: RowView, slot: SlotView, thresholds: GateThresholds) -> Verdict:
+def before_fossilizing(view: EnvView, slot: SlotView, thresholds: GateThresholds) -> SeedVerdict:
     """Foresee G5 for a seed in HOLDING."""
     cost, cost_loss, health = slot.removal_cost, slot.removal_cost_loss, slot.gradient_health
     gains = (
@@ -49,10 +51,10 @@ def before_fossilizing(view: RowView, slot: SlotView, thresholds: GateThresholds
         ("gradient health", health is not None and health.value >= thresholds.min_gradient_health),
     )
     figures = {"removal_cost": cost, "removal_cost_loss": cost_loss, "gradient_health": health}
-    return Verdict(_first_failed(checks), _figures(figures))
+    return SeedVerdict(_first_failed(checks), _figures(figures))
 
 
-def bring_through(view: RowView, slot: SlotView, thresholds: GateThresholds) -> Decision | None:
+def bring_through(view: EnvView, slot: SlotView, thresholds: GateThresholds) -> Decision | None:
     """Ask for the seed's next gate if its evidence would pass, ``None`` otherwise."""
     if slot.stage is SeedStage.TRAINING:
         verdict = before_blending(view, slot, thresholds)
@@ -67,7 +69,7 @@ def bring_through(view: RowView, slot: SlotView, thresholds: GateThresholds) -> 
     return None
 
 
-def just_failed(view: RowView, action: FactoredAction) -> bool:
+def just_failed(view: EnvView, action: FactoredAction) -> bool:
     """Whether this very action was tried last epoch and did not succeed: a gate or the governor said no."""
     outcome = view.last_outcome
     return outcome is not None and not outcome.success and outcome.action == action
@@ -88,7 +90,7 @@ def _enough(epochs: int, least: int) -> bool:
     return epochs >= least
 
 
-def _certain(view: RowView, slot: SlotView, fact: Fact[Paired] | None, thresholds: GateThresholds) -> bool:
+def _certain(view: EnvView, slot: SlotView, fact: Fact[Paired] | None, thresholds: GateThresholds) -> bool:
     """Whether the lower confidence bound is above 0 in a measurement made within the present stage."""
     if fact is None or (fact.epoch is not None and view.epoch - fact.epoch > slot.epochs_in_stage):
         return False

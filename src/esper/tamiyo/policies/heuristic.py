@@ -20,8 +20,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
 from esper.kasmina.gates import GateThresholds
-from esper.leyline import WAIT, Blend, Decision, FactoredAction, Op, Paired, RowView, SeedStage, SlotView
-from esper.tamiyo.policies.base import RowPolicy
+from esper.leyline import WAIT, Blend, Decision, EnvView, FactoredAction, Op, Paired, SeedStage, SlotView
+from esper.tamiyo.policies.base import EnvPolicy
 from esper.tamiyo.policies.evidence import bring_through, gain, just_failed
 from esper.tolaria.legality import legal_blueprints, legal_slots
 
@@ -52,7 +52,7 @@ class HeuristicConfig:
         return 1 + self.thresholds.min_training_epochs + self.tempo + self.thresholds.min_holding_epochs
 
 
-class HeuristicPolicy(RowPolicy):
+class HeuristicPolicy(EnvPolicy):
     """One decision an epoch, the most urgent first: harm, blending, keeping what is proven, growth, failure."""
 
     name = "heuristic"
@@ -60,7 +60,7 @@ class HeuristicPolicy(RowPolicy):
     def __init__(self, config: HeuristicConfig | None = None) -> None:
         self.config = config or HeuristicConfig()
 
-    def decide_row(self, row: int, view: RowView) -> Decision:
+    def decide_env(self, env: int, view: EnvView) -> Decision:
         """Decide from the view alone; nothing is remembered between epochs."""
         return (
             self.before_growth(view)
@@ -69,15 +69,15 @@ class HeuristicPolicy(RowPolicy):
             or Decision(WAIT, "every seed is learning, settled or gathering evidence, and no growth is due")
         )
 
-    def before_growth(self, view: RowView) -> Decision | None:
+    def before_growth(self, view: EnvView) -> Decision | None:
         """What goes before growth: a seed that does harm is taken out, one that is ready is blended in."""
         return _first(view, self._remove_harm, self._blend)
 
-    def after_growth(self, view: RowView) -> Decision | None:
+    def after_growth(self, view: EnvView) -> Decision | None:
         """What waits for growth: a seed that is proven is kept, one that had its time is taken out."""
         return _first(view, self._keep, self._remove_failure)
 
-    def _remove_harm(self, view: RowView) -> Iterator[Decision]:
+    def _remove_harm(self, view: EnvView) -> Iterator[Decision]:
         """Seeds whose evidence is not finite, or without which the host would certainly be better."""
         for slot in view.slots:
             fact, name = gain(slot)
@@ -88,22 +88,22 @@ class HeuristicPolicy(RowPolicy):
             elif slot.stage is SeedStage.HOLDING and _surely_negative(fact.value, self.config.thresholds):
                 yield _prune(slot, "the host would be better without it", name, fact.value)
 
-    def _blend(self, view: RowView) -> Iterator[Decision]:
+    def _blend(self, view: EnvView) -> Iterator[Decision]:
         """Seeds behind the host that would pass G2, while there is time for G5: what is not kept is lost at the end."""
         time_to_hold = self.config.tempo + self.config.thresholds.min_holding_epochs
         if view.max_epochs - view.epoch > time_to_hold:
             yield from self._through(view, SeedStage.TRAINING)
 
-    def _keep(self, view: RowView) -> Iterator[Decision]:
+    def _keep(self, view: EnvView) -> Iterator[Decision]:
         """Seeds in the host that would pass G5."""
         return self._through(view, SeedStage.HOLDING)
 
-    def _through(self, view: RowView, stage: SeedStage) -> Iterator[Decision]:
+    def _through(self, view: EnvView, stage: SeedStage) -> Iterator[Decision]:
         for slot in view.slots:
             if slot.stage is stage and (decision := bring_through(view, slot, self.config.thresholds)):
                 yield decision
 
-    def _remove_failure(self, view: RowView) -> Iterator[Decision]:
+    def _remove_failure(self, view: EnvView) -> Iterator[Decision]:
         """Seeds that had their time and have proven nothing."""
         least = {
             SeedStage.TRAINING: self.config.thresholds.min_training_epochs,
@@ -115,7 +115,7 @@ class HeuristicPolicy(RowPolicy):
                 why = f"in {slot.epochs_in_stage} epochs of {slot.stage.name} it has proven no gain"
                 yield _prune(slot, why, name, None if fact is None else fact.value)
 
-    def _grow(self, view: RowView) -> Iterator[Decision]:
+    def _grow(self, view: EnvView) -> Iterator[Decision]:
         """An audition of the most promising blueprint in each free slot, while there is time for it to prove itself."""
         epochs_left = view.max_epochs - view.epoch
         if view.epoch < self.config.first_epoch or epochs_left < self.config.shortest_life:
@@ -135,7 +135,7 @@ class HeuristicPolicy(RowPolicy):
             action = FactoredAction(Op.GERMINATE, slot, blueprint, self.config.blend, 1.0, self.config.tempo)
             yield Decision(action, reason, (("kept_minus_pruned", record), ("parameters", parameters), evidence))
 
-    def _promise(self, view: RowView, slot: str, blueprint: str) -> tuple[float, float]:
+    def _promise(self, view: EnvView, slot: str, blueprint: str) -> tuple[float, float]:
         """What has worked goes first, what has failed last; among equals size decides."""
         sizes = view.blueprint_parameters[slot]
         ladder = sorted(sizes, key=sizes.__getitem__)
@@ -144,7 +144,7 @@ class HeuristicPolicy(RowPolicy):
         # as many steps away, the larger one goes first
         return _record(view, blueprint), 0.5 * (steps > 0) - abs(steps)
 
-    def _loss_fall(self, view: RowView) -> float | None:
+    def _loss_fall(self, view: EnvView) -> float | None:
         """Relative fall of the validation loss over the last ``plateau_epochs``; ``None`` until there are as many."""
         history = view.loss_history
         if len(history) <= self.config.plateau_epochs:
@@ -162,7 +162,7 @@ class FrugalPolicy(HeuristicPolicy):
         super().__init__(replace(config or HeuristicConfig(), first_size=1 / 3))
 
 
-def _first(view: RowView, *rules: Callable[[RowView], Iterator[Decision]]) -> Decision | None:
+def _first(view: EnvView, *rules: Callable[[EnvView], Iterator[Decision]]) -> Decision | None:
     """The first decision of ``rules`` in turn that was not refused last epoch, so that the rest gets its turn."""
     return next((each for rule in rules for each in rule(view) if not just_failed(view, each.action)), None)
 
@@ -171,7 +171,7 @@ def _surely_negative(difference: Paired, thresholds: GateThresholds) -> bool:
     return difference.lower(-thresholds.confidence_z) < 0.0
 
 
-def _record(view: RowView, blueprint: str) -> float:
+def _record(view: EnvView, blueprint: str) -> float:
     """How often a blueprint was kept in this episode, less how often it was pruned."""
     return float(view.fossilized.get(blueprint, 0) - view.pruned.get(blueprint, 0))
 

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save as pack
 from torch import Tensor
 
-from esper.leyline import WAIT, DataError, Decision, FactoredAction, RowSpec, RowView, UsageError
+from esper.leyline import WAIT, DataError, Decision, EnvSpec, EnvView, FactoredAction, UsageError
 from esper.nissa.files import write_atomically
 from esper.tamiyo.batch import action_space, observe, tables
 from esper.tamiyo.distribution import FactoredDistribution
@@ -135,7 +135,7 @@ class LearnedPolicy:
         """:data:`SHIPPED`."""
         return load_policy(SHIPPED_FILE).player(name=SHIPPED)
 
-    def reset(self, specs: Sequence[RowSpec]) -> None:
+    def reset(self, specs: Sequence[EnvSpec]) -> None:
         """Empty memory and a fresh stream for each row."""
         self._states = [self.network.initial_state(1) for _ in specs]
         self._generators = [torch.Generator().manual_seed(derive(spec.seed, "policy")) for spec in specs]
@@ -165,7 +165,7 @@ class LearnedPolicy:
         return hashlib.sha256(pack(weights)).hexdigest()
 
     @torch.no_grad()
-    def decide(self, views: Sequence[RowView]) -> list[Decision]:
+    def decide(self, views: Sequence[EnvView]) -> list[Decision]:
         """One legal action per view; the evidence is the action's probability and the state's value."""
         if len(views) != len(self._states):
             raise UsageError(f"{len(views)} views for {len(self._states)} rows; reset the policy first")
@@ -174,7 +174,7 @@ class LearnedPolicy:
             decisions += self._decide(range(begin, min(begin + ROWS, len(views))), views)
         return decisions
 
-    def _decide(self, rows: range, views: Sequence[RowView]) -> list[Decision]:
+    def _decide(self, rows: range, views: Sequence[EnvView]) -> list[Decision]:
         space = action_space(views[rows[0]])
         padded = [*rows, *(rows[0] for _ in range(ROWS - len(rows)))]
         batch = [views[row] for row in padded]
@@ -206,7 +206,7 @@ class LearnedPolicy:
         return distribution.sample(torch.stack([*drawn, *(drawn[0] for _ in range(ROWS - len(rows)))]))
 
     def _decision(
-        self, view: RowView, action: FactoredAction, offer: Offer | None, evidence: tuple[tuple[str, float], ...]
+        self, view: EnvView, action: FactoredAction, offer: Offer | None, evidence: tuple[tuple[str, float], ...]
     ) -> Decision:
         over = view.epoch >= view.max_epochs
         if offer is not None and (over or action == offer.otherwise.action):

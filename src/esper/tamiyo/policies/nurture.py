@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from esper.leyline import WAIT, ActionSpace, Decision, FactoredAction, Op, RowView
+from esper.leyline import WAIT, ActionSpace, Decision, EnvView, FactoredAction, Op
 from esper.tamiyo.masks import Availability, availability
 from esper.tamiyo.policies.heuristic import HeuristicConfig, HeuristicPolicy
 
@@ -30,7 +30,7 @@ class Nurture:
     def __init__(self, config: HeuristicConfig | None = None) -> None:
         self.rules = HeuristicPolicy(config)
 
-    def offer(self, view: RowView, space: ActionSpace) -> Offer:
+    def offer(self, view: EnvView, space: ActionSpace) -> Offer:
         """Harm and blending go before growth, and leave no choice; keeping and clearing away wait for it."""
         urgent = self.rules.before_growth(view)
         otherwise = urgent or self.rules.after_growth(view) or Decision(WAIT, "no seed is ready for its gate")
@@ -38,11 +38,11 @@ class Nurture:
         growth = masks.op[Op.GERMINATE] and urgent is None and self._has_time(view) and not _refused(view)
         return Offer(_narrowed(masks, space, otherwise.action, bool(growth), self.rules.config), otherwise)
 
-    def _has_time(self, view: RowView) -> bool:
+    def _has_time(self, view: EnvView) -> bool:
         return view.max_epochs - view.epoch >= self.rules.config.shortest_life
 
 
-def _refused(view: RowView) -> bool:
+def _refused(view: EnvView) -> bool:
     """Whether a germination failed last epoch; the next one waits, so that seeds get their turn."""
     outcome = view.last_outcome
     return outcome is not None and not outcome.success and outcome.action.op is Op.GERMINATE

@@ -14,21 +14,21 @@ from esper.leyline import (
     TEMPOS,
     WAIT,
     Decision,
+    EnvSpec,
+    EnvView,
     FactoredAction,
     Op,
-    RowSpec,
-    RowView,
     UsageError,
 )
-from esper.tamiyo.policies.base import RowPolicy
+from esper.tamiyo.policies.base import EnvPolicy
 from esper.tamiyo.policies.evidence import bring_through, just_failed
 from esper.tolaria.legality import legal_alpha_targets, legal_blueprints, legal_slots
 
 
-class RandomPolicy(RowPolicy):
+class RandomPolicy(EnvPolicy):
     """Acts in a share ``rate`` of the epochs, uniformly at random: first the op among those that are legal, then each
-    head among its legal choices. Each row has a generator of its own, seeded by ``seed`` and the row's spec, so that
-    its decisions do not depend on which rows run beside it.
+    head among its legal choices. Each env has a generator of its own, seeded by ``seed`` and the env's spec, so that
+    its decisions do not depend on which envs run beside it.
 
     With ``nurture`` only growth is random (which blueprint, where and when); what it grew is brought through its gates
     on evidence by ``thresholds``. That is the fairer control of a policy that claims to choose well.
@@ -45,20 +45,20 @@ class RandomPolicy(RowPolicy):
         self.thresholds = thresholds or GateThresholds()
         self._generators: list[np.random.Generator] = []
 
-    def reset(self, specs: Sequence[RowSpec]) -> None:
-        """Seed a generator for each row."""
+    def reset(self, specs: Sequence[EnvSpec]) -> None:
+        """Seed a generator for each env."""
         self._generators = [
             np.random.default_rng((self.seed % 2**64, spec.seed % 2**64, spec.episode, spec.env_id)) for spec in specs
         ]
 
-    def decide_row(self, row: int, view: RowView) -> Decision:
+    def decide_env(self, env: int, view: EnvView) -> Decision:
         """A legal action at random, or WAIT."""
         if self.nurture:
             for slot in view.slots:
                 decision = bring_through(view, slot, self.thresholds)
                 if decision is not None and not just_failed(view, decision.action):
                     return decision
-        generator = self._generators[row]
+        generator = self._generators[env]
         if generator.random() >= self.rate:
             return Decision(WAIT, f"random: acts in {self.rate:.0%} of the epochs, not in this one")
         ops = (Op.GERMINATE,) if self.nurture else tuple(Op)
@@ -82,7 +82,7 @@ class RandomPolicy(RowPolicy):
             self._generators.append(generator)
 
 
-def _fill(generator: np.random.Generator, view: RowView, op: Op, slot: str) -> FactoredAction:
+def _fill(generator: np.random.Generator, view: EnvView, op: Op, slot: str) -> FactoredAction:
     """Draw the heads that ``op`` consumes besides the slot."""
     heads: dict[str, Any] = {}
     if op is Op.GERMINATE:

@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from esper.kasmina.gates import GateThresholds
-from esper.leyline import WAIT, Blend, Decision, FactoredAction, Op, RowSpec, RowView, UsageError, unknown
-from esper.tamiyo.policies.base import RowPolicy
+from esper.leyline import WAIT, Blend, Decision, EnvSpec, EnvView, FactoredAction, Op, UsageError, unknown
+from esper.tamiyo.policies.base import EnvPolicy
 from esper.tamiyo.policies.evidence import bring_through, just_failed
 from esper.tolaria.legality import why_illegal
 
@@ -52,7 +52,7 @@ class Entry:
         return cls(epoch, FactoredAction(Op[op], **heads))
 
 
-class SchedulePolicy(RowPolicy):
+class SchedulePolicy(EnvPolicy):
     """Follows ``entries`` in their order, and brings what it grew through its gates: it asks for each gate as soon as
     the evidence would pass. A due entry goes before that; one that is not legal yet waits for the next epoch.
     """
@@ -65,29 +65,29 @@ class SchedulePolicy(RowPolicy):
         self.entries = tuple(entry if isinstance(entry, Entry) else Entry.from_dict(entry) for entry in entries)
         self.thresholds = thresholds or GateThresholds()
         self._open: list[list[int]] = []
-        """Per row, the entries that have not succeeded yet."""
+        """Per env, the entries that have not succeeded yet."""
         self._asked: list[int | None] = []
-        """Per row, the entry that was asked for last epoch."""
+        """Per env, the entry that was asked for last epoch."""
 
-    def reset(self, specs: Sequence[RowSpec]) -> None:
-        """Begin every row's schedule anew."""
+    def reset(self, specs: Sequence[EnvSpec]) -> None:
+        """Begin every env's schedule anew."""
         self._open = [list(range(len(self.entries))) for _ in specs]
         self._asked = [None for _ in specs]
 
-    def decide_row(self, row: int, view: RowView) -> Decision:
+    def decide_env(self, env: int, view: EnvView) -> Decision:
         """The first due entry that is legal, else the next gate of a seed that would pass it, else WAIT."""
-        asked, self._asked[row] = self._asked[row], None
+        asked, self._asked[env] = self._asked[env], None
         if asked is not None and not just_failed(view, self.entries[asked].action):
-            self._open[row].remove(asked)
+            self._open[env].remove(asked)
         waiting: str | None = None
-        for i in self._open[row]:
+        for i in self._open[env]:
             entry = self.entries[i]
             if entry.epoch > view.epoch:
                 continue
             _check_names(view, entry.action)
             why = why_illegal(view, entry.action) or _why_refused(view, entry.action)
             if why is None:
-                self._asked[row] = i
+                self._asked[env] = i
                 return Decision(entry.action, f"schedule: due after epoch {entry.epoch}", (("epoch", view.epoch),))
             waiting = waiting or f"schedule: the entry due after epoch {entry.epoch} waits, since {why}"
         for slot in view.slots:
@@ -97,7 +97,7 @@ class SchedulePolicy(RowPolicy):
         return Decision(WAIT, waiting or "schedule: nothing is due, and no seed is ready for its gate")
 
     def state(self) -> dict[str, Any]:
-        """Entries that are open, and the one that was asked for, per row."""
+        """Entries that are open, and the one that was asked for, per env."""
         return {"open": [list(entries) for entries in self._open], "asked": list(self._asked)}
 
     def load(self, state: Mapping[str, Any]) -> None:
@@ -105,15 +105,15 @@ class SchedulePolicy(RowPolicy):
         self._open, self._asked = [list(entries) for entries in state["open"]], list(state["asked"])
 
 
-def _why_refused(view: RowView, action: FactoredAction) -> str | None:
+def _why_refused(view: EnvView, action: FactoredAction) -> str | None:
     """What stood against ``action`` last epoch; it is asked for every other epoch, so that seeds get their turn."""
     if not just_failed(view, action) or view.last_outcome is None:
         return None
     return view.last_outcome.why_not or "it failed"
 
 
-def _check_names(view: RowView, action: FactoredAction) -> None:
-    """Raises ``UsageError`` for a slot or a blueprint that the row will never have."""
+def _check_names(view: EnvView, action: FactoredAction) -> None:
+    """Raises ``UsageError`` for a slot or a blueprint that the env will never have."""
     slots = [slot.slot_id for slot in view.slots]
     if action.slot is not None and action.slot not in slots:
         raise unknown("slot of a schedule entry", action.slot, slots)

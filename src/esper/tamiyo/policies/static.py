@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from esper.leyline import WAIT, Decision, RowView
-from esper.tamiyo.policies.base import RowPolicy
+from esper.leyline import WAIT, Decision, EnvView
+from esper.tamiyo.policies.base import EnvPolicy
 
 
-class StaticPolicy(RowPolicy):
+class StaticPolicy(EnvPolicy):
     """Waits for ever."""
 
     name = "static"
 
-    def decide_row(self, row: int, view: RowView) -> Decision:
+    def decide_env(self, env: int, view: EnvView) -> Decision:
         """WAIT."""
         return Decision(WAIT, "the static host never grows")

@@ -11,7 +11,7 @@ import torch
 from torch import Generator, Tensor
 
 from esper.leyline import DataError
-from esper.tasks.base import Budget, Data, Split, TaskSpec
+from esper.tasks.base import Data, Split, TaskBudget, TaskSpec
 from esper.tasks.cifar10.files import Expected, read
 from esper.tasks.colour import channel_statistics
 from esper.tasks.hosts import ConvHost
@@ -52,7 +52,7 @@ def task_of(data: Data) -> TaskSpec:
         loss=cross_entropy,
         score=accuracy,
         data=data,
-        budget=Budget(max_epochs=30, batch_size=128, lr=1e-2, weight_decay=0.05, max_seeds=3),
+        budget=TaskBudget(max_epochs=30, batch_size=128, lr=1e-2, weight_decay=0.05, max_seeds=3),
         augment=shift_and_mirror,
     )
 

@@ -10,13 +10,13 @@ from esper.leyline import (
     HEADS,
     ActionOutcome,
     Decision,
+    EnvCost,
+    EnvSpec,
+    EnvView,
     EvalResult,
     FactoredAction,
     Metric,
     Op,
-    RowCost,
-    RowSpec,
-    RowView,
     Sink,
     SlotView,
     TelemetryEvent,
@@ -26,10 +26,10 @@ from esper.leyline import TelemetryEventType as T
 from esper.tolaria.counterfactual import Readout
 
 
-class Narrator:
+class EpisodeEventWriter:
     """Writes one row's events. ``epoch`` is the executor's clock and is stamped on each."""
 
-    def __init__(self, spec: RowSpec, metric: Metric, emit: Sink) -> None:
+    def __init__(self, spec: EnvSpec, metric: Metric, emit: Sink) -> None:
         self.spec = spec
         self.epoch = 0
         self._metric = metric
@@ -49,7 +49,7 @@ class Narrator:
         event.env_id, event.episode, event.epoch = self.spec.env_id, self.spec.episode, self.epoch
         self._emit(event)
 
-    def episode_started(self, view: RowView) -> None:
+    def episode_started(self, view: EnvView) -> None:
         """Before the first epoch."""
         self._say(
             T.EPISODE_STARTED,
@@ -80,13 +80,13 @@ class Narrator:
         why = {} if outcome.why_not is None else {"why_not": outcome.why_not}
         self._say(T.COMMAND_EXECUTED if outcome.success else T.COMMAND_FAILED, {**_command(action), **why}, action.slot)
 
-    def note_births(self, view: RowView) -> None:
+    def note_births(self, view: EnvView) -> None:
         """Remember when each living seed was first seen."""
         for slot in view.slots:
             if slot.seed_id is not None and slot.live:
                 self._germinated.setdefault(slot.seed_id, self.epoch)
 
-    def counterfactuals(self, view: RowView, readout: Readout, result: EvalResult, row: int) -> None:
+    def counterfactuals(self, view: EnvView, readout: Readout, result: EvalResult, row: int) -> None:
         """One event per live slot: what was measured, or why nothing was."""
         for slot in view.slots:
             if not slot.live:
@@ -117,7 +117,7 @@ class Narrator:
             self._say(T.COUNTERFACTUAL_COMPUTED, data, slot.slot_id, slot.seed_id)
 
     def epoch_completed(
-        self, view: RowView, trained: TrainResult, readout: Readout, seconds: Mapping[str, float | None]
+        self, view: EnvView, trained: TrainResult, readout: Readout, seconds: Mapping[str, float | None]
     ) -> None:
         """The commit barrier: last event of an epoch. ``seconds`` are shares of the row's time, by name."""
         live = [slot for slot in view.slots if slot.live]
@@ -139,11 +139,11 @@ class Narrator:
                 data[name] = measured
         self._say(T.EPOCH_COMPLETED, data)
 
-    def compute_spent(self, cost: RowCost, seconds: float) -> None:
+    def compute_spent(self, cost: EnvCost, seconds: float) -> None:
         """The ledger so far."""
         self._say(T.COMPUTE_SPENT, {**cost.spent, "seconds": seconds, "arm": self.spec.arm})
 
-    def episode_ended(self, view: RowView, cost: RowCost, scores: Mapping[str, float | int], status: str) -> None:
+    def episode_ended(self, view: EnvView, cost: EnvCost, scores: Mapping[str, float | int], status: str) -> None:
         """The end. ``scores`` are the keys of the payload that hold metrics, losses, examples and seconds."""
         self._say(
             T.EPISODE_ENDED,

@@ -6,7 +6,7 @@ All rows see the same data and the same validation split and differ by their nam
 ``max_epochs`` epochs in a true terminal state: the horizon is finite and the epoch is part of the observation. Its last
 step also pays for the end, when every seed that was not fossilized is taken out.
 
-Hosts are driven by a :class:`~esper.simic.workers.Crew`; accounts, and all that depends on more than one row, are kept
+Hosts are driven by a :class:`~esper.simic.workers.WorkerPool`; accounts, and all that depends on more than one row, are kept
 here.
 """
 
@@ -22,15 +22,15 @@ from esper.leyline import (
     ActionOutcome,
     ActionSpace,
     Decision,
+    EnvCost,
+    EnvSpec,
+    EnvView,
     FactoredAction,
     Metric,
-    RowCost,
-    RowSpec,
-    RowView,
     UsageError,
 )
-from esper.simic.rewards import Account, Paid, RewardConfig, Standing
-from esper.simic.workers import Begun, Crew, Stepped
+from esper.simic.rewards import RewardBreakdown, RewardConfig, RewardInputs, RewardTracker
+from esper.simic.workers import ResetResult, StepResult, WorkerPool
 from esper.tamiyo.batch import action_space
 from esper.tolaria.executor import EpisodeResult, StepReport
 from esper.tolaria.nested import State, join, plain_state, split
@@ -38,7 +38,7 @@ from esper.tolaria.rng import derive
 
 
 @dataclass(frozen=True, slots=True)
-class WorldConfig:
+class MDPConfig:
     """One problem: how long an episode is, and what is paid."""
 
     max_epochs: int
@@ -55,14 +55,14 @@ class WorldConfig:
 
 @dataclass(frozen=True, slots=True)
 class StepOutcome:
-    """What one row answered to one step. ``result`` and ``account`` tell of the whole episode on its last step."""
+    """What one row answered to one step. ``result`` and ``tracker`` tell of the whole episode on its last step."""
 
-    view: RowView
+    view: EnvView
     outcome: ActionOutcome
-    paid: Paid
+    paid: RewardBreakdown
     report: StepReport
     result: EpisodeResult | None
-    account: Account
+    tracker: RewardTracker
 
     @property
     def ended(self) -> bool:
@@ -80,16 +80,16 @@ def held_out_seed(run_seed: int, number: int) -> int:
     return derive(run_seed, "held-out", number)
 
 
-class World:
-    """N rows of a crew, which should not look at the test split: a world plays many episodes."""
+class GrowthMDP:
+    """N rows of a pool of workers, which should not look at the test split: a world plays many episodes."""
 
-    def __init__(self, crew: Crew, metric: Metric, config: WorldConfig) -> None:
-        self.crew, self.metric, self.config = crew, metric, config
-        self.accounts: list[Account] = []
-        self.views: list[RowView] = []
+    def __init__(self, pool: WorkerPool, metric: Metric, config: MDPConfig) -> None:
+        self.pool, self.metric, self.config = pool, metric, config
+        self.trackers: list[RewardTracker] = []
+        self.views: list[EnvView] = []
         self.spent_macs = 0
         """Multiply-accumulates of all rows that have ended, static controls and acting included."""
-        self._costs: list[RowCost] | None = None
+        self._costs: list[EnvCost] | None = None
         self._curves: dict[int, tuple[float, ...]] = {}
         self._ended = True
 
@@ -100,15 +100,15 @@ class World:
 
     # whoever collects without gradients must not stop the hosts from learning
     @torch.enable_grad()
-    def begin(self, seeds: Sequence[int], episode: int = 0) -> list[RowView]:
+    def begin(self, seeds: Sequence[int], episode: int = 0) -> list[EnvView]:
         """Start an episode in ``len(seeds)`` rows; returns their views before the first epoch."""
         if self.config.reward.control:
             self._play_controls(seeds, episode)
         begun = self._begin(seeds, range(len(seeds)), episode, "grown", self.config.policy)
         self.views = [row.view for row in begun]
         self._costs = [row.cost for row in begun] if self.config.reward.rent_on == "macs" else None
-        self.accounts = [
-            self._account(self._standing(i, row.view, row.metric, None, row.cost), self._curves.get(seed))
+        self.trackers = [
+            self._tracker(self._inputs(i, row.view, row.metric, None, row.cost), self._curves.get(seed))
             for i, (row, seed) in enumerate(zip(begun, seeds, strict=True))
         ]
         self._ended = False
@@ -120,36 +120,36 @@ class World:
         if self._ended:
             raise UsageError("no episode is under way; begin one first")
         stepped = self._stepped(decisions, policy_seconds)
-        self._ended = self.crew.epoch >= self.config.max_epochs
+        self._ended = self.pool.epoch >= self.config.max_epochs
         self.views = [row.report.view if row.result is None else row.result.view for row in stepped]
         return [self._paid(i, row) for i, row in enumerate(stepped)]
 
     def state(self) -> State:
         """The rows, their accounts and the static curves, as they are between two steps."""
         own = {
-            "accounts": [account.to_dict() for account in self.accounts],
+            "accounts": [tracker.to_dict() for tracker in self.trackers],
             "costs": None if self._costs is None else [asdict(replace(c, spent=dict(c.spent))) for c in self._costs],
             "curves": [[seed, list(curve)] for seed, curve in self._curves.items()],
             "ended": self._ended,
             "spent_macs": self.spent_macs,
         }
-        return join({"own": plain_state(own), "executor": self.crew.state()})
+        return join({"own": plain_state(own), "executor": self.pool.state()})
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Undo of :meth:`state`."""
         parts = split(state, "own", "executor")
         own = parts["own"]["plain"]
-        self.views = self.crew.load(parts["executor"])
-        self.accounts = [self._account(Standing.from_dict(saved["start"])) for saved in own["accounts"]]
-        for account, saved in zip(self.accounts, own["accounts"], strict=True):
-            account.load(saved)
-        self._costs = None if own["costs"] is None else [RowCost(**cost) for cost in own["costs"]]
+        self.views = self.pool.load(parts["executor"])
+        self.trackers = [self._tracker(RewardInputs.from_dict(saved["start"])) for saved in own["accounts"]]
+        for tracker, saved in zip(self.trackers, own["accounts"], strict=True):
+            tracker.load(saved)
+        self._costs = None if own["costs"] is None else [EnvCost(**cost) for cost in own["costs"]]
         self._curves = {seed: tuple(curve) for seed, curve in own["curves"]}
         self._ended = own["ended"]
         self.spent_macs = own["spent_macs"]
 
-    def _account(self, start: Standing, curve: tuple[float, ...] | None = None) -> Account:
-        return Account(
+    def _tracker(self, start: RewardInputs, curve: tuple[float, ...] | None = None) -> RewardTracker:
+        return RewardTracker(
             config=self.config.reward,
             metric=self.metric,
             gamma=self.config.gamma,
@@ -158,35 +158,37 @@ class World:
             curve=curve,
         )
 
-    def _begin(self, seeds: Sequence[int], env_ids: Sequence[int], episode: int, arm: str, policy: str) -> list[Begun]:
+    def _begin(
+        self, seeds: Sequence[int], env_ids: Sequence[int], episode: int, arm: str, policy: str
+    ) -> list[ResetResult]:
         length = self.config.max_epochs
-        return self.crew.begin(
+        return self.pool.begin(
             [
-                RowSpec(env_id, episode, seed, length, arm=arm, policy=policy)
+                EnvSpec(env_id, episode, seed, length, arm=arm, policy=policy)
                 for env_id, seed in zip(env_ids, seeds, strict=True)
             ]
         )
 
-    def _stepped(self, decisions: Sequence[Decision], policy_seconds: float | None = None) -> list[Stepped]:
-        stepped = self.crew.step(decisions, policy_seconds)
+    def _stepped(self, decisions: Sequence[Decision], policy_seconds: float | None = None) -> list[StepResult]:
+        stepped = self.pool.step(decisions, policy_seconds)
         self.spent_macs += sum(row.result.total_macs for row in stepped if row.result is not None)
         return stepped
 
-    def _standing(self, i: int, view: RowView, metric: float, worth: float | None, cost: RowCost) -> Standing:
-        return Standing.of(view, metric, worth, None if self._costs is None else (self._costs[i], cost))
+    def _inputs(self, i: int, view: EnvView, metric: float, worth: float | None, cost: EnvCost) -> RewardInputs:
+        return RewardInputs.of(view, metric, worth, None if self._costs is None else (self._costs[i], cost))
 
-    def _paid(self, i: int, stepped: Stepped) -> StepOutcome:
+    def _paid(self, i: int, stepped: StepResult) -> StepOutcome:
         report, result = stepped.report, stepped.result
-        account, view = self.accounts[i], self.views[i]
+        tracker, view = self.trackers[i], self.views[i]
         if result is not None:
             metric, worth = result.validation_metric, None
         else:
             # a row that went back to the state before its first epoch has no metric of its own yet
-            metric = account.start.metric if view.metric is None else view.metric
+            metric = tracker.start.metric if view.metric is None else view.metric
             worth = None if report.rolled_back else self._worth(report)
-        standing = self._standing(i, view, metric, worth, stepped.cost)
-        paid = account.pay(standing, report.outcome.action.op, ended=result is not None)
-        return StepOutcome(view, report.outcome, paid, report, result, account)
+        inputs = self._inputs(i, view, metric, worth, stepped.cost)
+        paid = tracker.pay(inputs, report.outcome.action.op, ended=result is not None)
+        return StepOutcome(view, report.outcome, paid, report, result, tracker)
 
     def _worth(self, report: StepReport) -> float | None:
         without = report.readout.all_off_metric

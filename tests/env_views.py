@@ -17,11 +17,11 @@ from esper.leyline import (
     RELEVANT_HEADS,
     TEMPOS,
     ActionSpace,
+    EnvView,
     Fact,
     FactoredAction,
     Op,
     Paired,
-    RowView,
     SeedStage,
     SlotView,
 )
@@ -30,7 +30,7 @@ BLUEPRINTS = ("small", "middle", "large")
 PARAMETERS = {"small": 16, "middle": 80, "large": 600}
 
 
-def row_view(*slots: SlotView, **fields: Any) -> RowView:
+def row_view(*slots: SlotView, **fields: Any) -> EnvView:
     """A young row with ``slots`` (three dormant ones when none are given) and nothing measured."""
     slots = slots or tuple(SlotView(f"slot{i}") for i in range(3))
     defaults: dict[str, Any] = {
@@ -42,7 +42,7 @@ def row_view(*slots: SlotView, **fields: Any) -> RowView:
         "blueprint_parameters": {slot.slot_id: dict(PARAMETERS) for slot in slots},
         "host_parameters": 250,
     }
-    return RowView(slots=slots, **{**defaults, **fields})
+    return EnvView(slots=slots, **{**defaults, **fields})
 
 
 def live_slot(slot_id: str, stage: SeedStage, blueprint: str = "large", **fields: Any) -> SlotView:
@@ -110,7 +110,7 @@ def slot_views(draw: st.DrawFn, slot_id: str) -> SlotView:
 
 
 @st.composite
-def row_views(draw: st.DrawFn) -> RowView:
+def env_views(draw: st.DrawFn) -> EnvView:
     """A row of one to four slots in any combination of states, budgets and vetoes."""
     names = tuple(f"slot{i}" for i in range(draw(st.integers(1, 4))))
     buildable = st.dictionaries(st.sampled_from(BLUEPRINTS), st.sampled_from(tuple(PARAMETERS.values())))

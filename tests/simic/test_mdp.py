@@ -12,73 +12,73 @@ from tiny import tiny
 
 from esper.leyline import WAIT, Blend, Decision, FactoredAction, Op, UsageError
 from esper.simic.env import GrowConfig
+from esper.simic.mdp import GrowthMDP, StepOutcome, episode_seed, held_out_seed
 from esper.simic.rewards import RewardConfig, RewardMode
-from esper.simic.workers import Here
-from esper.simic.world import StepOutcome, World, episode_seed, held_out_seed
+from esper.simic.workers import LocalWorker
 from esper.tolaria.legality import why_illegal
 
 GERMINATE = FactoredAction(Op.GERMINATE, "first", "mlp", Blend.LINEAR, 1.0, 1)
 PRUNE = FactoredAction(Op.PRUNE, "first")
 
 
-def engine(world: World) -> Any:
-    (worker,) = world.crew.workers
-    assert isinstance(worker, Here)
+def engine(mdp: GrowthMDP) -> Any:
+    (worker,) = mdp.pool.workers
+    assert isinstance(worker, LocalWorker)
     return worker.share.executor.engine
 
 
-def make(epochs: int = 6, **reward: object) -> World:
-    return GrowConfig(task=tiny(epochs), reward=RewardConfig(**reward)).world()[0]  # type: ignore[arg-type]
+def make(epochs: int = 6, **reward: object) -> GrowthMDP:
+    return GrowConfig(task=tiny(epochs), reward=RewardConfig(**reward)).mdp()[0]  # type: ignore[arg-type]
 
 
-def play(world: World, actions: Sequence[FactoredAction], seed: int = 1) -> list[StepOutcome]:
-    world.begin([seed])
+def play(mdp: GrowthMDP, actions: Sequence[FactoredAction], seed: int = 1) -> list[StepOutcome]:
+    mdp.begin([seed])
     outcomes = []
-    for epoch in range(world.config.max_epochs):
+    for epoch in range(mdp.config.max_epochs):
         wanted = actions[epoch] if epoch < len(actions) else WAIT
-        action = WAIT if why_illegal(world.views[0], wanted) else wanted
-        outcomes += world.step([Decision(action, "scripted")])
+        action = WAIT if why_illegal(mdp.views[0], wanted) else wanted
+        outcomes += mdp.step([Decision(action, "scripted")])
     return outcomes
 
 
 @pytest.mark.parametrize("mode", list(RewardMode))
 def test_scripted_tricks_pay_no_more_than_waiting(mode: str) -> None:
     """Whatever seeds did behind the host, it ends as the static one does (probe seeds never touched it)."""
-    honest = play(make(mode=mode), [])[-1].account.paid
+    honest = play(make(mode=mode), [])[-1].tracker.paid
     for script in ([GERMINATE, PRUNE] * 3, [GERMINATE], [WAIT] * 5 + [GERMINATE]):
         outcomes = play(make(mode=mode), script)
         assert outcomes[-1].ended and outcomes[-1].view.live_seeds == 0
-        assert outcomes[-1].account.paid <= honest + 1e-9, (mode, script)
+        assert outcomes[-1].tracker.paid <= honest + 1e-9, (mode, script)
 
 
 def test_the_return_is_the_objectives_gain() -> None:
-    world = make()
-    account = play(world, [GERMINATE])[-1].account
-    metric = engine(world).evaluate([0], [[{}]]).metric[0, 0]
-    assert account.last.metric == metric and account.steps == 6
-    assert account.paid == pytest.approx(account.gain)
+    mdp = make()
+    tracker = play(mdp, [GERMINATE])[-1].tracker
+    metric = engine(mdp).evaluate([0], [[{}]]).metric[0, 0]
+    assert tracker.last.metric == metric and tracker.steps == 6
+    assert tracker.paid == pytest.approx(tracker.gain)
 
 
 def test_a_rollback_takes_back_what_its_branch_was_paid() -> None:
-    world = make()
-    world.begin([1])
+    mdp = make()
+    mdp.begin([1])
     for _ in range(2):
-        world.step([Decision(WAIT, "")])
-    trainer = engine(world)._rows[0].trainer
+        mdp.step([Decision(WAIT, "")])
+    trainer = engine(mdp)._envs[0].trainer
     with torch.no_grad():
         next(iter(trainer.host_parameters)).fill_(float("nan"))
-    (broken,) = world.step([Decision(WAIT, "")])
+    (broken,) = mdp.step([Decision(WAIT, "")])
     assert broken.report.rolled_back
-    account = world.accounts[0]
-    there = engine(world).evaluate([0], [[{}]]).metric[0, 0]
-    assert account.paid == pytest.approx(there - account.start.metric)
+    tracker = mdp.trackers[0]
+    there = engine(mdp).evaluate([0], [[{}]]).metric[0, 0]
+    assert tracker.paid == pytest.approx(there - tracker.start.metric)
 
 
 def test_rent_can_be_on_multiply_accumulates() -> None:
-    world = make(rent_on="macs")
-    world.begin([1])
-    (outcome,) = world.step([Decision(GERMINATE, "")])
-    assert outcome.account.last.growth > 0
+    mdp = make(rent_on="macs")
+    mdp.begin([1])
+    (outcome,) = mdp.step([Decision(GERMINATE, "")])
+    assert outcome.tracker.last.growth > 0
     assert outcome.paid.components["rent"] < 0
 
 
@@ -94,9 +94,9 @@ def test_the_control_is_the_static_host_of_the_same_seed() -> None:
 
 
 def test_rows_differ_by_their_seeds_alone() -> None:
-    world = make(3)
-    world.begin([5, 5, 6])
-    outcomes = world.step([Decision(WAIT, "")] * 3)
+    mdp = make(3)
+    mdp.begin([5, 5, 6])
+    outcomes = mdp.step([Decision(WAIT, "")] * 3)
     losses = [outcome.view.loss for outcome in outcomes]
     assert losses[0] == losses[1] != losses[2]
 
@@ -108,11 +108,11 @@ def test_seeds_never_meet() -> None:
 
 
 def test_the_end_is_the_end() -> None:
-    world = make(1)
+    mdp = make(1)
     with pytest.raises(UsageError, match="begin"):
-        world.step([Decision(WAIT, "")])
-    assert play(world, [])[0].ended
+        mdp.step([Decision(WAIT, "")])
+    assert play(mdp, [])[0].ended
     with pytest.raises(UsageError, match="begin"):
-        world.step([Decision(WAIT, "")])
+        mdp.step([Decision(WAIT, "")])
     with pytest.raises(UsageError, match="max_epochs|epochs"):
-        replace(world.config, max_epochs=0)
+        replace(mdp.config, max_epochs=0)

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from esper.kasmina.gates import GateThresholds
 from esper.kasmina.slot import SlotConfig
-from esper.leyline import Metric, RowSpec, UsageError, unknown
+from esper.leyline import EnvSpec, Metric, UsageError, unknown
 from esper.tasks.base import BatchSource, PerExample, Split, TaskSpec
 from esper.tasks.pipeline import training_batches
 from esper.tolaria.rng import Streams, derive, seeded
@@ -70,7 +70,7 @@ class TrainerConfig:
     """Most examples in one evaluation pass."""
 
 
-class Subject(Protocol):
+class GrowthTask(Protocol):
     """What is grown, where, and how it is judged. A :class:`TaskSpec` is one."""
 
     @property
@@ -95,7 +95,7 @@ class Subject(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Material:
+class TrainingSetup:
     """One row's own: nothing in it is shared with another row except data."""
 
     host: nn.Module
@@ -110,11 +110,11 @@ class Material:
     forward: Forward = call
 
 
-Prepare = Callable[[RowSpec, Streams], Material]
-"""Makes a row's material. The same seed gives the same weights and the same order of examples."""
+MakeSetup = Callable[[EnvSpec, Streams], TrainingSetup]
+"""Makes a row's set-up. The same seed gives the same weights and the same order of examples."""
 
 
-def from_task(task: TaskSpec, config: TrainerConfig) -> Prepare:
+def from_task(task: TaskSpec, config: TrainerConfig) -> MakeSetup:
     """Material of a task: a host from its factory, AdamW, batches in memory."""
 
     def criterion(output: Any, targets: Tensor) -> Tensor:
@@ -122,11 +122,11 @@ def from_task(task: TaskSpec, config: TrainerConfig) -> Prepare:
 
     splits = {name: split.to(config.device) for name, split in task.data.splits().items()}
 
-    def prepare(spec: RowSpec, streams: Streams) -> Material:
+    def prepare(spec: EnvSpec, streams: Streams) -> TrainingSetup:
         with seeded(derive(spec.seed, "host")):
             host = task.host().to(config.device)
         trained = [p for p in host.parameters() if p.requires_grad]
-        return Material(
+        return TrainingSetup(
             host=host,
             optimizer=config.optimizer(trained, config.lr, config.weight_decay),
             batches=training_batches(task, config.batch_size, streams, config.device),

@@ -15,7 +15,7 @@ from esper.leyline import HEADS, FactoredAction, TelemetryEvent
 from esper.leyline import TelemetryEventType as T
 from esper.simic.detectors import RoundFigures
 from esper.simic.growth import Choices, Played
-from esper.simic.world import StepOutcome
+from esper.simic.mdp import StepOutcome
 from esper.tolaria.nested import State
 
 
@@ -61,16 +61,16 @@ def mask_hit_rates(consumed: Tensor, restricted: Tensor, forced: Tensor, round_n
 
 def reward_summary(outcome: StepOutcome, round_number: int) -> dict[str, Any]:
     """Payload of kind ``reward_summary`` of a finished episode."""
-    account = outcome.account
+    tracker = outcome.tracker
     return {
         "kind": "reward_summary",
-        "mode": str(account.config.mode),
+        "mode": str(tracker.config.mode),
         "round": round_number,
-        "steps": account.steps,
-        "episode_return": account.paid,
-        "objective_gain": account.gain,
-        "unit": account.metric.unit,
-        "components": dict(account.components),
+        "steps": tracker.steps,
+        "episode_return": tracker.paid,
+        "objective_gain": tracker.gain,
+        "unit": tracker.metric.unit,
+        "components": dict(tracker.components),
     }
 
 
@@ -82,7 +82,7 @@ class _Times:
 
 
 @dataclass(slots=True)
-class Scribe:
+class RolloutEventWriter:
     """Writes down one round after the other; see :class:`~esper.simic.growth.Watcher`."""
 
     hub: Hub
@@ -100,7 +100,7 @@ class Scribe:
             self.ops[action.op.name] += 1
             self.succeeded[action.op.name] += outcome.outcome.success
             self._say(T.ANALYTICS_SNAPSHOT, last_action(action, played.choices, row, outcome), outcome)
-            paid, mode = outcome.paid, str(outcome.account.config.mode)
+            paid, mode = outcome.paid, str(outcome.tracker.config.mode)
             reward = {"mode": mode, "total": paid.total, "objective": paid.objective, "components": paid.components}
             self._say(T.REWARD_COMPUTED, {**reward, "rolled_back": outcome.report.rolled_back}, outcome)
             self._time(outcome)
@@ -122,12 +122,12 @@ class Scribe:
         self._say(T.ANALYTICS_SNAPSHOT, mask_hit_rates(rates[0], rates[1], forced, self.round))
         for outcome in self.finished:
             self._say(T.ANALYTICS_SNAPSHOT, reward_summary(outcome, self.round), outcome)
-        accounts = [outcome.account for outcome in self.finished]
+        trackers = [outcome.tracker for outcome in self.finished]
         means = [times.milliseconds / times.steps for times in self.times.values()]
         figures = RoundFigures(
             # the control variate is no pay: it is the same whatever the policy does
-            paid=tuple(account.paid - account.components.get("control", 0.0) for account in accounts),
-            gains=tuple(account.gain for account in accounts),
+            paid=tuple(tracker.paid - tracker.components.get("control", 0.0) for tracker in trackers),
+            gains=tuple(tracker.gain for tracker in trackers),
             step_ms=fmean(means) if means else None,
         )
         self.round += 1
