@@ -73,7 +73,7 @@ def _chosen(kind: str, wanted: tuple[str, ...] | None, there: tuple[str, ...]) -
 
 
 def trainer_config(load: Workload, config: CommonConfig) -> TrainerConfig:
-    """How rows train: the task's budget with the configuration's overrides."""
+    """How envs train: the task's budget with the configuration's overrides."""
     budget = load.task.budget
     default = TrainerConfig()
     slot = default.slot if config.incubation is None else SlotConfig(incubation=Incubation(config.incubation))

@@ -238,7 +238,7 @@ class OwnModel:
         return sum(parameter.numel() for parameter in self.setup.host.parameters())
 
     def executor(self, emit: Sink) -> Executor:
-        """An executor of one row, the model itself."""
+        """An executor of one env, the model itself."""
         budget, metric = self.choices.budget, self.task.metric
         config = EngineConfig(
             TrainerConfig(

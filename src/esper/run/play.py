@@ -17,23 +17,23 @@ OnEpoch = Callable[[int, int, Sequence[StepReport]], None]
 
 @dataclass(frozen=True, slots=True)
 class EpisodeStep:
-    """One pass of the loop: what was decided, and what came of it, one per row."""
+    """One pass of the loop: what was decided, and what came of it, one per env."""
 
     decisions: Sequence[Decision]
     reports: Sequence[StepReport]
 
 
 class Episode:
-    """An episode of an executor's rows, from where it stands. ``views`` is what the next decisions are made on."""
+    """An episode of an executor's envs, from where it stands. ``views`` is what the next decisions are made on."""
 
     def __init__(self, executor: Executor, views: Sequence[EnvView] | None = None) -> None:
-        """Of rows that were begun or loaded before; ``views`` are looked up where they are not given."""
+        """Of envs that were begun or loaded before; ``views`` are looked up where they are not given."""
         self.executor = executor
         self.views = executor.engine.views(executor.envs) if views is None else list(views)
 
     @classmethod
     def begin(cls, executor: Executor, specs: Sequence[EnvSpec], policy: Policy | None = None) -> Self:
-        """Fresh rows, and a policy that remembers nothing."""
+        """Fresh envs, and a policy that remembers nothing."""
         views = executor.reset(specs)
         if policy is not None:
             policy.reset(specs)
@@ -45,11 +45,11 @@ class Episode:
         return self.executor.epoch >= self.views[0].max_epochs
 
     def look(self) -> None:
-        """Look again at rows that were changed from outside."""
+        """Look again at envs that were changed from outside."""
         self.views = self.executor.engine.views(self.executor.envs)
 
     def step(self, decisions: Sequence[Decision], policy_seconds: float | None = None) -> list[StepReport]:
-        """One epoch of every row; ``policy_seconds`` is what deciding took, per row."""
+        """One epoch of every env; ``policy_seconds`` is what deciding took, per env."""
         reports = self.executor.step(decisions, policy_seconds)
         self.views = [report.view for report in reports]
         return reports
@@ -74,7 +74,7 @@ class Episode:
 
 
 class SideBySide:
-    """Several policies as one: each decides for the row that has its place."""
+    """Several policies as one: each decides for the env that has its place."""
 
     name = "side by side"
 
@@ -82,7 +82,7 @@ class SideBySide:
         self.policies = list(policies)
 
     def reset(self, specs: Sequence[EnvSpec]) -> None:
-        """One row for each."""
+        """One env for each."""
         for spec, policy in zip(specs, self.policies, strict=True):
             policy.reset([spec])
 
@@ -92,7 +92,7 @@ class SideBySide:
 
 
 def arm_specs(policies: Mapping[str, Policy], episode: int, seed: int, max_epochs: int) -> list[EnvSpec]:
-    """A row for every arm, all of the same seed."""
+    """An env for every arm, all of the same seed."""
     return [
         EnvSpec(env_id, episode, seed, max_epochs, arm=arm, policy=policy.name)
         for env_id, (arm, policy) in enumerate(policies.items())
@@ -102,7 +102,7 @@ def arm_specs(policies: Mapping[str, Policy], episode: int, seed: int, max_epoch
 def play_seeds(
     executor: Executor, policies: Mapping[str, Policy], seeds: Sequence[int], max_epochs: int
 ) -> Iterator[list[EpisodeResult]]:
-    """One episode per seed, every policy a row of it; yields one result per policy, in their order.
+    """One episode per seed, every policy an env of it; yields one result per policy, in their order.
 
     After the last epoch each policy is asked for a last word.
     """
@@ -170,7 +170,7 @@ class Episodes:
         return [f"policy of arm {arm}: it cannot be saved, and begins anew" for arm in forgetful]
 
     def __iter__(self) -> Iterator[tuple[list[EpisodeResult], HostEngine]]:
-        """Each episode's results with the engine that still holds its rows."""
+        """Each episode's results with the engine that still holds its envs."""
         while self.episode < self.plan.episodes:
             if self._under_way is None:
                 self._under_way = Episode.begin(self.executor, self._specs(), self._everyone)
@@ -225,5 +225,5 @@ class Episodes:
 def run_episodes(
     executor: Executor, policies: Mapping[str, Policy], plan: EpisodePlan, on_epoch: OnEpoch | None = None
 ) -> Iterator[tuple[list[EpisodeResult], HostEngine]]:
-    """Run every arm of each episode side by side; yields its results with the engine that still holds its rows."""
+    """Run every arm of each episode side by side; yields its results with the engine that still holds its envs."""
     yield from Episodes(executor, policies, plan, on_epoch)

@@ -74,7 +74,7 @@ class GrowConfig:
     device: str = "cpu"
 
     def mdp(self) -> tuple[GrowthMDP, ActionSpace]:
-        """A world of this configuration, silent and without a look at the test split, and its action space."""
+        """An MDP of this configuration, silent and without a look at the test split, and its action space."""
         task = get_task(self.task) if isinstance(self.task, str) else self.task
         run = RunConfig(
             max_epochs=self.episode_length,
@@ -122,7 +122,7 @@ def as_legal(view: EnvView, space: ActionSpace, indices: Sequence[int]) -> tuple
 
 
 class _Shared(EzPickle):
-    """What the single and the vector environment have in common: a world and the way in and out of it."""
+    """What the single and the vector environment have in common: an MDP and the way in and out of it."""
 
     def __init__(self, num_envs: int, **config: Any) -> None:
         self.num_rows = num_envs
@@ -160,7 +160,7 @@ class _Shared(EzPickle):
         return info if view.metric is None else info | {"metric": view.metric}
 
     def flat_masks(self) -> npt.NDArray[np.bool_]:
-        """``[rows, sum of head sizes]``."""
+        """``[envs, sum of head sizes]``."""
         return np.stack([np.concatenate(head_masks(view, self.space)) for view in self.mdp.views])
 
 
@@ -212,7 +212,7 @@ class GrowVectorEnv(VectorEnv[Floats, Indices, npt.NDArray[Any]], _Shared):
     def reset(
         self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Floats, dict[str, Any]]:
-        """Fresh hosts from fresh seeds; row i of ``seed=s`` starts as ``GrowEnv.reset(seed=s + i)`` does."""
+        """Fresh hosts from fresh seeds; env i of ``seed=s`` starts as ``GrowEnv.reset(seed=s + i)`` does."""
         if seed is not None:
             given = [seed + i for i in range(self.num_envs)] if isinstance(seed, int) else seed
             self._generators = [np_random(each)[0] for each in given]
@@ -222,7 +222,7 @@ class GrowVectorEnv(VectorEnv[Floats, Indices, npt.NDArray[Any]], _Shared):
     def step(
         self, actions: Indices
     ) -> tuple[Floats, npt.NDArray[np.float64], npt.NDArray[np.bool_], npt.NDArray[np.bool_], dict[str, Any]]:
-        """Act in every row, then train all for an epoch; where episodes ended the new ones begin at once."""
+        """Act in every env, then train all for an epoch; where episodes ended the new ones begin at once."""
         outcomes, infos = self.play(np.asarray(actions).tolist())
         rewards = np.array([outcome.paid.total for outcome in outcomes])
         ended = np.array([outcome.ended for outcome in outcomes])

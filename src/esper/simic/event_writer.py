@@ -94,7 +94,7 @@ class RolloutEventWriter:
     finished: list[StepOutcome] = field(default_factory=list)
 
     def step(self, played: Played) -> None:
-        """Take in a step of all rows."""
+        """Take in a step of all envs."""
         self.tables.append(played.choices)
         for row, (action, outcome) in enumerate(zip(played.actions, played.outcomes, strict=True)):
             self.ops[action.op.name] += 1

@@ -1,4 +1,4 @@
-"""A world of growing hosts as the learner's :class:`~esper.simic.collect.RolloutEnvironments`."""
+"""Growing hosts as the learner's :class:`~esper.simic.collect.RolloutEnvironments`."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Choices:
 
 @dataclass(frozen=True, slots=True)
 class Played:
-    """One step of all rows, for those who watch."""
+    """One step of all envs, for those who watch."""
 
     actions: tuple[FactoredAction, ...]
     choices: Choices
@@ -54,7 +54,7 @@ class Watcher(Protocol):
     """Is told of every step."""
 
     def step(self, played: Played) -> None:
-        """After a step of all rows."""
+        """After a step of all envs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,15 +66,15 @@ class Hosts:
     pool: int = 0
 
     def seeds(self, episode: int) -> list[int]:
-        """Seeds of episode number ``episode``, one per row; they follow from the run's seed alone."""
+        """Seeds of episode number ``episode``, one per env; they follow from the run's seed alone."""
         turns = (episode * self.rows + row for row in range(self.rows))
         return [episode_seed(self.seed, turn % self.pool if self.pool else turn) for turn in turns]
 
 
 class GrowthEnvironments:
-    """Episodes of one length in ``size`` rows, in step. When they have ended, :meth:`begin` starts the next ones.
+    """Episodes of one length in ``size`` envs, in step. When they have ended, :meth:`begin` starts the next ones.
 
-    Seeds follow from the run's seed, row and episode alone. ``illegal`` counts illegal actions; it stays 0.
+    Seeds follow from the run's seed, env and episode alone. ``illegal`` counts illegal actions; it stays 0.
     """
 
     def __init__(
@@ -97,21 +97,21 @@ class GrowthEnvironments:
         self._handed_over = 0.0
 
     def reset(self, seed: int) -> MaskedObservation:
-        """Start the present episode in every row. ``seed`` is the learner's; episodes follow from the run's."""
+        """Start the present episode in every env. ``seed`` is the learner's; episodes follow from the run's."""
         return self.begin(self.episode)
 
     def begin(self, episode: int) -> MaskedObservation:
-        """Start episode number ``episode`` in every row."""
+        """Start episode number ``episode`` in every env."""
         self.episode = episode
         return self._seen(self.mdp.begin(self.hosts.seeds(episode), episode))
 
     def state(self) -> State:
-        """The world and what was counted, between two steps."""
+        """The MDP and what was counted, between two steps."""
         own = {"episode": self.episode, "actions": self.actions, "illegal": self.illegal}
         return join({"own": plain_state(own), "world": self.mdp.state()})
 
     def load(self, state: Mapping[str, Any]) -> MaskedObservation:
-        """Undo of :meth:`state`; what the rows show."""
+        """Undo of :meth:`state`; what the envs show."""
         parts = split(state, "own", "world")
         own = parts["own"]["plain"]
         self.episode, self.actions, self.illegal = own["episode"], own["actions"], own["illegal"]
@@ -127,7 +127,7 @@ class GrowthEnvironments:
         return self._acting_macs
 
     def step(self, actions: Tensor) -> VectorStep:
-        """One epoch of every row. After the last one ``seen`` is what was seen last."""
+        """One epoch of every env. After the last one ``seen`` is what was seen last."""
         policy_seconds = (time.perf_counter() - self._handed_over) / self.size
         chosen = [to_action(self.space, indices) for indices in actions.tolist()]
         self.actions += len(chosen)

@@ -1,13 +1,13 @@
-"""N growing hosts as a reinforcement-learning problem: an epoch is a step, and an account pays for it.
+"""N growing hosts as a Markov decision process: an epoch is a step, and what it is paid is tracked env by env.
 
-    begin(seeds) -> views      step(decisions) -> one StepOutcome per row, the last of an episode with its result
+    begin(seeds) -> views      step(decisions) -> one StepOutcome per env, the last of an episode with its result
 
-All rows see the same data and the same validation split and differ by their named seeds only. An episode ends after
+All envs see the same data and the same validation split and differ by their named seeds only. An episode ends after
 ``max_epochs`` epochs in a true terminal state: the horizon is finite and the epoch is part of the observation. Its last
 step also pays for the end, when every seed that was not fossilized is taken out.
 
-Hosts are driven by a :class:`~esper.simic.workers.WorkerPool`; accounts, and all that depends on more than one row, are kept
-here.
+Hosts are driven by a :class:`~esper.simic.workers.WorkerPool`; reward trackers, and all that depends on more than one
+env, are kept here.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class MDPConfig:
 
 @dataclass(frozen=True, slots=True)
 class StepOutcome:
-    """What one row answered to one step. ``result`` and ``tracker`` tell of the whole episode on its last step."""
+    """What one env answered to one step. ``result`` and ``tracker`` tell of the whole episode on its last step."""
 
     view: EnvView
     outcome: ActionOutcome
@@ -81,14 +81,14 @@ def held_out_seed(run_seed: int, number: int) -> int:
 
 
 class GrowthMDP:
-    """N rows of a pool of workers, which should not look at the test split: a world plays many episodes."""
+    """N envs of a pool of workers, which should not look at the test split: it plays many episodes."""
 
     def __init__(self, pool: WorkerPool, metric: Metric, config: MDPConfig) -> None:
         self.pool, self.metric, self.config = pool, metric, config
         self.trackers: list[RewardTracker] = []
         self.views: list[EnvView] = []
         self.spent_macs = 0
-        """Multiply-accumulates of all rows that have ended, static controls and acting included."""
+        """Multiply-accumulates of all envs that have ended, static controls and acting included."""
         self._costs: list[EnvCost] | None = None
         self._curves: dict[int, tuple[float, ...]] = {}
         self._ended = True
@@ -101,31 +101,31 @@ class GrowthMDP:
     # whoever collects without gradients must not stop the hosts from learning
     @torch.enable_grad()
     def begin(self, seeds: Sequence[int], episode: int = 0) -> list[EnvView]:
-        """Start an episode in ``len(seeds)`` rows; returns their views before the first epoch."""
+        """Start an episode in ``len(seeds)`` envs; returns their views before the first epoch."""
         if self.config.reward.control:
             self._play_controls(seeds, episode)
         begun = self._begin(seeds, range(len(seeds)), episode, "grown", self.config.policy)
-        self.views = [row.view for row in begun]
-        self._costs = [row.cost for row in begun] if self.config.reward.rent_on == "macs" else None
+        self.views = [env.view for env in begun]
+        self._costs = [env.cost for env in begun] if self.config.reward.rent_on == "macs" else None
         self.trackers = [
-            self._tracker(self._inputs(i, row.view, row.metric, None, row.cost), self._curves.get(seed))
-            for i, (row, seed) in enumerate(zip(begun, seeds, strict=True))
+            self._tracker(self._inputs(i, env.view, env.metric, None, env.cost), self._curves.get(seed))
+            for i, (env, seed) in enumerate(zip(begun, seeds, strict=True))
         ]
         self._ended = False
         return self.views
 
     @torch.enable_grad()
     def step(self, decisions: Sequence[Decision], policy_seconds: float | None = None) -> list[StepOutcome]:
-        """One epoch in every row; what deciding took is per row. Raises ``UsageError`` when no episode is under way."""
+        """One epoch in every env; what deciding took is per env. Raises ``UsageError`` when no episode is under way."""
         if self._ended:
             raise UsageError("no episode is under way; begin one first")
         stepped = self._stepped(decisions, policy_seconds)
         self._ended = self.pool.epoch >= self.config.max_epochs
-        self.views = [row.report.view if row.result is None else row.result.view for row in stepped]
-        return [self._paid(i, row) for i, row in enumerate(stepped)]
+        self.views = [env.report.view if env.result is None else env.result.view for env in stepped]
+        return [self._paid(i, env) for i, env in enumerate(stepped)]
 
     def state(self) -> State:
-        """The rows, their accounts and the static curves, as they are between two steps."""
+        """The envs, their reward trackers and the static curves, as they are between two steps."""
         own = {
             "accounts": [tracker.to_dict() for tracker in self.trackers],
             "costs": None if self._costs is None else [asdict(replace(c, spent=dict(c.spent))) for c in self._costs],
@@ -171,7 +171,7 @@ class GrowthMDP:
 
     def _stepped(self, decisions: Sequence[Decision], policy_seconds: float | None = None) -> list[StepResult]:
         stepped = self.pool.step(decisions, policy_seconds)
-        self.spent_macs += sum(row.result.total_macs for row in stepped if row.result is not None)
+        self.spent_macs += sum(env.result.total_macs for env in stepped if env.result is not None)
         return stepped
 
     def _inputs(self, i: int, view: EnvView, metric: float, worth: float | None, cost: EnvCost) -> RewardInputs:
@@ -183,7 +183,7 @@ class GrowthMDP:
         if result is not None:
             metric, worth = result.validation_metric, None
         else:
-            # a row that went back to the state before its first epoch has no metric of its own yet
+            # an env that went back to the state before its first epoch has no metric of its own yet
             metric = tracker.start.metric if view.metric is None else view.metric
             worth = None if report.rolled_back else self._worth(report)
         inputs = self._inputs(i, view, metric, worth, stepped.cost)
@@ -203,10 +203,10 @@ class GrowthMDP:
         if not new:
             return
         fresh = [seeds[i] for i in new]
-        curves = [[row.metric] for row in self._begin(fresh, new, episode, "static", "static")]
+        curves = [[env.metric] for env in self._begin(fresh, new, episode, "static", "static")]
         wait = [Decision(FactoredAction(), "the static control never grows")] * len(new)
         for _ in range(self.config.max_epochs):
-            for curve, row in zip(curves, self._stepped(wait), strict=True):
-                metric = row.report.view.metric
+            for curve, env in zip(curves, self._stepped(wait), strict=True):
+                metric = env.report.view.metric
                 curve.append(curve[0] if metric is None else metric)
         self._curves |= {seed: tuple(curve) for seed, curve in zip(fresh, curves, strict=True)}

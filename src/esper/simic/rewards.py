@@ -91,7 +91,7 @@ class RewardInputs:
     def of(
         cls, view: EnvView, metric: float, worth: float | None, cost: tuple[EnvCost, EnvCost] | None
     ) -> RewardInputs:
-        """Of a row; ``cost`` is what it cost at the start and costs now, where rent is on multiply-accumulates."""
+        """Of an env; ``cost`` is what it cost at the start and costs now, where rent is on multiply-accumulates."""
         growth = view.seed_parameters / view.host_parameters
         if cost is not None:
             growth = cost[1].inference_macs / cost[0].inference_macs - 1.0
@@ -171,7 +171,7 @@ MODES: Final[dict[str, Mode]] = {
 
 @dataclass(slots=True)
 class RewardTracker:
-    """One environment's account over one episode: open it, pay every step, until one that ended."""
+    """What one env is paid over one episode: pay every step, until one that ended."""
 
     config: RewardConfig
     metric: Metric

@@ -79,7 +79,7 @@ def make_crew(hub: Hub, load: Workload, config: PPORunConfig) -> WorkerPool:
 
 
 def make_run(pool: WorkerPool, hub: Hub, load: Workload, config: PPORunConfig, network: GrowthNetwork) -> PPORun:
-    """Put world, policy and learner together. No episode of a learner looks at the test split."""
+    """Put MDP, policy and learner together. No episode of a learner looks at the test split."""
     mdp = GrowthMDP(pool, load.task.metric, MDPConfig(load.max_epochs, config.rewards(), config.gamma))
     return PPORun(mdp, ActionSpace(tuple(load.task.sites), load.task.blueprints), network, config.plan(), hub)
 

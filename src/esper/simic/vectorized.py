@@ -124,7 +124,7 @@ def saved_network(state: Mapping[str, Any]) -> GrowthNetwork:
 
 
 class PPORun:
-    """A world, a policy that acts in it and learns, and what watches both."""
+    """An MDP, a policy that acts in it and learns, and what watches both."""
 
     def __init__(self, mdp: GrowthMDP, space: ActionSpace, network: GrowthNetwork, plan: PPOPlan, hub: Hub) -> None:
         if mdp.config.gamma != plan.ppo.gamma:
@@ -149,7 +149,7 @@ class PPORun:
 
     @property
     def step(self) -> int:
-        """Steps of all rows done so far."""
+        """Steps of all envs done so far."""
         mdp = self.environments.mdp
         return self.rounds_done * mdp.config.max_epochs + (mdp.pool.epoch if self._playing else 0)
 

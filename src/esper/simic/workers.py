@@ -1,11 +1,11 @@
-"""N envs of hosts driven by any number of workers as if by one.
+"""N envs driven by any number of workers as if by one.
 
     begin(specs) -> envs before their first epoch      step(decisions) -> envs after one      state() · load(state)
 
-A :class:`WorkerPool` deals the envs out to workers. Each holds a :class:`EnvShard`: an executor of its own over its envs, built
-from a :class:`EnvFactory`. Envs are independent of each other, so what they do does not depend on who drives them; neither
-does what is said: events of one request come out ordered by environment, in this process. A worker that is lost is
-replaced, and its envs repeat their episode from its beginning, or from where it was loaded, with the same decisions.
+A :class:`WorkerPool` deals the envs out to workers. Each holds an :class:`EnvShard`: an executor of its own over its
+envs, built by an :class:`EnvFactory`. Envs are independent of each other, so what they do does not depend on who drives
+them; neither does what is said: events of one request come out ordered by env, in this process. A worker that is lost
+is replaced, and its envs repeat their episode from its beginning, or from where it was loaded, with the same decisions.
 """
 
 from __future__ import annotations

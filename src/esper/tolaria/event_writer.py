@@ -27,7 +27,7 @@ from esper.tolaria.counterfactual import Readout
 
 
 class EpisodeEventWriter:
-    """Writes one row's events. ``epoch`` is the executor's clock and is stamped on each."""
+    """Writes one env's events. ``epoch`` is the executor's clock and is stamped on each."""
 
     def __init__(self, spec: EnvSpec, metric: Metric, emit: Sink) -> None:
         self.spec = spec
@@ -45,7 +45,7 @@ class EpisodeEventWriter:
         self._germinated = dict(state["germinated"])
 
     def relay(self, event: TelemetryEvent) -> None:
-        """Stamp and pass on an event of the row's governor."""
+        """Stamp and pass on an event of the env's governor."""
         event.env_id, event.episode, event.epoch = self.spec.env_id, self.spec.episode, self.epoch
         self._emit(event)
 
@@ -119,7 +119,7 @@ class EpisodeEventWriter:
     def epoch_completed(
         self, view: EnvView, trained: TrainResult, readout: Readout, seconds: Mapping[str, float | None]
     ) -> None:
-        """The commit barrier: last event of an epoch. ``seconds`` are shares of the row's time, by name."""
+        """The commit barrier: last event of an epoch. ``seconds`` are shares of the env's time, by name."""
         live = [slot for slot in view.slots if slot.live]
         data: dict[str, Any] = {
             "arm": self.spec.arm,

@@ -1,4 +1,4 @@
-"""What one row trains with: a fresh host, its optimizer, its batches and the splits it is judged on."""
+"""What one env trains with: a fresh host, its optimizer, its batches and the splits it is judged on."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def call(model: nn.Module, inputs: Any) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class TrainerConfig:
-    """How every row of an engine is built and trained."""
+    """How every env of an engine is built and trained."""
 
     device: str = "cpu"
     lr: float = 5e-3
@@ -96,7 +96,7 @@ class GrowthTask(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class TrainingSetup:
-    """One row's own: nothing in it is shared with another row except data."""
+    """One env's own: nothing in it is shared with another env except data."""
 
     host: nn.Module
     optimizer: Optimizer
@@ -111,7 +111,7 @@ class TrainingSetup:
 
 
 MakeSetup = Callable[[EnvSpec, Streams], TrainingSetup]
-"""Makes a row's set-up. The same seed gives the same weights and the same order of examples."""
+"""Makes an env's set-up. The same seed gives the same weights and the same order of examples."""
 
 
 def from_task(task: TaskSpec, config: TrainerConfig) -> MakeSetup:

@@ -29,7 +29,7 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """One row under its configurations: arrays ``[configs]``; standard errors are of the difference to the first."""
+    """One env under its configurations: arrays ``[configs]``; standard errors are of the difference to the first."""
 
     metric: Floats
     loss: Floats
