@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Final
 
-from esper.kasmina.birth import Birth
+from esper.kasmina.birth import MIXING_TOLERANCE, Birth
 from esper.kasmina.state import Incubation, SeedState
 from esper.leyline import GATE_FOR, GateCheck, GateLevel, GateResult, Paired, SeedStage, UsageError
 from esper.leyline.gates import Comparison
@@ -87,7 +87,8 @@ def verdict(gate: GateLevel | None, checks: Sequence[GateCheck], message: str | 
 
 
 def evaluate_birth(state: SeedState, birth: Birth, parameter_budget: int | None = None) -> GateResult:
-    """G0: the seed is named, runs, keeps the shape, gives finite numbers, can learn, and fits the budget.
+    """G0: the seed is named, runs, keeps the shape, gives finite numbers, can learn, mixes nothing that the host keeps
+    apart, and fits the budget.
 
     ``parameter_budget`` is how many parameters this seed may have, ``None`` for any number.
     """
@@ -97,6 +98,7 @@ def evaluate_birth(state: SeedState, birth: Birth, parameter_budget: int | None 
         check("shape", birth.output_shape, "is", birth.input_shape),
         check("finite_output", birth.finite, "is", True),
         check("learning_tensors", birth.learning_tensors, ">=", 1),
+        *(check(name, value, "<=", MIXING_TOLERANCE) for name, value in birth.mixing),
     ]
     if parameter_budget is not None:
         checks.append(check("parameters", birth.parameters, "<=", parameter_budget))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from esper.kasmina.auto import auto_sites
 from esper.kasmina.gates import GateThresholds
+from esper.kasmina.mixing import measure
 from esper.kasmina.probe import Place, Sample, Site, arguments, survey
 from esper.kasmina.replay import Tape, prove, running, same, same_bits
 from esper.kasmina.slot import SeedSlot, SlotConfig
@@ -68,7 +69,7 @@ class GrowingModel(nn.Module):
         """Put a slot on the output of each named submodule. The host's outputs stay the same, bit for bit.
 
         A few trial passes over ``sample`` (one batch, as the host takes it) find where the tensor is in each output,
-        its axes and its width, and prove where work can be shared; they leave no trace. Raises ``UsageError`` for a
+        its axes and its width, prove where work can be shared, and measure what seeds may mix; they leave no trace. Raises ``UsageError`` for a
         site that cannot carry a slot, naming its path: unknown, never called or called twice, giving no dense
         floating-point tensor, written in place behind the slot, without a batch axis, or of no effect; and for a host
         that is compiled, scripted or wrapped for distribution.
@@ -102,6 +103,8 @@ class GrowingModel(nn.Module):
         model.train(host.training)
         model.cuts = {slot_id: found.trace.completed_before(modules[slot_id]) for slot_id in order}
         model._attach(sample)
+        for slot_id, may_mix in measure(model, sample).items():
+            slots[slot_id].may_mix = may_mix
         return model
 
     def _attach(self, sample: Sample) -> None:

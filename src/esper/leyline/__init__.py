@@ -18,6 +18,7 @@ from esper.leyline.actions import (
 )
 from esper.leyline.errors import DataError, EsperError, MissingExtraError, UsageError, unknown
 from esper.leyline.gates import GateCheck, GateResult
+from esper.leyline.mixing import Positions, SiteMixing
 from esper.leyline.observation import Feature, ObservationLayout
 from esper.leyline.payloads import REGISTRY, PayloadSpec
 from esper.leyline.plugins import load_attribute, plugins_in
@@ -77,12 +78,14 @@ __all__ = [
     "Paired",
     "PayloadSpec",
     "Policy",
+    "Positions",
     "EnvCost",
     "EnvSpec",
     "EnvView",
     "SeedStage",
     "Severity",
     "Sink",
+    "SiteMixing",
     "SlotFacts",
     "SlotView",
     "TelemetryEvent",

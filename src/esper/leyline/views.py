@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from esper.leyline.actions import ActionOutcome
+from esper.leyline.mixing import SiteMixing
 from esper.leyline.stages import LIVE, SeedStage
 
 V = TypeVar("V")
@@ -70,6 +71,8 @@ class SlotView:
     isolation_violations: int | None = None
     blocked_by: tuple[str, ...] = ()
     """Failed checks of the last gate evaluation, empty when the last one passed or none was made."""
+    may_mix: SiteMixing | None = None
+    """What the host lets a seed of this slot mix."""
 
     @property
     def live(self) -> bool:
