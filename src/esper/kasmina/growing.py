@@ -68,11 +68,11 @@ class GrowingModel(nn.Module):
     ) -> GrowingModel:
         """Put a slot on the output of each named submodule. The host's outputs stay the same, bit for bit.
 
-        A few trial passes over ``sample`` (one batch, as the host takes it) find where the tensor is in each output,
-        its axes and its width, prove where work can be shared, and measure what seeds may mix; they leave no trace. Raises ``UsageError`` for a
-        site that cannot carry a slot, naming its path: unknown, never called or called twice, giving no dense
-        floating-point tensor, written in place behind the slot, without a batch axis, or of no effect; and for a host
-        that is compiled, scripted or wrapped for distribution.
+        Trial passes over ``sample`` (one batch, as the host takes it) find where the tensor is in each output, its
+        axes and its width, prove where work can be shared and measure what a seed may mix; they leave no trace. Raises
+        ``UsageError`` for a site that cannot carry a slot, naming its path: unknown, never called or called twice,
+        giving no dense floating-point tensor, written in place behind the slot, without a batch axis, or of no effect;
+        and for a host that is compiled, scripted or wrapped for distribution.
         """
         _refuse(host)
         named = _named(auto_sites(host, sample) if sites == "auto" else sites)

@@ -19,7 +19,7 @@ All passes are made in evaluation mode, since a batch norm mixes examples in tra
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from esper.kasmina.layout import Layout
-from esper.kasmina.perturb import Contrast, Pass, Probe, embeddings_disturbed, halves, paddings
+from esper.kasmina.perturb import DRAWS, Contrast, Pass, Probe, embeddings_disturbed, halves, paddings
 from esper.kasmina.probe import Sample, arguments
 from esper.kasmina.structure import Path, mapped, tensors
 from esper.kasmina.tap import Tap
@@ -68,7 +68,8 @@ class _Apart:
 class HostMixing:
     """What the host keeps apart; ``padding`` is whether padding mixes in (``None``: none could be made)."""
 
-    apart: tuple[_Apart, ...]
+    halves: tuple[_Apart, ...]
+    padded: tuple[_Apart, ...]
     padding: bool | None
     measured: bool
     """Whether any axis of an input could be probed."""
@@ -103,25 +104,39 @@ def _of_two(host: nn.Module, call: Arguments) -> Arguments:
 
 def _measure_host(host: nn.Module, call: Arguments) -> HostMixing:
     runs = _Runs(host)
-    apart: list[_Apart] = []
-    measured = False
-    for late, early in halves(host, call):
-        moved = [runs.moved(probe) for probe in (late, early)]
-        if not all(moved):
-            continue
-        measured = True
-        for probe, own, other in ((late, moved[0], moved[1]), (early, moved[1], moved[0])):
-            still = _still(own, other, probe.untouched, _tolerances(runs, probe))
-            apart += [_Apart(probe, still)] if still else []
+    pairs = [pair for pair in halves(host, call) if all(runs.moved(probe) for probe in pair)]
+    padded: list[_Apart] = []
     padding: bool | None = None
-    for declared, contrast in paddings(host, call):
+    for masked, contrast in paddings(host, call):
         still = _kept_out(runs, contrast)
         if still is None:
             continue
-        apart += [_Apart(contrast.padded, still)] if still else []
-        if still or declared:
+        padded += [_Apart(contrast.padded, still)] if still else []
+        if still or masked:
             padding = padding is not False and not still
-    return HostMixing(tuple(apart), padding, measured)
+    return HostMixing(tuple(_apart(runs, pairs)), tuple(padded), padding, measured=bool(pairs))
+
+
+def _apart(runs: _Runs, pairs: Sequence[tuple[Probe, Probe]]) -> Iterator[_Apart]:
+    """Which halves are kept apart.
+
+    An output axis along which the halves of some input axis move an index each, and never the same, belongs to that
+    input axis (the batch, say): of another, such as time, it tells nothing.
+    """
+    found: list[tuple[Probe, dict[tuple[Path, int], Tensor]]] = []
+    split: dict[tuple[Path, int], set[tuple[Path, int] | None]] = {}
+    for late, early in pairs:
+        if not (_still(runs, late, early, draws=1) or _still(runs, early, late, draws=1)):
+            continue
+        stills = _still(runs, late, early), _still(runs, early, late)
+        for key in stills[0].keys() & stills[1].keys():
+            if not (stills[0][key] & stills[1][key]).any():
+                split.setdefault(key, set()).add(late.axis)
+        found += zip((late, early), stills, strict=True)
+    for probe, still in found:
+        own = {key: value for key, value in still.items() if key not in split or probe.axis in split[key]}
+        if own:
+            yield _Apart(probe, own)
 
 
 class _Runs:
@@ -130,6 +145,7 @@ class _Runs:
     def __init__(self, host: nn.Module) -> None:
         self.host = host
         self.references: dict[Pass, Outputs] = {}
+        self.changes: dict[Pass, Moved] = {}
 
     def reference(self, run: Pass) -> Outputs:
         """Outputs of a pass that several probes start from."""
@@ -137,22 +153,31 @@ class _Runs:
             self.references[run] = _outputs(self.host, run)
         return self.references[run]
 
-    def moved(self, probe: Probe) -> Moved:
-        """What the probe moves; nothing where the host takes one of its passes not."""
-        before, after = self.reference(probe.reference), _outputs(self.host, probe.changed)
-        moved: Moved = {}
-        for path, tensor in before.items():
-            if path in after and after[path].shape == tensor.shape:
-                change = _change(tensor, after[path])
-                for axis in range(change.ndim):
-                    others = [each for each in range(change.ndim) if each != axis]
-                    moved[path, axis] = change.amax(others) if others else change
+    def moved(self, probe: Probe, draws: int = 1) -> Moved:
+        """What the probe moves at most; nothing where the host takes one of its passes not."""
+        before, moved = self.reference(probe.reference), Moved()
+        for run in probe.changed[:draws]:
+            if run not in self.changes:
+                self.changes[run] = _moved(before, _outputs(self.host, run))
+            change = self.changes[run]
+            moved = {key: each.maximum(moved.get(key, each)) for key, each in change.items()}
         return moved
+
+
+def _moved(before: Outputs, after: Outputs) -> Moved:
+    moved: Moved = {}
+    for path, tensor in before.items():
+        if path in after and after[path].shape == tensor.shape:
+            change = _change(tensor, after[path])
+            for axis in range(change.ndim):
+                others = [each for each in range(change.ndim) if each != axis]
+                moved[path, axis] = change.amax(others) if others else change
+    return moved
 
 
 def _outputs(host: nn.Module, run: Pass) -> Outputs:
     args, kwargs = run.arguments
-    with random_kept(device_of(host)), embeddings_disturbed(host, run.embeddings_at):
+    with random_kept(device_of(host)), embeddings_disturbed(host, run):
         try:
             output = host(*args, **kwargs)
         except Exception:  # a batch that a foreign host refuses tells nothing
@@ -172,35 +197,39 @@ def _tolerances(runs: _Runs, probe: Probe) -> dict[Path, float]:
     return {path: tolerance(tensor.dtype) for path, tensor in runs.reference(probe.reference).items()}
 
 
-def _still(own: Moved, other: Moved, untouched: float, within: dict[Path, float]) -> dict[tuple[Path, int], Tensor]:
-    """Per output and axis the indices that a probe leaves, where they are as many as it leaves of the input."""
+def _still(runs: _Runs, probe: Probe, other: Probe, draws: int = DRAWS) -> dict[tuple[Path, int], Tensor]:
+    """Per output and axis the indices that a half leaves, where they are as many as it leaves of the input.
+
+    Indices that neither half moves say nothing.
+    """
+    within, others = _tolerances(runs, probe), runs.moved(other, draws)
     found = {}
-    for (path, axis), change in own.items():
-        if (path, axis) not in other:
-            continue
+    for (path, axis), change in runs.moved(probe, draws).items():
         moves = change > within[path]
-        alive = moves | (other[path, axis] > within[path])
+        alive = moves | (others[path, axis] > within[path])
         still = alive & ~moves
-        if moves.any() and still.any() and int(still.sum()) >= int(untouched * int(alive.sum())):
+        if moves.any() and still.any() and int(still.sum()) >= int(probe.untouched * int(alive.sum())):
             found[path, axis] = still
     return found
 
 
 def _kept_out(runs: _Runs, contrast: Contrast) -> dict[tuple[Path, int], Tensor] | None:
     """Per output and axis the indices that padding keeps what is padded from; ``None`` where nothing can be told."""
-    padded, control = runs.moved(contrast.padded), runs.moved(contrast.control)
-    if not padded or not control:
-        return None
     within = _tolerances(runs, contrast.padded)
-    found = {}
-    for (path, axis), change in padded.items():
-        if (path, axis) not in control:
-            continue
-        moves, would_move = change > within[path], control[path, axis] > within[path]
-        still, alive = ~moves, moves | would_move
-        kept = int((still & alive).sum())
-        if (would_move & still).any() and kept >= int(contrast.padded.untouched * int(alive.sum())):
-            found[path, axis] = still
+    found: dict[tuple[Path, int], Tensor] = {}
+    for draws in (1, DRAWS):
+        padded, control = runs.moved(contrast.padded, draws), runs.moved(contrast.control, draws)
+        if not padded or not control:
+            return None
+        found = {}
+        for (path, axis), change in padded.items():
+            moves, would_move = change > within[path], control[path, axis] > within[path]
+            still, alive = ~moves, moves | would_move
+            kept = int((still & alive).sum())
+            if (would_move & still).any() and kept >= int(contrast.padded.untouched * int(alive.sum())):
+                found[path, axis] = still
+        if not found:
+            break
     return found
 
 
@@ -210,11 +239,11 @@ class _Site:
     tap: Tap
     kept: HostMixing
 
-    def fits(self, kind: Kind) -> bool:
+    def fits(self, kind: Kind, with_padding: bool = True) -> bool:
         """Whether a seed of that kind moves nothing that the host keeps still."""
         with _standing_in(self.tap, kind):
             runs = _Runs(self.host)
-            for each in self.kept.apart:
+            for each in self.kept.halves + (self.kept.padded if with_padding else ()):
                 moved, within = runs.moved(each.probe), _tolerances(runs, each.probe)
                 for (path, axis), still in each.still.items():
                     change = moved.get((path, axis))
@@ -232,7 +261,7 @@ def _measure_site(site: _Site, accepts: bool, cached: bool) -> SiteMixing:
         positions = Positions.ANY if everything else Positions.NONE
         if not everything and layout is not Layout.NCHW and site.fits("earlier"):
             positions, channels = Positions.CAUSAL, True
-        cached = cached or (accepts and positions is Positions.CAUSAL)
+        cached = cached or (accepts and positions is Positions.CAUSAL and not site.fits("all", with_padding=False))
         positions = Positions.NONE if cached else positions
     return SiteMixing(
         positions=positions,
@@ -251,20 +280,15 @@ class _StandIn:
     def __init__(self, kind: Kind, layout: Layout) -> None:
         self.kind = kind
         self.layout = layout
+        self.drawn: dict[int, Tensor] = {}
 
     def __call__(self, h: Tensor, alpha: float | None) -> Tensor:
-        generator = torch.Generator().manual_seed(0)
-
-        def weights(*shape: int) -> Tensor:
-            drawn = torch.rand(shape, generator=generator) + 0.5
-            return (drawn * torch.sign(torch.randn(shape, generator=generator))).to(h.device, h.dtype)
-
         axis = self.layout.channel_axis
         channels, positions = h.shape[axis], [each for each in range(1, h.ndim) if each != axis]
-        down, up = (weights(channels).reshape([-1 if each == axis else 1 for each in range(h.ndim)]) for _ in range(2))
+        down, up = (self._weights(n, h, (axis,)) for n in range(2))
         mixed = (h * down).sum(axis, keepdim=True) / channels**0.5
         if self.kind in ("all", "earlier") and positions:
-            weighted = mixed * weights(*(h.shape[each] if each in positions else 1 for each in range(h.ndim)))
+            weighted = mixed * self._weights(2, h, positions)
             count = h[:1].numel() // channels
             if self.kind == "all":
                 mixed = mixed + weighted.sum(positions, keepdim=True) / count**0.5
@@ -274,7 +298,17 @@ class _StandIn:
                 mixed = mixed + weighted.cumsum(positions[0]) / seen.sqrt()
         if self.kind == "examples":
             mixed = mixed + mixed.roll(1, 0)
-        return h + up * mixed
+        grown: Tensor = h + up * mixed
+        return grown
+
+    def _weights(self, number: int, h: Tensor, axes: Sequence[int]) -> Tensor:
+        """Numbers away from zero, of either sign, along ``axes`` of ``h``; the same in every pass."""
+        if number not in self.drawn:
+            generator = torch.Generator().manual_seed(number)
+            uniform = torch.rand([h.shape[each] if each in axes else 1 for each in range(h.ndim)], generator=generator)
+            sign = 2 * torch.randint(0, 2, uniform.shape, generator=generator) - 1
+            self.drawn[number] = ((uniform + 0.5) * sign).to(h.device, h.dtype)
+        return self.drawn[number]
 
 
 @contextmanager
@@ -326,10 +360,9 @@ def _cached_modules(host: nn.Module, call: Arguments) -> set[nn.Module]:
     found: set[nn.Module] = set()
 
     def look(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        given = {name for name, value in kwargs.items() if value is not None and not isinstance(value, bool)}
-        if given & _CACHE_ARGUMENTS or any(
-            type(value).__name__.endswith("Cache") for value in (*args, *kwargs.values())
-        ):
+        named = {name for name, value in kwargs.items() if value is not None and not isinstance(value, bool)}
+        kinds = [type(value).__name__ for value in (*args, *kwargs.values())]
+        if named & _CACHE_ARGUMENTS or any(kind.endswith("Cache") for kind in kinds):
             found.add(module)
 
     with ExitStack() as stack:

@@ -1,7 +1,7 @@
 """Changing one part of a batch and nothing else: half of an axis, or what stands at padded positions.
 
-A :class:`Probe` is a pair of passes. Float inputs get noise, integers (tokens) another value of the same batch, which is
-legal wherever that is. Masks are not content: they are set, to make padding, and never disturbed.
+Float inputs get noise, integers (tokens) another value of the same batch, which is legal
+wherever that is. Masks are not content: they are set, to make padding, and never disturbed.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import inspect
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,9 @@ from esper.kasmina.structure import Path, put, tensors
 from esper.kasmina.trace import removed
 from esper.kasmina.trial import Arguments
 
+DRAWS: Final = 3
+"""Ways to disturb the same part, ever more strongly."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Pass:
@@ -26,15 +29,21 @@ class Pass:
 
     arguments: Arguments
     embeddings_at: Tensor | None = None
+    draw: int = 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Probe:
-    """Two passes that differ in a part of the batch; ``untouched`` is the share of it, in (0, 1), that is the same."""
+    """Passes that differ from a reference in a part of the batch; ``untouched`` is the share of it that is the same.
+
+    ``changed`` holds :data:`DRAWS` of them: what looks unmoved may have been a maximum that stayed one, or a dead ReLU.
+    """
 
     reference: Pass
-    changed: Pass
+    changed: tuple[Pass, ...]
     untouched: float
+    axis: tuple[Path, int] | None = None
+    """Input and axis of a half."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -55,17 +64,21 @@ def halves(host: nn.Module, call: Arguments) -> Iterator[tuple[Probe, Probe]]:
             cut = size // 2
             late = torch.arange(size, device=tensor.device) >= cut
             late = late.reshape([-1 if each == axis else 1 for each in range(tensor.ndim)])
+            late_half, early_half = (
+                tuple(Pass(put(call, path, _disturbed(tensor, half, draw))) for draw in range(DRAWS))
+                for half in (late, ~late)
+            )
             yield (
-                Probe(reference, Pass(put(call, path, _disturbed(tensor, late))), cut / size),
-                Probe(reference, Pass(put(call, path, _disturbed(tensor, ~late))), (size - cut) / size),
+                Probe(reference, late_half, cut / size, (path, axis)),
+                Probe(reference, early_half, (size - cut) / size, (path, axis)),
             )
 
 
 def paddings(host: nn.Module, call: Arguments) -> Iterator[tuple[bool, Contrast]]:
-    """A quarter of the positions, the first and the last, with and without padding; and whether padding was declared.
+    """A quarter of the positions, the first and the last, with and without padding; and whether a mask pads them.
 
-    It is declared by a mask among the inputs, in either sense, or by an embedding's ``padding_idx``; the token 0 is
-    tried in its place.
+    A mask among the inputs is tried in either sense. A token may pad as well, when the host looks for it: the
+    ``padding_idx`` of an embedding is tried, else 0.
     """
     contents = _contents(host, call)
     for path, mask in _masks(host, call, contents):
@@ -73,9 +86,7 @@ def paddings(host: nn.Module, call: Arguments) -> Iterator[tuple[bool, Contrast]
             whole = put(call, path, torch.full_like(mask, 1 - padding))
             for where in _ends(mask):
                 padded = put(call, path, torch.where(where, padding, 1 - padding).to(mask.dtype))
-                changes = [(at, new) for at, tensor in contents if (new := _disturbed_where(tensor, where)) is not None]
-                if changes:
-                    yield True, _contrast(padded, whole, changes, where)
+                yield True, _contrast(padded, whole, contents, where)
     embeddings = [module for module in host.modules() if isinstance(module, nn.Embedding)]
     declared = [module.padding_idx for module in embeddings if module.padding_idx is not None]
     for path, tokens in contents:
@@ -85,33 +96,43 @@ def paddings(host: nn.Module, call: Arguments) -> Iterator[tuple[bool, Contrast]
             plain = torch.where(tokens == pad, others[0] if len(others) else pad + 1, tokens)
             for where in _ends(tokens):
                 padded, whole = (put(call, path, each) for each in (torch.where(where, pad, plain), plain))
-                yield bool(declared), _contrast(padded, whole, [], where)
+                yield False, _contrast(padded, whole, None, where)
 
 
-def _contrast(padded: Arguments, whole: Arguments, changes: list[tuple[Path, Tensor]], where: Tensor) -> Contrast:
-    """``changes`` replace tensors of both; without any, the embeddings are disturbed."""
+def _contrast(
+    padded: Arguments, whole: Arguments, contents: list[tuple[Path, Tensor]] | None, where: Tensor
+) -> Contrast:
+    """``contents`` are disturbed in both; without any, the embeddings are."""
     untouched = 1.0 - float(where.double().mean())
-    probes = []
-    for call in (padded, whole):
-        new = call
-        for path, tensor in changes:
-            new = put(new, path, tensor)
-        probes.append(Probe(Pass(call), Pass(new, None if changes else where), untouched))
-    return Contrast(*probes)
+
+    def disturbed(call: Arguments, draw: int) -> Pass:
+        if contents is None:
+            return Pass(call, where, draw)
+        for path, tensor in contents:
+            new = _disturbed_where(tensor, where, draw)
+            call = call if new is None else put(call, path, new)
+        return Pass(call)
+
+    return Contrast(
+        *(
+            Probe(Pass(call), tuple(disturbed(call, draw) for draw in range(DRAWS)), untouched)
+            for call in (padded, whole)
+        )
+    )
 
 
 @contextmanager
-def embeddings_disturbed(host: nn.Module, at: Tensor | None) -> Iterator[None]:
-    """Within, every embedding that is called on a tensor of the shape of ``at`` gives noise where that is true."""
+def embeddings_disturbed(host: nn.Module, run: Pass) -> Iterator[None]:
+    """Within, embeddings that are called on a tensor of the shape of ``run.embeddings_at`` give noise there."""
+    at = run.embeddings_at
 
     def disturb(module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
-        if at is None or not args or args[0].shape != at.shape:
-            return None
-        return _disturbed(output, at.unsqueeze(-1))
+        assert at is not None
+        return _disturbed(output, at.unsqueeze(-1), run.draw) if args and args[0].shape == at.shape else None
 
     with ExitStack() as stack:
-        for module in host.modules():
-            if at is not None and isinstance(module, nn.Embedding):
+        for module in () if at is None else host.modules():
+            if isinstance(module, nn.Embedding):
                 stack.enter_context(removed(module.register_forward_hook(disturb)))
         yield
 
@@ -128,7 +149,7 @@ def _masks(host: nn.Module, call: Arguments, contents: list[tuple[Path, Tensor]]
     for path, tensor in tensors(call):
         if path not in said and tensor.ndim == 2 and tensor.shape[1] > 1:
             where = torch.zeros(tensor.shape, dtype=torch.bool, device=tensor.device)
-            if any(_disturbed_where(content, where) is not None for _, content in contents):
+            if any(_disturbed_where(content, where, 0) is not None for _, content in contents):
                 yield path, tensor
 
 
@@ -156,27 +177,27 @@ def _ends(tensor: Tensor) -> tuple[Tensor, Tensor]:
     return late.expand(tensor.shape).clone(), early.expand(tensor.shape).clone()
 
 
-def _disturbed_where(tensor: Tensor, where: Tensor) -> Tensor | None:
+def _disturbed_where(tensor: Tensor, where: Tensor, draw: int) -> Tensor | None:
     """``tensor`` disturbed at the examples and positions of ``where``; ``None`` where it has no such axes."""
     batch, time = where.shape
     rest = [1] * (tensor.ndim - 2)
     if tensor.ndim >= 2 and tuple(tensor.shape[:2]) == (batch, time):
-        return _disturbed(tensor, where.reshape(batch, time, *rest))
+        return _disturbed(tensor, where.reshape(batch, time, *rest), draw)
     if tensor.ndim == 3 and (tensor.shape[0], tensor.shape[2]) == (batch, time):
-        return _disturbed(tensor, where.reshape(batch, 1, time))
+        return _disturbed(tensor, where.reshape(batch, 1, time), draw)
     if tensor.ndim >= 2 and tuple(tensor.shape[:2]) == (time, batch):
-        return _disturbed(tensor, where.T.reshape(time, batch, *rest))
+        return _disturbed(tensor, where.T.reshape(time, batch, *rest), draw)
     return None
 
 
-def _disturbed(tensor: Tensor, where: Tensor) -> Tensor:
+def _disturbed(tensor: Tensor, where: Tensor, draw: int) -> Tensor:
     if tensor.is_floating_point():
-        generator = torch.Generator().manual_seed(0)
+        generator = torch.Generator().manual_seed(draw)
         noise = torch.randn(tensor.shape, generator=generator).to(tensor.device, tensor.dtype)
-        return torch.where(where, tensor + noise * (tensor.abs().mean() + 0.01), tensor)
-    values = tensor.unique()
+        return torch.where(where, tensor + noise * (tensor.abs().mean() + 0.01) * 3**draw, tensor)
+    values: Tensor = torch.unique(tensor)
     if len(values) > 1:
-        other = values[(torch.searchsorted(values, tensor) + 1) % len(values)]
+        other = values[(torch.searchsorted(values, tensor.contiguous()) + 1 + draw % (len(values) - 1)) % len(values)]
     else:
         other = torch.where(tensor > 0, tensor - 1, tensor + 1)
     return torch.where(where, other, tensor)

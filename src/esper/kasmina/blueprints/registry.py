@@ -86,9 +86,9 @@ def get(name: str, layout: Layout) -> Blueprint:
 
 
 def against(name: str, layout: Layout, may_mix: SiteMixing | None) -> str | None:
-    """What speaks against the blueprint, by its declaration, where a site lets seeds mix ``may_mix``; ``None``: nothing.
+    """What speaks against the blueprint, by its declaration, where a site lets seeds mix ``may_mix``.
 
-    Nothing speaks against it where nothing is declared, or where nothing was measured.
+    ``None``: nothing does, as where nothing is declared or nothing was measured.
     """
     mixes = get(name, layout).mixes
     if may_mix is None:
@@ -98,12 +98,15 @@ def against(name: str, layout: Layout, may_mix: SiteMixing | None) -> str | None
     order = list(Positions)
     if mixes is None or may_mix.positions is None or order.index(mixes) <= order.index(may_mix.positions):
         return None
-    reason = {True: "the host has a key-value cache", False: "the host keeps positions apart"}[may_mix.cached]
-    if not may_mix.cached and may_mix.positions is Positions.CAUSAL:
-        reason = "no position of the host sees a later one"
-    elif not may_mix.cached and may_mix.padding is False:
+    if may_mix.cached:
+        reason = "the host caches keys and values, or a state, of earlier positions"
+    elif may_mix.padding is False:
         reason = "the host keeps out what is padded"
-    return f"it mixes positions ({mixes}), and {reason} (legal: {may_mix.positions})"
+    elif may_mix.positions is Positions.CAUSAL:
+        reason = "no output of the host depends on later positions"
+    else:
+        reason = "the host keeps positions apart"
+    return f"it mixes positions ({mixes}; legal here: {may_mix.positions}), and {reason}"
 
 
 def build(name: str, channels: int, layout: Layout) -> nn.Module:
