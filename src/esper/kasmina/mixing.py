@@ -120,17 +120,18 @@ def _measure_host(host: nn.Module, call: Arguments) -> HostMixing:
 def _apart(runs: _Runs, pairs: Sequence[tuple[Probe, Probe]]) -> Iterator[_Apart]:
     """Which halves are kept apart.
 
-    An output axis along which the halves of some input axis move an index each, and never the same, belongs to that
-    input axis (the batch, say): of another, such as time, it tells nothing.
+    An output axis of the size of an input axis (the batch, say) whose halves never move the same index of it belongs to
+    that input axis: of another, such as time, it tells nothing.
     """
     found: list[tuple[Probe, dict[tuple[Path, int], Tensor]]] = []
-    split: dict[tuple[Path, int], set[tuple[Path, int] | None]] = {}
+    split: dict[tuple[Path, int], set[tuple[Path, int, int] | None]] = {}
     for late, early in pairs:
         if not (_still(runs, late, early, draws=1) or _still(runs, early, late, draws=1)):
             continue
         stills = _still(runs, late, early), _still(runs, early, late)
         for key in stills[0].keys() & stills[1].keys():
-            if not (stills[0][key] & stills[1][key]).any():
+            size = late.axis[2] if late.axis is not None else 0
+            if len(stills[0][key]) == size and not (stills[0][key] & stills[1][key]).any():
                 split.setdefault(key, set()).add(late.axis)
         found += zip((late, early), stills, strict=True)
     for probe, still in found:

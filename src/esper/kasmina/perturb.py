@@ -42,8 +42,8 @@ class Probe:
     reference: Pass
     changed: tuple[Pass, ...]
     untouched: float
-    axis: tuple[Path, int] | None = None
-    """Input and axis of a half."""
+    axis: tuple[Path, int, int] | None = None
+    """Of a half: input, axis and its size."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -69,8 +69,8 @@ def halves(host: nn.Module, call: Arguments) -> Iterator[tuple[Probe, Probe]]:
                 for half in (late, ~late)
             )
             yield (
-                Probe(reference, late_half, cut / size, (path, axis)),
-                Probe(reference, early_half, (size - cut) / size, (path, axis)),
+                Probe(reference, late_half, cut / size, (path, axis, size)),
+                Probe(reference, early_half, (size - cut) / size, (path, axis, size)),
             )
 
 

@@ -280,7 +280,7 @@ class SeedSlot(nn.Module):
             tempo=plan.tempo,
         )
         birth = examine(seed, sample)
-        if self.may_mix is not None and birth.error is None:
+        if self.may_mix is not None and birth.output_shape == birth.input_shape:
             birth = replace(birth, mixing=mixing(seed, self.config.layout, sample.shape, self.may_mix))
         result = evaluate_birth(self.state, birth, parameter_budget)
         self._emit_gate(result, SeedStage.GERMINATED)
