@@ -248,17 +248,7 @@ class MostMixing:
     """Grows a seed in every slot, the legal one that mixes most."""
 
     name = "most-mixing"
-    order = (
-        "attention_full",
-        "conv7",
-        "conv3",
-        "squeeze_excite",
-        "norm",
-        "attention",
-        "depthwise5",
-        "mlp",
-        "pointwise",
-    )
+    order = ("attention_full", "conv7", "squeeze_excite", "attention", "depthwise5", "norm", "pointwise")
 
     def reset(self, specs: list[EnvSpec]) -> None:
         pass

@@ -185,8 +185,8 @@ def _slot_at(host: TableHost, steps: Arrays, epoch: int, i: int) -> SlotView:
     )
 
 
-def _facts(host: TableHost, steps: Arrays, epoch: int, i: int) -> dict[str, Fact[Any]]:
-    found: dict[str, Fact[Any]] = {}
+def _facts(host: TableHost, steps: Arrays, epoch: int, i: int) -> dict[str, Any]:
+    found: dict[str, Any] = {}
     for j, name in enumerate(FACTS):
         age = int(steps["fact_age"][epoch, i, j])
         if age == NONE:
