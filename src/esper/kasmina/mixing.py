@@ -10,8 +10,9 @@ are kept out where disturbing them moves less than disturbing the same positions
 
 Then each site: stand-ins for seeds of one kind each (mixing channels; with all positions; with earlier ones; with other
 examples) take the slot, and what the host keeps apart is disturbed again. A kind is allowed where no output moves that
-did not move before. A stand-in mixes all that its kind may, with weights that are nowhere zero, hence so does no seed
-of that kind more; what a seed really mixes is measured at its birth (:func:`birth.spread`).
+did not move before. A stand-in mixes all that its kind may, with weights that are nowhere zero, so no seed of that kind
+mixes more; what a seed really mixes is measured at its birth (:func:`birth.spread`). Whoever keeps keys and values of
+earlier positions hands a seed the newest alone, so no seed mixes positions where a cache reaches the site.
 
 All passes are made in evaluation mode, since a batch norm mixes examples in training and none in use.
 """
