@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from keeping_hosts import GPT, CausalConvolutions, Masked, tokens
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -25,7 +26,6 @@ from esper.leyline import (
 from esper.library import Budget, Grower, OwnChoices, Scored, grow
 from esper.nissa.reader import read_journal
 from esper.tolaria.legality import legal_blueprints
-from kasmina.keeping_hosts import GPT, CausalConvolutions, Masked, tokens
 
 EPOCHS = 9
 

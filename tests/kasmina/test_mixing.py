@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import keeping_hosts as hosts
 import pytest
 import torch
+from small_hosts import Pointwise, ResidualNet, encoder
 from torch import Tensor, nn
 
 from esper.kasmina.blueprints import Blueprint, against, names
@@ -14,8 +16,6 @@ from esper.kasmina.growing import GrowingModel
 from esper.kasmina.layout import Layout
 from esper.kasmina.slot import SeedSlot
 from esper.leyline import Positions, SeedStage, SiteMixing, TelemetryEvent
-from kasmina import keeping_hosts as hosts
-from kasmina.small_hosts import Pointwise, ResidualNet, encoder
 
 P = Positions
 

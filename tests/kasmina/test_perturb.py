@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
+from keeping_hosts import GPT, Masked, tokens
 from torch import Tensor, nn
 
 from esper.kasmina.perturb import DRAWS, Pass, embeddings_disturbed, halves, paddings
-from kasmina.keeping_hosts import GPT, Masked, tokens
 
 
 def test_halves_cover_every_axis_and_leave_the_other_half() -> None:

@@ -8,6 +8,7 @@ from functools import partial
 import pytest
 import torch
 from engine_conformance import EngineConformance, spec
+from keeping_hosts import Pixels
 from torch import nn
 
 from esper.kasmina.slot import SlotConfig
@@ -31,7 +32,6 @@ from esper.tolaria import schedules
 from esper.tolaria.engine import EngineConfig, ModuleEngine
 from esper.tolaria.rng import Streams, derive, seeded
 from esper.tolaria.setup import TrainerConfig, from_task
-from kasmina.keeping_hosts import Pixels
 from toy import toy_task
 
 TASK = toy_task()
