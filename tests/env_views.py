@@ -20,6 +20,8 @@ from esper.leyline import (
     EnvView,
     Fact,
     FactoredAction,
+    GateThresholds,
+    Metric,
     Op,
     Paired,
     SeedStage,
@@ -41,6 +43,7 @@ def row_view(*slots: SlotView, **fields: Any) -> EnvView:
         "blueprints": BLUEPRINTS,
         "blueprint_parameters": {slot.slot_id: dict(PARAMETERS) for slot in slots},
         "host_parameters": 250,
+        "gates": GateThresholds(metric=Metric("accuracy", "%", low=0.0, high=100.0)),
     }
     return EnvView(slots=slots, **{**defaults, **fields})
 

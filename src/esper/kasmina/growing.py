@@ -12,14 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from esper.kasmina.auto import auto_sites
-from esper.kasmina.gates import GateThresholds
 from esper.kasmina.mixing import measure
 from esper.kasmina.probe import Place, Sample, Site, arguments, survey
 from esper.kasmina.replay import Tape, prove, running, same, same_bits
 from esper.kasmina.slot import SeedSlot, SlotConfig
 from esper.kasmina.tap import Tap, tap_of
 from esper.kasmina.trial import device_of, random_kept, trial
-from esper.leyline import AlphaConfig, Sink, UsageError, unknown
+from esper.leyline import AlphaConfig, GateThresholds, Sink, UsageError, unknown
 
 Sites = Mapping[str, str | Site] | Sequence[str | Site]
 """slot -> submodule path, or paths alone (a slot is then named after its path, with ``_`` for ``.``), or ``"auto"``."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from esper.kasmina import blueprints
 from esper.kasmina.birth import examine, mixing, parameter_count
-from esper.kasmina.gates import GateThresholds, check, evaluate_birth, evaluate_gate, verdict
+from esper.kasmina.gates import check, evaluate_birth, evaluate_gate, verdict
 from esper.kasmina.gradients import gradient_health, gradient_ratio, smooth, tensor_norms, total_norm
 from esper.kasmina.isolation import IsolatedBlend, IsolationMonitor, StraightThrough, blend, isolate
 from esper.kasmina.layout import Layout
@@ -25,6 +25,7 @@ from esper.leyline import (
     Blend,
     Fact,
     GateResult,
+    GateThresholds,
     Paired,
     SeedStage,
     Severity,

@@ -17,7 +17,8 @@ from esper.leyline.actions import (
     Op,
 )
 from esper.leyline.errors import DataError, EsperError, MissingExtraError, UsageError, unknown
-from esper.leyline.gates import GateCheck, GateResult
+from esper.leyline.gates import GateCheck, GateResult, GateThresholds
+from esper.leyline.metric import Metric
 from esper.leyline.mixing import Positions, SiteMixing
 from esper.leyline.observation import Feature, ObservationLayout
 from esper.leyline.payloads import REGISTRY, PayloadSpec
@@ -29,7 +30,6 @@ from esper.leyline.protocols import (
     EpochMeasurement,
     EvalResult,
     HostEngine,
-    Metric,
     ModelExport,
     Policy,
     Sink,
@@ -69,6 +69,7 @@ __all__ = [
     "GateCheck",
     "GateLevel",
     "GateResult",
+    "GateThresholds",
     "HostEngine",
     "Metric",
     "MissingExtraError",

@@ -23,16 +23,6 @@ AlphaConfig = Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True)
-class Metric:
-    """What a task is scored by. ``chance`` is the score of guessing, ``None`` where there is no such thing."""
-
-    name: str
-    unit: str
-    higher_is_better: bool = True
-    chance: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class EnvSpec:
     """What a fresh env starts from. Envs with the same ``seed`` start from the same weights and see the same order."""
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from esper.leyline.actions import ActionOutcome
+from esper.leyline.gates import GateThresholds
 from esper.leyline.mixing import SiteMixing
 from esper.leyline.stages import LIVE, SeedStage
 
@@ -103,6 +104,8 @@ class EnvView:
     metric_history: tuple[float, ...] = ()
     loss_history: tuple[float, ...] = ()
     higher_is_better: bool = True
+    gates: GateThresholds = field(default_factory=GateThresholds)
+    """What the gates of this row ask."""
     parameter_budget: int | None = None
     """Most parameters that all live seeds may have together."""
     max_seeds: int | None = None

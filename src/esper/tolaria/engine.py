@@ -299,6 +299,7 @@ class ModuleEngine:
             metric_history=tuple(env.metric_history),
             loss_history=tuple(env.loss_history),
             higher_is_better=self.task.metric.higher_is_better,
+            gates=env.trainer.gates,
             parameter_budget=self.config.parameter_budget,
             max_seeds=self.config.max_seeds,
             vetoed=frozenset(slot for slot, until in env.vetoed_until.items() if until > env.epoch),
