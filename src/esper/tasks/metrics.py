@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -64,7 +65,8 @@ def judged_by(choice: Any, trial: Trial) -> Judged:
     if isinstance(choice, Accuracy):
         return _accuracy(choice, trial)
     if isinstance(choice, Scored):
-        return Judged(choice.metric, _figure(choice.score, choice.metric.name, trial))
+        judged = Judged(choice.metric, _figure(choice.score, choice.metric.name, trial))
+        return judged if choice.metric.chance is not None else _with_chance(judged, trial)
     if inspect.isclass(choice):
         raise UsageError(f"metric is the class {choice.__name__}; give an object of it")
     if not isinstance(choice, SplitMetric) and not callable(choice):
@@ -73,8 +75,7 @@ def judged_by(choice: Any, trial: Trial) -> Judged:
             "object with update, compute and reset, or a function (output, targets) -> one number per example"
         )
     metric = _described(choice)
-    judged = Judged(metric, _figure(choice, metric.name, trial))
-    return replace(judged, metric=replace(metric, chance=_chance(judged, trial)))
+    return _with_chance(Judged(metric, _figure(choice, metric.name, trial)), trial)
 
 
 def _named(name: str, trial: Trial) -> Judged:
@@ -82,12 +83,11 @@ def _named(name: str, trial: Trial) -> Judged:
         return _accuracy(Accuracy(), trial)
     if name == "loss":
         judged = Judged(Metric("loss", "", higher_is_better=False), trial.loss_figure)
-        chance = _chance(judged, trial) if is_plain(trial.loss) else None
-        return replace(judged, metric=replace(judged.metric, chance=chance))
+        return _with_chance(judged, trial) if is_plain(trial.loss) else judged
     if name == "mae":
         _aligned(scored_part(trial.output, "mae"), trial.targets)
         judged = Judged(Metric("mean absolute error", "", higher_is_better=False), MeanOf(_absolute_error))
-        return replace(judged, metric=replace(judged.metric, chance=_chance(judged, trial)))
+        return _with_chance(judged, trial)
     raise unknown("metric", name, NAMES)
 
 
@@ -162,13 +162,13 @@ def _aligned(answer: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     return answer, targets.reshape(answer.shape)
 
 
-def _chance(judged: Judged, trial: Trial) -> float | None:
-    """Of a metric that is no accuracy, where the loss and the shapes say what would be a constant answer."""
+def _with_chance(judged: Judged, trial: Trial) -> Judged:
+    """With the chance level of a metric that is no accuracy, where the loss and the shapes say what is constant."""
     try:
         found = answers(Accuracy(), trial.loss, trial.output, trial.targets, trial.validation.targets, counting=False)
     except UsageError:
-        return None
-    return _best_constant(judged, found.constants, trial)
+        return judged
+    return replace(judged, metric=replace(judged.metric, chance=_best_constant(judged, found.constants, trial)))
 
 
 def _best_constant(judged: Judged, constants: Callable[[], Sequence[Tensor]], trial: Trial) -> float | None:
@@ -178,7 +178,9 @@ def _best_constant(judged: Judged, constants: Callable[[], Sequence[Tensor]], tr
     values = []
     for constant in constants():
         try:
-            values.append(_scored(judged.figure, constant, trial.validation))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                values.append(_scored(judged.figure, constant, trial.validation))
         except Exception:
             continue
     known = [value for value in values if math.isfinite(value)]

@@ -179,7 +179,9 @@ class _BatchLosses:
         if self._pairs is not None:
             return Summary(value, self._pairs.summary().se)
         groups = [(sums, weight) for sums, weight in _in_groups(self._left_out) if weight < self._weight]
-        return Summary(value, jackknife([(self._sums - sums) / (self._weight - weight) for sums, weight in groups]))
+        return Summary(
+            value, jackknife([(self._sums - sums) / (self._weight - weight) for sums, weight in groups], self._configs)
+        )
 
 
 def _in_groups(parts: Sequence[tuple[Floats, float]]) -> Iterator[tuple[Floats, float]]:
@@ -189,13 +191,13 @@ def _in_groups(parts: Sequence[tuple[Floats, float]]) -> Iterator[tuple[Floats, 
         yield sum(part[0] for part in parts[g::groups]), sum(part[1] for part in parts[g::groups])  # type: ignore[misc]
 
 
-def jackknife(without: Sequence[Floats]) -> Floats:
+def jackknife(without: Sequence[Floats], configs: int) -> Floats:
     """Standard errors ``[configs]`` of the differences to the first, from the figures without each group in turn.
 
     NaN where there are fewer than two groups: one says nothing of the noise.
     """
     if len(without) < 2:
-        return np.array([0.0, *[math.nan] * (len(without[0]) - 1)]) if without else np.array([0.0])
+        return np.array([0.0, *[math.nan] * (configs - 1)])
     values = np.stack(without)
     differences = values - values[:, :1]
     spread = differences - differences.mean(axis=0)
@@ -289,7 +291,7 @@ class _Collections:
         values = np.array([[number_of(each) for each in copies] for copies in self._metrics])
         if len(values) == 1:
             return Summary(values[:, 0], np.zeros(1))
-        return Summary(values[:, 0], jackknife(list(values[:, 1:].T)))
+        return Summary(values[:, 0], jackknife(list(values[:, 1:].T), len(values)))
 
 
 def _fresh(metric: SplitMetric) -> Any:
