@@ -231,8 +231,12 @@ def test_objects_of_torchmetrics_say_what_they_are() -> None:
 
 
 def test_where_a_constant_scores_nothing_there_is_no_chance() -> None:
-    correlation = Scored(Metric("correlation", "", low=-1.0, high=1.0), PearsonCorrCoef())
-    assert judged(correlation, normal(N), normal(N, seed=2), nn.MSELoss()).metric.chance is None
+    def spread(output: Tensor, targets: Tensor) -> Tensor:
+        if bool(output.std() == 0):
+            raise ValueError("all answers are one")
+        return (output - targets).abs() / output.std()
+
+    assert judged(spread, normal(N), normal(N, seed=2), nn.MSELoss()).metric.chance is None
     known = Scored(Metric("correlation", "", chance=0.0), PearsonCorrCoef())
     assert judged(known, normal(N), normal(N, seed=2), nn.MSELoss()).metric.chance == 0.0
 
@@ -246,14 +250,8 @@ def test_a_function_of_one_value_per_example_is_a_metric() -> None:
     assert measured(top_two, LOGITS, CLASS) == pytest.approx(float(top_two(LOGITS, CLASS).mean()))
 
 
-def test_the_chance_of_a_loss_is_that_of_how_often_each_class_occurs() -> None:
-    weighted = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 5.0, 1.0, 0.2, 1.0]))
-    for loss in (CE, weighted):
-        chance = judged("loss", LOGITS, CLASS, loss).metric.chance
-        assert chance is not None
-        for bias in normal(20, 5, seed=3):
-            assert chance <= float(loss(bias.expand(N, 5), CLASS)) + 1e-6
-    assert judged("loss", LOGITS, CLASS, lambda out, y: CE(out, y)).metric.chance is None, "who knows what it takes"
+def test_a_loss_has_no_chance_that_a_model_can_fall_back_to() -> None:
+    assert judged("loss", LOGITS, CLASS).metric.chance is None
 
 
 def test_mean_absolute_error() -> None:

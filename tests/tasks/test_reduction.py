@@ -87,8 +87,8 @@ def test_a_loss_that_only_takes_batches_has_the_error_that_its_examples_have(siz
 
 def test_whole_batches_alone_give_an_error_too() -> None:
     one, other, targets = example()
-    figure = BatchLoss(lambda out, y: F.cross_entropy(out, y), lambda y: float(len(y)), divisible=False)
-    parted = BatchLoss(lambda out, y: F.cross_entropy(out, y), lambda y: float(len(y)))
+    figure = BatchLoss(lambda out, y: F.cross_entropy(out, y), lambda y: torch.tensor(len(y)), divisible=False)
+    parted = BatchLoss(lambda out, y: F.cross_entropy(out, y), lambda y: torch.tensor(len(y)))
     whole = taken(figure, (one, other), targets, (30,) * 10)
     assert whole.se[1] == pytest.approx(taken(parted, (one, other), targets, (30,) * 10).se[1], rel=0.6)
     assert math.isnan(taken(figure, (one, other), targets, (N,)).se[1]), "one group says nothing of the noise"

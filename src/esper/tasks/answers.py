@@ -130,7 +130,7 @@ class _Question:
         axis = self._axis(axes)
         return Answers(
             partial(_classes, axis=axis, ignored=self.ignored),
-            lambda: _class_constants(self.part, axis, self._priors(self.part.shape[axis])),
+            lambda: _class_constants(self.part, axis, self._prior(self.part.shape[axis])),
         )
 
     def _axes(self, shape: Sequence[int]) -> list[int]:
@@ -177,15 +177,11 @@ class _Question:
         sums, sizes = gradient.double().sum(axis).abs(), gradient.double().abs().sum(axis)
         return bool(sums.max() <= 1e-3 * sizes.max())
 
-    def _priors(self, classes: int) -> list[Tensor]:
-        """Share of each class ``[C]``, by number and by weight."""
+    def _prior(self, classes: int) -> Tensor:
+        """Share of each class ``[C]``."""
         kept = self.every[self.every != self.ignored].long().flatten()
         numbers = torch.bincount(kept, minlength=classes)[:classes].double()
-        counts = counts_of(self.loss)
-        if counts is None or counts.weight is None or len(counts.weight) != classes:
-            return [numbers / numbers.sum()]
-        weighted = numbers * counts.weight.to(numbers)
-        return [numbers / numbers.sum(), weighted / weighted.sum()]
+        return numbers / numbers.sum()
 
     # --- shares of classes -----------------------------------------------------------------------------------------
 
@@ -205,7 +201,7 @@ class _Question:
             return None
         axis = self._axis(axes)
         prior = every.double().movedim(axis, -1).reshape(-1, targets.shape[axis]).mean(dim=0)
-        return Answers(partial(_shares, axis=axis), lambda: _class_constants(self.part, axis, [prior]))
+        return Answers(partial(_shares, axis=axis), lambda: _class_constants(self.part, axis, prior))
 
     # --- labels ----------------------------------------------------------------------------------------------------
 
@@ -273,11 +269,11 @@ def _labels(output: Any, targets: Tensor, *, threshold: float, ignored: int) -> 
     return _percent(said == (targets > 0.5 if targets.dtype is not torch.bool else targets), kept)
 
 
-def _class_constants(part: Tensor, axis: int, priors: Sequence[Tensor]) -> list[Tensor]:
+def _class_constants(part: Tensor, axis: int, prior: Tensor) -> list[Tensor]:
     """The logarithm of how often each class occurs; and each class alone, where they are few."""
     classes = part.shape[axis]
-    rows = [prior.clamp(min=1e-12).log() for prior in priors]
-    rows += list(torch.eye(classes, dtype=torch.float64, device=priors[0].device)) if classes <= MOST_CLASSES else []
+    rows = [prior.clamp(min=1e-12).log()]
+    rows += list(torch.eye(classes, dtype=torch.float64, device=prior.device)) if classes <= MOST_CLASSES else []
     shape = [1] * (part.ndim - 1)
     shape[axis - 1] = classes
     return [row.to(part).reshape(shape).expand(part.shape[1:]) for row in rows]

@@ -30,17 +30,6 @@ FEWEST_BATCHES = 8
 _LOGITS = (nn.BCEWithLogitsLoss, F.binary_cross_entropy_with_logits, nn.MultiLabelSoftMarginLoss)
 _PROBABILITIES = (nn.BCELoss, F.binary_cross_entropy, nn.MSELoss, F.mse_loss, nn.L1Loss, F.l1_loss)
 _CLASSES = (nn.CrossEntropyLoss, F.cross_entropy, nn.NLLLoss, F.nll_loss)
-_SIMPLE = (
-    *_LOGITS,
-    *_PROBABILITIES,
-    *_CLASSES,
-    nn.KLDivLoss,
-    F.kl_div,
-    nn.SmoothL1Loss,
-    F.smooth_l1_loss,
-    nn.HuberLoss,
-    F.huber_loss,
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,11 +74,6 @@ def takes_classes(loss: Any) -> bool:
     return is_one_of(loss, _CLASSES)
 
 
-def is_plain(loss: Any) -> bool:
-    """Whether the loss is one of torch's own that compare an output with its target."""
-    return is_one_of(loss, _SIMPLE)
-
-
 def counts_of(loss: Any) -> Counts | None:
     """What ``loss`` counts, where it is a mean of cross-entropies or log-likelihoods."""
     if not takes_classes(loss) or _reduction(loss) != "mean":
@@ -114,8 +98,8 @@ def own_loss(loss: OwnLoss, output: Any, targets: Tensor, batches: int) -> Batch
     whole = _tried(loss, output, targets)
     counts = counts_of(loss)
 
-    def weigh(those: Tensor) -> Tensor | float:
-        return float(len(those)) if counts is None else counts(those).sum()
+    def weigh(those: Tensor) -> Tensor:
+        return torch.full((), len(those), device=those.device) if counts is None else counts(those).sum()
 
     each = _by_example(loss, counts, output, targets, whole)
     if each is not None:

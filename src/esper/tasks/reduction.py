@@ -11,6 +11,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -127,7 +128,7 @@ class BatchLoss:
     """A loss of whole batches, as it reduces them: the mean over batches, each by the weight of what it counts."""
 
     loss: Callable[[Any, Tensor], Tensor]
-    weigh: Callable[[Tensor], Tensor | float]
+    weigh: Callable[[Tensor], Tensor]
     """``targets -> how much of the batch counts``"""
     each: Counted | None = None
     """The same loss by example, for standard errors; ``None`` where an example has no loss of its own."""
@@ -144,15 +145,14 @@ class _BatchLosses:
         self._of, self._configs = of, configs
         self._pieces = -(-GROUPS // batches) if of.divisible else 1
         self._pairs = _Ratios(of.each, configs) if of.each is not None and configs > 1 else None
-        self._sums = np.zeros(configs)
-        self._weight = 0.0
-        self._left_out: list[tuple[Floats, float]] = []
-        """Of each group: what it adds to the sums, and to the weight."""
+        self._taken: list[Tensor] = []
+        """Of each batch ``[configs + 1]``: losses times weight, and the weight."""
+        self._left_out: list[Tensor] = []
+        """The same of each part that a jackknife leaves out."""
 
     def add(self, outputs: Sequence[Any], targets: Tensor) -> None:
-        sums, weight = self._taken(outputs, targets)
-        self._sums += sums
-        self._weight += weight
+        taken = self._take(outputs, targets)
+        self._taken.append(taken)
         if self._configs == 1:
             return
         if self._pairs is not None:
@@ -160,35 +160,35 @@ class _BatchLosses:
             return
         n = len(targets)
         if min(self._pieces, n) < 2:
-            self._left_out.append((sums, weight))
+            self._left_out.append(taken)
             return
         for rest in _all_but(n, self._pieces, targets.device):
-            rest_sums, rest_weight = self._taken([_part(output, rest, n) for output in outputs], targets[rest])
-            self._left_out.append((sums - rest_sums, weight - rest_weight))
+            rest_taken = self._take([_part(output, rest, n) for output in outputs], targets[rest])
+            self._left_out.append(taken - rest_taken)
 
-    def _taken(self, outputs: Sequence[Any], targets: Tensor) -> tuple[Floats, float]:
-        weight = float(self._of.weigh(targets))
-        if weight == 0.0:
-            return np.zeros(self._configs), 0.0
-        return weight * np.array([float(self._of.loss(output, targets)) for output in outputs]), weight
+    def _take(self, outputs: Sequence[Any], targets: Tensor) -> Tensor:
+        weight = self._of.weigh(targets).double()
+        losses = torch.stack([self._of.loss(output, targets).double().reshape(()) for output in outputs])
+        # where nothing counts a mean is NaN
+        return torch.cat([torch.where(weight > 0.0, weight * losses, 0.0), weight.reshape(1)])
 
     def summary(self) -> Summary:
-        value = self._sums / self._weight if self._weight else np.full(self._configs, math.nan)
+        whole = torch.stack(self._taken).sum(dim=0).cpu().numpy()
+        with np.errstate(invalid="ignore"):
+            value = whole[:-1] / whole[-1]
         if self._configs == 1:
             return Summary(value, np.zeros(1))
         if self._pairs is not None:
             return Summary(value, self._pairs.summary().se)
-        groups = [(sums, weight) for sums, weight in _in_groups(self._left_out) if weight < self._weight]
-        return Summary(
-            value, jackknife([(self._sums - sums) / (self._weight - weight) for sums, weight in groups], self._configs)
-        )
+        groups = _in_groups(torch.stack(self._left_out).cpu().numpy())
+        rests = [whole - group for group in groups if group[-1] < whole[-1]]
+        return Summary(value, jackknife([rest[:-1] / rest[-1] for rest in rests], self._configs))
 
 
-def _in_groups(parts: Sequence[tuple[Floats, float]]) -> Iterator[tuple[Floats, float]]:
-    """At least ``GROUPS`` of about one size, where there are as many parts."""
-    groups = min(len(parts), GROUPS) if len(parts) >= 2 * GROUPS else len(parts)
-    for g in range(groups):
-        yield sum(part[0] for part in parts[g::groups]), sum(part[1] for part in parts[g::groups])  # type: ignore[misc]
+def _in_groups(parts: Floats) -> list[Floats]:
+    """Sums of ``parts [P, ...]`` by group, at least ``GROUPS`` of about one size where there are as many parts."""
+    groups = GROUPS if len(parts) >= 2 * GROUPS else len(parts)
+    return [parts[g::groups].sum(axis=0) for g in range(groups)]
 
 
 def jackknife(without: Sequence[Floats], configs: int) -> Floats:
@@ -266,26 +266,35 @@ class Collected:
 class _Collections:
     def __init__(self, of: Collected, configs: int, batches: int) -> None:
         self._of = of
-        self._seen = 0
         self._by_batch = batches >= GROUPS
+        self._left_out = 0
+        """Batches, or parts of them, that a copy has not seen so far; the copies take turns."""
         copies = 1 + (GROUPS if configs > 1 else 0)
         self._metrics = [[_fresh(of.metric) for _ in range(copies)] for _ in range(configs)]
+        self._placed = False
 
     def add(self, outputs: Sequence[Any], targets: Tensor) -> None:
         n = len(targets)
-        rests = None if self._by_batch else list(_all_but(n, GROUPS, targets.device))
-        for (whole, *copies), output in zip(self._metrics, outputs, strict=True):
-            scored = _to_device_of(whole, copies, self._of.scored(output))
-            whole.update(scored, targets)
-            for g, each in enumerate(copies):
-                if rests is None:
-                    if g != self._seen % GROUPS:
-                        each.update(scored, targets)
-                elif g >= len(rests):
+        nothing = torch.zeros(0, dtype=torch.int64, device=targets.device)
+        rests = [nothing] if self._by_batch else list(_all_but(n, GROUPS, targets.device))
+        turns = {(self._left_out + i) % GROUPS: rest for i, rest in enumerate(rests)}
+        self._left_out += len(rests)
+        for copies, output in zip(self._metrics, outputs, strict=True):
+            scored = self._of.scored(output)
+            self._place(scored)
+            for g, each in enumerate(copies, start=-1):
+                if g not in turns:
                     each.update(scored, targets)
-                elif len(rests[g]):
-                    each.update(_part(scored, rests[g], n), targets[rests[g]])
-        self._seen += 1
+                elif len(turns[g]):
+                    each.update(_part(scored, turns[g], n), targets[turns[g]])
+
+    def _place(self, scored: Any) -> None:
+        """Metrics that can move are where their tensors are."""
+        if not self._placed and isinstance(scored, Tensor):
+            for each in chain.from_iterable(self._metrics):
+                if hasattr(each, "to"):
+                    each.to(scored.device)
+        self._placed = True
 
     def summary(self) -> Summary:
         values = np.array([[number_of(each) for each in copies] for copies in self._metrics])
@@ -298,14 +307,6 @@ def _fresh(metric: SplitMetric) -> Any:
     new = copy.deepcopy(metric)
     new.reset()
     return new
-
-
-def _to_device_of(whole: Any, copies: Sequence[Any], scored: Any) -> Any:
-    """Metrics that can move are where their tensors are."""
-    if isinstance(scored, Tensor) and hasattr(whole, "to"):
-        for each in (whole, *copies):
-            each.to(scored.device)
-    return scored
 
 
 def number_of(metric: SplitMetric) -> float:
