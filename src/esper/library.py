@@ -70,9 +70,9 @@ def grow(  # noqa: PLR0913
     ``train``, ``val`` and ``test`` give batches of ``(inputs, targets)`` and can be read again each epoch, such as a
     ``DataLoader``; validation drives every decision, test is looked at once. ``loss`` maps ``(output, targets)`` to a
     scalar, and is evaluated as it reduces itself, on whole batches. ``metric`` is ``"accuracy"`` (percent; an
-    :class:`Accuracy` where shapes do not tell what is asked), ``"loss"``, ``"mae"``, an object that reduces over a split
-    by ``update``, ``compute`` and ``reset`` (torchmetrics), a function ``(output, targets) -> [N]`` of which more is
-    better, or a :class:`Scored` that says what it is. ``budget.gates`` is what a seed must show, in no unit of yours.
+    :class:`Accuracy` where shapes do not tell what is asked), ``"loss"``, ``"mae"``, an object with ``update``,
+    ``compute`` and ``reset`` that reduces over a split (torchmetrics), a function ``(output, targets) -> [N]`` of which
+    more is better, or a :class:`Scored` that says what it is. ``budget.gates`` is what a seed must show.
     ``forward(model, inputs)`` says how to call the model where ``model(inputs)`` does not. ``at`` names submodules by
     path (``["layer3.1"]``), or ``"auto"``. ``policy`` is a name (``esper-v1``, ``heuristic``, ``frugal``, ``static``,
     ...), a learned one's file, or a policy of your own. An ``optimizer`` that has trained already keeps its state. The

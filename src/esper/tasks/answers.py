@@ -172,8 +172,11 @@ class _Question:
         if not self.bare:
             return False
         output = self.part.detach().clone().requires_grad_()
-        with torch.enable_grad():
-            (gradient,) = torch.autograd.grad(self.loss(output, self.targets), output)
+        try:
+            with torch.enable_grad():
+                (gradient,) = torch.autograd.grad(self.loss(output, self.targets), output)
+        except RuntimeError:
+            return False
         sums, sizes = gradient.double().sum(axis).abs(), gradient.double().abs().sum(axis)
         return bool(sums.max() <= 1e-3 * sizes.max())
 
@@ -235,7 +238,12 @@ class _Question:
     def _meets(self, value: float) -> bool:
         """Whether the loss of answering ``value`` is the same for both labels."""
         output = torch.full_like(self.part, value)
-        one, other = (self.loss(output, make(self.targets)).double() for make in (torch.ones_like, torch.zeros_like))
+        try:
+            one, other = (
+                self.loss(output, make(self.targets)).double() for make in (torch.ones_like, torch.zeros_like)
+            )
+        except Exception:  # a user's function may raise anything of targets that it has never seen
+            return False
         return bool(torch.isclose(one, other, rtol=1e-4, atol=1e-6))
 
     @property
