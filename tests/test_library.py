@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from keeping_hosts import GPT, CausalConvolutions, Masked, tokens
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
+from torchmetrics.classification import MulticlassF1Score
 
 import esper
 from esper.leyline import (
@@ -248,6 +250,50 @@ def test_the_unit_of_the_metric_decides_nothing(policy: str, tmp_path: Path) -> 
         assert shown == pytest.approx(77 / 256 if name != "error" else 179 / 256)
     assert any(event[1] == "SEED_FOSSILIZED" for event in decided["percent"])
     assert decided["percent"] == decided["fraction"] == decided["error"]
+
+
+def test_an_object_of_torchmetrics_judges_seeds(tmp_path: Path) -> None:
+    f1 = MulticlassF1Score(4, average="macro", validate_args=False)
+    result = grow(
+        narrow(),
+        train=loader(640, 0, shuffle=True),
+        val=loader(256, 1),
+        loss=nn.CrossEntropyLoss(),
+        metric=f1,
+        at=["1"],
+        policy=KeepOne(),
+        budget=Budget(epochs=EPOCHS, lr=5e-3, parameters=5000, gates=GateThresholds(min_training_epochs=1)),
+        run_dir=tmp_path / "run",
+    )
+    inputs, targets = products(256, 1).tensors
+    with torch.no_grad():
+        assert told(result)[0] == pytest.approx(float(f1(result.model(inputs), targets)), abs=1e-6)
+    kept = [e.data for e in read_journal(result.run_dir) if e.event_type.name == "SEED_FOSSILIZED"]
+    assert len(kept) == 1 and kept[0]["removal_cost"] > 1.645 * kept[0]["removal_cost_se"] > 0.0
+    verdicts = [e.data for e in read_journal(result.run_dir) if e.event_type.name == "SEED_GATE_EVALUATED"]
+    least = {c["threshold"] for v in verdicts for c in v.get("checks", ()) if c["id"] == "removal_cost"}
+    assert least == {0.005}
+
+
+@pytest.mark.parametrize("batches", [1, 3, 20])
+def test_a_loss_of_whole_batches_gives_gates_their_evidence(batches: int, tmp_path: Path) -> None:
+    inputs, targets = products(240, 0).tensors
+    size = 240 // batches
+    val = [(inputs[i : i + size], targets[i : i + size]) for i in range(0, 240, size)]
+    result = grow(
+        small(6),
+        train=val,
+        val=val,
+        loss=contrastive,
+        metric="loss",
+        at=["1"],
+        policy=KeepOne(),
+        budget=Budget(epochs=6, lr=1e-2, parameters=5000, gates=GateThresholds(min_training_epochs=1)),
+        run_dir=tmp_path / "run",
+    )
+    verdicts = [e.data for e in read_journal(result.run_dir) if e.event_type.name == "SEED_GATE_EVALUATED"]
+    bounds = [c["measured"] for v in verdicts for c in v.get("checks", ()) if c["id"] == "probe_gain_loss_lower"]
+    assert bounds and all(math.isfinite(bound) for bound in bounds)
 
 
 def test_what_gates_ask_can_be_set(tmp_path: Path) -> None:
