@@ -167,6 +167,25 @@ class GrowingModel(nn.Module):
                 self.taps[slot_id].alpha = alpha_before
 
     @contextmanager
+    def sown(self, blueprints: Mapping[str, str]) -> Iterator[None]:
+        """Within, a fresh seed of the named blueprint is in each of the slots, which must be empty, at alpha 1."""
+        self.check_slots(blueprints)
+        chosen = [(self.slots[slot_id], blueprint) for slot_id, blueprint in blueprints.items()]
+        before = [(slot, slot.lifecycle(), slot.on_telemetry) for slot, _ in chosen]
+        try:
+            for slot, blueprint in chosen:
+                slot.on_telemetry = None
+                born = slot.germinate(blueprint)
+                if slot.state is None:
+                    raise UsageError(f"{blueprint} cannot grow at {self.places[slot.slot_id].path!r}: {born.message}")
+                slot.state.alpha = 1.0
+            yield
+        finally:
+            for slot, lifecycle, telemetry in before:
+                slot.load_lifecycle(lifecycle)
+                slot.on_telemetry = telemetry
+
+    @contextmanager
     def record(self, slot_ids: Sequence[str] | None = None) -> Iterator[Tape]:
         """Within, a call of the model is kept on a tape, to be replayed from any of the slots (default: all)."""
         wanted = tuple(self.slots) if slot_ids is None else tuple(slot_ids)
