@@ -168,17 +168,22 @@ class GrowingModel(nn.Module):
 
     @contextmanager
     def sown(self, blueprints: Mapping[str, str]) -> Iterator[None]:
-        """Within, a fresh seed of the named blueprint is in each of the slots, which must be empty, at alpha 1."""
+        """Within, a fresh seed of the named blueprint is in each of the slots, at alpha 1, if gate G0 lets it in.
+
+        Raises ``UsageError`` unless the slots are empty.
+        """
         self.check_slots(blueprints)
+        taken = [slot_id for slot_id in blueprints if self.slots[slot_id].state is not None]
+        if taken:
+            raise UsageError(f"slot {taken[0]!r} is {self.slots[taken[0]].stage.name}; seeds are sown in empty slots")
         chosen = [(self.slots[slot_id], blueprint) for slot_id, blueprint in blueprints.items()]
         before = [(slot, slot.lifecycle(), slot.on_telemetry) for slot, _ in chosen]
         try:
             for slot, blueprint in chosen:
                 slot.on_telemetry = None
-                born = slot.germinate(blueprint)
-                if slot.state is None:
-                    raise UsageError(f"{blueprint} cannot grow at {self.places[slot.slot_id].path!r}: {born.message}")
-                slot.state.alpha = 1.0
+                slot.germinate(blueprint)
+                if slot.state is not None:
+                    slot.state.alpha = 1.0
             yield
         finally:
             for slot, lifecycle, telemetry in before:

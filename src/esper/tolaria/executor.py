@@ -232,7 +232,7 @@ class Executor:
     def salvage(self, status: str) -> list[EpisodeResult] | None:
         """End an episode that something broke off, with the best network so far; nothing is trusted that was not
         validated before, and nothing is evaluated. ``None`` where there is none."""
-        if any(env.best is None for env in self._envs):
+        if not self._envs or any(env.best is None for env in self._envs):
             return None
         delivered = [self._go_back(i, env.best) for i, env in enumerate(self._envs) if env.best is not None]
         return [self._end(i, each, None, status) for i, each in enumerate(delivered)]

@@ -103,6 +103,13 @@ def host_rates_kept(optimizer: Optimizer) -> Iterator[None]:
     follow(optimizer)
 
 
+def innermost(optimizer: Optimizer) -> Optimizer:
+    """The optimizer that steps, inside of wrappers that have no hooks (Accelerate's)."""
+    while not hasattr(optimizer, "_optimizer_step_pre_hooks"):
+        optimizer = optimizer.optimizer  # type: ignore[attr-defined]
+    return optimizer
+
+
 class HostGroups:
     """An optimizer as a scheduler knew it when it was made: without the groups of seeds."""
 
