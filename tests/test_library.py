@@ -471,9 +471,76 @@ def test_mistakes_are_named(change: dict[str, object], error: type[Exception], m
         grow(narrow(), **{**right, **change})  # type: ignore[arg-type]
 
 
-def test_a_frozen_model_is_refused() -> None:
-    with pytest.raises(UsageError, match="unfreeze"):
-        grow(narrow().requires_grad_(False), train=loader(64, 0), val=loader(64, 1), loss=nn.CrossEntropyLoss())
+@pytest.mark.parametrize("precision", [None, "16-mixed"])
+def test_a_frozen_model_is_grown(precision: str | None, tmp_path: Path) -> None:
+    model = narrow().requires_grad_(False).eval()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    result = grow(
+        model,
+        train=loader(640, 0, shuffle=True),
+        val=loader(256, 1),
+        loss=nn.CrossEntropyLoss(),
+        at=["1"],
+        policy=KeepOne(),
+        budget=Budget(epochs=EPOCHS, lr=2e-2, parameters=5000),
+        run_dir=tmp_path / "run",
+        precision=precision,
+    )
+    (arm,) = result.report.table.arms
+    assert arm.seeds_kept == 1
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert not any(module.training for module in model.modules())
+
+
+def test_grow_inside_autocast_gives_its_model(tmp_path: Path) -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        result = grow(
+            narrow(),
+            train=loader(640, 0, shuffle=True),
+            val=loader(256, 1),
+            loss=nn.CrossEntropyLoss(),
+            at=["1"],
+            policy=KeepOne(),
+            budget=Budget(epochs=EPOCHS, lr=5e-3, parameters=5000),
+            run_dir=tmp_path / "run",
+        )
+    (arm,) = result.report.table.arms
+    assert arm.seeds_kept == 1
+    assert {parameter.dtype for parameter in result.model.parameters()} == {torch.float32}
+
+
+def test_a_scale_micro_batches_and_clipping_change_nothing_but_rounding(tmp_path: Path) -> None:
+    """The scaler's own numbers are powers of two and the norm is never reached, so the grown models must be equal."""
+    grown = []
+    for tricks in (False, True):
+        model = narrow()
+        optimizer = adam(model)
+        scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, enabled=tricks)
+        choices = OwnChoices(nn.CrossEntropyLoss(), at=["1"], budget=Budget(epochs=EPOCHS, parameters=5000))
+        batches = loader(640, 0, shuffle=True)
+        with Grower(
+            model, optimizer, val=loader(256, 1), choices=choices, policy=KeepOne(), run_dir=tmp_path / str(tricks)
+        ) as grower:
+            for _ in range(EPOCHS):
+                for inputs, targets in batches:
+                    model.zero_grad()
+                    parts = 2 if tricks else 1
+                    for x, y in zip(inputs.chunk(parts), targets.chunk(parts), strict=True):
+                        torch.autograd.backward(scaler.scale(grower.loss(x, y) / parts))
+                        grower.after_backward()
+                    scaler.unscale_(optimizer)
+                    norm = nn.utils.clip_grad_norm_(model.parameters(), 1e3)
+                    everything = [p.grad for group in optimizer.param_groups for p in group["params"]]
+                    own = torch.stack([grad.norm() for grad in everything if grad is not None]).norm()
+                    assert float(norm) == pytest.approx(float(own), rel=1e-4), "seeds are clipped with their host"
+                    scaler.step(optimizer)
+                    scaler.update()
+                grower.after_epoch()
+        assert "named_parameters" not in model.__dict__
+        grown.append(grower.result)
+    ours, theirs = (result.model.state_dict() for result in grown)
+    assert [result.report.table.arms[0].seeds_kept for result in grown] == [1, 1]
+    assert all(torch.allclose(ours[name], theirs[name], atol=1e-4) for name in ours)
 
 
 def test_grow_is_found_where_it_is_announced() -> None:

@@ -19,6 +19,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from esper.karn.evidence import RunEvidence
 from esper.karn.report import read_evidence, write_report
+from esper.kasmina.trial import modes_kept
 from esper.leyline import EnvSpec, EnvView, GateThresholds, Policy, TelemetryEventType, UsageError
 from esper.run.checks import check_optimizer
 from esper.run.open import RunOpening, open_run
@@ -68,6 +69,7 @@ def grow(  # noqa: PLR0913
     seed: int = 0,
     device: str = "auto",
     run_dir: str | Path | None = None,
+    precision: str | None = None,
 ) -> GrowResult:
     """Train ``model`` and let it grow where measurement shows that it pays.
 
@@ -83,9 +85,14 @@ def grow(  # noqa: PLR0913
     model is trained in place; the one in the result is a plain copy. None that was seen was better on validation, and
     whatever breaks the run off leaves the best so far in the run directory; a note on the error says where.
 
+    ``precision`` is ``"bf16-mixed"`` or ``"16-mixed"`` (autocast, the latter with a scaled loss), or as the model is.
+    What is in ``eval()`` stays so while the rest is trained, such as a frozen backbone. A model that is in ``eval()``
+    as a whole, as a pretrained one comes, is trained, but for the parts whose parameters are all frozen. Where all of
+    them are, only seeds learn.
+
     Raises ``UsageError`` or ``DataError`` naming what is wrong and what is legal.
     """
-    choices = OwnChoices(loss, metric, forward, at, budget or Budget(), device)
+    choices = OwnChoices(loss, metric, forward, at, budget or Budget(), device, precision)
     if optimizer is not None:
         check_optimizer(model, optimizer)
     own = OwnModel.of(model, _splits(val, test), choices, optimizer)
@@ -94,7 +101,7 @@ def grow(  # noqa: PLR0913
         group[BASE_RATE] = float(group["lr"])  # where a scheduler has brought it, not where that began
     decider = make_policy(policy) if isinstance(policy, str) else policy
     opening, delivery = _opening(own, decider, run_dir), _Delivery()
-    with delivery.outlasting(opening):
+    with modes_kept(model), delivery.outlasting(opening):
         executor = delivery.executor = own.executor(opening.sink.emit)
         for (result,), _ in run_episodes(
             executor, {decider.name: decider}, EpisodePlan(1, choices.budget.epochs, seed)
@@ -120,6 +127,12 @@ class Grower:
     around them, and ``seed_lr_multiplier`` times its rate at every step, however you move it: a scheduler, or by hand.
     ``budget.epochs`` is the most epochs that you will train; leave the block earlier whenever you like. The model is
     then the best that was validated, in place and as ``result.model``, also where an error or Ctrl-C ends the block.
+
+    Within, ``model.parameters()`` gives the seeds too: ``clip_grad_norm_`` and ``model.zero_grad()`` reach them.
+    Do to the loss what you would: scale it (``GradScaler``), share it out over micro-batches, add several of them up,
+    under ``torch.autocast`` or not. :meth:`after_backward` comes right after ``backward``, before gradients are
+    unscaled or clipped. ``train()`` and ``eval()`` are yours to call; nothing here changes a module's mode. Where all
+    of the model is frozen, an optimizer is made with ``[{"params": []}]`` and seeds join it.
     """
 
     def __init__(
@@ -160,6 +173,9 @@ class Grower:
             self._views = self._executor.reset([spec])
             self._policy.reset([spec])
             self._delivery.executor = self._executor
+            trainer = self._engine.trainer(0)
+            stack.enter_context(trainer.untouched.watching(trainer.model.host_parameters()))
+            stack.enter_context(trainer.model.exposed())
             self._under_way = False
             self._untaught = False
             self._shielded: list[str] = []
@@ -188,11 +204,14 @@ class Grower:
         """What has grown so far, and what was measured of it."""
         return self._views[0]
 
-    def loss(self, inputs: Any, targets: Tensor) -> Tensor:
-        """Training loss of one batch; call ``backward`` on it, then :meth:`after_backward`."""
+    def loss(self, inputs: Any, targets: Tensor, criterion: OwnLoss | None = None) -> Tensor:
+        """Training loss of one batch; call ``backward`` on it, then :meth:`after_backward`.
+
+        ``criterion`` is another loss than that of the choices. Seeds behind the host learn from losses taken here.
+        """
         if not self._under_way:
             self._begin_epoch()
-        loss = self._engine.trainer(0).loss(inputs, targets)
+        loss = self._engine.trainer(0).loss(inputs, targets, criterion)
         self._untaught = self._untaught or loss.requires_grad
         return loss
 

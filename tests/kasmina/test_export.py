@@ -15,7 +15,7 @@ from small_hosts import CASES, grow, put_seed, wrapped
 from torch import Tensor, nn
 
 from esper.kasmina import export as export_module
-from esper.kasmina.export import export, largest_difference, save_export, save_onnx, to_program
+from esper.kasmina.export import compare, export, save_export, save_onnx, to_program
 from esper.kasmina.growing import GrowingModel
 from esper.kasmina.portable import Grown
 from esper.kasmina.replay import same
@@ -41,7 +41,7 @@ def test_the_plain_model_gives_the_same_and_holds_nothing_of_ours_that_runs(name
     grow(model)
     model.eval()
     plain = export(model)
-    assert largest_difference(model, plain, sample) <= CLOSE
+    assert compare(model, plain, sample).largest <= CLOSE
     assert not plain.training
     assert not any(isinstance(module, SeedSlot | GrowingModel) for module in plain.modules())
     assert not any(module._forward_hooks or "forward" in module.__dict__ for module in plain.modules())
@@ -59,11 +59,11 @@ def test_what_takes_no_part_is_left_out() -> None:
     put_seed(model, "blocks_2", SeedStage.FOSSILIZED, 1.0)
     plain = export(model.eval())
     assert [name for name, module in plain.named_modules() if isinstance(module, Grown)] == ["blocks.1", "blocks.2"]
-    assert largest_difference(model, plain, sample) <= CLOSE
+    assert compare(model, plain, sample).largest <= CLOSE
     kept = export(model, stages={SeedStage.FOSSILIZED})
     assert [name for name, module in kept.named_modules() if isinstance(module, Grown)] == ["blocks.2"]
     with model.alphas({"blocks_1": 0.0}):
-        assert largest_difference(model, kept, sample) <= CLOSE
+        assert compare(model, kept, sample).largest <= CLOSE
 
 
 def test_without_seeds_the_plain_model_is_the_host() -> None:
@@ -82,8 +82,8 @@ def test_files_give_the_model_back(name: str, tmp_path: Path) -> None:
     files = save_export(model, tmp_path, sample)
     assert not files.needs_host
     module = loaded(files.code)
-    assert largest_difference(export(model), module.load(), sample) <= CLOSE
-    assert largest_difference(export(model), module.load(CASES[name].build), sample) <= CLOSE
+    assert compare(export(model), module.load(), sample).largest <= CLOSE
+    assert compare(export(model), module.load(CASES[name].build), sample).largest <= CLOSE
 
 
 class Configured(nn.Module):
@@ -112,7 +112,7 @@ def test_a_host_that_cannot_be_written_is_given_to_load_and_ties_stay(tmp_path: 
     with pytest.raises(TypeError, match="needs a Configured"):
         module.load()
     again = module.load(Configured())
-    assert largest_difference(model, again, sample) <= CLOSE
+    assert compare(model, again, sample).largest <= CLOSE
     assert again.last.weight is again.middle
     assert torch.equal(again.shift, model.host.shift)
     assert set(load_file(files.weights)) & {"middle", "last.weight"} == {"middle"}
@@ -205,4 +205,4 @@ def test_an_exported_model_can_be_wrapped_and_exported_again(grown_again: bool, 
         put_seed(again, "blocks_1_module", SeedStage.FOSSILIZED, 0.5)
     again.eval()
     exported = save_export(again, tmp_path, sample)
-    assert largest_difference(again, loaded(exported.code).load(), sample) <= 1e-6
+    assert compare(again, loaded(exported.code).load(), sample).largest <= CLOSE

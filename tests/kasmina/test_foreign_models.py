@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from esper.kasmina.export import export, save_export
 from esper.kasmina.growing import GrowingModel
 from esper.kasmina.incubation import probe_backward
-from esper.kasmina.probe import arguments
 from esper.kasmina.replay import evaluate_configs, same
 from esper.kasmina.structure import tensors
+from esper.kasmina.trial import arguments
 from esper.leyline import SeedStage
 
 QUICK = {

@@ -19,7 +19,7 @@ def test_halves_cover_every_axis_and_leave_the_other_half() -> None:
         assert late.untouched == (size // 2) / size and late.untouched + early.untouched == 1
         assert len(late.changed) == DRAWS
         for draw in range(DRAWS):
-            (one,), (other,) = (probe.changed[draw].arguments[0] for probe in (late, early))
+            (one,), (other,) = (probe.changed[draw].call[0] for probe in (late, early))
             parts = [(one == x).narrow(axis, 0, size // 2), (other == x).narrow(axis, size // 2, size - size // 2)]
             assert all(part.all() for part in parts)
             assert not (one == x).all() and ((one == x) ^ (other == x)).all()
@@ -29,7 +29,7 @@ def test_tokens_become_others_of_the_batch_in_every_draw() -> None:
     x = tokens()
     ((late, _), *_rest) = halves(GPT(), ((x,), {}))
     for run in late.changed:
-        (new,) = run.arguments[0]
+        (new,) = run.call[0]
         assert (new[1] != x[1]).all() and set(new.flatten().tolist()) <= set(x.flatten().tolist())
 
 
@@ -40,13 +40,13 @@ def test_masks_are_set_and_never_disturbed() -> None:
     assert len(found) == 4  # either sense, either end
     for contrast in found:
         masks: list[Tensor] = [
-            each.arguments[1]["attention_mask"]
+            each.call[1]["attention_mask"]
             for probe in (contrast.padded, contrast.control)
             for each in (probe.reference, probe.changed[0])
         ]
         assert torch.equal(masks[0], masks[1]) and torch.equal(masks[2], masks[3])
         assert (masks[0] != masks[2]).sum() == 2 * 3 and len(masks[2].unique()) == 1
-        before, after = (run.arguments[1]["x"] for run in (contrast.padded.reference, contrast.padded.changed[0]))
+        before, after = (run.call[1]["x"] for run in (contrast.padded.reference, contrast.padded.changed[0]))
         assert torch.equal(before != after, masks[0] != masks[2])
 
 

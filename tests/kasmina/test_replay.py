@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from esper.kasmina.growing import GrowingModel
 from esper.kasmina.replay import evaluate_configs, same
+from esper.kasmina.trial import ForwardCall
 from esper.leyline import AlphaConfig, SeedStage, UsageError
 
 
@@ -262,7 +263,8 @@ def test_a_custom_call_is_shared_too() -> None:
     grow(model)
     model.eval()
     configs = powerset(list(model.slots))
-    found = evaluate_configs(model, {"x": sample, "y": 3}, configs, forward=lambda m, batch: m(batch["x"]).softmax(-1))
+    call = ForwardCall({"x": sample, "y": 3}, lambda m, batch: m(batch["x"]).softmax(-1))
+    found = evaluate_configs(model, call, configs)
     for output, reference in zip(found.outputs, whole_passes(model, sample, configs), strict=True):
         assert same(output, reference.softmax(-1))
     assert found.shared

@@ -16,6 +16,7 @@ from torch import nn
 
 from esper.bench.settings import Initial
 from esper.kasmina.slot import SeedSlot
+from esper.kasmina.trial import mode
 from esper.leyline import EsperError, SeedStage
 from esper.tolaria import ledger
 from esper.tolaria.rng import derive, seeded
@@ -109,13 +110,12 @@ def _norm_at_birth(trainer: Trainer, each: Planted, inputs: torch.Tensor, target
 def _passing(trainer: Trainer, each: Planted) -> Iterator[SeedSlot]:
     """Within, the seed is there; afterwards it never was."""
     slot, model = trainer.model.slots[each.slot], trainer.model
-    before, training, tell = slot.lifecycle(), model.training, slot.on_telemetry
+    before, tell = slot.lifecycle(), slot.on_telemetry
     slot.on_telemetry = None
     try:
         _germinate(slot, each, Initial.IDENTITY)
-        model.eval()
-        yield slot
+        with mode(model, False):
+            yield slot
     finally:
         slot.load_lifecycle(before)
         slot.on_telemetry = tell
-        model.train(training)

@@ -6,7 +6,8 @@ from types import UnionType
 
 from torch import nn
 
-from esper.kasmina.probe import Place, Sample, Site, survey
+from esper.kasmina.probe import Place, Site, survey
+from esper.kasmina.trial import Sample
 from esper.leyline import UsageError
 
 DEFAULT_SITES = 3

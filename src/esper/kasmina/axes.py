@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from esper.kasmina.layout import Layout
 from esper.kasmina.structure import Path, mapped, tensors
 from esper.kasmina.trace import Given, removed
-from esper.kasmina.trial import Arguments, trial
+from esper.kasmina.trial import Sample, invoke, trial
 
 _CHANNELS_FIRST: Final = (nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase, nn.GroupNorm)
 _CHANNELS_LAST: Final = (nn.Linear, nn.LayerNorm, nn.RMSNorm, nn.MultiheadAttention, nn.RNNBase, nn.Embedding)
@@ -62,9 +62,7 @@ Batch = int | str
 """The axis of an output tensor that holds the examples, or what is wrong."""
 
 
-def batch_axes(
-    host: nn.Module, modules: Iterable[nn.Module], arguments: Arguments
-) -> dict[nn.Module, dict[Path, Batch]]:
+def batch_axes(host: nn.Module, modules: Iterable[nn.Module], sample: Sample) -> dict[nn.Module, dict[Path, Batch]]:
     """Per module and tensor of its output: the axis that holds the examples, or what is wrong.
 
     Two experiments for the first axis of the input and, for what that leaves open, for its second. Leaving one example
@@ -74,7 +72,7 @@ def batch_axes(
     found: dict[nn.Module, dict[Path, Batch]] = {}
     open_modules = list(modules)
     for axis in (0, 1):
-        variants = _variants(arguments, axis) if open_modules else None
+        variants = _variants(sample, axis) if open_modules else None
         if variants is None:
             break
         whole, fewer, changed = [_outputs(host, open_modules, variant) for variant in variants]
@@ -109,9 +107,9 @@ def _judge(whole: Tensor, fewer: Tensor | None, changed: Tensor | None) -> Batch
     return axis
 
 
-def _variants(arguments: Arguments, axis: int) -> list[Arguments] | None:
+def _variants(sample: Sample, axis: int) -> list[Sample] | None:
     """The sample, the sample with one example less, and with its first example changed, along ``axis``."""
-    first = next((tensor for _, tensor in tensors(arguments) if tensor.ndim > axis), None)
+    first = next((tensor for _, tensor in tensors(sample) if tensor.ndim > axis), None)
     if first is None:
         return None
     size = first.shape[axis]
@@ -124,10 +122,10 @@ def _variants(arguments: Arguments, axis: int) -> list[Arguments] | None:
         return on
 
     if size == 1:
-        arguments = mapped(arguments, along(lambda tensor, own: torch.cat([tensor, tensor.roll(1, -1)], own)))
+        sample = mapped(sample, along(lambda tensor, own: torch.cat([tensor, tensor.roll(1, -1)], own)))
         size = 2
-    fewer = mapped(arguments, along(lambda tensor, own: tensor.narrow(own, 0, size - 1)))
-    return [arguments, fewer, mapped(arguments, along(_first_changed))]
+    fewer = mapped(sample, along(lambda tensor, own: tensor.narrow(own, 0, size - 1)))
+    return [sample, fewer, mapped(sample, along(_first_changed))]
 
 
 def _first_changed(tensor: Tensor, axis: int) -> Tensor:
@@ -137,7 +135,7 @@ def _first_changed(tensor: Tensor, axis: int) -> Tensor:
     return new
 
 
-def _outputs(host: nn.Module, modules: list[nn.Module], arguments: Arguments) -> dict[nn.Module, dict[Path, Tensor]]:
+def _outputs(host: nn.Module, modules: list[nn.Module], sample: Sample) -> dict[nn.Module, dict[Path, Tensor]]:
     """Output tensors of the modules; nothing where the host does not take these arguments."""
     outputs: dict[nn.Module, dict[Path, Tensor]] = {}
 
@@ -148,7 +146,7 @@ def _outputs(host: nn.Module, modules: list[nn.Module], arguments: Arguments) ->
         for module in modules:
             stack.enter_context(removed(module.register_forward_hook(keep)))
         try:
-            host(*arguments[0], **arguments[1])
+            invoke(host, sample)
         except Exception:  # an experiment that a foreign host refuses tells nothing
             return {}
     return outputs

@@ -17,15 +17,13 @@ from torch import Tensor, nn
 
 from esper.kasmina.growing import GrowingModel
 from esper.kasmina.portable import Grown, fill, graft, read_tensors
-from esper.kasmina.probe import Sample, arguments
+from esper.kasmina.precision import Autocast, tolerance
 from esper.kasmina.source import CannotWrite, Source
+from esper.kasmina.structure import Path as Where
 from esper.kasmina.structure import mapped, tensors
 from esper.kasmina.tap import Inside, Tap
-from esper.kasmina.trial import device_of, mode, random_kept
+from esper.kasmina.trial import Sample, arguments, device_of, invoke, mode, random_kept
 from esper.leyline import DataError, MissingExtraError, SeedStage, UsageError
-
-TOLERANCE = 1e-5
-"""Largest difference, absolute and relative, between outputs of an exported model and of the growing one."""
 
 
 def export(model: GrowingModel, stages: Collection[SeedStage] | None = None) -> nn.Module:
@@ -65,6 +63,8 @@ def _bare_host(model: GrowingModel) -> nn.Module:
     for module in host.modules():
         if isinstance(module.__dict__.get("forward"), Inside):
             del module.__dict__["forward"]
+        if module.__dict__.get("named_parameters") == module.named_parameters:
+            del module.__dict__["named_parameters"]  # what a module leaves in its copies that answers for seeds
         for key, hook in list(module._forward_hooks.items()):
             if isinstance(hook, Tap):
                 del module._forward_hooks[key]
@@ -87,16 +87,17 @@ def save_export(
 
     ``model.py`` holds the source of the seeds, and of the host where that can be written down (its classes are then
     imported, or copied if they are Esper's). Else ``load(host)`` takes a fresh host or a function that makes one. What
-    was written is loaded again and its outputs on ``sample`` are compared with the growing model's to 1e-5.
+    was written is loaded again and its outputs on ``sample`` are compared with the growing model's: to 1e-5, or to a
+    few roundings where they were computed in a narrower format than float32.
     """
     directory = Path(directory)
     plain = export(model, stages)
     if stages is None:
         with mode(model, False):
-            difference = largest_difference(model, plain, sample)
-        if not difference <= TOLERANCE:
+            compared = compare(model, plain, sample)
+        if not compared.same:
             raise UsageError(
-                f"the host reaches a submodule by another way than its path: outputs differ by {difference:g}"
+                f"the host reaches a submodule by another way than its path: outputs differ by {compared.largest:g}"
             )
     weights = directory / "model.safetensors"
     saved, same = _unshared(plain)
@@ -222,26 +223,46 @@ def _check(model: GrowingModel, plain: nn.Module, code: Path, sample: Sample, ho
     try:
         spec.loader.exec_module(module)
         loaded = module.load() if host is None else module.load(host)
-        difference = largest_difference(plain, loaded, sample)
+        compared = compare(plain, loaded.to(device_of(plain)), sample)
     except Exception as error:
         raise DataError(f"the written model does not load: {type(error).__name__}: {error}") from error
-    if not difference <= TOLERANCE:
-        raise DataError(f"outputs of the written model differ by {difference:g}")
+    if not compared.same:
+        raise DataError(f"outputs of the written model differ by {compared.largest:g}")
 
 
-def largest_difference(one: nn.Module, other: nn.Module, sample: Sample) -> float:
-    """Largest absolute difference between two models' outputs, relative to the outputs where they exceed 1."""
-    outputs = []
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """Largest absolute difference between outputs, relative to them where they exceed 1, and how much there may be."""
+
+    largest: float
+    tolerance: float
+
+    @property
+    def same(self) -> bool:
+        """Whether the outputs are equal to the precision they have."""
+        return self.largest <= self.tolerance
+
+
+def compare(one: nn.Module, other: nn.Module, sample: Sample) -> Difference:
+    """The difference between two models' outputs on ``sample``."""
+    outputs, formats = [], set()
     for network in (one, other):
         device = device_of(network)
-        args, kwargs = mapped(arguments(sample), partial(Tensor.to, device=device))
+        given = mapped(sample, partial(Tensor.to, device=device))
+        host = network.host if isinstance(network, GrowingModel) else network
         with torch.no_grad(), random_kept(device):
-            outputs.append({path: tensor.cpu() for path, tensor in tensors(network(*args, **kwargs))})
-    if outputs[0].keys() != outputs[1].keys():
+            outputs.append({path: tensor.cpu() for path, tensor in tensors(invoke(host, given))})
+        formats |= Autocast.now(device).dtypes
+        formats |= {tensor.dtype for tensor in (*outputs[-1].values(), *network.parameters())}
+    return Difference(_largest(*outputs), tolerance(formats))
+
+
+def _largest(one: dict[Where, Tensor], other: dict[Where, Tensor]) -> float:
+    if one.keys() != other.keys():
         return float("inf")
     worst = 0.0
-    for path, expected in outputs[0].items():
-        found = outputs[1][path]
+    for path, expected in one.items():
+        found = other[path]
         if expected.shape != found.shape:
             return float("inf")
         if expected.numel():

@@ -118,7 +118,11 @@ def _blend(state: SeedState, thresholds: GateThresholds) -> list[GateCheck]:
     return [
         check("training_epochs", state.epochs_in_stage, ">=", thresholds.min_training_epochs, "epochs"),
         *(_certain_gain(state, evidence, thresholds) if thresholds.ask_for_gain else ()),
-        check("gradient_ratio", metrics.seed_gradient_norm_ratio, ">=", thresholds.min_gradient_ratio),
+        *(
+            [check("gradient_ratio", metrics.seed_gradient_norm_ratio, ">=", thresholds.min_gradient_ratio)]
+            if state.host_learns
+            else ()
+        ),
         check("gradient_health", state.telemetry.gradient_health, ">=", thresholds.min_gradient_health),
         *(
             [check("isolation_violations", metrics.isolation_violations, "<=", thresholds.max_isolation_violations)]

@@ -32,8 +32,15 @@ def tensor_norms(gradients: Iterable[Tensor | None]) -> list[float]:
     present = [gradient for gradient in gradients if gradient is not None]
     if not present:
         return []
-    norms: list[float] = torch.stack(torch._foreach_norm(present)).tolist()
+    norms: list[float] = stacked(torch._foreach_norm(present)).tolist()
     return norms
+
+
+def stacked(scalars: Sequence[Tensor]) -> Tensor:
+    """Scalars of one format and device, or of several, as a vector."""
+    if len({(each.dtype, each.device) for each in scalars}) == 1:
+        return torch.stack(tuple(scalars))
+    return torch.stack([each.to(scalars[0].device, torch.float64) for each in scalars])
 
 
 def total_norm(norms: Sequence[float]) -> float | None:

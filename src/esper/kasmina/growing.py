@@ -12,12 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from esper.kasmina.auto import auto_sites
+from esper.kasmina.exposure import Exposed, exposed, own_parameters
 from esper.kasmina.mixing import measure
-from esper.kasmina.probe import Place, Sample, Site, arguments, survey
+from esper.kasmina.probe import Place, Site, survey
 from esper.kasmina.replay import Tape, prove, running, same, same_bits
 from esper.kasmina.slot import SeedSlot, SlotConfig
 from esper.kasmina.tap import Tap, tap_of
-from esper.kasmina.trial import device_of, random_kept, trial
+from esper.kasmina.trial import Arguments, ForwardCall, Sample, device_of, invoke, random_kept, trial
 from esper.leyline import AlphaConfig, GateThresholds, Sink, UsageError, unknown
 
 Sites = Mapping[str, str | Site] | Sequence[str | Site]
@@ -38,7 +39,7 @@ class GrowingModel(nn.Module):
         self.slots = nn.ModuleDict(slots)  # type: ignore[assignment]
         self.places = dict(places)
         self.sites = {slot_id: host.get_submodule(place.path) for slot_id, place in places.items()}
-        self.taps = {slot_id: Tap(slots[slot_id], place) for slot_id, place in places.items()}
+        self.taps = {slot_id: Tap(slots[slot_id], place, host) for slot_id, place in places.items()}
         self.cuts: dict[str, tuple[tuple[nn.Module, int], ...]] = {}
         """Per slot the maximal submodules that have returned when its site has, with the number of their calls."""
         self.sharing: dict[str, bool] = {}
@@ -51,6 +52,8 @@ class GrowingModel(nn.Module):
         self.buffered = [module for module in host.modules() if module._buffers]
         """Modules of the host that have buffers of their own."""
         self.seed_macs: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
+        self.exposures: list[Exposed] = []
+        """What answers for seeds among the host's parameters."""
         self._tape: Tape | None = None
 
     @classmethod
@@ -98,8 +101,11 @@ class GrowingModel(nn.Module):
             )
             for slot_id in order
         }
+        for slot_id, slot in slots.items():
+            slot.dtype = places[slot_id].dtype
         model = cls(host, {slot_id: places[slot_id] for slot_id in order}, slots)
-        model.train(host.training)
+        model.training = host.training
+        model.slots.train(host.training)  # type: ignore[attr-defined]
         model.cuts = {slot_id: found.trace.completed_before(modules[slot_id]) for slot_id in order}
         model._attach(sample)
         for slot_id, may_mix in measure(model, sample).items():
@@ -107,11 +113,9 @@ class GrowingModel(nn.Module):
         return model
 
     def _attach(self, sample: Sample) -> None:
-        args, kwargs = arguments(sample)
-
         def output() -> Any:
             with random_kept(device_of(self.host)):
-                return self.host(*args, **kwargs)
+                return invoke(self.host, sample)
 
         with trial(self.host):
             buffers = [(buffer, buffer.clone()) for buffer in self.host.buffers()]
@@ -136,15 +140,20 @@ class GrowingModel(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the host gives for these arguments, grown."""
+        return self.run(ForwardCall((args, kwargs), _call))
+
+    def run(self, sample: Sample) -> Any:
+        """What the host gives for ``sample``, grown; a replay of this pass runs the same way."""
         if self._tape is not None:
-            self._tape.again = lambda: self.host(*args, **kwargs)
-        return self.host(*args, **kwargs)
+            self._tape.again = lambda: invoke(self.host, sample)
+        return invoke(self.host, sample)
 
     def _apply(self, fn: Any, recurse: bool = True) -> GrowingModel:
-        """What ``to``, ``cuda`` and their like do; seeds to come are built where the host is now."""
+        """What ``to``, ``half`` and their like do; seeds to come are built where and as their site's weights are."""
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for slot in self.slots.values():
-            slot.device = device_of(self.host)
+            moved = fn(torch.empty(0, device=slot.device, dtype=slot.dtype))
+            slot.device, slot.dtype = moved.device, moved.dtype
         return self
 
     def check_slots(self, named: Mapping[str, Any] | Sequence[str]) -> None:
@@ -202,9 +211,31 @@ class GrowingModel(nn.Module):
         finally:
             self._tape = None
 
+    @contextmanager
+    def teaching(self) -> Iterator[None]:
+        """Within, seeds are in training mode, also where the host is held in evaluation mode."""
+        before = [(tap, tap.training) for tap in self.taps.values()]
+        try:
+            for tap, _ in before:
+                tap.training = True
+            yield
+        finally:
+            for tap, training in before:
+                tap.training = training
+
+    @contextmanager
+    def exposed(self) -> Iterator[None]:
+        """Within, whoever asks the host, or a module around a site, for its parameters is given the seeds' too."""
+        with exposed(self.host, {place.path: self.slots[slot_id] for slot_id, place in self.places.items()}) as answers:
+            self.exposures = answers
+            try:
+                yield
+            finally:
+                self.exposures = []
+
     def host_parameters(self) -> Iterator[nn.Parameter]:
         """Parameters of the host alone."""
-        return self.host.parameters()
+        return (parameter for _, parameter in own_parameters(self.host))
 
     def seed_parameters(self, slot_id: str) -> Iterator[nn.Parameter]:
         """Parameters of the slot's seed; none without one."""
@@ -229,6 +260,11 @@ class GrowingModel(nn.Module):
         """Become the model that :meth:`topology` and ``state_dict`` were taken from."""
         self.restore_topology(topology)
         self.load_state_dict(tensors)
+
+
+def _call(host: nn.Module, arguments: Arguments) -> Any:
+    args, kwargs = arguments
+    return host(*args, **kwargs)
 
 
 def _named(sites: Sites) -> dict[str, Site]:

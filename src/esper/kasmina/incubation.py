@@ -8,25 +8,37 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from esper.kasmina.exposure import hidden
 from esper.kasmina.growing import GrowingModel
 from esper.kasmina.replay import Tape
 from esper.kasmina.trial import buffers_kept, device_of, random_kept
 
 
-def probe_backward(model: GrowingModel, tape: Tape, loss_fn: Callable[[Any], Tensor], slot_id: str) -> float:
+def probe_backward(
+    model: GrowingModel,
+    tape: Tape,
+    loss_fn: Callable[[Any], Tensor],
+    slot_id: str,
+    gradient: Tensor | None = None,
+) -> float:
     """Loss of the recorded batch with the slot's seed at alpha 1; its gradient is added to the seed's ``.grad``.
+
+    ``gradient`` is that of what is minimised with respect to the loss (default: 1): what a loss is multiplied by on its
+    way to ``backward``, a scale or a share of several micro-batches, reaches the seed as it reaches the host.
 
     The part behind the slot runs once more, from what the tape holds of the part in front, or as a whole pass where
     that cannot be shared. The host is a constant to it: no gradient of a host parameter is computed, buffers (all but
     the seed's own) and random number streams are afterwards as before. Call it before the optimizer steps, since the
-    tape belongs to the weights it was recorded with. ``loss_fn`` maps the model's output to a scalar.
+    tape belongs to the weights it was recorded with. ``loss_fn`` maps the model's output to a scalar; the state of
+    autocast is that of the recorded pass.
     """
     others = [slot.seed for other, slot in model.slots.items() if other != slot_id and slot.seed is not None]
     kept = [*model.buffered, *(module for seed in others for module in seed.modules())]
     parameters = [parameter for parameter in model.seed_parameters(slot_id) if parameter.requires_grad]
-    with random_kept(device_of(model)), buffers_kept(kept), torch.enable_grad():
-        loss = loss_fn(tape.replay(slot_id, {slot_id: 1.0}))
-        gradients = torch.autograd.grad(loss, parameters, allow_unused=True) if loss.requires_grad else ()
+    with random_kept(device_of(model)), buffers_kept(kept), hidden(model.exposures), torch.enable_grad():
+        with tape.autocast.entered():
+            loss = loss_fn(tape.replay(slot_id, {slot_id: 1.0}))
+        gradients = torch.autograd.grad(loss, parameters, gradient, allow_unused=True) if loss.requires_grad else ()
     for parameter, gradient in zip(parameters, gradients, strict=False):
         if gradient is None:
             continue

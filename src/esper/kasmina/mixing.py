@@ -29,12 +29,11 @@ import torch
 from torch import Tensor, nn
 
 from esper.kasmina.layout import Layout
-from esper.kasmina.perturb import DRAWS, Contrast, Pass, Probe, embeddings_disturbed, halves, paddings
-from esper.kasmina.probe import Sample, arguments
+from esper.kasmina.perturb import DRAWS, Call, Contrast, Pass, Probe, embeddings_disturbed, halves, paddings
 from esper.kasmina.structure import Path, mapped, tensors
 from esper.kasmina.tap import Tap
 from esper.kasmina.trace import removed
-from esper.kasmina.trial import Arguments, device_of, livened, random_kept, trial
+from esper.kasmina.trial import ForwardCall, Sample, arguments, device_of, livened, random_kept, trial
 from esper.leyline import Positions, SiteMixing
 
 if TYPE_CHECKING:
@@ -78,7 +77,7 @@ class HostMixing:
 
 def measure(model: GrowingModel, sample: Sample) -> dict[str, SiteMixing]:
     """Per slot what a seed may mix; no entry where the host took no disturbed batch. All slots must be empty."""
-    call = _of_two(model.host, arguments(sample))
+    call = _of_two(model.host, sample if isinstance(sample, ForwardCall) else arguments(sample))
     with trial(model.host), livened(model.host):
         host = _measure_host(model.host, call)
         if not host.measured:
@@ -91,19 +90,19 @@ def measure(model: GrowingModel, sample: Sample) -> dict[str, SiteMixing]:
         }
 
 
-def _of_two(host: nn.Module, call: Arguments) -> Arguments:
+def _of_two(host: nn.Module, call: Call) -> Call:
     """A lone example is given company, where the host takes that: else nothing could be told about examples."""
     first = next((tensor for _, tensor in tensors(call) if tensor.ndim), None)
     if first is None or first.shape[0] != 1:
         return call
-    doubled: Arguments = mapped(
+    doubled: Call = mapped(
         call, lambda each: torch.cat([each, each.roll(1, -1)]) if each.ndim and each.shape[0] == 1 else each
     )
     with trial(host):
         return doubled if _outputs(host, Pass(doubled)) else call
 
 
-def _measure_host(host: nn.Module, call: Arguments) -> HostMixing:
+def _measure_host(host: nn.Module, call: Call) -> HostMixing:
     runs = _Runs(host)
     pairs = [pair for pair in halves(host, call) if all(runs.moved(probe) for probe in pair)]
     padded: list[_Apart] = []
@@ -178,10 +177,9 @@ def _moved(before: Outputs, after: Outputs) -> Moved:
 
 
 def _outputs(host: nn.Module, run: Pass) -> Outputs:
-    args, kwargs = run.arguments
     with random_kept(device_of(host)), embeddings_disturbed(host, run):
         try:
-            output = host(*args, **kwargs)
+            output = run.on(host)
         except Exception:  # a batch that a foreign host refuses tells nothing
             return {}
     return {path: tensor.clone() for path, tensor in tensors(output) if tensor.ndim and tensor.is_floating_point()}
@@ -278,6 +276,7 @@ class _StandIn:
     """Stands in for a slot with a seed of one kind: adds a mixture, with fixed random weights, to its feature."""
 
     seed = True
+    training = False
 
     def __init__(self, kind: Kind, layout: Layout) -> None:
         self.kind = kind
@@ -357,7 +356,7 @@ def _parameters(module: nn.Module) -> set[str]:
     return set(inspect.signature(module.forward).parameters)
 
 
-def _cached_modules(host: nn.Module, call: Arguments) -> set[nn.Module]:
+def _cached_modules(host: nn.Module, call: Call) -> set[nn.Module]:
     """Modules that are called with a key-value cache in one pass."""
     found: set[nn.Module] = set()
 

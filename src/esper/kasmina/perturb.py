@@ -17,7 +17,10 @@ from torch import Tensor, nn
 
 from esper.kasmina.structure import Path, put, tensors
 from esper.kasmina.trace import removed
-from esper.kasmina.trial import Arguments
+from esper.kasmina.trial import Arguments, ForwardCall
+
+Call = Arguments | ForwardCall
+"""One call of the host: its arguments, or a batch with its user's way to run the host on it."""
 
 DRAWS: Final = 3
 """Ways to disturb the same part, ever more strongly."""
@@ -27,9 +30,16 @@ DRAWS: Final = 3
 class Pass:
     """One call of the host. ``embeddings_at`` ``[batch, time]``: where the outputs of embeddings get noise."""
 
-    arguments: Arguments
+    call: Call
     embeddings_at: Tensor | None = None
     draw: int = 0
+
+    def on(self, host: nn.Module) -> Any:
+        """What the host gives."""
+        if isinstance(self.call, ForwardCall):
+            return self.call.forward(host, self.call.inputs)
+        args, kwargs = self.call
+        return host(*args, **kwargs)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -54,7 +64,7 @@ class Contrast:
     control: Probe
 
 
-def halves(host: nn.Module, call: Arguments) -> Iterator[tuple[Probe, Probe]]:
+def halves(host: nn.Module, call: Call) -> Iterator[tuple[Probe, Probe]]:
     """Per axis of each input: its second half disturbed, and its first. The axis may be time, space or the batch."""
     reference = Pass(call)
     for path, tensor in _contents(host, call):
@@ -74,7 +84,7 @@ def halves(host: nn.Module, call: Arguments) -> Iterator[tuple[Probe, Probe]]:
             )
 
 
-def paddings(host: nn.Module, call: Arguments) -> Iterator[tuple[bool, Contrast]]:
+def paddings(host: nn.Module, call: Call) -> Iterator[tuple[bool, Contrast]]:
     """A quarter of the positions, the first and the last, with and without padding; and whether a mask pads them.
 
     A mask among the inputs is tried in either sense. A token may pad as well, when the host looks for it: the
@@ -99,13 +109,11 @@ def paddings(host: nn.Module, call: Arguments) -> Iterator[tuple[bool, Contrast]
                 yield False, _contrast(padded, whole, None, where)
 
 
-def _contrast(
-    padded: Arguments, whole: Arguments, contents: list[tuple[Path, Tensor]] | None, where: Tensor
-) -> Contrast:
+def _contrast(padded: Call, whole: Call, contents: list[tuple[Path, Tensor]] | None, where: Tensor) -> Contrast:
     """``contents`` are disturbed in both; without any, the embeddings are."""
     untouched = 1.0 - float(where.double().mean())
 
-    def disturbed(call: Arguments, draw: int) -> Pass:
+    def disturbed(call: Call, draw: int) -> Pass:
         if contents is None:
             return Pass(call, where, draw)
         for path, tensor in contents:
@@ -137,13 +145,13 @@ def embeddings_disturbed(host: nn.Module, run: Pass) -> Iterator[None]:
         yield
 
 
-def _contents(host: nn.Module, call: Arguments) -> list[tuple[Path, Tensor]]:
+def _contents(host: nn.Module, call: Call) -> list[tuple[Path, Tensor]]:
     """The inputs that say something: all but masks."""
     found = [(path, tensor) for path, tensor in tensors(call) if tensor.ndim and not tensor.is_complex()]
     return [(path, tensor) for path, tensor in found if not _is_mask(_name(host, path), tensor, found)]
 
 
-def _masks(host: nn.Module, call: Arguments, contents: list[tuple[Path, Tensor]]) -> Iterator[tuple[Path, Tensor]]:
+def _masks(host: nn.Module, call: Call, contents: list[tuple[Path, Tensor]]) -> Iterator[tuple[Path, Tensor]]:
     """Masks ``[batch, time]`` of some content."""
     said = {path for path, _ in contents}
     for path, tensor in tensors(call):
@@ -163,10 +171,12 @@ def _is_mask(name: str, tensor: Tensor, inputs: list[tuple[Path, Tensor]]) -> bo
 
 def _name(host: nn.Module, path: Path) -> str:
     """What the host calls the argument; empty where that cannot be told."""
-    if path[0] == 1:
-        return str(path[1])
+    keys = [key for key in path[1:] if isinstance(key, str)]
+    if keys:
+        return keys[-1]
     parameters = list(inspect.signature(host.forward).parameters)
-    return parameters[path[1]] if path[1] < len(parameters) else ""
+    index = path[1] if len(path) > 1 else 0
+    return parameters[index] if index < len(parameters) else ""
 
 
 def _ends(tensor: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,6 +13,14 @@ from torch import Tensor, nn
 from esper.kasmina.structure import get, put
 
 
+def run_seed(seed: nn.Module, h: Tensor) -> Tensor:
+    """What ``seed`` makes of ``h``, in the format of ``h``; computed in that of its weights, or as autocast has it."""
+    weight = next(seed.parameters(), h)
+    as_it_is = weight.dtype == h.dtype or torch.is_autocast_enabled(h.device.type)
+    s: Tensor = seed(h if as_it_is else h.to(weight.dtype))
+    return s.to(h.dtype)
+
+
 class Grown(nn.Module):
     """A module of the host with a seed on its output; arguments, keywords and attributes go through to the module."""
 
@@ -38,7 +46,7 @@ class Grown(nn.Module):
         h = get(output, self.position)
         if self.axes is not None:
             h = h.permute(self.axes)
-        s = self.seed(h)
+        s = run_seed(self.seed, h)
         h = s if self.alpha == 1.0 else torch.lerp(h, s, self.alpha)
         if self.axes is not None:
             h = h.permute([self.axes.index(axis) for axis in range(len(self.axes))])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,13 +11,11 @@ from torch import Tensor, nn
 
 from esper.kasmina.axes import Batch, batch_axes, canonical
 from esper.kasmina.layout import Layout
+from esper.kasmina.precision import weight_dtype
 from esper.kasmina.structure import Path, get, put, tensors
 from esper.kasmina.trace import Given, Trace, observed
-from esper.kasmina.trial import Arguments, trial
+from esper.kasmina.trial import ForwardCall, Sample, arguments, invoke, trial
 from esper.leyline import DataError, UsageError, unknown
-
-Sample = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
-"""One batch as the host takes it: its only argument, a tuple of arguments, or a mapping of keywords."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +43,7 @@ class Place:
     shape: tuple[int, ...]
     device: torch.device
     dtype: torch.dtype
+    """Format of a seed's weights here."""
 
     def take(self, output: Any) -> Tensor:
         """The tensor, in ``layout``."""
@@ -66,19 +65,6 @@ class Survey:
     trace: Trace
 
 
-def arguments(sample: Sample) -> Arguments:
-    """Positional and keyword arguments of one call. Raises ``UsageError`` for anything that is not a sample."""
-    if isinstance(sample, Tensor):
-        return (sample,), {}
-    if isinstance(sample, Mapping):
-        return (), dict(sample)
-    if isinstance(sample, tuple | list):
-        return tuple(sample), {}
-    raise UsageError(
-        f"a sample is a tensor, a tuple of arguments or a mapping of keywords, not {type(sample).__name__}"
-    )
-
-
 def survey(host: nn.Module, sites: Iterable[Site], sample: Sample) -> Survey:
     """Find out about each site from a few trial passes, which leave no trace in the host.
 
@@ -86,20 +72,21 @@ def survey(host: nn.Module, sites: Iterable[Site], sample: Sample) -> Survey:
     the host does not take it.
     """
     wanted = {site: _submodule(host, site.path) for site in sites}
-    call = arguments(sample)
-    _check(call)
+    _check(sample)
     with trial(host), observed(host, wanted.values()) as trace:
         try:
-            host(*call[0], **call[1])
+            invoke(host, sample)
         except Exception as error:
             raise DataError(f"the host does not take the sample ({type(error).__name__}: {error})") from error
-    traces = [trace, *_training_trace(host, wanted.values(), call)]
-    batches = batch_axes(host, wanted.values(), call)
+    traces = [trace, *_training_trace(host, wanted.values(), sample)]
+    batches = batch_axes(host, wanted.values(), sample)
     places: dict[str, Place | UsageError] = {}
     for site, module in wanted.items():
         try:
             _check_calls(site.path, module, traces)
-            places[site.path] = _place(site, trace.given[module], batches.get(module, {}))
+            place = _place(site, trace.given[module], batches.get(module, {}))
+            cast_to = trace.given[module].autocast.to(place.device)
+            places[site.path] = replace(place, dtype=weight_dtype(module, host, place.dtype, cast_to))
         except UsageError as error:
             places[site.path] = error
     return Survey(places, trace)
@@ -112,8 +99,10 @@ def _submodule(host: nn.Module, path: str) -> nn.Module:
     return named[path]
 
 
-def _check(call: Arguments) -> None:
-    found = [tensor for _, tensor in tensors(call)]
+def _check(sample: Sample) -> None:
+    if not isinstance(sample, ForwardCall):
+        arguments(sample)
+    found = [tensor for _, tensor in tensors(sample)]
     if not found:
         raise UsageError("the sample holds no tensor")
     for tensor in found:
@@ -121,11 +110,11 @@ def _check(call: Arguments) -> None:
             raise DataError(f"the sample's tensor of shape {list(tensor.shape)} has values that are not finite")
 
 
-def _training_trace(host: nn.Module, modules: Iterable[nn.Module], call: Arguments) -> list[Trace]:
+def _training_trace(host: nn.Module, modules: Iterable[nn.Module], sample: Sample) -> list[Trace]:
     """The pass in training mode; none for hosts that take other arguments then."""
     with trial(host, training=True), observed(host, modules) as trace:
         try:
-            host(*call[0], **call[1])
+            invoke(host, sample)
         except Exception:  # whatever a foreign host raises here, evaluation mode has told enough
             return []
     return [trace]

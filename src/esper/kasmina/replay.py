@@ -19,10 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from esper.kasmina.macs import counted
-from esper.kasmina.probe import Sample, arguments
+from esper.kasmina.precision import Autocast
 from esper.kasmina.structure import mapped, tensors, version
 from esper.kasmina.tap import Forward, Tap, substituted, untapped_forward
-from esper.kasmina.trial import buffers_kept, device_of, livened, mode, random_kept, trial
+from esper.kasmina.trial import Sample, buffers_kept, device_of, livened, mode, random_kept, trial
 from esper.leyline import AlphaConfig, UsageError
 
 if TYPE_CHECKING:
@@ -35,6 +35,8 @@ class Tape:
     def __init__(self, model: GrowingModel, slot_ids: Iterable[str]) -> None:
         self.model = model
         self.slot_ids = tuple(slot_ids)
+        self.autocast = Autocast.now(device_of(model))
+        """The state in which the pass was made, and is made again."""
         self.again: Callable[[], Any] | None = None
         """Runs the pass again, with the same arguments; ``None`` until there was one."""
         self._taken: dict[nn.Module, list[Any]] = {}
@@ -58,7 +60,7 @@ class Tape:
         if self.again is None:
             raise UsageError("nothing was recorded: call the model inside `with model.record(...)`")
         start = (slot_id, self) if self.shared(slot_id) else None
-        with self.model.alphas(config or {}), running(self.model, start, None):
+        with self.autocast.entered(), self.model.alphas(config or {}), running(self.model, start, None):
             return self.again()
 
     def recorders(self, players: dict[nn.Module, Forward]) -> dict[nn.Module, Forward]:
@@ -150,34 +152,26 @@ class ConfigOutputs:
 
 def evaluate_configs(
     model: GrowingModel,
-    inputs: Sample,
+    sample: Sample,
     configs: Sequence[AlphaConfig],
-    forward: Callable[[GrowingModel, Any], Any] | None = None,
 ) -> ConfigOutputs:
-    """The model's output on ``inputs`` under each configuration of alphas, bit-equal to a whole pass for each.
+    """The model's output on ``sample`` under each configuration of alphas, bit-equal to a whole pass for each.
 
     Evaluation mode, no gradients. Every pass sees the same random numbers. The configurations are walked as a tree
     over the slots in network order, so that each shares the longest possible beginning with one before it. Nothing in
-    the model is changed, also when a pass raises. ``forward`` says how to call the model where arguments do not.
+    the model is changed, also when a pass raises.
     """
     for config in configs:
         model.check_slots(config)
     live = [slot_id for slot_id, slot in model.slots.items() if slot.seed is not None]
     keys = [tuple(config.get(slot_id) for slot_id in live) for config in configs]
-
-    def call() -> Any:
-        if forward is not None:
-            return forward(model, inputs)
-        args, kwargs = arguments(inputs)
-        return model(*args, **kwargs)
-
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
-        if model.training:
+        if any(module.training for module in model.modules()):
             stack.enter_context(mode(model, False))
         if model.writes_buffers:
             stack.enter_context(buffers_kept(model.modules()))
-        walk = _Walk(model, call, live)
+        walk = _Walk(model, partial(model.run, sample), live)
         if keys:
             walk.solve(list(dict.fromkeys(keys)), None, {})
     outputs = [walk.outputs[key] for key in keys]
@@ -257,8 +251,8 @@ def seed_macs(model: GrowingModel, slot_id: str) -> int:
     seed = model.slots[slot_id].seed
     assert seed is not None
     if seed not in model.seed_macs:
-        place = model.places[slot_id]
-        feature = torch.zeros(place.shape, device=device_of(model), dtype=place.dtype)
+        slot = model.slots[slot_id]
+        feature = torch.zeros(model.places[slot_id].shape, device=slot.device, dtype=slot.dtype)
         with trial(seed):
             model.seed_macs[seed] = counted(lambda: seed(feature))
     return model.seed_macs[seed]
@@ -281,6 +275,7 @@ class _Noise:
     """Stands in for a slot with a seed, and adds the same noise to its feature in every pass."""
 
     seed = True
+    training = False
 
     def __call__(self, h: Tensor, alpha: float | None) -> Tensor:
         generator = torch.Generator().manual_seed(0)
@@ -312,11 +307,10 @@ def prove(model: GrowingModel, sample: Sample) -> Proof:
 
     Raises ``UsageError`` where the noise does not reach the model's output: a slot there would be idle.
     """
-    args, kwargs = arguments(sample)
 
     def whole() -> Any:
         with random_kept(device_of(model)):
-            return model(*args, **kwargs)
+            return model.run(sample)
 
     with trial(model), livened(model):
         plain = whole()

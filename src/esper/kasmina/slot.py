@@ -17,6 +17,7 @@ from esper.kasmina.gradients import gradient_health, gradient_ratio, smooth, ten
 from esper.kasmina.isolation import IsolatedBlend, IsolationMonitor, StraightThrough, blend, isolate
 from esper.kasmina.layout import Layout
 from esper.kasmina.payloads import fossil_payload, gate_payload, health_payload
+from esper.kasmina.portable import run_seed
 from esper.kasmina.state import GrowthPlan, Incubation, SeedMetrics, SeedState
 from esper.leyline import (
     LEGAL_MOVES,
@@ -108,6 +109,8 @@ class SeedSlot(nn.Module):
         self.slot_id = slot_id
         self.channels = channels
         self.device = torch.device(device)
+        self.dtype = torch.float32
+        """Format of a seed's weights."""
         self.gates = gates or GateThresholds()
         self.on_telemetry = on_telemetry
         self.config = config or SlotConfig()
@@ -141,12 +144,12 @@ class SeedSlot(nn.Module):
     def _run(self, h: Tensor) -> Tensor:
         assert self.seed is not None
         if not torch.is_grad_enabled():
-            return self.seed(h).to(h.dtype)  # type: ignore[no-any-return]
+            return run_seed(self.seed, h)
         if self.isolated:
             h = isolate(self.monitor.tap(h))
         elif not h.requires_grad:
             h = h.contiguous()  # a frozen host's feature is as dangerous to GroupNorm as a detached one
-        return self.seed(h).to(h.dtype)  # type: ignore[no-any-return]
+        return run_seed(self.seed, h)
 
     @property
     def isolated(self) -> bool:
@@ -228,16 +231,22 @@ class SeedSlot(nn.Module):
             setattr(owner, "gradient_health_epoch" if healthy else f"{name}_epoch", self.stamp.epoch)
 
     def record_gradients(
-        self, gradients: Sequence[Tensor | None], host_norm: float | None, host_parameters: int
+        self,
+        gradients: Sequence[Tensor | None],
+        host_norm: float | None,
+        host_parameters: int,
+        scale: float = 1.0,
     ) -> None:
         """Measure health and ratio on the seed's ``gradients`` (one per parameter, ``None`` where there is none).
 
-        ``host_norm`` is the norm of the host's gradient of the same pass, ``host_parameters`` its size. The ratio goes
-        into the moving average; what cannot be measured is left as it was.
+        ``host_norm`` is the norm of the host's gradient of the same pass, ``host_parameters`` how many of its
+        parameters learn, ``scale`` what the loss was multiplied by before the backward pass; ``host_norm`` has been
+        divided by it. The ratio goes into the moving average; what cannot be measured is left as it was.
         """
         if self.state is None:
             return
-        norms = tensor_norms(gradients)
+        self.state.host_learns = host_parameters > 0
+        norms = [norm / scale for norm in tensor_norms(gradients)]
         ratio = gradient_ratio(total_norm(norms), host_norm, self.state.parameters or 0, host_parameters)
         health = gradient_health(norms)
         if ratio is not None:
@@ -303,7 +312,7 @@ class SeedSlot(nn.Module):
 
     def _sample(self) -> Tensor:
         generator = torch.Generator().manual_seed(0)
-        return torch.randn(self.config.layout.shape(self.channels), generator=generator).to(self.device)
+        return torch.randn(self.config.layout.shape(self.channels), generator=generator).to(self.device, self.dtype)
 
     def advance_stage(self, target_stage: SeedStage | None = None) -> GateResult:
         """Ask the gate before ``target_stage`` (the next on the way up) and move if it passes."""
@@ -437,7 +446,7 @@ class SeedSlot(nn.Module):
         if self.state is not None and self.state.stage in LIVE:
             with torch.random.fork_rng(devices=[]):
                 seed = blueprints.build(self.state.blueprint_id, self.channels, self.config.layout)
-            self.seed = seed.to(self.device).train(self.training)
+            self.seed = seed.to(self.device, self.dtype).train(self.training)
 
     def clear(self) -> None:
         """Be DORMANT again, without a word: what is here is of a network that is gone."""

@@ -90,6 +90,8 @@ class SeedState:
     incubation: Incubation = Incubation.PROBE
     detach_epochs: int = 3
     """Epochs of TRAINING in which a grafted seed sees the host without a path back to it."""
+    host_learns: bool = True
+    """Whether there is a gradient of the host to compare the seed's with."""
     parameters: int | None = None
     """Parameters of the seed module; ``None`` until one was built."""
     alpha: float = 0.0
@@ -155,7 +157,8 @@ class SeedState:
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> SeedState:
         """Undo of :meth:`to_dict`. Raises ``DataError`` when a key is missing, unknown or of the wrong kind."""
-        state = _decode(cls, plain)
+        # what 0.1.0 wrote lacks the key: it refused hosts that do not learn
+        state = _decode(cls, {"host_learns": True, **plain})
         try:
             state.stage = SeedStage[plain["stage"]]
             state.incubation = Incubation(state.incubation)

@@ -17,12 +17,16 @@ Forward = Callable[..., Any]
 class Tap:
     """Forward hook that passes a module's output through a slot. With no seed it costs one look at an attribute.
 
-    ``alpha`` replaces the slot's own; ``muted`` lets the output by; ``listener`` is told what the slot made of it.
+    ``alpha`` replaces the slot's own; ``muted`` lets the output by; ``listener`` is told what the slot made of it. The
+    seed is in the mode of ``host``, the whole one, unless ``training`` says otherwise: its site may be held in
+    evaluation mode, and the seed learns.
     """
 
-    def __init__(self, slot: SeedSlot, place: Place) -> None:
+    def __init__(self, slot: SeedSlot, place: Place, host: nn.Module) -> None:
         self.slot = slot
         self.place = place
+        self.host = host
+        self.training: bool | None = None
         self.alpha: float | None = None
         self.muted = False
         self.listener: Callable[[Any], None] | None = None
@@ -31,6 +35,9 @@ class Tap:
         """The output with the slot's tensor in place of the host's; ``None`` where nothing changes."""
         if self.slot.seed is None or self.muted:
             return None
+        training = self.host.training if self.training is None else self.training
+        if self.slot.training is not training:
+            self.slot.train(training)
         h = self.place.take(output)
         grown = self.slot(h, self.alpha)
         if grown is h:

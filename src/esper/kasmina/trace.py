@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from esper.kasmina.precision import Autocast
 from esper.kasmina.structure import tensors, version
+from esper.kasmina.trial import device_of
 
 
 @dataclass(eq=False, slots=True)
@@ -29,6 +31,7 @@ class Given:
     output: Any
     versions: list[int]
     """Version counters of its tensors when it was given."""
+    autocast: Autocast
     makers: list[nn.Module]
     """Modules that had returned by then, the latest first."""
     takers: list[nn.Module] = field(default_factory=list)
@@ -72,7 +75,7 @@ class Trace:
 def observed(host: nn.Module, watched: Iterable[nn.Module]) -> Iterator[Trace]:
     """Follow every call inside ``host`` with hooks that are gone afterwards."""
     trace = Trace()
-    watch = set(watched)
+    watch, device = set(watched), device_of(host)
     pending: list[Call] = []
     returned: list[Call] = []
 
@@ -93,7 +96,8 @@ def observed(host: nn.Module, watched: Iterable[nn.Module]) -> Iterator[Trace]:
         returned.append(call)
         if module in watch and module not in trace.given:
             versions = [version(tensor) for _, tensor in tensors(output)]
-            trace.given[module] = Given(output, versions, [each.module for each in reversed(returned)])
+            makers = [each.module for each in reversed(returned)]
+            trace.given[module] = Given(output, versions, Autocast.now(device), makers)
 
     with ExitStack() as stack:
         for module in host.modules():

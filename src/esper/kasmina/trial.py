@@ -2,15 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from esper.leyline import UsageError
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional and keyword arguments of one call."""
+
+
+@dataclass(frozen=True)
+class ForwardCall:
+    """A batch, and how its user runs the host on it: ``forward(host, inputs)``."""
+
+    inputs: Any
+    forward: Callable[[nn.Module, Any], Any]
+
+
+Sample = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any] | ForwardCall
+"""One batch as the host takes it: its only argument, a tuple of arguments or a mapping of keywords; or with how to."""
+
+
+def arguments(sample: Sample) -> Arguments:
+    """Positional and keyword arguments of one call. Raises ``UsageError`` for anything that has none."""
+    if isinstance(sample, Tensor):
+        return (sample,), {}
+    if isinstance(sample, Mapping):
+        return (), dict(sample)
+    if isinstance(sample, tuple | list):
+        return tuple(sample), {}
+    raise UsageError(
+        f"a sample is a tensor, a tuple of arguments or a mapping of keywords, not {type(sample).__name__}"
+    )
+
+
+def invoke(host: nn.Module, sample: Sample) -> Any:
+    """One pass of the host over the sample, as its user makes it."""
+    if isinstance(sample, ForwardCall):
+        return sample.forward(host, sample.inputs)
+    args, kwargs = arguments(sample)
+    return host(*args, **kwargs)
 
 
 def device_of(module: nn.Module) -> torch.device:
@@ -85,13 +121,48 @@ def livened(module: nn.Module) -> Iterator[None]:
 @contextmanager
 def mode(module: nn.Module, training: bool) -> Iterator[None]:
     """Every submodule in training or evaluation mode, and afterwards each in its own."""
-    found = [(each, each.training) for each in module.modules()]
-    module.train(training)
+    with modes_kept(module) as found:
+        module.train(training)
+        try:
+            yield
+        finally:
+            if any(was is not training for was in found.values()):
+                module.train(not training)  # a module may do more than to set the flag
+
+
+@contextmanager
+def modes_kept(module: nn.Module) -> Iterator[dict[nn.Module, bool]]:
+    """Afterwards every submodule is in the mode in which it is now."""
+    found = {each: each.training for each in module.modules()}
     try:
-        yield
+        yield found
     finally:
-        for each, was in found:
+        for each, was in found.items():
             each.training = was
+
+
+def held(host: nn.Module) -> list[nn.Module]:
+    """What stays in evaluation mode while ``host`` is trained.
+
+    That is what is in evaluation mode now, where not all of the host is. Where all of it is, as a pretrained model is
+    when it comes, it is the parts whose parameters are all frozen, with everything in them.
+    """
+    if any(module.training for module in host.modules()):
+        return [module for module in host.modules() if not module.training]
+    frozen = [part for part in host.modules() if _frozen(part)]
+    return list({inner: None for part in frozen for inner in part.modules()})
+
+
+def _frozen(module: nn.Module) -> bool:
+    parameters = list(module.parameters())
+    return bool(parameters) and not any(parameter.requires_grad for parameter in parameters)
+
+
+def train(host: nn.Module, in_evaluation: Iterable[nn.Module]) -> None:
+    """The host in training mode, but for what is held in evaluation mode."""
+    host.train()
+    for module in in_evaluation:
+        module.training = False
 
 
 @contextmanager

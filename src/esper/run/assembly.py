@@ -87,6 +87,7 @@ def trainer_config(load: Workload, config: CommonConfig) -> TrainerConfig:
         batch_size=config.batch_size or budget.batch_size,
         schedule=ScheduleConfig(seed_multiplier=multiplier),
         slot=slot,
+        precision=config.precision,
     )
 
 

@@ -71,6 +71,9 @@ class CommonConfig:
     seed_lr_multiplier: float | None = setting(
         None, HOST, "a new seed's peak rate over the host's", metavar="X", above=0
     )
+    precision: Literal["bf16-mixed", "16-mixed"] | None = setting(
+        None, HOST, "mixed precision (default: as the weights are)"
+    )
     weight_decay: float | None = setting(None, HOST, "of AdamW, decoupled", metavar="X", least=0)
     optimizer: dict[str, Any] = setting(
         dict, HOST, "AdamW's own, such as betas=[0.9,0.99]; may be repeated", metavar="NAME=VALUE",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -13,7 +12,7 @@ from torch.optim import Optimizer
 from esper.kasmina import blueprints
 from esper.kasmina.auto import auto_sites
 from esper.kasmina.layout import Layout
-from esper.kasmina.trial import trial
+from esper.kasmina.trial import ForwardCall, Sample, trial
 from esper.leyline import DataError, GateThresholds, Metric, Policy, Sink, UsageError, unknown
 from esper.run import checks
 from esper.run.assembly import pick_device
@@ -27,46 +26,10 @@ from esper.tolaria.engine import EngineConfig, ModuleEngine
 from esper.tolaria.executor import Executor, ExecutorConfig
 from esper.tolaria.governor import Governor
 from esper.tolaria.schedules import ScheduleConfig
-from esper.tolaria.setup import Forward, TrainerConfig, TrainingSetup, adamw, call
+from esper.tolaria.setup import Forward, TrainerConfig, TrainingSetup, adamw, call, check_precision, trainable
 
 Loader = Iterable[Any]
 """Batches of ``(inputs, targets)`` that can be read again each epoch, such as a ``DataLoader``."""
-
-
-class _Called(Exception):
-    """Carries the arguments of the call that ``forward`` made."""
-
-    def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        super().__init__()
-        self.args_given, self.kwargs_given = args, kwargs
-
-
-class _Recorder:
-    """Stands in for the model, and knows all its attributes."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self._model = model
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        raise _Called(args, kwargs)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._model, name)
-
-
-def call_arguments(model: nn.Module, forward: Forward, inputs: Any) -> Any:
-    """What ``forward(model, inputs)`` hands to the model: positional arguments as a tuple, else keywords as a mapping.
-
-    Raises ``UsageError`` when ``forward`` does not call the model.
-    """
-    recorder: Any = _Recorder(model)
-    try:
-        forward(recorder, inputs)
-    except _Called as made:
-        if not made.kwargs_given:
-            return made.args_given
-        return inspect.signature(model.forward).bind(*made.args_given, **made.kwargs_given).arguments
-    raise UsageError("forward(model, inputs) returned without calling the model; it must return model(...)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +75,11 @@ class OwnChoices:
     """Submodule paths, or slot -> path."""
     budget: Budget = field(default_factory=Budget)
     device: str = "auto"
+    precision: str | None = None
+    """Of passes that are made here: ``"bf16-mixed"``, ``"16-mixed"``, or as the model is."""
+
+    def __post_init__(self) -> None:
+        check_precision(self.precision)
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,27 +125,23 @@ class OwnModel:
         """Move the model to its device and find out all that growing needs to know. ``loaders``: by split."""
         device = pick_device(choices.device)
         model.to(device)
-        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        if not trained:
-            raise UsageError("the model has no parameter that requires a gradient; unfreeze what may be trained")
         splits = {name: gather(loader).to(device) for name, loader in loaders.items()}
-        few = splits["validation"].inputs[:2]
+        sample = splits["validation"].inputs[:2]
         checks.check_loss(choices.loss)
-        checks.check_model(model, choices.forward, few)
-        sample = call_arguments(model, choices.forward, few)
+        checks.check_model(model, choices.forward, sample)
         loss, scored = _figures(model, choices, splits["validation"])
         everything = dict.fromkeys(name for layout in Layout for name in blueprints.names(layout))
         return cls(
             _Subject(
                 metric=scored.metric,
-                sites=_sites(model, choices.at, sample),
+                sites=_sites(model, choices.at, ForwardCall(sample, choices.forward)),
                 blueprints=tuple(choices.budget.blueprints or everything),
                 loss_figure=loss,
                 metric_figure=scored.figure,
             ),
             TrainingSetup(
                 host=model,
-                optimizer=optimizer or adamw(trained, choices.budget.lr, 0.01),
+                optimizer=optimizer or adamw(trainable(model), choices.budget.lr, 0.01),
                 batches=_OwnLoop(),
                 splits=splits,
                 sample=sample,
@@ -202,6 +166,7 @@ class OwnModel:
                 device=self.device,
                 lr=float(self.setup.optimizer.param_groups[0]["lr"]),
                 schedule=ScheduleConfig(shape=shape, seed_multiplier=budget.seed_lr_multiplier),
+                precision=self.choices.precision,
                 thresholds=budget.gates,
             ),
             max_seeds=budget.max_seeds,
@@ -250,7 +215,7 @@ def _figures(model: nn.Module, choices: OwnChoices, validation: Split) -> tuple[
         return loss, judged_by(choices.metric, Trial(output, targets, choices.loss, loss, validation))
 
 
-def _sites(model: nn.Module, at: str | Sequence[str] | Mapping[str, str], sample: Any) -> dict[str, str]:
+def _sites(model: nn.Module, at: str | Sequence[str] | Mapping[str, str], sample: Sample) -> dict[str, str]:
     """slot -> path; a slot that was not named is called after its path."""
     if isinstance(at, Mapping):
         return dict(at)

@@ -13,11 +13,11 @@ import numpy as np
 from torch import nn
 
 from esper.kasmina import blueprints
-from esper.kasmina.export import export, largest_difference, save_export
+from esper.kasmina.export import compare, export, save_export
 from esper.kasmina.layout import Layout
 from esper.kasmina.slot import EventStamp, SeedSlot
 from esper.kasmina.state import GrowthPlan
-from esper.kasmina.trial import device_of, random_kept, trial
+from esper.kasmina.trial import device_of, mode, random_kept, trial
 from esper.leyline import (
     ActionOutcome,
     AlphaConfig,
@@ -412,13 +412,14 @@ class ModuleEngine:
     def save(self, env: int, directory: Path) -> ModelExport:
         """Write the env's network so that it can be loaded where there is no Esper."""
         trainer = self._envs[env].trainer
-        exported = save_export(trainer.model, directory, trainer.setup.sample)
-        plain = export(trainer.model)
-        trainer.model.eval()
+        with trainer.as_trained(), mode(trainer.model, False):
+            exported = save_export(trainer.model, directory, trainer.sample)
+            plain = export(trainer.model)
+            difference = compare(trainer.model, plain, trainer.sample)
         return ModelExport(
             path=str(exported.code.parent),
             parameters=sum(p.numel() for p in plain.parameters()),
-            max_abs_difference=largest_difference(trainer.model, plain, trainer.setup.sample),
+            max_abs_difference=difference.largest,
             formats=("model.py", "model.safetensors"),
         )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -19,14 +19,20 @@ from esper.tasks.reduction import Figure
 from esper.tolaria.rng import Streams, derive, seeded
 from esper.tolaria.schedules import ScheduleConfig
 
-OptimizerFactory = Callable[[Iterable[nn.Parameter], float, float], Optimizer]
+Parameters = Iterable[nn.Parameter] | Iterable[dict[str, Any]]
+"""As optimizers of torch take them: parameters, or groups of them."""
+
+OptimizerFactory = Callable[[Parameters, float, float], Optimizer]
 """``(parameters, lr, weight_decay) -> optimizer``"""
+
+Criterion = Callable[[Any, Tensor], Tensor]
+"""``(output, targets) -> scalar``"""
 
 Forward = Callable[[nn.Module, Any], Any]
 """``(model, inputs) -> output``"""
 
 
-def adamw(parameters: Iterable[nn.Parameter], lr: float, weight_decay: float, **options: Any) -> Optimizer:
+def adamw(parameters: Parameters, lr: float, weight_decay: float, **options: Any) -> Optimizer:
     """AdamW (Loshchilov and Hutter 2019); ``options`` are those of :func:`adamw_options`."""
     return torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, **options)
 
@@ -47,9 +53,25 @@ def adamw_options(given: Mapping[str, Any]) -> dict[str, Any]:
     return options
 
 
+def trainable(host: nn.Module) -> Parameters:
+    """What an optimizer is made with: torch refuses an empty list, but no empty group, which a frozen host's is."""
+    return [parameter for parameter in host.parameters() if parameter.requires_grad] or [{"params": []}]
+
+
 def call(model: nn.Module, inputs: Any) -> Any:
     """The plain way to run a model."""
     return model(inputs)
+
+
+PRECISIONS: Final = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+"""Name of a mixed precision -> the format that autocast computes in; weights stay as they are. The 16-bit one scales
+the loss (Micikevicius et al., Mixed Precision Training, ICLR 2018)."""
+
+
+def check_precision(name: str | None) -> None:
+    """Raise ``UsageError`` unless ``name`` is a mixed precision, or ``None``."""
+    if name is not None and name not in PRECISIONS:
+        raise unknown("precision", name, PRECISIONS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +90,11 @@ class TrainerConfig:
     """Training steps per epoch at which gradient norms are measured."""
     evaluation_batch: int = 1024
     """Most examples in one evaluation pass."""
+    precision: str | None = None
+    """``"bf16-mixed"``, ``"16-mixed"``, or ``None``: as weights and inputs are."""
+
+    def __post_init__(self) -> None:
+        check_precision(self.precision)
 
 
 class GrowthTask(Protocol):
@@ -104,9 +131,9 @@ class TrainingSetup:
     splits: Mapping[str, Split]
     """``validation`` and ``test``."""
     sample: Any
-    """A few inputs as the host takes them, for trial passes."""
-    criterion: Callable[[Any, Tensor], Tensor]
-    """``(output, targets) -> scalar`` training loss."""
+    """A few inputs as ``forward`` takes them, for trial passes."""
+    criterion: Criterion
+    """Training loss."""
     forward: Forward = call
 
 
@@ -125,10 +152,9 @@ def from_task(task: TaskSpec, config: TrainerConfig) -> MakeSetup:
     def prepare(spec: EnvSpec, streams: Streams) -> TrainingSetup:
         with seeded(derive(spec.seed, "host")):
             host = task.host().to(config.device)
-        trained = [p for p in host.parameters() if p.requires_grad]
         return TrainingSetup(
             host=host,
-            optimizer=config.optimizer(trained, config.lr, config.weight_decay),
+            optimizer=config.optimizer(trainable(host), config.lr, config.weight_decay),
             batches=training_batches(task, config.batch_size, streams, config.device),
             splits=splits,
             sample=splits["train"].inputs[:2],

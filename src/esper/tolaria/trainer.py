@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,16 +15,19 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from esper.kasmina.gradients import tensor_norms, total_norm
+from esper.kasmina.gradients import stacked, tensor_norms, total_norm
 from esper.kasmina.growing import GrowingModel
 from esper.kasmina.incubation import probe_backward
+from esper.kasmina.precision import Autocast
 from esper.kasmina.replay import Tape, evaluate_configs
 from esper.kasmina.state import Incubation
-from esper.leyline import AlphaConfig, EnvSpec, SeedStage, Sink, TrainResult
+from esper.kasmina.trial import ForwardCall, held, mode, train
+from esper.leyline import AlphaConfig, EnvSpec, SeedStage, Sink, TrainResult, UsageError
 from esper.tolaria import ledger, rates, schedules, surgery
 from esper.tolaria.ledger import Ledger, Macs
+from esper.tolaria.order import Untouched
 from esper.tolaria.rng import Streams
-from esper.tolaria.setup import GrowthTask, MakeSetup, TrainerConfig
+from esper.tolaria.setup import PRECISIONS, Criterion, GrowthTask, MakeSetup, TrainerConfig
 
 Floats = npt.NDArray[np.float64]
 
@@ -60,6 +64,18 @@ class Epoch:
     started: float = field(default_factory=time.perf_counter)
 
 
+@dataclass(eq=False, slots=True)
+class _Lesson:
+    """What seeds behind the host need to learn from one loss."""
+
+    criterion: Callable[[Any], Tensor]
+    probing: tuple[str, ...]
+    tape: Tape | None
+    gradients: list[Tensor] = field(default_factory=list)
+    """Of what is minimised with respect to the loss, one for each backward pass that reached it."""
+    over: bool = False
+
+
 class Trainer:
     """One growing model with all it needs to learn. Knows nothing of policies, gates or episodes."""
 
@@ -72,15 +88,22 @@ class Trainer:
         self.setup = prepare(spec, self.streams)
         self.gates = replace(config.thresholds, metric=task.metric)
         """What the gates ask."""
-        self.model = GrowingModel.wrap(
-            self.setup.host,
-            task.sites,
-            self.setup.sample,
-            thresholds=self.gates,
-            config=config.slot,
-            on_telemetry=on_telemetry,
-        )
-        self.host_parameters = [p for p in self.model.host_parameters() if p.requires_grad]
+        self.sample = ForwardCall(self.setup.sample, self.setup.forward)
+        """A few examples, for trial passes."""
+        self.device = torch.device(config.device)
+        self._held = held(self.setup.host)
+        with self._precision():
+            self.model = GrowingModel.wrap(
+                self.setup.host,
+                task.sites,
+                self.sample,
+                thresholds=self.gates,
+                config=config.slot,
+                on_telemetry=on_telemetry,
+            )
+            self.autocast = Autocast.now(self.device)
+            """The state that passes are computed in: that of the latest training pass."""
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "16-mixed")
         self.host_size = sum(p.numel() for p in self.model.host_parameters())
         """Parameters of the host, frozen ones too."""
         self.optimizer = self.setup.optimizer
@@ -92,10 +115,13 @@ class Trainer:
         """slot -> time of birth of its live seed, epochs."""
         self.past_births: list[float] = []
         self._macs: Macs | None = None
+        self.untouched = Untouched()
+        """Asked before seeds are taught; it knows of what is watched in a loop of the user's own."""
         self.on_backward: Callable[[], None] | None = None
         """Called after every backward pass, when all gradients are there."""
         self._epoch = self.begin_epoch(0)
-        self._second_pass: tuple[Tape, Callable[[Any], Tensor]] | None = None
+        self._lessons: list[_Lesson] = []
+        """Of the losses that backward has reached since :meth:`after_backward`."""
 
     # --- topology -------------------------------------------------------------------------------------------------
 
@@ -126,9 +152,9 @@ class Trainer:
             seeds = {slot_id: slot.seed for slot_id, slot in self.model.slots.items() if slot.seed is not None}
             split = self.setup.splits["validation"]
             inputs = split.inputs[:2].to(self.config.device)
-            with self.model.alphas(dict.fromkeys(seeds, 1.0)):
+            with self.as_trained(), self.model.alphas(dict.fromkeys(seeds, 1.0)):
                 self._macs = ledger.count(
-                    lambda: self.setup.forward(self.model, inputs),
+                    lambda: self._run(inputs),
                     len(inputs),
                     seeds,
                     model=self.model,
@@ -151,6 +177,7 @@ class Trainer:
                 "births": dict(self.births),
                 "past_births": list(self.past_births),
                 "ledger": self.ledger.state(),
+                **({"scaler": self.scaler.state_dict()} if self.scaler.is_enabled() else {}),
             },
         }
 
@@ -175,6 +202,8 @@ class Trainer:
         self.completed = int(plain["completed"])
         self.past_births = list(plain["past_births"])
         self.ledger = Ledger.load(plain["ledger"])
+        if self.scaler.is_enabled():
+            self.scaler.load_state_dict(plain["scaler"])
         self._macs = None
 
     def rewind(self, state: Mapping[str, Any]) -> None:
@@ -213,56 +242,103 @@ class Trainer:
     def train_epoch(self) -> TrainResult:
         """One pass over the training split."""
         epoch = self.begin_epoch(len(self.batches))
+        train(self.model.host, self._held)
         with self.streams.active("train"):
             for inputs, targets, wait in _timed(self.batches.epoch()):
                 epoch.waited += wait
                 self._set_rates(epoch.step, epoch.steps)
                 self.optimizer.zero_grad(set_to_none=True)
-                loss = self.loss(inputs, targets)
-                torch.autograd.backward(loss)
+                with self._precision():
+                    loss = self.loss(inputs, targets)
+                torch.autograd.backward(self.scaler.scale(loss))
                 self.after_backward()
-                self.optimizer.step()
+                self._step()
         return self.end_epoch()
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        if self.config.precision is None:
+            return nullcontext()
+        return torch.autocast(self.device.type, PRECISIONS[self.config.precision])
+
+    def _step(self) -> None:
+        """One step of the optimizer. A scaler leaves it out where a gradient is not finite."""
+        if not self._scaling:
+            self.optimizer.step()
+            return
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+
+    @property
+    def _scaling(self) -> bool:
+        """Whether there are gradients of a scaled loss; in a frozen host without a seed there are none."""
+        learners = (p for group in self.optimizer.param_groups for p in group["params"])
+        return self.scaler.is_enabled() and any(p.grad is not None for p in learners)
 
     def begin_epoch(self, steps: int) -> Epoch:
         """Make ready for an epoch of ``steps`` steps (0: not known), each of them :meth:`loss`, backward and
         :meth:`after_backward`."""
         samples = self.config.gradient_samples
         measured = frozenset(steps - 1 - i * steps // samples for i in range(samples)) if steps else frozenset({0})
-        self.model.train()
         self._epoch = Epoch(steps, self._probing(), measured, torch.zeros((), device=self.config.device))
         return self._epoch
 
-    def loss(self, inputs: Any, targets: Tensor) -> Tensor:
-        """Training loss of one batch. What seeds behind the host need to learn from it is kept for the second pass."""
-        epoch, forward = self._epoch, self.setup.forward
+    def loss(self, inputs: Any, targets: Tensor, criterion: Criterion | None = None) -> Tensor:
+        """Training loss of one batch, by ``criterion`` or the set-up's own.
 
-        def criterion(output: Any) -> Tensor:
-            return self.setup.criterion(output, targets)
-
-        if epoch.probing:
-            with self.model.record(epoch.probing) as tape:
-                loss = criterion(forward(self.model, inputs))
-            self._second_pass = tape, criterion
-        else:
-            loss = criterion(forward(self.model, inputs))
+        What seeds behind the host need to learn from it is kept for their second pass, as long as the loss is. What is
+        done to the loss before ``backward`` (a scale, a share, a sum with others) is done to what they learn.
+        """
+        epoch, own = self._epoch, criterion or self.setup.criterion
+        self.autocast = Autocast.now(self.device)
+        with self.autocast.entered(), self.model.teaching(), ExitStack() as stack:
+            tape = stack.enter_context(self.model.record(epoch.probing)) if epoch.probing else None
+            loss = own(self._run(inputs), targets)
         epoch.total.add_(loss.detach(), alpha=len(targets))
         epoch.examples += len(targets)
+        if not torch.is_grad_enabled():
+            return loss
+        if not loss.requires_grad:
+            loss = loss.detach().requires_grad_()  # nothing in it learns: backward is for seeds behind the host alone
+        lesson = _Lesson(lambda output: own(output, targets), tuple(epoch.probing), tape)
+        loss.register_hook(partial(self._reached, lesson))  # type: ignore[no-untyped-call]
         return loss
 
+    def _reached(self, lesson: _Lesson, gradient: Tensor) -> None:
+        """Backward has begun at a loss, or come to it."""
+        if lesson.over:
+            raise UsageError("backward went through a loss once more after after_backward(); call loss() again for it")
+        lesson.gradients.append(gradient.detach().clone())
+        if lesson not in self._lessons:
+            self._lessons.append(lesson)
+
     def after_backward(self) -> None:
-        """Teach the seeds behind the host, and measure gradients where it is their turn. The optimizer steps next."""
-        epoch = self._epoch
-        if epoch.probing and self._second_pass is not None:
-            tape, criterion = self._second_pass
-            for slot in epoch.probing:
-                probe_backward(self.model, tape, criterion, slot)
-            self._second_pass = None
+        """Teach the seeds behind the host, and measure gradients where it is their turn. The optimizer steps next.
+
+        To be called before gradients are unscaled or clipped. Raises ``UsageError`` where that has been done, and where
+        there was no backward pass.
+        """
+        epoch, lessons = self._epoch, self._lessons
+        if not lessons:
+            raise UsageError("after_backward() was called, but backward() of no loss from here was since the last time")
+        self._lessons = []
+        self.untouched.check()
+        for lesson in lessons:
+            self._teach(lesson)
+        if self._scaling:
+            self.scaler.unscale_(self.optimizer)
         if epoch.step in epoch.measured:
-            epoch.host_norm = self._measure_gradients()
+            epoch.host_norm = self._measure_gradients(1.0 if self._scaling else _weight(lessons))
         if self.on_backward is not None:
             self.on_backward()
         epoch.step += 1
+
+    def _teach(self, lesson: _Lesson) -> None:
+        """The second pass of each seed that was behind the host when the loss was taken."""
+        if lesson.tape is not None:
+            with self.model.teaching():
+                for slot in lesson.probing:
+                    probe_backward(self.model, lesson.tape, lesson.criterion, slot, sum(lesson.gradients))  # type: ignore[arg-type]
+        lesson.tape, lesson.over = None, True
 
     def end_epoch(self) -> TrainResult:
         """Sum up the epoch and book its work."""
@@ -293,18 +369,24 @@ class Trainer:
         )
         surgery.set_rates(self.optimizer, host, seeds)
 
-    def _measure_gradients(self) -> float | None:
-        """Note each live seed's gradient ratio and health; returns the norm of the host's gradient."""
-        host_norm = total_norm(tensor_norms(p.grad for p in self.host_parameters))
-        host_size = sum(p.numel() for p in self.host_parameters)
+    def _measure_gradients(self, scale: float) -> float | None:
+        """Note each live seed's gradient ratio and health; returns the norm of the host's gradient.
+
+        ``scale`` is what the loss was multiplied by. Where a scale was too large for the format nothing is measured.
+        """
+        trained = [p for p in self.model.host_parameters() if p.requires_grad]
+        host_norm = total_norm([norm / scale for norm in tensor_norms(p.grad for p in trained)])
+        if (self._scaling or scale != 1.0) and host_norm is not None and not math.isfinite(host_norm):
+            return None
+        host_size = sum(p.numel() for p in trained)
         for slot_id in self.births:
             slot = self.model.slots[slot_id]
-            slot.record_gradients([p.grad for p in slot.seed_parameters()], host_norm, host_size)
+            slot.record_gradients([p.grad for p in slot.seed_parameters()], host_norm, host_size, scale)
         return host_norm
 
     def _weights_finite(self) -> bool:
         tensors = [t.detach() for t in (*self.model.parameters(), *self.model.buffers()) if t.is_floating_point()]
-        norms = torch.stack(torch._foreach_norm(tensors, ord=math.inf))
+        norms = stacked(torch._foreach_norm(tensors, ord=math.inf))
         return bool(torch.isfinite(norms).all())
 
     def _charge_training(self, examples: int, probing: Sequence[str]) -> None:
@@ -341,11 +423,10 @@ class Trainer:
         loss = self.task.loss_figure.tally(len(configs), len(chunks))
         metric = self.task.metric_figure.tally(len(configs), len(chunks))
         passes, shared, examples = 0.0, False, len(data)
-        self.model.eval()
-        with torch.no_grad(), self.streams.active("counterfactual"):
+        with torch.no_grad(), self.as_trained(), mode(self.model, False), self.streams.active("counterfactual"):
             for chunk in chunks:
                 inputs, targets = data.inputs[chunk].to(self.config.device), data.targets[chunk].to(self.config.device)
-                run = evaluate_configs(self.model, inputs, configs, self.setup.forward)
+                run = evaluate_configs(self.model, ForwardCall(inputs, self.setup.forward), configs)
                 loss.add(run.outputs, targets)
                 metric.add(run.outputs, targets)
                 passes += run.passes * len(targets) / examples
@@ -359,11 +440,19 @@ class Trainer:
     def outputs(self, split: str) -> tuple[Any, Tensor]:
         """What the model as it is says of a split, in eval mode, with the targets."""
         data = self.setup.splits[split]
-        self.model.eval()
         parts = [data.inputs[c].to(self.config.device) for c in data.chunks(self.config.evaluation_batch)]
-        outputs = [self.setup.forward(self.model, inputs) for inputs in parts]
+        with self.as_trained(), mode(self.model, False):
+            outputs = [self._run(inputs) for inputs in parts]
         self._charge("validation", len(data), self.macs.forward)
         return torch.cat(outputs), data.targets.to(self.config.device)
+
+    def _run(self, inputs: Any) -> Any:
+        """One pass, as the user makes it."""
+        return self.model.run(ForwardCall(inputs, self.setup.forward))
+
+    def as_trained(self) -> AbstractContextManager[None]:
+        """Within, passes are computed in the precision of the training passes."""
+        return self.autocast.entered()
 
     def _charge_evaluation(self, examples: int, passes: float, split: str, first: AlphaConfig) -> None:
         """``passes`` counts passes of the first configuration, in which a seed at alpha 0 does no work."""
@@ -384,3 +473,9 @@ def _timed(batches: Iterator[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, T
         if batch is None:
             return
         yield *batch, time.perf_counter() - before
+
+
+def _weight(lessons: Sequence[_Lesson]) -> float:
+    """What the losses are multiplied by in what is minimised, together; 1 where nothing of them is left in it."""
+    weight = sum(float(gradient.abs().sum()) for lesson in lessons for gradient in lesson.gradients)
+    return weight if weight > 0.0 else 1.0
