@@ -38,11 +38,14 @@ __all__ = ["Budget", "GrowResult", "Grower", "OwnChoices", "Scored", "grow"]
 
 @dataclass(frozen=True, slots=True)
 class GrowResult:
-    """A plain model that needs no Esper, the evidence for every seed, and where the run is kept."""
+    """The result of growing."""
 
     model: nn.Module
+    """A plain model in evaluation mode, which needs no Esper."""
     report: RunEvidence
+    """The evidence for every seed; ``report.table`` prints as the end table."""
     run_dir: Path
+    """Holds the journal, the report and the exported model."""
 
 
 def grow(  # noqa: PLR0913

@@ -24,12 +24,14 @@ AlphaConfig = Mapping[str, float]
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """What a task is scored by. ``chance`` is the score of guessing, ``None`` where there is no such thing."""
+    """What a task is scored by."""
 
     name: str
     unit: str
+    """Printed behind every figure, such as ``%``; may be empty."""
     higher_is_better: bool = True
     chance: float | None = None
+    """What the best constant answer scores; ``None`` where there is no such thing."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,10 +38,11 @@ TrainingLoss = Callable[[Any, Tensor], Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """A metric: what it is called, and per-example scores whose mean it is."""
+    """A metric of your own: what it is called, and how examples are scored."""
 
     metric: Metric
     score: PerExample
+    """``(output, targets)`` -> the score of each example, ``[N]``; the metric, in its unit, is their mean."""
 
 
 def scored_by(metric: str | Scored, loss: TrainingLoss, validation: Split) -> Scored:
@@ -133,6 +134,7 @@ class Budget:
     """How long to train and how much may grow."""
 
     epochs: int = 20
+    """Epochs of the whole run; policies and schedules plan with it."""
     max_seeds: int | None = 2
     """Most seeds alive at once."""
     parameters: int | None = None
@@ -144,7 +146,7 @@ class Budget:
     seed_lr_multiplier: float = 2.0
     """A new seed's peak rate over the host's."""
     schedule: Literal["constant", "cosine"] = "constant"
-    """How the learning rates move over the epochs."""
+    """Learning rates over the epochs: as they are, or down to 0 on half a cosine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,13 +154,16 @@ class OwnChoices:
     """How a user's model is trained, judged and grown."""
 
     loss: TrainingLoss
+    """``(output, targets)`` -> the scalar to minimise."""
     metric: str | Scored = "accuracy"
+    """``"accuracy"`` (percent), ``"loss"``, ``"mae"``, or a metric of your own."""
     forward: Forward = call
     """``forward(model, inputs)``: how to call the model where ``model(inputs)`` does not."""
     at: str | Sequence[str] | Mapping[str, str] = "auto"
-    """Submodule paths, or slot -> path."""
+    """Where to grow: paths of submodules, slot -> path, or ``"auto"`` for the repeating blocks."""
     budget: Budget = field(default_factory=Budget)
     device: str = "auto"
+    """``"auto"`` (the first CUDA device, else the CPU), ``"cpu"`` or ``"cuda:N"``."""
 
 
 @dataclass(frozen=True, slots=True)
