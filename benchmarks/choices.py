@@ -25,10 +25,9 @@ from faults import shown
 
 from esper.bench.report import into_page
 from esper.karn.stats import interval
-from esper.kasmina.gates import GateThresholds
 from esper.kasmina.slot import SlotConfig
 from esper.kasmina.state import Incubation
-from esper.leyline import Blend
+from esper.leyline import Blend, GateThresholds
 from esper.run.assembly import build_executor, trainer_config, workload
 from esper.run.config import RunConfig
 from esper.run.play import play_seeds as episodes
@@ -86,7 +85,7 @@ CHOICES: Final = MappingProxyType(
             "any gain, however uncertain": _gates(confidence_z=0.0),
             "3 standard errors of gain": _gates(confidence_z=3.0),
             "no least removal cost": _gates(min_removal_cost=0.0),
-            "removal must cost 2 points": _gates(min_removal_cost=2.0),
+            "removal must cost 2 points": _gates(min_removal_cost=0.02),
             "no gain asked for": _gates(ask_for_gain=False),
         },
         "blending": {
@@ -129,13 +128,12 @@ def play(task_name: str, choice: Choice, number: int) -> dict[str, Any]:
     task = get_task(task_name)
     config = RunConfig(task=task_name, device="cpu", max_seeds=len(task.sites))
     load = workload(task, config)
-    gates = replace(choice.gates, unit=task.metric.unit)
     base = trainer_config(load, config)
     slot = replace(base.slot, incubation=choice.slot.incubation, detach_epochs=choice.slot.detach_epochs)
     rate = base.lr * RATES[task_name]
-    trainer = replace(base, lr=rate, schedule=choice.schedule, thresholds=gates, slot=slot)
+    trainer = replace(base, lr=rate, schedule=choice.schedule, thresholds=choice.gates, slot=slot)
     executor = build_executor(load, config, lambda event: None, test=False, trainer=trainer)
-    policy = HeuristicPolicy(replace(choice.rules, thresholds=gates))
+    policy = HeuristicPolicy(choice.rules)
     seed = derive(number, "choices", task_name)
     ((result,),) = episodes(executor, {policy.name: policy}, [seed], load.max_epochs)
     kept = sum(result.view.fossilized.values())

@@ -19,10 +19,9 @@ import torch
 from torch import nn
 
 from esper.kasmina import blueprints
-from esper.kasmina.gates import GateThresholds
 from esper.kasmina.layout import Layout
 from esper.kasmina.replay import evaluate_configs
-from esper.leyline import WAIT, Blend, Decision, EnvSpec, FactoredAction, Op, SeedStage
+from esper.leyline import WAIT, Blend, Decision, EnvSpec, FactoredAction, GateThresholds, Op, SeedStage
 from esper.nissa.hub import NissaHub
 from esper.nissa.journal import JournalWriter
 from esper.tasks import get_task

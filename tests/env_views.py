@@ -20,6 +20,8 @@ from esper.leyline import (
     EnvView,
     Fact,
     FactoredAction,
+    GateThresholds,
+    Metric,
     Op,
     Paired,
     SeedStage,
@@ -33,6 +35,7 @@ PARAMETERS = {"small": 16, "middle": 80, "large": 600}
 def row_view(*slots: SlotView, **fields: Any) -> EnvView:
     """A young row with ``slots`` (three dormant ones when none are given) and nothing measured."""
     slots = slots or tuple(SlotView(f"slot{i}") for i in range(3))
+    higher = fields.get("higher_is_better", True)
     defaults: dict[str, Any] = {
         "env_id": 0,
         "episode": 0,
@@ -41,6 +44,7 @@ def row_view(*slots: SlotView, **fields: Any) -> EnvView:
         "blueprints": BLUEPRINTS,
         "blueprint_parameters": {slot.slot_id: dict(PARAMETERS) for slot in slots},
         "host_parameters": 250,
+        "gates": GateThresholds(metric=Metric("accuracy", "%", higher, low=0.0, high=100.0)),
     }
     return EnvView(slots=slots, **{**defaults, **fields})
 

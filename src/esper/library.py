@@ -19,21 +19,24 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from esper.karn.evidence import RunEvidence
 from esper.karn.report import read_evidence, write_report
-from esper.leyline import EnvSpec, EnvView, Policy, TelemetryEventType, UsageError
+from esper.leyline import EnvSpec, EnvView, GateThresholds, Policy, TelemetryEventType, UsageError
 from esper.run.open import RunOpening, open_run
-from esper.run.own import Budget, Loader, OwnChoices, OwnModel, Scored, TrainingLoss
+from esper.run.own import Budget, Loader, OwnChoices, OwnModel
 from esper.run.play import EpisodePlan, run_episodes
 from esper.run.resume import DeferredSink
 from esper.run.session import Session, SessionConfig
 from esper.tamiyo.policies import make_policy
 from esper.tamiyo.policies.learned import SHIPPED
+from esper.tasks.answers import Accuracy
 from esper.tasks.loader import LoaderBatches
+from esper.tasks.losses import OwnLoss
+from esper.tasks.metrics import MetricChoice, Scored
 from esper.tolaria import surgery
 from esper.tolaria.engine import ModuleEngine
 from esper.tolaria.executor import Executor, StepReport
 from esper.tolaria.setup import Forward, call
 
-__all__ = ["Budget", "GrowResult", "Grower", "OwnChoices", "Scored", "grow"]
+__all__ = ["Accuracy", "Budget", "GateThresholds", "GrowResult", "Grower", "OwnChoices", "Scored", "grow"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +57,8 @@ def grow(  # noqa: PLR0913
     train: Loader,
     val: Loader,
     test: Loader | None = None,
-    loss: TrainingLoss,
-    metric: str | Scored = "accuracy",
+    loss: OwnLoss,
+    metric: MetricChoice = "accuracy",
     optimizer: Optimizer | None = None,
     forward: Forward = call,
     at: str | Sequence[str] | Mapping[str, str] = "auto",
@@ -69,7 +72,10 @@ def grow(  # noqa: PLR0913
 
     ``train``, ``val`` and ``test`` give batches of ``(inputs, targets)`` and can be read again each epoch, such as a
     ``DataLoader``; validation drives every decision, test is looked at once. ``loss`` maps ``(output, targets)`` to a
-    scalar. ``metric`` is ``"accuracy"`` (percent), ``"loss"``, ``"mae"`` or a :class:`Scored` of your own.
+    scalar, and is evaluated as it reduces itself, on whole batches. ``metric`` is ``"accuracy"`` (percent; an
+    :class:`Accuracy` where shapes do not tell what is asked), ``"loss"``, ``"mae"``, an object with ``update``,
+    ``compute`` and ``reset`` that reduces over a split (torchmetrics), a function ``(output, targets) -> [N]`` of which
+    more is better, or a :class:`Scored` that says what it is. ``budget.gates`` is what a seed must show.
     ``forward(model, inputs)`` says how to call the model where ``model(inputs)`` does not. ``at`` names submodules by
     path (``["layer3.1"]``), or ``"auto"``. ``policy`` is a name (``esper-v1``, ``heuristic``, ``frugal``, ``static``,
     ...), a learned one's file, or a policy of your own. An ``optimizer`` that has trained already keeps its state. The

@@ -30,9 +30,8 @@ from esper.karn.schema import Bound, StepSplit
 from esper.karn.snapshot import build
 from esper.karn.state import RunState
 from esper.karn.vitals import Sampler
-from esper.kasmina.gates import GateThresholds
 from esper.kasmina.slot import EventStamp
-from esper.leyline import WAIT, Blend, Decision, EnvSpec, FactoredAction, Op, TelemetryEvent
+from esper.leyline import WAIT, Blend, Decision, EnvSpec, FactoredAction, GateThresholds, Op, TelemetryEvent
 from esper.nissa.hub import NissaHub
 from esper.run.assembly import FORGIVING, build_executor, trainer_config, workload
 from esper.run.config import RunConfig

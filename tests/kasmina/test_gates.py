@@ -8,12 +8,15 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from esper.kasmina.birth import Birth
-from esper.kasmina.gates import GateThresholds, evaluate_birth, evaluate_gate
+from esper.kasmina.gates import evaluate_birth, evaluate_gate
 from esper.kasmina.state import Incubation, SeedState
-from esper.leyline import GateLevel, GateResult, Paired, SeedStage, UsageError
+from esper.leyline import GateLevel, GateResult, GateThresholds, Metric, Paired, SeedStage, UsageError
 
+PERCENT = Metric("accuracy", "%", low=0.0, high=100.0)
 GAIN = Paired(value=0.2, se=0.1, n=300)
 UNCERTAIN = Paired(value=0.1, se=0.1, n=300)
 
@@ -64,7 +67,7 @@ def test_a_graft_that_is_never_isolated_has_no_isolation_to_show() -> None:
 def broken(change: Callable[[SeedState], None], target: SeedStage) -> tuple[str, ...]:
     state = ready(target)
     change(state)
-    result = evaluate_gate(state, target, GateThresholds(unit="points"))
+    result = evaluate_gate(state, target, GateThresholds(metric=PERCENT))
     assert not result.passed and result.score < 1.0
     assert result.checks_failed[0] in result.message
     return result.checks_failed
@@ -109,7 +112,8 @@ def attribute(name: str, value: Any) -> Callable[[SeedState], None]:
             SeedStage.FOSSILIZED,
             ("removal_cost_not_measured", "removal_cost_lower_not_measured"),
         ),
-        (metric("removal_cost_loss", Paired(-0.1, 0.1, 300)), SeedStage.FOSSILIZED, ("removal_cost_loss=-0.1",)),
+        (metric("removal_cost_loss", Paired(-0.1, 0.1, 9)), SeedStage.FOSSILIZED, ("removal_cost_loss_lower=-0.2645",)),
+        (metric("removal_cost_loss", UNCERTAIN), SeedStage.FOSSILIZED, ("removal_cost_loss_lower=-0.0645",)),
         (metric("removal_cost_epoch", 3), SeedStage.FOSSILIZED, ("removal_cost_epoch=3",)),
         (health(math.nan), SeedStage.FOSSILIZED, ("gradient_health=nan",)),
         (attribute("stage", SeedStage.TRAINING), SeedStage.FOSSILIZED, ("stage=TRAINING",)),
@@ -201,3 +205,45 @@ def test_a_seed_without_a_name_is_not_born() -> None:
 def test_thresholds_that_cannot_be() -> None:
     with pytest.raises(UsageError):
         GateThresholds(min_holding_epochs=-1)
+    with pytest.raises(UsageError, match="a share of the metric's scale, from 0 to 1"):
+        GateThresholds(min_removal_cost=2.0)
+
+
+def keeps(cost: Paired, loss: Paired, scale: Metric | None) -> tuple[bool, ...]:
+    """Which checks of G5 pass."""
+    state = ready(SeedStage.FOSSILIZED)
+    state.metrics.removal_cost, state.metrics.removal_cost_loss = cost, loss
+    result = evaluate_gate(state, SeedStage.FOSSILIZED, GateThresholds(metric=scale))
+    return tuple(each.passed for each in result.checks)
+
+
+@given(right=st.integers(0, 400), wrong=st.integers(0, 400), se=st.integers(0, 40))
+def test_a_unit_decides_nothing(right: int, wrong: int, se: int) -> None:
+    """400 examples: percent, fraction and error are judged alike, also on the threshold itself."""
+    loss = Paired(0.2, 0.1, 400)
+    percent = keeps(Paired(100 * right / 400 - 100 * wrong / 400, 100 * se / 400, 400), loss, PERCENT)
+    fraction = keeps(Paired(right / 400 - wrong / 400, se / 400, 400), loss, Metric("accuracy", "", low=0.0, high=1.0))
+    error = Metric("error", "", higher_is_better=False, low=0.0, high=1.0)
+    assert percent == fraction
+    assert percent == keeps(Paired((1 - wrong / 400) - (1 - right / 400), se / 400, 400), loss, error)
+
+
+@given(st.floats(-1.0, 1.0), st.floats(0.0, 1.0), st.floats(1e-3, 1e3))
+def test_without_a_scale_the_noise_of_the_difference_is_the_measure(value: float, se: float, unit: float) -> None:
+    loss, scale = Paired(0.2, 0.1, 300), Metric("loss", "nats")
+    one, other = (keeps(Paired(value * each, se * each, 300), loss, scale) for each in (1.0, unit))
+    assert one == other or math.isclose(value, 1.645 * se, rel_tol=1e-9, abs_tol=1e-300)
+
+
+def test_what_must_be_lost_is_told_in_the_unit_of_the_metric() -> None:
+    state = ready(SeedStage.FOSSILIZED)
+    for scale, least in ((PERCENT, 0.5), (Metric("accuracy", "", low=0.0, high=1.0), 0.005), (None, 1.645 * 0.5)):
+        checks = evaluate_gate(state, SeedStage.FOSSILIZED, GateThresholds(metric=scale)).checks
+        (cost,) = [each for each in checks if each.id == "removal_cost"]
+        assert cost.threshold == pytest.approx(least) and cost.unit == (scale.unit if scale else None)
+
+
+def test_the_loss_is_asked_first() -> None:
+    names = [each.id for each in evaluate_gate(ready(SeedStage.FOSSILIZED), SeedStage.FOSSILIZED).checks]
+    costs = [name for name in names if name.startswith("removal_cost") and not name.endswith("_epoch")]
+    assert costs == ["removal_cost_loss_lower", "removal_cost", "removal_cost_lower"]

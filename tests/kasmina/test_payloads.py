@@ -7,7 +7,7 @@ from typing import get_type_hints
 from esper.kasmina.gates import evaluate_gate
 from esper.kasmina.payloads import fossil_payload, gate_payload, health_payload
 from esper.kasmina.state import SeedState
-from esper.leyline import REGISTRY, Paired, SeedStage
+from esper.leyline import REGISTRY, GateThresholds, Metric, Paired, SeedStage
 from esper.leyline import TelemetryEventType as T
 from esper.leyline.payloads.lifecycle import SlotHealth
 
@@ -28,9 +28,10 @@ def test_every_health_key_can_be_told() -> None:
 
 def test_a_check_without_a_measurement_has_no_measured_key() -> None:
     state = SeedState("s", "norm", stage=SeedStage.HOLDING)
-    told = gate_payload(evaluate_gate(state, SeedStage.FOSSILIZED), SeedStage.HOLDING, SeedStage.FOSSILIZED)
+    gates = GateThresholds(metric=Metric("accuracy", "%", low=0.0, high=100.0))
+    told = gate_payload(evaluate_gate(state, SeedStage.FOSSILIZED, gates), SeedStage.HOLDING, SeedStage.FOSSILIZED)
     cost = next(each for each in told["checks"] if each["id"] == "removal_cost")
-    assert cost == {"id": "removal_cost", "comparison": ">=", "threshold": 0.5, "passed": False}
+    assert cost == {"id": "removal_cost", "comparison": ">=", "threshold": 0.5, "passed": False, "unit": "%"}
     assert "removal_cost_not_measured" in told["checks_failed"]
 
 

@@ -14,7 +14,7 @@ from esper.kasmina.blueprints import Blueprint
 from esper.kasmina.layout import Layout
 from esper.kasmina.slot import EventStamp, SeedSlot, SlotConfig
 from esper.kasmina.state import GrowthPlan, Incubation
-from esper.leyline import Blend, Paired, SeedStage, TelemetryEvent, UsageError
+from esper.leyline import Blend, GateThresholds, Metric, Paired, SeedStage, TelemetryEvent, UsageError
 from esper.leyline import TelemetryEventType as T
 
 GAIN = Paired(1.0, 0.1, 300)
@@ -234,7 +234,7 @@ def test_a_taken_slot_vetoes() -> None:
 
 def test_the_way_up_and_what_it_says() -> None:
     slot, events = make()
-    slot.gates = type(slot.gates)(unit="points")
+    slot.gates = GateThresholds(metric=Metric("accuracy", "points"))
     grow(slot, SeedStage.FOSSILIZED, GrowthPlan(tempo=2, alpha_target=0.5))
     stages = [event.data["to"] for event in events if event.event_type is T.SEED_STAGE_CHANGED]
     assert stages == ["GERMINATED", "TRAINING", "BLENDING", "HOLDING", "FOSSILIZED"]

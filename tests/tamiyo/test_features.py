@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 
 from env_views import env_views, live_slot, measured, row_view
-from esper.leyline import EnvView, Fact, Paired, SeedStage, SlotView
+from esper.leyline import EnvView, Fact, GateThresholds, Metric, Paired, SeedStage, SlotView
 from esper.tamiyo.features import LAYOUT, encode
 
 
@@ -105,3 +105,36 @@ def test_trends_are_positive_when_things_get_better() -> None:
     assert error["host.metric_trend_1"] > 0 > accuracy["host.metric_trend_1"]
     assert error["host.loss_trend_1"] == accuracy["host.loss_trend_1"] > 0
     assert error["host.metric_trend_3.known"] == 0.0
+
+
+def in_unit(metric: Metric, goodness: float, before: float, gain: float) -> EnvView:
+    """A row that is so good of 100, in the unit of ``metric``."""
+    assert metric.low is not None and metric.high is not None and metric.span is not None
+
+    def level(value: float) -> float:
+        share = value / 100 * metric.span  # type: ignore[operator]
+        return metric.low + share if metric.higher_is_better else metric.high - share  # type: ignore[operator]
+
+    paired = measured(gain / 100 * metric.span, se=0.3 * metric.span)
+    slot = live_slot("s", SeedStage.HOLDING, removal_cost=paired, metric_at_germination=level(before))
+    return row_view(
+        slot,
+        metric=level(goodness),
+        metric_history=(level(before), level(goodness)),
+        higher_is_better=metric.higher_is_better,
+        gates=GateThresholds(metric=metric),
+    )
+
+
+def test_percent_fraction_and_error_look_alike() -> None:
+    units = [
+        Metric("accuracy", "%", low=0.0, high=100.0),
+        Metric("accuracy", "", low=0.0, high=1.0),
+        Metric("error", "", higher_is_better=False, low=0.0, high=1.0),
+        Metric("error", "%", higher_is_better=False, low=0.0, high=100.0),
+    ]
+    percent, *others = (encode(in_unit(metric, 87.0, 60.0, 5.0)).vector for metric in units)
+    for other in others:
+        np.testing.assert_allclose(other, percent, atol=1e-6)
+    unscaled = dataclasses.replace(in_unit(units[1], 87.0, 60.0, 5.0), gates=GateThresholds())
+    assert np.abs(encode(unscaled).vector - percent).max() > 0.1, "without a scale a unit can be seen"

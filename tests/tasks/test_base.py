@@ -121,3 +121,11 @@ def test_a_host_that_cannot_take_the_data_is_a_data_error() -> None:
 def test_a_loss_that_is_not_per_example_is_refused() -> None:
     with pytest.raises(UsageError, match=r"loss gives shape \(\) for 2 examples"):
         check_task(replace(spec(), loss=lambda output, target: cross_entropy(output, target).mean()))
+
+
+def test_a_split_lies_in_its_own_batches_or_in_pieces_of_one_size() -> None:
+    split = Split(torch.zeros(7, 2), torch.zeros(7))
+    assert split.chunks(3) == [slice(0, 3), slice(3, 6), slice(6, 7)]
+    own = Split(split.inputs, split.targets, (4, 1, 2))
+    assert own.chunks(3) == own.to("cpu").chunks(99) == [slice(0, 4), slice(4, 5), slice(5, 7)]
+    assert own.take(torch.arange(2)).batches is None

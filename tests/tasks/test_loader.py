@@ -81,6 +81,7 @@ def test_a_loader_without_a_length_needs_the_number_of_batches() -> None:
 
 def test_gathering_joins_the_batches() -> None:
     whole = gather(DataLoader(dataset(), batch_size=4))
+    assert whole.batches == (4, 4, 2)
     assert whole.targets.tolist() == list(range(10))
     with pytest.raises(DataError, match="do not fit together"):
         gather([GOOD, (torch.ones(1, 5), torch.zeros(1))])

@@ -8,11 +8,22 @@ from functools import partial
 import pytest
 import torch
 from engine_conformance import EngineConformance, spec
+from keeping_hosts import Pixels
 from torch import nn
 
 from esper.kasmina.slot import SlotConfig
 from esper.kasmina.state import Incubation
-from esper.leyline import Blend, FactoredAction, HostEngine, Op, SeedStage, TelemetryEvent
+from esper.leyline import (
+    Blend,
+    FactoredAction,
+    HostEngine,
+    Op,
+    Positions,
+    SeedStage,
+    SiteMixing,
+    TelemetryEvent,
+    UsageError,
+)
 from esper.leyline import TelemetryEventType as T
 from esper.tasks.base import TaskSpec
 from esper.tasks.hosts import PointwiseHost2d
@@ -157,3 +168,27 @@ def test_work_is_booked_by_purpose() -> None:
     engine.train_epoch([0])
     assert engine.costs([0])[0].spent["probe_macs"] > 0
     assert engine.costs([0])[0].spent["train_forward_macs"] == 2 * 96 * one_pass, "the seed is not in the host's pass"
+
+
+def in_pixels(*blueprints: str) -> ModuleEngine:
+    """A host that maps each pixel on its own."""
+    return engine_of(replace(TASK, host=Pixels, sites={"a": "blocks.0"}, blueprints=blueprints))[0]
+
+
+def test_what_mixes_more_than_the_host_is_not_offered() -> None:
+    engine = in_pixels("conv3", "pointwise", "norm")
+    engine.reset([spec()])
+    (view,) = engine.views([0])
+    assert set(view.blueprint_parameters["a"]) == {"pointwise"}
+    assert view.slots[0].may_mix == SiteMixing(Positions.NONE)
+    (outcome,) = engine.apply([0], [FactoredAction(Op.GERMINATE, "a", "conv3", Blend.LINEAR, 1.0, 3)])
+    assert outcome.illegal and "conv3" in (outcome.why_not or "")
+
+
+def test_where_nothing_may_grow_the_reason_is_given() -> None:
+    with pytest.raises(
+        UsageError, match=r"conv3 fits any slot; conv3 may not grow in a: it mixes positions \(any; leg"
+    ):
+        in_pixels("conv3").reset([spec()])
+    with pytest.raises(UsageError, match="fits any slot$"):
+        in_pixels("mlp").reset([spec()])

@@ -11,23 +11,19 @@ from typing import Any, Final
 
 from esper.bench.plant import Planted, by_gradient, largest, plant
 from esper.bench.settings import TrialSetting
-from esper.kasmina.gates import GateThresholds
-from esper.leyline import EnvSpec, EsperError, Policy, SeedStage
+from esper.leyline import EnvSpec, EsperError, GateThresholds, Policy, SeedStage
 from esper.run.assembly import Workload, build_executor, trainer_config, workload
 from esper.run.config import RunConfig
 from esper.run.play import Episode
 from esper.run.search import find_schedule
 from esper.tamiyo.policies import (
     FrugalPolicy,
-    HeuristicConfig,
     HeuristicPolicy,
     NurturedPolicy,
     SchedulePolicy,
     make_policy,
     make_seeded,
 )
-from esper.tamiyo.policies.learned import LearnedPolicy
-from esper.tamiyo.policies.nurture import Nurture
 from esper.tasks import get_task
 from esper.tasks.base import TaskSpec
 from esper.tolaria.engine import ModuleEngine
@@ -139,7 +135,7 @@ class _TrialRun:
         self.policy = self._policy()
 
     def _thresholds(self) -> GateThresholds:
-        usual = GateThresholds(unit=task_of(self.trial.work).metric.unit, ask_for_gain=self.trial.policy != "blind")
+        usual = GateThresholds(ask_for_gain=self.trial.policy != "blind")
         return replace(usual, min_training_epochs=1, min_holding_epochs=1) if self.trial.setting.quick else usual
 
     def _assembled(self) -> tuple[Workload, Executor]:
@@ -165,21 +161,18 @@ class _TrialRun:
         return load, executor
 
     def _policy(self) -> Policy:
-        trial, rules = self.trial, HeuristicConfig(thresholds=self.thresholds)
+        trial = self.trial
         if trial.policy == "schedule":
-            return SchedulePolicy(trial.entries, self.thresholds)
+            return SchedulePolicy(trial.entries)
         if trial.policy in ("heuristic", "blind"):
-            return HeuristicPolicy(rules)
+            return HeuristicPolicy()
         if trial.policy in ("frugal", "grafted"):
-            return FrugalPolicy(rules)
+            return FrugalPolicy()
         if trial.policy == "nurtured":
-            return NurturedPolicy(seed=trial.seed, thresholds=self.thresholds)
+            return NurturedPolicy(seed=trial.seed)
         if trial.policy in ("net2net", "gradmax"):
             return make_policy("static")
-        policy = make_seeded(trial.policy, trial.seed)
-        if isinstance(policy, LearnedPolicy) and policy.nurture is not None:
-            policy.nurture = Nurture(rules)
-        return policy
+        return make_seeded(trial.policy, trial.seed)
 
     def _begin(self, epochs: int) -> None:
         trial = self.trial

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from esper.kasmina.isolation import isolate
+from esper.kasmina.layout import SPATIAL_DIMENSIONS, Layout
+from esper.kasmina.trial import device_of, livened, trial
+from esper.leyline import Positions, SiteMixing
+
+MIXING_TOLERANCE = 1e-5
+"""Relative change of an output that counts as none: some 80 eps of float32, in which mixing is measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +29,8 @@ class Birth:
     learning_tensors: int | None = None
     """Parameters (tensors) that receive a gradient other than zero."""
     error: str | None = None
+    mixing: tuple[tuple[str, float | None], ...] = ()
+    """What the seed mixes of what its site keeps apart: names and values of :func:`spread`."""
 
 
 def parameter_count(module: nn.Module) -> int:
@@ -57,3 +67,73 @@ def _learning_tensors(seed: nn.Module, output: Tensor) -> int:
     projection = (output * torch.randn_like(output)).sum()
     gradients = torch.autograd.grad(projection, wanted, allow_unused=True)
     return sum(gradient is not None and bool(gradient.any()) for gradient in gradients)
+
+
+def mixing(
+    seed: nn.Module, layout: Layout, shape: Sequence[int], may_mix: SiteMixing
+) -> tuple[tuple[str, float | None], ...]:
+    """What the seed mixes of what its site keeps apart: names and values of :func:`spread`; ``None``: not measured.
+
+    ``shape`` is that of a feature which the seed takes. A larger one is tried first, which shows longer reaches.
+    """
+    names = forbidden(may_mix)
+    extent = 16 if SPATIAL_DIMENSIONS.get(layout) == 2 else 32
+    larger = layout.shape(shape[layout.channel_axis], batch=3, extent=extent)
+    found: Mapping[str, float] = {}
+    for tried in (larger, shape):
+        try:
+            found = spread(seed, layout, tried, names)
+            break
+        except Exception:  # a seed for one size of feature alone refuses the larger
+            continue
+    return tuple((name, found.get(name)) for name in names)
+
+
+def forbidden(may_mix: SiteMixing) -> tuple[str, ...]:
+    """What of :func:`spread` must be none at a site."""
+    names = ["mixes_later"] if may_mix.positions in (Positions.NONE, Positions.CAUSAL) else []
+    names += ["mixes_earlier"] if may_mix.positions is Positions.NONE else []
+    names += [] if may_mix.channels else ["mixes_channels"]
+    return (*names, *(() if may_mix.examples else ("mixes_examples",)))
+
+
+def spread(seed: nn.Module, layout: Layout, shape: Sequence[int], names: Collection[str]) -> dict[str, float]:
+    """How far a change of one part of a feature moves the rest of the seed's output, relative to the greatest value.
+
+    Of ``names``: ``mixes_later`` (later positions move earlier ones), ``mixes_earlier``, ``mixes_channels``,
+    ``mixes_examples``. Measured on a copy in float32 and evaluation mode, with random numbers for weights that are
+    zero, by cuts behind the first index of an axis, in its middle and before its last. Raises whatever the seed raises.
+    """
+    copied = copy.deepcopy(seed).float()
+    device = device_of(copied)
+    generator = torch.Generator().manual_seed(0)
+    feature, noise = (torch.randn(tuple(shape), generator=generator).to(device) for _ in range(2))
+    found = dict.fromkeys(_asked(layout, shape, names), 0.0)
+    with trial(copied), livened(copied):
+        before = copied(feature)
+        scale = before.abs().amax().clamp_min(torch.finfo(before.dtype).tiny)
+        for axis, late, name in _directions(layout):
+            if name not in found:
+                continue
+            size, index = shape[axis], torch.arange(shape[axis], device=device)
+            for cut in {1, size // 2, size - 1} - {0, size}:
+                moved = (index >= cut) == late
+                after = copied(
+                    feature + noise * moved.reshape([-1 if each == axis else 1 for each in range(len(shape))])
+                )
+                change = (after - before).abs().index_select(axis, index[~moved]).amax()
+                found[name] = max(found[name], float(change / scale))
+    return found
+
+
+def _directions(layout: Layout) -> Iterator[tuple[int, bool, str]]:
+    """Axis, whether its later part is changed, and what that measures."""
+    for axis, letter in enumerate(layout.value):
+        for late in (True, False):
+            positions = "mixes_later" if late else "mixes_earlier"
+            yield axis, late, {"N": "mixes_examples", "C": "mixes_channels"}.get(letter, positions)
+
+
+def _asked(layout: Layout, shape: Sequence[int], names: Collection[str]) -> list[str]:
+    """Those of ``names`` that some axis of more than one index can tell."""
+    return [name for axis, _, name in _directions(layout) if name in names and shape[axis] > 1]

@@ -8,48 +8,34 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Final
 
-from esper.kasmina.birth import Birth
+from esper.kasmina.birth import MIXING_TOLERANCE, Birth
 from esper.kasmina.state import Incubation, SeedState
-from esper.leyline import GATE_FOR, GateCheck, GateLevel, GateResult, Paired, SeedStage, UsageError
+from esper.leyline import (
+    GATE_FOR,
+    GateCheck,
+    GateLevel,
+    GateResult,
+    GateThresholds,
+    Paired,
+    SeedStage,
+    UsageError,
+)
 from esper.leyline.gates import Comparison
 
 
-@dataclass(frozen=True, slots=True)
-class GateThresholds:
-    """What a seed must show. Bounds are inclusive unless they say "above"."""
-
-    min_training_epochs: int = 3
-    """G2: epochs in TRAINING."""
-    min_gradient_ratio: float = 0.05
-    """G2: size-corrected gradient norm of the seed over the host's."""
-    min_gradient_health: float = 0.7
-    """G2 and G5: gradient health, in [0, 1]."""
-    max_isolation_violations: int = 0
-    """G2: passes in which gradient reached the host through the isolated seed."""
-    min_holding_epochs: int = 2
-    """G5: epochs in HOLDING."""
-    min_removal_cost: float = 0.5
-    """G5: what the metric must lose without the seed, in the metric's unit."""
-    confidence_z: float = 1.645
-    """G2 and G5: standard errors below the estimate at which a gain must still be above 0 (95 %, one-sided)."""
-    ask_for_gain: bool = True
-    """G2 and G5: whether a gain must be measured. Without, seeds are kept unseen: a control arm."""
-    unit: str | None = None
-    """Unit of the metric."""
-
-    def __post_init__(self) -> None:
-        for name in ("min_training_epochs", "max_isolation_violations", "min_holding_epochs", "confidence_z"):
-            if getattr(self, name) < 0:
-                raise UsageError(f"gate threshold {name} is {getattr(self, name)}; it cannot be negative")
+def _at_least(measured: Any, threshold: Any) -> bool:
+    """Differences of means in another unit may miss by the last bits a threshold that they meet."""
+    if isinstance(measured, float) and math.isclose(measured, threshold, rel_tol=1e-9):
+        return True
+    return bool(measured >= threshold)
 
 
 _COMPARE: Final[MappingProxyType[Comparison, Callable[[Any, Any], bool]]] = MappingProxyType(
     {
-        ">=": operator.ge,
+        ">=": _at_least,
         ">": operator.gt,
         "<=": operator.le,
         "<": operator.lt,
@@ -87,7 +73,8 @@ def verdict(gate: GateLevel | None, checks: Sequence[GateCheck], message: str | 
 
 
 def evaluate_birth(state: SeedState, birth: Birth, parameter_budget: int | None = None) -> GateResult:
-    """G0: the seed is named, runs, keeps the shape, gives finite numbers, can learn, and fits the budget.
+    """G0: the seed is named, runs, keeps the shape, gives finite numbers, can learn, mixes nothing that the host keeps
+    apart, and fits the budget.
 
     ``parameter_budget`` is how many parameters this seed may have, ``None`` for any number.
     """
@@ -97,6 +84,7 @@ def evaluate_birth(state: SeedState, birth: Birth, parameter_budget: int | None 
         check("shape", birth.output_shape, "is", birth.input_shape),
         check("finite_output", birth.finite, "is", True),
         check("learning_tensors", birth.learning_tensors, ">=", 1),
+        *(check(name, value, "<=", MIXING_TOLERANCE) for name, value in birth.mixing),
     ]
     if parameter_budget is not None:
         checks.append(check("parameters", birth.parameters, "<=", parameter_budget))
@@ -160,24 +148,32 @@ def _fossilize(state: SeedState, thresholds: GateThresholds) -> list[GateCheck]:
 
 
 def _removal_costs(state: SeedState, thresholds: GateThresholds) -> list[GateCheck]:
-    cost = state.metrics.removal_cost
+    metrics = state.metrics
     return [
-        check("removal_cost", None if cost is None else cost.value, ">=", thresholds.min_removal_cost, thresholds.unit),
-        *_certain_gain(state, "removal_cost", thresholds, thresholds.unit),
-        *_positive(state, "removal_cost_loss"),
+        *removal_checks(metrics.removal_cost, metrics.removal_cost_loss, thresholds),
+        *_of_this_stage(state, "removal_cost_loss"),
+        *_of_this_stage(state, "removal_cost"),
     ]
 
 
-def _certain_gain(state: SeedState, fact: str, thresholds: GateThresholds, unit: str | None = None) -> list[GateCheck]:
+def removal_checks(cost: Paired | None, cost_loss: Paired | None, thresholds: GateThresholds) -> list[GateCheck]:
+    """What G5 asks of a seed's worth. The loss goes first: it tells more than a metric that counts, in any unit."""
+    least = thresholds.least_removal_cost(0.0 if cost is None else cost.se)
+    return [
+        certain_gain("removal_cost_loss", cost_loss, thresholds),
+        check("removal_cost", None if cost is None else cost.value, ">=", least, thresholds.unit),
+        certain_gain("removal_cost", cost, thresholds, thresholds.unit),
+    ]
+
+
+def certain_gain(name: str, value: Paired | None, thresholds: GateThresholds, unit: str | None = None) -> GateCheck:
+    """The lower confidence bound of a paired difference is above 0."""
+    return check(f"{name}_lower", None if value is None else value.lower(thresholds.confidence_z), ">", 0.0, unit)
+
+
+def _certain_gain(state: SeedState, fact: str, thresholds: GateThresholds) -> list[GateCheck]:
     """The lower confidence bound of ``fact`` is above 0, and the fact is of this stage."""
-    value: Paired | None = getattr(state.metrics, fact)
-    lower = None if value is None else value.lower(thresholds.confidence_z)
-    return [check(f"{fact}_lower", lower, ">", 0.0, unit), *_of_this_stage(state, fact)]
-
-
-def _positive(state: SeedState, fact: str) -> list[GateCheck]:
-    value: Paired | None = getattr(state.metrics, fact)
-    return [check(fact, None if value is None else value.value, ">", 0.0), *_of_this_stage(state, fact)]
+    return [certain_gain(fact, getattr(state.metrics, fact), thresholds), *_of_this_stage(state, fact)]
 
 
 def _of_this_stage(state: SeedState, fact: str) -> list[GateCheck]:

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from esper.kasmina.auto import auto_sites
-from esper.kasmina.gates import GateThresholds
+from esper.kasmina.mixing import measure
 from esper.kasmina.probe import Place, Sample, Site, arguments, survey
 from esper.kasmina.replay import Tape, prove, running, same, same_bits
 from esper.kasmina.slot import SeedSlot, SlotConfig
 from esper.kasmina.tap import Tap, tap_of
 from esper.kasmina.trial import device_of, random_kept, trial
-from esper.leyline import AlphaConfig, Sink, UsageError, unknown
+from esper.leyline import AlphaConfig, GateThresholds, Sink, UsageError, unknown
 
 Sites = Mapping[str, str | Site] | Sequence[str | Site]
 """slot -> submodule path, or paths alone (a slot is then named after its path, with ``_`` for ``.``), or ``"auto"``."""
@@ -67,11 +67,11 @@ class GrowingModel(nn.Module):
     ) -> GrowingModel:
         """Put a slot on the output of each named submodule. The host's outputs stay the same, bit for bit.
 
-        A few trial passes over ``sample`` (one batch, as the host takes it) find where the tensor is in each output,
-        its axes and its width, and prove where work can be shared; they leave no trace. Raises ``UsageError`` for a
-        site that cannot carry a slot, naming its path: unknown, never called or called twice, giving no dense
-        floating-point tensor, written in place behind the slot, without a batch axis, or of no effect; and for a host
-        that is compiled, scripted or wrapped for distribution.
+        Trial passes over ``sample`` (one batch, as the host takes it) find where the tensor is in each output, its
+        axes and its width, prove where work can be shared and measure what a seed may mix; they leave no trace. Raises
+        ``UsageError`` for a site that cannot carry a slot, naming its path: unknown, never called or called twice,
+        giving no dense floating-point tensor, written in place behind the slot, without a batch axis, or of no effect;
+        and for a host that is compiled, scripted or wrapped for distribution.
         """
         _refuse(host)
         named = _named(auto_sites(host, sample) if sites == "auto" else sites)
@@ -102,6 +102,8 @@ class GrowingModel(nn.Module):
         model.train(host.training)
         model.cuts = {slot_id: found.trace.completed_before(modules[slot_id]) for slot_id in order}
         model._attach(sample)
+        for slot_id, may_mix in measure(model, sample).items():
+            slots[slot_id].may_mix = may_mix
         return model
 
     def _attach(self, sample: Sample) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from dataclasses import fields as dataclass_fields
 from typing import Any, Final
 
@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from esper.kasmina import blueprints
-from esper.kasmina.birth import examine, parameter_count
-from esper.kasmina.gates import GateThresholds, check, evaluate_birth, evaluate_gate, verdict
+from esper.kasmina.birth import examine, mixing, parameter_count
+from esper.kasmina.gates import check, evaluate_birth, evaluate_gate, verdict
 from esper.kasmina.gradients import gradient_health, gradient_ratio, smooth, tensor_norms, total_norm
 from esper.kasmina.isolation import IsolatedBlend, IsolationMonitor, StraightThrough, blend, isolate
 from esper.kasmina.layout import Layout
@@ -25,10 +25,12 @@ from esper.leyline import (
     Blend,
     Fact,
     GateResult,
+    GateThresholds,
     Paired,
     SeedStage,
     Severity,
     Sink,
+    SiteMixing,
     SlotView,
     TelemetryEvent,
     TelemetryEventType,
@@ -110,6 +112,8 @@ class SeedSlot(nn.Module):
         self.on_telemetry = on_telemetry
         self.config = config or SlotConfig()
         self.stamp = EventStamp()
+        self.may_mix: SiteMixing | None = None
+        """What the host lets a seed mix here, once it was measured."""
         self.monitor = IsolationMonitor()
         self.germinations = 0
         self.seed = None
@@ -183,7 +187,7 @@ class SeedSlot(nn.Module):
         """Plain data for a policy."""
         state = self.state
         if state is None:
-            return SlotView(self.slot_id)
+            return SlotView(self.slot_id, may_mix=self.may_mix)
         return SlotView(
             slot_id=self.slot_id,
             stage=state.stage,
@@ -203,6 +207,7 @@ class SeedSlot(nn.Module):
             probe_gain_loss=_fact(state.metrics, "probe_gain_loss"),
             isolation_violations=state.metrics.isolation_violations,
             blocked_by=state.blocked_by,
+            may_mix=self.may_mix,
         )
 
     def record(self, **facts: Any) -> None:
@@ -275,7 +280,10 @@ class SeedSlot(nn.Module):
             blend=plan.blend,
             tempo=plan.tempo,
         )
-        result = evaluate_birth(self.state, examine(seed, sample), parameter_budget)
+        birth = examine(seed, sample)
+        if self.may_mix is not None and birth.output_shape == birth.input_shape:
+            birth = replace(birth, mixing=mixing(seed, self.config.layout, sample.shape, self.may_mix))
+        result = evaluate_birth(self.state, birth, parameter_budget)
         self._emit_gate(result, SeedStage.GERMINATED)
         if not result.passed:
             self.state = None

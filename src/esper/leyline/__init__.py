@@ -17,7 +17,9 @@ from esper.leyline.actions import (
     Op,
 )
 from esper.leyline.errors import DataError, EsperError, MissingExtraError, UsageError, unknown
-from esper.leyline.gates import GateCheck, GateResult
+from esper.leyline.gates import GateCheck, GateResult, GateThresholds
+from esper.leyline.metric import Metric
+from esper.leyline.mixing import Positions, SiteMixing
 from esper.leyline.observation import Feature, ObservationLayout
 from esper.leyline.payloads import REGISTRY, PayloadSpec
 from esper.leyline.plugins import load_attribute, plugins_in
@@ -28,7 +30,6 @@ from esper.leyline.protocols import (
     EpochMeasurement,
     EvalResult,
     HostEngine,
-    Metric,
     ModelExport,
     Policy,
     Sink,
@@ -68,6 +69,7 @@ __all__ = [
     "GateCheck",
     "GateLevel",
     "GateResult",
+    "GateThresholds",
     "HostEngine",
     "Metric",
     "MissingExtraError",
@@ -77,12 +79,14 @@ __all__ = [
     "Paired",
     "PayloadSpec",
     "Policy",
+    "Positions",
     "EnvCost",
     "EnvSpec",
     "EnvView",
     "SeedStage",
     "Severity",
     "Sink",
+    "SiteMixing",
     "SlotFacts",
     "SlotView",
     "TelemetryEvent",

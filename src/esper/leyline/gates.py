@@ -1,10 +1,12 @@
-"""What a gate answers: every check with its measured value, threshold and comparison."""
+"""What a gate asks, and what it answers: every check with its measured value, threshold and comparison."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
 
+from esper.leyline.errors import UsageError
+from esper.leyline.metric import Metric
 from esper.leyline.stages import GateLevel
 
 Comparison = Literal[">=", ">", "<=", "<", "==", "is"]
@@ -48,3 +50,51 @@ class GateResult:
 
     def __bool__(self) -> bool:
         return self.passed
+
+
+@dataclass(frozen=True, slots=True)
+class GateThresholds:
+    """What a seed must show. Bounds are inclusive unless they say "above". None is in a unit that a user chose.
+
+    Gates decide by them, and rules foresee gates by the same ones, which they find in the view.
+    """
+
+    min_training_epochs: int = 3
+    """G2: epochs in TRAINING."""
+    min_gradient_ratio: float = 0.05
+    """G2: size-corrected gradient norm of the seed over the host's."""
+    min_gradient_health: float = 0.7
+    """G2 and G5: gradient health, in [0, 1]."""
+    max_isolation_violations: int = 0
+    """G2: passes in which gradient reached the host through the isolated seed."""
+    min_holding_epochs: int = 2
+    """G5: epochs in HOLDING."""
+    min_removal_cost: float = 0.005
+    """G5: what the metric must lose without the seed, as a share of its scale: half a point of a percentage. A metric
+    without a scale must lose ``confidence_z`` standard errors of the paired difference."""
+    confidence_z: float = 1.645
+    """G2 and G5: standard errors below the estimate at which a gain must still be above 0 (95 %, one-sided)."""
+    ask_for_gain: bool = True
+    """G2 and G5: whether a gain must be measured. Without, seeds are kept unseen: a control arm."""
+    metric: Metric | None = None
+    """What removal is measured in; the trainer fills it in."""
+
+    def __post_init__(self) -> None:
+        for name in ("min_training_epochs", "max_isolation_violations", "min_holding_epochs", "confidence_z"):
+            if getattr(self, name) < 0:
+                raise UsageError(f"gate threshold {name} is {getattr(self, name)}; it cannot be negative")
+        if not 0.0 <= self.min_removal_cost <= 1.0:
+            raise UsageError(
+                f"gate threshold min_removal_cost is {self.min_removal_cost}; "
+                "it is a share of the metric's scale, from 0 to 1"
+            )
+
+    @property
+    def unit(self) -> str | None:
+        """Unit of the metric."""
+        return None if self.metric is None else self.metric.unit
+
+    def least_removal_cost(self, se: float) -> float:
+        """What the metric must lose without the seed, in its unit; ``se`` is the standard error of what it lost."""
+        span = None if self.metric is None else self.metric.span
+        return self.confidence_z * se if span is None else self.min_removal_cost * span

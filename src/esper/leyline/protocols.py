@@ -23,18 +23,6 @@ AlphaConfig = Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True)
-class Metric:
-    """What a task is scored by."""
-
-    name: str
-    unit: str
-    """Printed behind every figure, such as ``%``; may be empty."""
-    higher_is_better: bool = True
-    chance: float | None = None
-    """What the best constant answer scores; ``None`` where there is no such thing."""
-
-
-@dataclass(frozen=True, slots=True)
 class EnvSpec:
     """What a fresh env starts from. Envs with the same ``seed`` start from the same weights and see the same order."""
 

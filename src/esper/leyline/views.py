@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from esper.leyline.actions import ActionOutcome
+from esper.leyline.gates import GateThresholds
+from esper.leyline.mixing import SiteMixing
 from esper.leyline.stages import LIVE, SeedStage
 
 V = TypeVar("V")
@@ -70,6 +72,8 @@ class SlotView:
     isolation_violations: int | None = None
     blocked_by: tuple[str, ...] = ()
     """Failed checks of the last gate evaluation, empty when the last one passed or none was made."""
+    may_mix: SiteMixing | None = None
+    """What the host lets a seed of this slot mix."""
 
     @property
     def live(self) -> bool:
@@ -100,6 +104,8 @@ class EnvView:
     metric_history: tuple[float, ...] = ()
     loss_history: tuple[float, ...] = ()
     higher_is_better: bool = True
+    gates: GateThresholds = field(default_factory=GateThresholds)
+    """What the gates of this env ask."""
     parameter_budget: int | None = None
     """Most parameters that all live seeds may have together."""
     max_seeds: int | None = None

@@ -8,7 +8,6 @@ from functools import partial
 import torch
 
 from esper.kasmina.blueprints import ENTRY_POINTS, find
-from esper.kasmina.gates import GateThresholds
 from esper.kasmina.slot import SlotConfig
 from esper.kasmina.state import Incubation
 from esper.leyline import Sink, UsageError, plugins_in, unknown
@@ -88,7 +87,6 @@ def trainer_config(load: Workload, config: CommonConfig) -> TrainerConfig:
         batch_size=config.batch_size or budget.batch_size,
         schedule=ScheduleConfig(seed_multiplier=multiplier),
         slot=slot,
-        thresholds=GateThresholds(unit=load.task.metric.unit),
     )
 
 

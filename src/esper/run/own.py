@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from esper.kasmina import blueprints
 from esper.kasmina.auto import auto_sites
-from esper.kasmina.gates import GateThresholds
 from esper.kasmina.layout import Layout
-from esper.leyline import Metric, Policy, Sink, UsageError, unknown
+from esper.kasmina.trial import trial
+from esper.leyline import DataError, GateThresholds, Metric, Policy, Sink, UsageError
 from esper.run.assembly import pick_device
 from esper.run.session import Announcement
-from esper.tasks.base import Batch, PerExample, Split
+from esper.tasks.base import Batch, Split
 from esper.tasks.loader import gather
+from esper.tasks.losses import OwnLoss, own_loss
+from esper.tasks.metrics import Judged, MetricChoice, Trial, judged_by
+from esper.tasks.reduction import Figure
 from esper.tolaria.engine import EngineConfig, ModuleEngine
 from esper.tolaria.executor import Executor, ExecutorConfig
 from esper.tolaria.governor import Governor
@@ -31,66 +30,6 @@ from esper.tolaria.setup import Forward, TrainerConfig, TrainingSetup, adamw, ca
 
 Loader = Iterable[Any]
 """Batches of ``(inputs, targets)`` that can be read again each epoch, such as a ``DataLoader``."""
-
-TrainingLoss = Callable[[Any, Tensor], Tensor]
-"""``(output, targets) -> scalar``"""
-
-
-@dataclass(frozen=True, slots=True)
-class Scored:
-    """A metric of your own: what it is called, and how examples are scored."""
-
-    metric: Metric
-    score: PerExample
-    """``(output, targets)`` -> the score of each example, ``[N]``; the metric, in its unit, is their mean."""
-
-
-def scored_by(metric: str | Scored, loss: TrainingLoss, validation: Split) -> Scored:
-    """A metric by name; the chance level of accuracy is the share of the commonest class in the validation split."""
-    if isinstance(metric, Scored):
-        return metric
-    if metric == "accuracy":
-        commonest = max(Counter(validation.targets.flatten().tolist()).values())
-        chance = 100.0 * commonest / validation.targets.numel()
-        return Scored(Metric("accuracy", "%", chance=chance), _accuracy)
-    if metric == "loss":
-        return Scored(Metric("loss", "", higher_is_better=False), per_example(loss))
-    if metric == "mae":
-        return Scored(Metric("mean absolute error", "", higher_is_better=False), _absolute_error)
-    raise unknown("metric", metric, ("accuracy", "loss", "mae"))
-
-
-def per_example(loss: TrainingLoss) -> PerExample:
-    """The same loss, one value per example: ``reduction="none"`` where the loss knows it, else example by example."""
-    unreduced: Callable[[Any, Tensor], Tensor] | None = None
-    if isinstance(loss, nn.Module) and hasattr(loss, "reduction"):
-        unreduced = copy.copy(loss)
-        setattr(unreduced, "reduction", "none")  # noqa: B010 - a module's attributes are not typed
-    elif _takes_reduction(loss):
-        unreduced = partial(cast(Callable[..., Tensor], loss), reduction="none")
-    if unreduced is None:
-        return lambda output, targets: torch.stack(
-            [loss(output[i : i + 1], targets[i : i + 1]) for i in range(len(targets))]
-        )
-    each = unreduced
-    return lambda output, targets: each(output, targets).reshape(len(targets), -1).mean(dim=1)
-
-
-def _takes_reduction(loss: Any) -> bool:
-    try:
-        return "reduction" in inspect.signature(loss).parameters
-    except (TypeError, ValueError):
-        return False
-
-
-def _accuracy(output: Tensor, targets: Tensor) -> Tensor:
-    """Percent, classes on axis 1; positions of a sequence or picture are averaged per example."""
-    right = (output.argmax(dim=1) == targets).float()
-    return 100.0 * right.reshape(len(targets), -1).mean(dim=1)
-
-
-def _absolute_error(output: Tensor, targets: Tensor) -> Tensor:
-    return (output - targets.reshape(output.shape)).abs().reshape(len(targets), -1).mean(dim=1)
 
 
 class _Called(Exception):
@@ -147,16 +86,19 @@ class Budget:
     """A new seed's peak rate over the host's."""
     schedule: Literal["constant", "cosine"] = "constant"
     """Learning rates over the epochs: as they are, or down to 0 on half a cosine."""
+    gates: GateThresholds = field(default_factory=GateThresholds)
+    """What a seed must show to be blended in and to be kept."""
 
 
 @dataclass(frozen=True, slots=True)
 class OwnChoices:
     """How a user's model is trained, judged and grown."""
 
-    loss: TrainingLoss
+    loss: OwnLoss
     """``(output, targets)`` -> the scalar to minimise."""
-    metric: str | Scored = "accuracy"
-    """``"accuracy"`` (percent), ``"loss"``, ``"mae"``, or a metric of your own."""
+    metric: MetricChoice = "accuracy"
+    """``"accuracy"`` (percent), ``"loss"``, ``"mae"``, or a metric of your own: :class:`Accuracy`, :class:`Scored`, an
+    object such as those of torchmetrics, or ``(output, targets) -> [N]``."""
     forward: Forward = call
     """``forward(model, inputs)``: how to call the model where ``model(inputs)`` does not."""
     at: str | Sequence[str] | Mapping[str, str] = "auto"
@@ -171,8 +113,8 @@ class _Subject:
     metric: Metric
     sites: dict[str, str]
     blueprints: tuple[str, ...]
-    loss: PerExample
-    score: PerExample
+    loss_figure: Figure
+    metric_figure: Figure
 
 
 class _OwnLoop:
@@ -213,16 +155,16 @@ class OwnModel:
         if not trained:
             raise UsageError("the model has no parameter that requires a gradient; unfreeze what may be trained")
         splits = {name: gather(loader).to(device) for name, loader in loaders.items()}
-        scored = scored_by(choices.metric, choices.loss, splits["validation"])
         sample = call_arguments(model, choices.forward, splits["validation"].inputs[:2])
+        loss, scored = _figures(model, choices, splits["validation"])
         everything = dict.fromkeys(name for layout in Layout for name in blueprints.names(layout))
         return cls(
             _Subject(
                 metric=scored.metric,
                 sites=_sites(model, choices.at, sample),
                 blueprints=choices.budget.blueprints or tuple(everything),
-                loss=per_example(choices.loss),
-                score=scored.score,
+                loss_figure=loss,
+                metric_figure=scored.figure,
             ),
             TrainingSetup(
                 host=model,
@@ -250,7 +192,7 @@ class OwnModel:
                 device=self.device,
                 lr=float(self.setup.optimizer.param_groups[0]["lr"]),
                 schedule=ScheduleConfig(shape=budget.schedule, seed_multiplier=budget.seed_lr_multiplier),
-                thresholds=GateThresholds(unit=metric.unit),
+                thresholds=budget.gates,
             ),
             max_seeds=budget.max_seeds,
             parameter_budget=self.host_parameters if budget.parameters is None else budget.parameters,
@@ -279,6 +221,22 @@ class OwnModel:
             examples={name: len(split) for name, split in self.setup.splits.items()},
             host_parameters=self.host_parameters,
         )
+
+
+def _figures(model: nn.Module, choices: OwnChoices, validation: Split) -> tuple[Figure, Judged]:
+    """Loss and metric as the user has them, tried on the first validation batch.
+
+    Raises ``DataError`` where the model does not take it, ``UsageError`` where it cannot be judged.
+    """
+    chunks = validation.chunks(len(validation))
+    inputs, targets = validation.inputs[chunks[0]], validation.targets[chunks[0]]
+    with trial(model):
+        try:
+            output = choices.forward(model, inputs)
+        except (RuntimeError, IndexError, TypeError, ValueError) as error:
+            raise DataError(f"the model does not take the first validation batch: {error}") from error
+        loss = own_loss(choices.loss, output, targets, len(chunks))
+        return loss, judged_by(choices.metric, Trial(output, targets, choices.loss, loss, validation))
 
 
 def _sites(model: nn.Module, at: str | Sequence[str] | Mapping[str, str], sample: Any) -> dict[str, str]:

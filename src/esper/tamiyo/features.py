@@ -1,7 +1,8 @@
 """The one observation of a growing host: what every feature is, and how a :class:`EnvView` becomes a vector.
 
-Features are scale-free where they can be, so that one policy serves tasks of other metrics: a change is given relative
-to the level, a paired difference also in its own standard errors, levels under a logarithm. Values are divided by the
+Features are scale-free where they can be, so that one policy serves tasks of other metrics: a metric with a scale is
+given in percent of it, up meaning better, so that percent, fraction and error read alike; a change is given relative to
+the level, a paired difference also in its own standard errors, levels under a logarithm. Values are divided by the
 declared range and clipped to [-1, 1]. An unknown value is 0 with its known-flag 0. An infinite one is clipped to the
 end of the range, a NaN is 0; both are known, and a flag of their own says that they are not finite.
 """
@@ -17,7 +18,7 @@ from typing import Any, Final, Generic, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from esper.leyline import EnvView, Fact, Feature, ObservationLayout, Op, Paired, SeedStage, SlotView
+from esper.leyline import EnvView, Fact, Feature, Metric, ObservationLayout, Op, Paired, SeedStage, SlotView
 
 TREND_WINDOWS: Final = (1, 3, 5)
 """Epochs over which the trend of metric and loss is given."""
@@ -105,8 +106,20 @@ def _maybe(name: str, low: float, high: float, unit: str, read: Callable[[T], fl
     return _Column(Feature(name, low, high, unit, optional=True), read)
 
 
+def _scale(row: EnvView) -> Metric | None:
+    """The metric, where it has a scale to be read on."""
+    metric = row.gates.metric
+    return metric if metric is not None and metric.span is not None else None
+
+
+def _goodness(row: EnvView, value: float) -> float:
+    """A level of the metric, on its scale where there is one."""
+    scale = _scale(row)
+    return value if scale is None else scale.goodness(value)
+
+
 def _metric(row: EnvView) -> float | None:
-    return row.metric
+    return None if row.metric is None else _goodness(row, row.metric)
 
 
 def _loss(row: EnvView) -> float | None:
@@ -119,6 +132,8 @@ def _train_loss(row: EnvView) -> float | None:
 
 def _better_metric(row: EnvView) -> tuple[float, ...]:
     """The metric's history with up meaning better."""
+    if (scale := _scale(row)) is not None:
+        return tuple(map(scale.goodness, row.metric_history))
     return row.metric_history if row.higher_is_better else tuple(-value for value in row.metric_history)
 
 
@@ -202,10 +217,13 @@ def _violations(place: _Place) -> float | None:
 
 
 def _since_germination(place: _Place) -> float | None:
-    before, now = place.slot.metric_at_germination, place.row.metric
+    before, row = place.slot.metric_at_germination, place.row
+    now = _metric(row)
     if before is None or now is None or not math.isfinite(before):
         return None
-    return _share(now - before if place.row.higher_is_better else before - now, before)
+    before = _goodness(row, before)
+    ascending = row.higher_is_better or _scale(row) is not None
+    return _share(now - before if ascending else before - now, before)
 
 
 def _fact(place: _Place, name: str) -> Fact[Any] | None:
@@ -220,7 +238,11 @@ def _value(place: _Place, name: str) -> float | None:
 
 def _relative(place: _Place, name: str, level: Row) -> float | None:
     fact, now = _fact(place, name), level(place.row)
-    return None if fact is None or now is None else _share(fact.value.value, now)
+    if fact is None or now is None:
+        return None
+    scale = _scale(place.row) if level is _metric else None
+    percent = 1.0 if scale is None or scale.span is None else 100.0 / scale.span
+    return _share(percent * fact.value.value, now)
 
 
 def _errors(place: _Place, name: str) -> float | None:

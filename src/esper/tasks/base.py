@@ -11,12 +11,14 @@ import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
+from itertools import accumulate
 from typing import Any, Protocol
 
 import torch
 from torch import Generator, Tensor, nn
 
 from esper.leyline import DataError, Metric, UsageError, unknown
+from esper.tasks.reduction import Figure, MeanOf
 
 PerExample = Callable[[Any, Tensor], Tensor]
 """``(output of the host, targets) -> [N]``, one value per example."""
@@ -56,6 +58,8 @@ class Split:
 
     inputs: Tensor
     targets: Tensor
+    batches: tuple[int, ...] | None = None
+    """Examples of each batch that it came in, where it came in any."""
 
     def __post_init__(self) -> None:
         for part in ("inputs", "targets"):
@@ -76,7 +80,13 @@ class Split:
 
     def to(self, device: torch.device | str) -> Split:
         """The same examples on ``device``; no copy when they are there already."""
-        return Split(self.inputs.to(device), self.targets.to(device))
+        return Split(self.inputs.to(device), self.targets.to(device), self.batches)
+
+    def chunks(self, most: int) -> list[slice]:
+        """Where each batch lies: those that it came in, else ``most`` examples at a time."""
+        sizes = self.batches or [min(most, len(self) - begin) for begin in range(0, len(self), most)]
+        ends = list(accumulate(sizes))
+        return [slice(end - size, end) for size, end in zip(sizes, ends, strict=True)]
 
 
 def require_finite(what: str, values: Tensor) -> None:
@@ -192,6 +202,16 @@ class TaskSpec:
     user's own; ``data.train`` then holds a sample of them."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """What :func:`esper.tasks.get_task` was given besides the name."""
+
+    @property
+    def loss_figure(self) -> Figure:
+        """The loss over a split."""
+        return MeanOf(self.loss)
+
+    @property
+    def metric_figure(self) -> Figure:
+        """The metric over a split."""
+        return MeanOf(self.score)
 
 
 def check_task(task: TaskSpec) -> TaskSpec:

@@ -79,7 +79,9 @@ class LoaderBatches:
 
 
 def gather(loader: Iterable[Any]) -> Split:
-    """All batches of a loader as one split in memory, for validation and test. Checked as in training."""
+    """All batches of a loader as one split in memory that knows them, for validation and test. Checked as in
+    training.
+    """
     batches = [_pair(item, number) for number, item in enumerate(loader)]
     if not batches:
         raise DataError("the loader holds no batch")
@@ -87,7 +89,7 @@ def gather(loader: Iterable[Any]) -> Split:
         inputs, targets = (torch.cat(part) for part in zip(*batches, strict=True))
     except RuntimeError as error:
         raise DataError(f"the loader's batches do not fit together: {error}") from error
-    split = Split(inputs, targets)
+    split = Split(inputs, targets, tuple(len(batch[1]) for batch in batches))
     require_finite("inputs of the loader", inputs)
     require_finite("targets of the loader", targets)
     return split

@@ -20,4 +20,4 @@ def accuracy(logits: Tensor, targets: Tensor) -> Tensor:
 
 def accuracy_metric(chance: float) -> Metric:
     """Accuracy in percent; ``chance`` is the score of the best constant answer."""
-    return Metric("accuracy", "%", higher_is_better=True, chance=chance)
+    return Metric("accuracy", "%", higher_is_better=True, chance=chance, low=0.0, high=100.0)

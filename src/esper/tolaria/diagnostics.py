@@ -63,8 +63,10 @@ class EnvDiagnostics:
         self._emit(diagnostic_event(snapshot, env_id=self._spec.env_id, episode=self._spec.episode))
 
     def _loss(self) -> float:
+        tally = self._trainer.task.loss_figure.tally(1, 1)
         output, targets = self._trainer.outputs("validation")
-        return float(self._trainer.task.loss(output, targets).mean())
+        tally.add([output], targets)
+        return float(tally.summary().value[0])
 
 
 def _classes(output: object, targets: Tensor) -> tuple[Tensor | None, Tensor | None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -106,16 +106,31 @@ class ModuleEngine:
                 env.diagnostics = EnvDiagnostics(env.spec, env.trainer, self.config.diagnostics, self._emit)
         self._sizes = {slot_id: self._sizes_in(slot) for slot_id, slot in self._envs[0].slots.items()}
         if not any(self._sizes.values()):
-            raise UsageError(f"none of the blueprints {', '.join(self.task.blueprints)} fits any slot")
+            raise UsageError(
+                f"none of the blueprints {', '.join(self.task.blueprints)} fits any slot"
+                + self._why_none(self._envs[0].slots.values())
+            )
+
+    def _why_none(self, slots: Iterable[SeedSlot]) -> str:
+        """The first reason why a blueprint of the right layout may not grow in a slot; empty where there is none."""
+        for slot in slots:
+            for name in self.task.blueprints:
+                layout = slot.config.layout
+                if (":" in name or name in blueprints.names(layout)) and (
+                    reason := blueprints.against(name, layout, slot.may_mix)
+                ):
+                    return f"; {name} may not grow in {slot.slot_id}: {reason}"
+        return ""
 
     def _sizes_in(self, slot: SeedSlot) -> dict[str, int]:
-        """Parameters of each blueprint that fits the slot."""
+        """Parameters of each blueprint that fits the slot and mixes nothing there that the host keeps apart."""
         everything = {name for layout in Layout for name in blueprints.names(layout)}
         sizes = {}
         for name in self.task.blueprints:
             if ":" not in name and name not in everything:
                 raise unknown("blueprint", name, everything)
-            if ":" in name or name in blueprints.names(slot.config.layout):
+            fits = ":" in name or name in blueprints.names(slot.config.layout)
+            if fits and blueprints.against(name, slot.config.layout, slot.may_mix) is None:
                 sizes[name] = blueprints.get(name, slot.config.layout).parameters(slot.channels)
         return sizes
 
@@ -284,6 +299,7 @@ class ModuleEngine:
             metric_history=tuple(env.metric_history),
             loss_history=tuple(env.loss_history),
             higher_is_better=self.task.metric.higher_is_better,
+            gates=env.trainer.gates,
             parameter_budget=self.config.parameter_budget,
             max_seeds=self.config.max_seeds,
             vetoed=frozenset(slot for slot, until in env.vetoed_until.items() if until > env.epoch),

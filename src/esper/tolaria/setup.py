@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from esper.kasmina.gates import GateThresholds
 from esper.kasmina.slot import SlotConfig
-from esper.leyline import EnvSpec, Metric, UsageError, unknown
-from esper.tasks.base import BatchSource, PerExample, Split, TaskSpec
+from esper.leyline import EnvSpec, GateThresholds, Metric, UsageError, unknown
+from esper.tasks.base import BatchSource, Split, TaskSpec
 from esper.tasks.pipeline import training_batches
+from esper.tasks.reduction import Figure
 from esper.tolaria.rng import Streams, derive, seeded
 from esper.tolaria.schedules import ScheduleConfig
 
@@ -86,12 +86,12 @@ class GrowthTask(Protocol):
         """What may grow."""
 
     @property
-    def loss(self) -> PerExample:
-        """Per-example losses for evaluation."""
+    def loss_figure(self) -> Figure:
+        """The loss over a split."""
 
     @property
-    def score(self) -> PerExample:
-        """Per-example scores whose mean is the metric."""
+    def metric_figure(self) -> Figure:
+        """The metric over a split."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -69,11 +69,13 @@ class Trainer:
         self.max_epochs = spec.max_epochs
         self.streams = Streams(spec.seed)
         self.setup = prepare(spec, self.streams)
+        self.gates = replace(config.thresholds, metric=task.metric)
+        """What the gates ask."""
         self.model = GrowingModel.wrap(
             self.setup.host,
             task.sites,
             self.setup.sample,
-            thresholds=config.thresholds,
+            thresholds=self.gates,
             config=config.slot,
             on_telemetry=on_telemetry,
         )
@@ -305,33 +307,30 @@ class Trainer:
         """Metric and loss under each configuration, without a trace in model, buffers or random state."""
         started = time.perf_counter()
         data = self.setup.splits[split]
-        losses: list[list[Tensor]] = [[] for _ in configs]
-        scores: list[list[Tensor]] = [[] for _ in configs]
+        chunks = data.chunks(self.config.evaluation_batch)
+        loss = self.task.loss_figure.tally(len(configs), len(chunks))
+        metric = self.task.metric_figure.tally(len(configs), len(chunks))
         passes, shared, examples = 0.0, False, len(data)
         self.model.eval()
         with torch.no_grad(), self.streams.active("counterfactual"):
-            for begin in range(0, examples, self.config.evaluation_batch):
-                chunk = slice(begin, begin + self.config.evaluation_batch)
+            for chunk in chunks:
                 inputs, targets = data.inputs[chunk].to(self.config.device), data.targets[chunk].to(self.config.device)
                 run = evaluate_configs(self.model, inputs, configs, self.setup.forward)
-                for i, output in enumerate(run.outputs):
-                    losses[i].append(self.task.loss(output, targets))
-                    scores[i].append(self.task.score(output, targets))
+                loss.add(run.outputs, targets)
+                metric.add(run.outputs, targets)
                 passes += run.passes * len(targets) / examples
                 shared = shared or run.shared
-        metric, metric_se = _summary([torch.cat(parts) for parts in scores])
-        loss, loss_se = _summary([torch.cat(parts) for parts in losses])
+        scores, losses = metric.summary(), loss.summary()
         self._charge_evaluation(examples, passes, split, configs[0])
         seconds = time.perf_counter() - started
-        return Evaluation(metric, loss, metric_se, loss_se, examples, passes, shared, seconds)
+        return Evaluation(scores.value, losses.value, scores.se, losses.se, examples, passes, shared, seconds)
 
     @torch.no_grad()
     def outputs(self, split: str) -> tuple[Any, Tensor]:
         """What the model as it is says of a split, in eval mode, with the targets."""
         data = self.setup.splits[split]
         self.model.eval()
-        chunks = range(0, len(data), self.config.evaluation_batch)
-        parts = [data.inputs[i : i + self.config.evaluation_batch].to(self.config.device) for i in chunks]
+        parts = [data.inputs[c].to(self.config.device) for c in data.chunks(self.config.evaluation_batch)]
         outputs = [self.setup.forward(self.model, inputs) for inputs in parts]
         self._charge("validation", len(data), self.macs.forward)
         return torch.cat(outputs), data.targets.to(self.config.device)
@@ -355,13 +354,3 @@ def _timed(batches: Iterator[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, T
         if batch is None:
             return
         yield *batch, time.perf_counter() - before
-
-
-def _summary(per_config: Sequence[Tensor]) -> tuple[Floats, Floats]:
-    """Means, and paired standard errors of the difference to the first configuration."""
-    values = torch.stack([v.double() for v in per_config])
-    means = values.mean(dim=1).cpu().numpy()
-    if len(values) == 1:
-        return means, np.zeros(1)
-    errors = (values - values[0]).std(dim=1) / math.sqrt(values.shape[1])
-    return means, errors.cpu().numpy()

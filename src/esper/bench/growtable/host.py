@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
@@ -25,15 +25,22 @@ from esper.leyline import (
     EnvView,
     Fact,
     FactoredAction,
+    GateThresholds,
+    Metric,
     Op,
     Paired,
     SeedStage,
     SlotView,
 )
 from esper.tamiyo.masks import Availability
+from esper.tasks.scoring import accuracy_metric
 
 SPACE = ActionSpace(SLOTS, BLUEPRINTS)
 """The action space of every world."""
+METRIC: Final[Metric] = accuracy_metric(chance=10.0)
+"""What every world is scored by."""
+GATES: Final = GateThresholds(metric=METRIC)
+"""What the gates of every world ask."""
 
 
 @dataclass
@@ -142,6 +149,7 @@ def view_at(host: TableHost, steps: Arrays, epoch: int) -> EnvView:
         train_loss=float(steps["train_loss"][epoch]) if measured else None,
         metric_history=tuple(steps["metric"][1 : epoch + 1].tolist()),
         loss_history=tuple(steps["loss"][1 : epoch + 1].tolist()),
+        gates=GATES,
         parameter_budget=world.parameters,
         max_seeds=MAX_SEEDS,
         vetoed=frozenset(slot for slot, flag in zip(SLOTS, steps["vetoed"][epoch], strict=True) if flag),
@@ -185,8 +193,8 @@ def _slot_at(host: TableHost, steps: Arrays, epoch: int, i: int) -> SlotView:
     )
 
 
-def _facts(host: TableHost, steps: Arrays, epoch: int, i: int) -> dict[str, Fact[Any]]:
-    found: dict[str, Fact[Any]] = {}
+def _facts(host: TableHost, steps: Arrays, epoch: int, i: int) -> dict[str, Any]:
+    found: dict[str, Any] = {}
     for j, name in enumerate(FACTS):
         age = int(steps["fact_age"][epoch, i, j])
         if age == NONE:

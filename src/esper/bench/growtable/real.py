@@ -12,9 +12,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from esper.bench.growtable.host import SPACE
+from esper.bench.growtable.host import METRIC, SPACE
 from esper.bench.growtable.play import executor_of
-from esper.bench.growtable.tabular import METRIC
 from esper.bench.growtable.worlds import WorldSpec
 from esper.leyline import Decision, EnvView, Sink
 from esper.simic.collect import MaskedObservation, VectorStep

@@ -4,16 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Final
 
-from esper.bench.growtable.host import Node, TableHost
+from esper.bench.growtable.host import METRIC, Node, TableHost
 from esper.bench.growtable.record import Record
-from esper.leyline import EnvView, FactoredAction, Metric
+from esper.leyline import EnvView, FactoredAction
 from esper.simic.rewards import RewardBreakdown, RewardConfig, RewardInputs, RewardTracker
-from esper.tasks.scoring import accuracy_metric
-
-METRIC: Final[Metric] = accuracy_metric(chance=10.0)
-"""What every world is scored by."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,8 +2,8 @@
 
 from esper.kasmina.blueprints import convolution as _convolution  # registers its family
 from esper.kasmina.blueprints import features as _features
-from esper.kasmina.blueprints.registry import ENTRY_POINTS, Blueprint, add, build, find, get, names, register
+from esper.kasmina.blueprints.registry import ENTRY_POINTS, Blueprint, add, against, build, find, get, names, register
 
-__all__ = ["ENTRY_POINTS", "Blueprint", "add", "build", "find", "get", "names", "register"]
+__all__ = ["ENTRY_POINTS", "Blueprint", "add", "against", "build", "find", "get", "names", "register"]
 
 del _convolution, _features

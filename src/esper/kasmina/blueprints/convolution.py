@@ -14,6 +14,7 @@ from torch import nn
 from esper.kasmina.blueprints.modules import Residual, SqueezeExcite, zero_init
 from esper.kasmina.blueprints.registry import register
 from esper.kasmina.layout import SPATIAL_DIMENSIONS, Layout
+from esper.leyline import Positions
 
 _CONVOLUTION = {1: nn.Conv1d, 2: nn.Conv2d}
 _MOST_GROUPS = 8
@@ -84,14 +85,14 @@ def _register_spatial(name: str, layout: Layout, *, kernel: int, depthwise: bool
     def parameters(c: int) -> int:
         return 2 * c + c * (1 if depthwise else c) * taps + c + c * c + c
 
-    register(name, (layout,), parameters)(partial(_spatial, kernel=kernel, depthwise=depthwise))
+    register(name, (layout,), parameters, Positions.ANY)(partial(_spatial, kernel=kernel, depthwise=depthwise))
 
 
 def _register(layout: Layout) -> None:
     d = SPATIAL_DIMENSIONS[layout]
-    family = partial(register, layouts=(layout,))
+    family = partial(register, layouts=(layout,), mixes=Positions.ANY)  # a GroupNorm alone pools all positions
     family("norm", parameters=lambda c: 2 * c)(lambda c, _: Residual(zero_init(_norm(c))))
-    family("pointwise", parameters=lambda c: c * c + c)(_pointwise)
+    family("pointwise", parameters=lambda c: c * c + c, mixes=Positions.NONE)(_pointwise)
     for kernel in (3, 5):
         _register_spatial(f"depthwise{kernel}", layout, kernel=kernel, depthwise=True)
     for kernel in (3, 5, 7):

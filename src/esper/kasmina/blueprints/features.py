@@ -13,6 +13,7 @@ from torch import nn
 from esper.kasmina.blueprints.modules import Attention, CausalDepthwise, Residual, SqueezeExcite, zero_init
 from esper.kasmina.blueprints.registry import register
 from esper.kasmina.layout import Layout
+from esper.leyline import Positions
 
 _BOTH = (Layout.NC, Layout.NTC)
 _LEAST_HEAD_WIDTH = 8
@@ -27,12 +28,12 @@ def heads(channels: int) -> int:
     return max(n for n in range(1, 9) if channels % n == 0 and (n == 1 or channels // n >= _LEAST_HEAD_WIDTH))
 
 
-@register("norm", _BOTH, lambda c: 2 * c)
+@register("norm", _BOTH, lambda c: 2 * c, Positions.NONE)
 def _norm(channels: int, _: Layout) -> nn.Module:
     return Residual(zero_init(nn.LayerNorm(channels)))
 
 
-@register("pointwise", _BOTH, lambda c: c * c + c)
+@register("pointwise", _BOTH, lambda c: c * c + c, Positions.NONE)
 def _pointwise(channels: int, _: Layout) -> nn.Module:
     return Residual(zero_init(nn.Linear(channels, channels)))
 
@@ -47,11 +48,11 @@ def _two_layers(channels: int, _: Layout, *, widen: int) -> nn.Module:
     )
 
 
-register("mlp", _BOTH, lambda c: 2 * c + 4 * c * c + 2 * c + c)(partial(_two_layers, widen=2))
-register("mlp_large", _BOTH, lambda c: 2 * c + 8 * c * c + 4 * c + c)(partial(_two_layers, widen=4))
+register("mlp", _BOTH, lambda c: 2 * c + 4 * c * c + 2 * c + c, Positions.NONE)(partial(_two_layers, widen=2))
+register("mlp_large", _BOTH, lambda c: 2 * c + 8 * c * c + 4 * c + c, Positions.NONE)(partial(_two_layers, widen=4))
 
 
-@register("bottleneck", _BOTH, lambda c: 2 * c + 2 * c * _hidden(c) + _hidden(c) + c)
+@register("bottleneck", _BOTH, lambda c: 2 * c + 2 * c * _hidden(c) + _hidden(c) + c, Positions.NONE)
 def _bottleneck(channels: int, _: Layout) -> nn.Module:
     """Adapter: down to a quarter of the channels and up again (Houlsby et al., 2019)."""
     return Residual(
@@ -70,11 +71,11 @@ def _low_rank(channels: int, _: Layout, *, rank: int) -> nn.Module:
     )
 
 
-register("lora", _BOTH, lambda c: 2 * c * 8)(partial(_low_rank, rank=8))
-register("lora_large", _BOTH, lambda c: 2 * c * 32)(partial(_low_rank, rank=32))
+register("lora", _BOTH, lambda c: 2 * c * 8, Positions.NONE)(partial(_low_rank, rank=8))
+register("lora_large", _BOTH, lambda c: 2 * c * 32, Positions.NONE)(partial(_low_rank, rank=32))
 
 
-@register("squeeze_excite", (Layout.NC,), lambda c: 2 * c * _hidden(c) + c + _hidden(c))
+@register("squeeze_excite", (Layout.NC,), lambda c: 2 * c * _hidden(c) + c + _hidden(c), Positions.NONE)
 def _squeeze_excite(channels: int, _: Layout) -> nn.Module:
     return SqueezeExcite(channels, _hidden(channels))
 
@@ -89,13 +90,21 @@ def _depthwise(channels: int, _: Layout, *, kernel: int) -> nn.Module:
     )
 
 
-register("depthwise3", (Layout.NTC,), lambda c: 2 * c + 3 * c + c + c * c + c)(partial(_depthwise, kernel=3))
-register("depthwise5", (Layout.NTC,), lambda c: 2 * c + 5 * c + c + c * c + c)(partial(_depthwise, kernel=5))
+register("depthwise3", (Layout.NTC,), lambda c: 2 * c + 3 * c + c + c * c + c, Positions.CAUSAL)(
+    partial(_depthwise, kernel=3)
+)
+register("depthwise5", (Layout.NTC,), lambda c: 2 * c + 5 * c + c + c * c + c, Positions.CAUSAL)(
+    partial(_depthwise, kernel=5)
+)
 
 
 def _attention(channels: int, _: Layout, *, causal: bool) -> nn.Module:
     return Residual(nn.LayerNorm(channels), Attention(channels, heads(channels), causal))
 
 
-register("attention", (Layout.NTC,), lambda c: 2 * c + 4 * c * c + c)(partial(_attention, causal=True))
-register("attention_full", (Layout.NTC,), lambda c: 2 * c + 4 * c * c + c)(partial(_attention, causal=False))
+register("attention", (Layout.NTC,), lambda c: 2 * c + 4 * c * c + c, Positions.CAUSAL)(
+    partial(_attention, causal=True)
+)
+register("attention_full", (Layout.NTC,), lambda c: 2 * c + 4 * c * c + c, Positions.ANY)(
+    partial(_attention, causal=False)
+)

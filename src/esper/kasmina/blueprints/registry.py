@@ -15,7 +15,7 @@ from typing import Final
 from torch import nn
 
 from esper.kasmina.layout import Layout
-from esper.leyline import UsageError, load_attribute, plugins_in, unknown
+from esper.leyline import Positions, SiteMixing, UsageError, load_attribute, plugins_in, unknown
 
 ENTRY_POINTS: Final = "esper.blueprints"
 
@@ -37,6 +37,9 @@ class Blueprint:
     """Channels -> scalars in all parameters; checked on every build."""
     builder: Builder
     """``(channels, layout)`` -> a module that maps a feature to one of the same shape."""
+    mixes: Positions | None = None
+    """Which other positions one position of its output depends on; ``None`` where nobody says. Examples of a batch are
+    never mixed. Either way it is measured at each germination (G0)."""
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[a-z][a-z0-9_]*", self.name):
@@ -54,11 +57,13 @@ def add(blueprint: Blueprint) -> None:
     _registered.update({(blueprint.name, layout): blueprint for layout in blueprint.layouts})
 
 
-def register(name: str, layouts: Iterable[Layout], parameters: Callable[[int], int]) -> Callable[[Builder], Builder]:
+def register(
+    name: str, layouts: Iterable[Layout], parameters: Callable[[int], int], mixes: Positions | None = None
+) -> Callable[[Builder], Builder]:
     """Decorator: register a builder under ``name`` for ``layouts``; one name may have one builder per layout."""
 
     def decorate(builder: Builder) -> Builder:
-        add(Blueprint(name, frozenset(layouts), parameters, builder))
+        add(Blueprint(name, frozenset(layouts), parameters, builder, mixes))
         return builder
 
     return decorate
@@ -82,6 +87,30 @@ def get(name: str, layout: Layout) -> Blueprint:
     if (name, layout) not in _registered:
         raise unknown(f"blueprint for layout {layout}", name, names(layout))
     return _registered[name, layout]
+
+
+def against(name: str, layout: Layout, may_mix: SiteMixing | None) -> str | None:
+    """What speaks against the blueprint, by its declaration, where a site lets seeds mix ``may_mix``.
+
+    ``None``: nothing does, as where nothing is declared or nothing was measured.
+    """
+    mixes = get(name, layout).mixes
+    if may_mix is None:
+        return None
+    if not may_mix.channels:
+        return "the host keeps apart what stands in its channels, and every seed mixes channels"
+    order = list(Positions)
+    if mixes is None or may_mix.positions is None or order.index(mixes) <= order.index(may_mix.positions):
+        return None
+    if may_mix.cached:
+        reason = "the host caches keys and values, or a state, of earlier positions"
+    elif may_mix.padding is False:
+        reason = "the host keeps out what is padded"
+    elif may_mix.positions is Positions.CAUSAL:
+        reason = "no output of the host depends on later positions"
+    else:
+        reason = "the host keeps positions apart"
+    return f"it mixes positions ({mixes}; legal here: {may_mix.positions}), and {reason}"
 
 
 def build(name: str, channels: int, layout: Layout) -> nn.Module:

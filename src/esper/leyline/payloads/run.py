@@ -16,6 +16,8 @@ class MetricRecord(TypedDict):
     unit: str
     higher_is_better: bool
     chance: NotRequired[float]
+    low: NotRequired[float]
+    high: NotRequired[float]
 
 
 class TrainingStarted(TypedDict):

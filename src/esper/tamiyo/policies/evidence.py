@@ -1,15 +1,23 @@
 """Whether a seed's measured evidence would carry it through its next gate, so that policies ask when it can succeed.
 
-The gates themselves decide (:mod:`esper.kasmina.gates`); these functions foresee them from a view. What was not
-measured speaks for nothing.
+The gates themselves decide (:mod:`esper.kasmina.gates`); these functions foresee them from a view, by the thresholds
+that it says its gates have and the same comparisons. What was not measured speaks for nothing.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
-from esper.kasmina.gates import GateThresholds
+from esper.kasmina.gates import certain_gain, removal_checks
 from esper.leyline import Decision, EnvView, Fact, FactoredAction, Op, Paired, SeedStage, SlotView
+
+_COSTS: Final = {
+    "removal_cost_loss_lower": "lower bound of the removal cost in loss",
+    "removal_cost": "removal cost",
+    "removal_cost_lower": "lower bound of the removal cost",
+}
+"""Checks of G5 in words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,13 +28,14 @@ class SeedVerdict:
     evidence: tuple[tuple[str, float], ...]
 
 
-def before_blending(view: EnvView, slot: SlotView, thresholds: GateThresholds) -> SeedVerdict:
+def before_blending(view: EnvView, slot: SlotView) -> SeedVerdict:
     """Foresee G2 for a seed in TRAINING."""
+    thresholds = view.gates
     fact, name = gain(slot)
     ratio, health = slot.gradient_ratio, slot.gradient_health
     checks = (
         ("epochs in training", _enough(slot.epochs_in_stage, thresholds.min_training_epochs)),
-        (name, not thresholds.ask_for_gain or _certain(view, slot, fact, thresholds)),
+        (name, not thresholds.ask_for_gain or _certain(view, slot, fact)),
         ("gradient ratio", ratio is not None and ratio.value >= thresholds.min_gradient_ratio),
         ("gradient health", health is not None and health.value >= thresholds.min_gradient_health),
         # none are measured where nothing is isolated: a graft may never be
@@ -37,14 +46,12 @@ def before_blending(view: EnvView, slot: SlotView, thresholds: GateThresholds) -
     )
 
 
-def before_fossilizing(view: EnvView, slot: SlotView, thresholds: GateThresholds) -> SeedVerdict:
+def before_fossilizing(view: EnvView, slot: SlotView) -> SeedVerdict:
     """Foresee G5 for a seed in HOLDING."""
+    thresholds = view.gates
     cost, cost_loss, health = slot.removal_cost, slot.removal_cost_loss, slot.gradient_health
-    gains = (
-        ("removal cost", cost is not None and cost.value.value >= thresholds.min_removal_cost),
-        ("lower bound of the removal cost", _certain(view, slot, cost, thresholds)),
-        ("lower bound of the removal cost in loss", _certain(view, slot, cost_loss, thresholds)),
-    )
+    asked = removal_checks(_of_this_stage(view, slot, cost), _of_this_stage(view, slot, cost_loss), thresholds)
+    gains = tuple((_COSTS[check.id], check.passed) for check in asked)
     checks = (
         ("epochs in holding", _enough(slot.epochs_in_stage, thresholds.min_holding_epochs)),
         *(gains if thresholds.ask_for_gain else ()),
@@ -54,15 +61,15 @@ def before_fossilizing(view: EnvView, slot: SlotView, thresholds: GateThresholds
     return SeedVerdict(_first_failed(checks), _figures(figures))
 
 
-def bring_through(view: EnvView, slot: SlotView, thresholds: GateThresholds) -> Decision | None:
+def bring_through(view: EnvView, slot: SlotView) -> Decision | None:
     """Ask for the seed's next gate if its evidence would pass, ``None`` otherwise."""
     if slot.stage is SeedStage.TRAINING:
-        verdict = before_blending(view, slot, thresholds)
+        verdict = before_blending(view, slot)
         if verdict.against is None:
             action = FactoredAction(Op.ADVANCE, slot.slot_id)
             return Decision(action, f"{_seed(slot)} lowers the loss behind the host: blend it in", verdict.evidence)
     elif slot.stage is SeedStage.HOLDING:
-        verdict = before_fossilizing(view, slot, thresholds)
+        verdict = before_fossilizing(view, slot)
         if verdict.against is None:
             action = FactoredAction(Op.FOSSILIZE, slot.slot_id)
             return Decision(action, f"the host would be worse without {_seed(slot)}: keep it", verdict.evidence)
@@ -90,11 +97,16 @@ def _enough(epochs: int, least: int) -> bool:
     return epochs >= least
 
 
-def _certain(view: EnvView, slot: SlotView, fact: Fact[Paired] | None, thresholds: GateThresholds) -> bool:
-    """Whether the lower confidence bound is above 0 in a measurement made within the present stage."""
+def _of_this_stage(view: EnvView, slot: SlotView, fact: Fact[Paired] | None) -> Paired | None:
+    """What was measured within the present stage: earlier evidence speaks of another alpha."""
     if fact is None or (fact.epoch is not None and view.epoch - fact.epoch > slot.epochs_in_stage):
-        return False
-    return fact.value.lower(thresholds.confidence_z) > 0.0
+        return None
+    return fact.value
+
+
+def _certain(view: EnvView, slot: SlotView, fact: Fact[Paired] | None) -> bool:
+    """Whether the lower confidence bound is above 0 in a measurement made within the present stage."""
+    return certain_gain("", _of_this_stage(view, slot, fact), view.gates).passed
 
 
 def _first_failed(checks: tuple[tuple[str, bool], ...]) -> str | None:

@@ -17,10 +17,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
-from esper.kasmina.gates import GateThresholds
-from esper.leyline import WAIT, Blend, Decision, EnvView, FactoredAction, Op, Paired, SeedStage, SlotView
+from esper.leyline import (
+    WAIT,
+    Blend,
+    Decision,
+    EnvView,
+    FactoredAction,
+    GateThresholds,
+    Op,
+    Paired,
+    SeedStage,
+    SlotView,
+)
 from esper.tamiyo.policies.base import EnvPolicy
 from esper.tamiyo.policies.evidence import bring_through, gain, just_failed
 from esper.tolaria.legality import legal_blueprints, legal_slots
@@ -43,13 +53,10 @@ class HeuristicConfig:
     plateau_epochs: int = 3
     plateau_change: float = 0.02
     """Learning has stalled when the loss fell by less than this share over ``plateau_epochs``."""
-    thresholds: GateThresholds = field(default_factory=GateThresholds)
-    """Of the gates that its seeds will meet."""
 
-    @property
-    def shortest_life(self) -> int:
+    def shortest_life(self, gates: GateThresholds) -> int:
         """Epochs from germination to the earliest fossilization."""
-        return 1 + self.thresholds.min_training_epochs + self.tempo + self.thresholds.min_holding_epochs
+        return 1 + gates.min_training_epochs + self.tempo + gates.min_holding_epochs
 
 
 class HeuristicPolicy(EnvPolicy):
@@ -85,12 +92,12 @@ class HeuristicPolicy(EnvPolicy):
                 continue
             if not math.isfinite(fact.value.value):
                 yield _prune(slot, f"its {name} is {fact.value.value}", name, fact.value)
-            elif slot.stage is SeedStage.HOLDING and _surely_negative(fact.value, self.config.thresholds):
+            elif slot.stage is SeedStage.HOLDING and _surely_negative(fact.value, view.gates):
                 yield _prune(slot, "the host would be better without it", name, fact.value)
 
     def _blend(self, view: EnvView) -> Iterator[Decision]:
         """Seeds behind the host that would pass G2, while there is time for G5: what is not kept is lost at the end."""
-        time_to_hold = self.config.tempo + self.config.thresholds.min_holding_epochs
+        time_to_hold = self.config.tempo + view.gates.min_holding_epochs
         if view.max_epochs - view.epoch > time_to_hold:
             yield from self._through(view, SeedStage.TRAINING)
 
@@ -100,14 +107,14 @@ class HeuristicPolicy(EnvPolicy):
 
     def _through(self, view: EnvView, stage: SeedStage) -> Iterator[Decision]:
         for slot in view.slots:
-            if slot.stage is stage and (decision := bring_through(view, slot, self.config.thresholds)):
+            if slot.stage is stage and (decision := bring_through(view, slot)):
                 yield decision
 
     def _remove_failure(self, view: EnvView) -> Iterator[Decision]:
         """Seeds that had their time and have proven nothing."""
         least = {
-            SeedStage.TRAINING: self.config.thresholds.min_training_epochs,
-            SeedStage.HOLDING: self.config.thresholds.min_holding_epochs,
+            SeedStage.TRAINING: view.gates.min_training_epochs,
+            SeedStage.HOLDING: view.gates.min_holding_epochs,
         }
         for slot in view.slots:
             if slot.stage in least and slot.epochs_in_stage >= least[slot.stage] + self.config.patience:
@@ -118,7 +125,7 @@ class HeuristicPolicy(EnvPolicy):
     def _grow(self, view: EnvView) -> Iterator[Decision]:
         """An audition of the most promising blueprint in each free slot, while there is time for it to prove itself."""
         epochs_left = view.max_epochs - view.epoch
-        if view.epoch < self.config.first_epoch or epochs_left < self.config.shortest_life:
+        if view.epoch < self.config.first_epoch or epochs_left < self.config.shortest_life(view.gates):
             return
         for slot in legal_slots(view, Op.GERMINATE):
             blueprint = max(legal_blueprints(view, slot), key=lambda name: self._promise(view, slot, name))

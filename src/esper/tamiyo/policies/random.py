@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from esper.kasmina.gates import GateThresholds
 from esper.leyline import (
     ALPHA_TARGETS,
     BLENDS,
@@ -31,18 +30,15 @@ class RandomPolicy(EnvPolicy):
     its decisions do not depend on which envs run beside it.
 
     With ``nurture`` only growth is random (which blueprint, where and when); what it grew is brought through its gates
-    on evidence by ``thresholds``. That is the fairer control of a policy that claims to choose well.
+    on evidence. That is the fairer control of a policy that claims to choose well.
     """
 
     name = "random"
 
-    def __init__(
-        self, rate: float = 0.3, seed: int = 0, nurture: bool = False, thresholds: GateThresholds | None = None
-    ) -> None:
+    def __init__(self, rate: float = 0.3, seed: int = 0, nurture: bool = False) -> None:
         if not 0.0 <= rate <= 1.0:
             raise UsageError(f"policy random: rate is {rate}; it must be in [0, 1]")
         self.rate, self.seed, self.nurture = rate, seed, nurture
-        self.thresholds = thresholds or GateThresholds()
         self._generators: list[np.random.Generator] = []
 
     def reset(self, specs: Sequence[EnvSpec]) -> None:
@@ -55,7 +51,7 @@ class RandomPolicy(EnvPolicy):
         """A legal action at random, or WAIT."""
         if self.nurture:
             for slot in view.slots:
-                decision = bring_through(view, slot, self.thresholds)
+                decision = bring_through(view, slot)
                 if decision is not None and not just_failed(view, decision.action):
                     return decision
         generator = self._generators[env]
@@ -103,5 +99,5 @@ class NurturedPolicy(RandomPolicy):
 
     name = "nurtured"
 
-    def __init__(self, rate: float = 0.3, seed: int = 0, thresholds: GateThresholds | None = None) -> None:
-        super().__init__(rate, seed, nurture=True, thresholds=thresholds)
+    def __init__(self, rate: float = 0.3, seed: int = 0) -> None:
+        super().__init__(rate, seed, nurture=True)

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from esper.kasmina.gates import GateThresholds
 from esper.leyline import WAIT, Blend, Decision, EnvSpec, EnvView, FactoredAction, Op, UsageError, unknown
 from esper.tamiyo.policies.base import EnvPolicy
 from esper.tamiyo.policies.evidence import bring_through, just_failed
@@ -59,11 +58,8 @@ class SchedulePolicy(EnvPolicy):
 
     name = "schedule"
 
-    def __init__(
-        self, entries: Sequence[Mapping[str, Any] | Entry] = (), thresholds: GateThresholds | None = None
-    ) -> None:
+    def __init__(self, entries: Sequence[Mapping[str, Any] | Entry] = ()) -> None:
         self.entries = tuple(entry if isinstance(entry, Entry) else Entry.from_dict(entry) for entry in entries)
-        self.thresholds = thresholds or GateThresholds()
         self._open: list[list[int]] = []
         """Per env, the entries that have not succeeded yet."""
         self._asked: list[int | None] = []
@@ -91,7 +87,7 @@ class SchedulePolicy(EnvPolicy):
                 return Decision(entry.action, f"schedule: due after epoch {entry.epoch}", (("epoch", view.epoch),))
             waiting = waiting or f"schedule: the entry due after epoch {entry.epoch} waits, since {why}"
         for slot in view.slots:
-            decision = bring_through(view, slot, self.thresholds)
+            decision = bring_through(view, slot)
             if decision is not None and not just_failed(view, decision.action):
                 return decision
         return Decision(WAIT, waiting or "schedule: nothing is due, and no seed is ready for its gate")

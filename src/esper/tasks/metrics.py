@@ -1,0 +1,201 @@
+"""What a user's model is scored by: a name, a function of one value per example, or an object that reduces a split."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from esper.kasmina.structure import tensors
+from esper.leyline import Metric, UsageError, unknown
+from esper.tasks.answers import Accuracy, answers, scored_part
+from esper.tasks.base import PerExample, Split
+from esper.tasks.losses import OwnLoss, shape_of
+from esper.tasks.reduction import BatchLoss, Collected, Figure, MeanOf, RatioOf, SplitMetric
+
+NAMES = ("accuracy", "loss", "mae")
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """A metric of your own: what it is called, and how examples are scored."""
+
+    metric: Metric
+    score: PerExample | SplitMetric
+    """``(output, targets)`` -> the score of each example, ``[N]``, whose mean is the metric in its unit; or an object
+    that reduces over a split."""
+
+
+MetricChoice = str | Accuracy | Scored | SplitMetric | PerExample
+"""A name, an :class:`Accuracy`, a :class:`Scored`, an object with ``update``, ``compute`` and ``reset`` such as those
+of torchmetrics, or a function ``(output, targets) -> [N]``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """The first validation batch and what the untouched model says of it."""
+
+    output: Any
+    targets: Tensor
+    loss: OwnLoss
+    loss_figure: BatchLoss
+    validation: Split
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """A metric and how its figure over a split comes about."""
+
+    metric: Metric
+    figure: Figure
+
+
+def judged_by(choice: Any, trial: Trial) -> Judged:
+    """Make sure that ``choice`` can be measured. Raises ``UsageError`` saying what is legal where it cannot.
+
+    The chance level is what the best constant answer scores on the validation split, by the metric itself; ``None``
+    where the shapes do not tell what a constant answer would be.
+    """
+    if isinstance(choice, str):
+        return _named(choice, trial)
+    if isinstance(choice, Accuracy):
+        return _accuracy(choice, trial)
+    if isinstance(choice, Scored):
+        judged = Judged(choice.metric, _figure(choice.score, choice.metric.name, trial))
+        return judged if choice.metric.chance is not None else _with_chance(judged, trial)
+    if inspect.isclass(choice):
+        raise UsageError(f"metric is the class {choice.__name__}; give an object of it")
+    if not isinstance(choice, SplitMetric) and not callable(choice):
+        raise UsageError(
+            f"metric is a {type(choice).__name__}; legal: {', '.join(map(repr, NAMES))}, an Accuracy, a Scored, an "
+            "object with update, compute and reset, or a function (output, targets) -> one number per example"
+        )
+    metric = _described(choice)
+    return _with_chance(Judged(metric, _figure(choice, metric.name, trial)), trial)
+
+
+def _named(name: str, trial: Trial) -> Judged:
+    if name == "accuracy":
+        return _accuracy(Accuracy(), trial)
+    if name == "loss":
+        # an overfitted model's loss passes chance though the model has not
+        return Judged(Metric("loss", "", higher_is_better=False), trial.loss_figure)
+    if name == "mae":
+        _aligned(scored_part(trial.output, "mae"), trial.targets)
+        judged = Judged(Metric("mean absolute error", "", higher_is_better=False), MeanOf(_absolute_error))
+        return _with_chance(judged, trial)
+    raise unknown("metric", name, NAMES)
+
+
+def _accuracy(choice: Accuracy, trial: Trial) -> Judged:
+    found = answers(choice, trial.loss, trial.output, trial.targets, trial.validation.targets)
+    judged = Judged(Metric("accuracy", "%", low=0.0, high=100.0), RatioOf(found.counted))
+    return replace(judged, metric=replace(judged.metric, chance=_best_constant(judged, found.constants, trial)))
+
+
+def _figure(score: Any, name: str, trial: Trial) -> Figure:
+    """The figure of a user's score, tried on the first batch."""
+    if isinstance(score, SplitMetric):
+        figure = Collected(score, lambda output: scored_part(output, name))
+        try:
+            tally = figure.tally(1, 1)
+            tally.add([trial.output], trial.targets)
+            tally.summary()
+        except UsageError:
+            raise
+        except Exception as error:  # a user's object may raise anything
+            raise _unfit(name, trial, error) from error
+        return figure
+    try:
+        value = score(trial.output, trial.targets)
+    except Exception as error:  # a user's function may raise anything
+        raise _unfit(name, trial, error) from error
+    n = len(trial.targets)
+    if not isinstance(value, Tensor) or tuple(value.shape) != (n,):
+        found = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+        raise UsageError(
+            f"metric {name!r} gives {found} for {n} examples; one number per example is needed, or an object with "
+            "update, compute and reset for a metric that reduces over the split"
+        )
+    return MeanOf(score)
+
+
+def _unfit(name: str, trial: Trial, error: Exception) -> UsageError:
+    found = ", ".join(shape_of(tensor) for _, tensor in tensors(trial.output)) or type(trial.output).__name__
+    return UsageError(
+        f"metric {name!r} fails on the first validation batch, output {found}, targets {shape_of(trial.targets)}: "
+        f"{type(error).__name__}: {error}"
+    )
+
+
+def _described(choice: Any) -> Metric:
+    """Name, direction and scale as the object itself has them; a function says that higher is better unless told."""
+    name = getattr(choice, "__name__", type(choice).__name__)
+    higher = getattr(choice, "higher_is_better", None)
+    if higher is None and isinstance(choice, SplitMetric):
+        raise UsageError(
+            f"metric {name} does not say whether higher is better; "
+            f"give Scored(Metric({name!r}, '', higher_is_better=...), metric)"
+        )
+    ends = [getattr(choice, f"plot_{end}_bound", None) for end in ("lower", "upper")]
+    low, high = (float(end) if isinstance(end, int | float) else None for end in ends)
+    scaled = low is not None and high is not None
+    metric = Metric(name.strip("<>"), "", higher_is_better=higher is None or bool(higher))
+    return replace(metric, low=low, high=high) if scaled else metric
+
+
+def _absolute_error(output: Any, targets: Tensor) -> Tensor:
+    answer, target = _aligned(scored_part(output, "mae"), targets)
+    return (answer - target).abs().reshape(len(targets), -1).mean(dim=1)
+
+
+def _aligned(answer: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    if [size for size in answer.shape if size != 1] != [size for size in targets.shape if size != 1]:
+        raise UsageError(
+            f"metric 'mae' compares an output of shape {tuple(answer.shape)} with targets of shape "
+            f"{tuple(targets.shape)}; they must have one number for one number"
+        )
+    return answer, targets.reshape(answer.shape)
+
+
+def _with_chance(judged: Judged, trial: Trial) -> Judged:
+    """With the chance level of a metric that is no accuracy, where the loss and the shapes say what is constant."""
+    try:
+        found = answers(Accuracy(), trial.loss, trial.output, trial.targets, trial.validation.targets, counting=False)
+    except UsageError:
+        return judged
+    return replace(judged, metric=replace(judged.metric, chance=_best_constant(judged, found.constants, trial)))
+
+
+def _best_constant(judged: Judged, constants: Callable[[], Sequence[Tensor]], trial: Trial) -> float | None:
+    """The best score of a constant answer over the validation split."""
+    if not isinstance(trial.output, Tensor):
+        return None
+    values = []
+    for constant in constants():
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                values.append(_scored(judged.figure, constant, trial.validation))
+        except Exception:
+            continue
+    known = [value for value in values if math.isfinite(value)]
+    if not known:
+        return None
+    return max(known) if judged.metric.higher_is_better else min(known)
+
+
+def _scored(figure: Figure, constant: Tensor, split: Split) -> float:
+    chunks = split.chunks(1024)
+    tally = figure.tally(1, len(chunks))
+    with torch.no_grad():
+        for chunk in chunks:
+            targets = split.targets[chunk]
+            tally.add([constant.expand(len(targets), *constant.shape)], targets)
+    return float(tally.summary().value[0])
