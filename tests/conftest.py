@@ -73,3 +73,14 @@ def _refuse(faults: list[str]) -> None:
         pytest.fail(
             f"{len(faults)} events in journals are not as the contract says, among them\n{shown}", pytrace=False
         )
+
+
+@pytest.fixture
+def without_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports of ``grow`` and ``Grower`` are written without figures, which take longer to draw than small runs do."""
+    from functools import partial
+
+    from esper import library
+    from esper.karn.report import write_report
+
+    monkeypatch.setattr(library, "write_report", partial(write_report, figures=False))

@@ -6,12 +6,12 @@ torch.save(result.model.state_dict(), "grown.pt")
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Final, Self
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -20,6 +20,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from esper.karn.evidence import RunEvidence
 from esper.karn.report import read_evidence, write_report
 from esper.leyline import EnvSpec, EnvView, GateThresholds, Policy, TelemetryEventType, UsageError
+from esper.run.checks import check_optimizer
 from esper.run.open import RunOpening, open_run
 from esper.run.own import Budget, Loader, OwnChoices, OwnModel
 from esper.run.play import EpisodePlan, run_episodes
@@ -31,10 +32,11 @@ from esper.tasks.answers import Accuracy
 from esper.tasks.loader import LoaderBatches
 from esper.tasks.losses import OwnLoss
 from esper.tasks.metrics import MetricChoice, Scored
-from esper.tolaria import surgery
 from esper.tolaria.engine import ModuleEngine
-from esper.tolaria.executor import Executor, StepReport
+from esper.tolaria.executor import EpisodeResult, Executor, StepReport
+from esper.tolaria.rates import Schedulers, follow, innermost
 from esper.tolaria.setup import Forward, call
+from esper.tolaria.surgery import BASE_RATE
 
 __all__ = ["Accuracy", "Budget", "GateThresholds", "GrowResult", "Grower", "OwnChoices", "Scored", "grow"]
 
@@ -49,6 +51,8 @@ class GrowResult:
     """The evidence for every seed; ``report.table`` prints as the end table."""
     run_dir: Path
     """Holds the journal, the report and the exported model."""
+    epoch: int
+    """After which the model was as it is here; none was better on validation."""
 
 
 def grow(  # noqa: PLR0913
@@ -79,20 +83,27 @@ def grow(  # noqa: PLR0913
     ``forward(model, inputs)`` says how to call the model where ``model(inputs)`` does not. ``at`` names submodules by
     path (``["layer3.1"]``), or ``"auto"``. ``policy`` is a name (``esper-v1``, ``heuristic``, ``frugal``, ``static``,
     ...), a learned one's file, or a policy of your own. An ``optimizer`` that has trained already keeps its state. The
-    model is trained in place; the one in the result is a plain copy.
+    model is trained in place; the one in the result is a plain copy. None that was seen was better on validation, and
+    whatever breaks the run off leaves the best so far in the run directory; a note on the error says where.
 
     Raises ``UsageError`` or ``DataError`` naming what is wrong and what is legal.
     """
     choices = OwnChoices(loss, metric, forward, at, budget or Budget(), device)
+    if optimizer is not None:
+        check_optimizer(model, optimizer)
     own = OwnModel.of(model, _splits(val, test), choices, optimizer)
     own = replace(own, setup=replace(own.setup, batches=LoaderBatches(train, device=own.device)))
+    for group in own.setup.optimizer.param_groups:
+        group[BASE_RATE] = float(group["lr"])  # where a scheduler has brought it, not where that began
     decider = make_policy(policy) if isinstance(policy, str) else policy
-    opening = _opening(own, decider, run_dir)
-    executor = own.executor(opening.sink.emit)
-    with open_run(opening) as session:
-        for _ in run_episodes(executor, {decider.name: decider}, EpisodePlan(1, choices.budget.epochs, seed)):
-            grown = _write_model(session, executor)
-    return _result(grown, session)
+    opening, delivery = _opening(own, decider, run_dir), _Delivery()
+    with delivery.outlasting(opening):
+        executor = delivery.executor = own.executor(opening.sink.emit)
+        for (result,), _ in run_episodes(
+            executor, {decider.name: decider}, EpisodePlan(1, choices.budget.epochs, seed)
+        ):
+            delivery.write(result)
+    return delivery.result()
 
 
 class Grower:
@@ -108,9 +119,10 @@ class Grower:
                 grower.after_epoch()
         plain = grower.result.model
 
-    Seeds get parameter groups of their own in your optimizer, at ``seed_lr_multiplier`` times its rate; the rate of the
-    host's groups is left to you. A learning-rate scheduler is stepped by :meth:`step_scheduler`. ``budget.epochs`` must
-    be the number of epochs that you will train.
+    Seeds get parameter groups of their own in your optimizer. They take the options of the group whose parameters stand
+    around them, and ``seed_lr_multiplier`` times its rate at every step, however you move it: a scheduler, or by hand.
+    ``budget.epochs`` is the most epochs that you will train; leave the block earlier whenever you like. The model is
+    then the best that was validated, in place and as ``result.model``, also where an error or Ctrl-C ends the block.
     """
 
     def __init__(
@@ -124,26 +136,39 @@ class Grower:
         policy: str | Policy = SHIPPED,
         run_dir: str | Path | None = None,
     ) -> None:
+        check_optimizer(model, optimizer)
+        if choices.budget.schedule != "constant":
+            raise UsageError(
+                f"Budget.schedule is {choices.budget.schedule!r}; in a loop of your own the rates are yours to move:"
+                " step a scheduler of torch.optim.lr_scheduler"
+            )
         self._own = OwnModel.of(model, _splits(val, test), choices, optimizer)
+        self._optimizer = innermost(optimizer)
         self._policy = make_policy(policy) if isinstance(policy, str) else policy
         self._opening = _opening(self._own, self._policy, run_dir)
-        self._executor = self._own.executor(self._opening.sink.emit)
+        self._delivery = _Delivery()
+        self._schedulers = Schedulers(self._optimizer)
         self._stack = ExitStack()
-        self._result: GrowResult | None = None
 
     @property
     def result(self) -> GrowResult:
         """The plain model and the evidence. Raises ``UsageError`` before the ``with`` block has ended."""
-        if self._result is None:
-            raise UsageError("the grown model is there when the with block has ended")
-        return self._result
+        return self._delivery.result()
 
     def __enter__(self) -> Self:
-        self._session = self._stack.enter_context(open_run(self._opening))
-        spec = EnvSpec(0, 0, 0, self._own.choices.budget.epochs, self._policy.name, self._policy.name)
-        self._views = self._executor.reset([spec])
-        self._policy.reset([spec])
-        self._under_way = False
+        with ExitStack() as stack:
+            stack.enter_context(self._delivery.outlasting(self._opening))
+            self._executor = self._own.executor(self._opening.sink.emit)
+            spec = EnvSpec(0, 0, 0, self._own.choices.budget.epochs, self._policy.name, self._policy.name)
+            self._views = self._executor.reset([spec])
+            self._policy.reset([spec])
+            self._delivery.executor = self._executor
+            self._under_way = False
+            self._untaught = False
+            self._shielded: list[str] = []
+            stack.callback(self._schedulers.release)
+            stack.callback(self._optimizer.register_step_pre_hook(self._before_step).remove)
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(
@@ -153,9 +178,13 @@ class Grower:
             self._stack.__exit__(kind, error, trace)
             return
         with self._stack:
-            self._executor.finish(self._policy.decide(self._views))
-            grown = _write_model(self._session, self._executor)
-        self._result = _result(grown, self._session)
+            (result,) = self._executor.finish(self._policy.decide(self._views))
+            self._delivery.write(result)
+            if self._under_way and self._views[0].epoch == 0:
+                raise UsageError(
+                    "after_epoch() was never called, so that nothing was measured and nothing could grow; call it when "
+                    "the batches of an epoch are done"
+                )
 
     @property
     def view(self) -> EnvView:
@@ -165,34 +194,127 @@ class Grower:
     def loss(self, inputs: Any, targets: Tensor) -> Tensor:
         """Training loss of one batch; call ``backward`` on it, then :meth:`after_backward`."""
         if not self._under_way:
-            self._executor.begin(self._policy.decide(self._views))
-            self._engine.begin_epoch(0)
-            self._under_way = True
-        return self._engine.trainer(0).loss(inputs, targets)
+            self._begin_epoch()
+        loss = self._engine.trainer(0).loss(inputs, targets)
+        self._untaught = self._untaught or loss.requires_grad
+        return loss
 
     def after_backward(self) -> None:
         """Teach the seeds behind the host. Your optimizer steps next."""
+        if not self._under_way:
+            raise UsageError(f"after_backward() {_WITHOUT_LOSS}")
         self._engine.trainer(0).after_backward()
+        self._untaught = False
 
     def step_scheduler(self, scheduler: LRScheduler, *metrics: Any) -> None:
-        """Step a scheduler of ``torch.optim.lr_scheduler``, whenever you would; seeds follow what it does to the host.
+        """Step a scheduler of ``torch.optim.lr_scheduler``; ``metrics`` is what ``ReduceLROnPlateau`` asks for.
 
-        ``metrics`` is what ``ReduceLROnPlateau`` asks for. A scheduler's own ``step`` fails once a seed has joined the
-        optimizer, since it counts the parameter groups.
+        Its own ``step`` does the same, if it was made before the epoch in which a seed joined the optimizer.
         """
-        surgery.step_scheduler(scheduler.optimizer, lambda: scheduler.step(*metrics))
+        self._schedulers.add(scheduler)
+        scheduler.step(*metrics)
+        follow(self._optimizer)
 
     def after_epoch(self) -> StepReport:
         """Validate and judge. What the policy makes of it is done before the next epoch's first batch."""
+        if not self._under_way:
+            raise UsageError(f"after_epoch() {_WITHOUT_LOSS}")
         (report,) = self._executor.complete([self._engine.trainer(0).end_epoch()])
         self._views = [report.view]
-        self._under_way = False
+        self._under_way = self._untaught = False
         return report
+
+    def _begin_epoch(self) -> None:
+        done, epochs = self._views[0].epoch, self._own.choices.budget.epochs
+        if done >= epochs:
+            raise UsageError(f"epoch {done + 1} begins, and Budget.epochs is {epochs}; set it to the epochs you train")
+        self._executor.begin(self._policy.decide(self._views))
+        self._engine.begin_epoch(0)
+        self._under_way = True
+        grown = [slot.slot_id for slot in self._engine.views([0])[0].slots if slot.live]
+        if grown != self._shielded:
+            self._schedulers.shield()
+            self._shielded = grown
+
+    def _before_step(self, optimizer: Optimizer, *arguments: Any) -> None:
+        """Before every step of the user's optimizer."""
+        if self._untaught:
+            raise UsageError("optimizer.step() without after_backward(); call it between loss.backward() and the step")
+        follow(optimizer)
 
     @property
     def _engine(self) -> ModuleEngine:
         assert isinstance(self._executor.engine, ModuleEngine)
         return self._executor.engine
+
+
+_WITHOUT_LOSS: Final = (
+    "without a batch in this epoch; compute the training loss by grower.loss(inputs, targets), which runs the model"
+)
+
+
+class _Delivery:
+    """What a run leaves, whatever ends it: the model and its files, then the report."""
+
+    def __init__(self) -> None:
+        self.executor: Executor | None = None
+        """Once there is one."""
+        self._session: Session | None = None
+        self._episode: EpisodeResult | None = None
+        self._grown: nn.Module | None = None
+        self._result: GrowResult | None = None
+
+    @contextmanager
+    def outlasting(self, opening: RunOpening) -> Iterator[None]:
+        """Open the run; when it is closed again the result is made, after an error from the best state so far."""
+        try:
+            with open_run(opening) as session:
+                self._session = session
+                try:
+                    yield
+                except BaseException as error:
+                    self._salvage(error)
+                    raise
+        except BaseException as error:
+            if self._grown is not None:
+                self._report()
+                error.add_note(f"The model of epoch {self.result().epoch} is in {self.result().run_dir / 'model'}")
+            raise
+        self._report()
+
+    def write(self, episode: EpisodeResult) -> None:
+        """Write what the episode delivers as a plain model."""
+        assert self.executor is not None and self._session is not None
+        exported = self.executor.engine.save(0, self._session.directory.model)
+        told = {**asdict(exported), "formats": list(exported.formats)}
+        self._session.say(TelemetryEventType.MODEL_EXPORTED, **told)
+        self._grown, self._episode = self.executor.engine.materialise(0), episode
+
+    def result(self) -> GrowResult:
+        """Raises ``UsageError`` before it is there."""
+        if self._result is None:
+            raise UsageError("the grown model is there when the with block has ended, after one epoch or more")
+        return self._result
+
+    def _salvage(self, error: BaseException) -> None:
+        """Deliver the best state so far; what goes wrong with that is a note on the error that was there before."""
+        if self.executor is None or self._grown is not None:
+            return
+        interrupted = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+        try:
+            results = self.executor.salvage(getattr(error, "status", interrupted))
+            if results is not None:
+                self.write(results[0])
+        except Exception as another:
+            error.add_note(f"The model so far could not be written: {type(another).__name__}: {another}")
+
+    def _report(self) -> None:
+        if self._grown is None or self._session is None or self._episode is None:
+            return
+        path, told = self._session.path, self._episode
+        write_report(path)
+        assert told.delivered_epoch is not None
+        self._result = GrowResult(self._grown, read_evidence(path)[0], path, told.delivered_epoch)
 
 
 def _opening(own: OwnModel, policy: Policy, run_dir: str | Path | None) -> RunOpening:
@@ -202,15 +324,3 @@ def _opening(own: OwnModel, policy: Policy, run_dir: str | Path | None) -> RunOp
 
 def _splits(val: Loader, test: Loader | None) -> dict[str, Loader]:
     return {"validation": val} | ({} if test is None else {"test": test})
-
-
-def _write_model(session: Session, executor: Executor) -> nn.Module:
-    exported = executor.engine.save(0, session.directory.model)
-    session.say(TelemetryEventType.MODEL_EXPORTED, **{**asdict(exported), "formats": list(exported.formats)})
-    grown: nn.Module = executor.engine.materialise(0)
-    return grown
-
-
-def _result(grown: nn.Module, session: Session) -> GrowResult:
-    write_report(session.path)
-    return GrowResult(grown, read_evidence(session.path)[0], session.path)

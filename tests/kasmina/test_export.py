@@ -193,3 +193,16 @@ def test_onnx_without_the_extra_names_it(monkeypatch: pytest.MonkeyPatch, tmp_pa
     monkeypatch.setattr(export_module.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match="'onnx'"):
         save_onnx(nn.Linear(2, 2), torch.randn(1, 2), tmp_path / "model.onnx")
+
+
+@pytest.mark.parametrize("grown_again", [True, False])
+def test_an_exported_model_can_be_wrapped_and_exported_again(grown_again: bool, tmp_path: Path) -> None:
+    model, sample = wrapped("pointwise")
+    put_seed(model, "blocks_1", SeedStage.FOSSILIZED, 1.0)
+    again = GrowingModel.wrap(export(model.eval()), ["blocks.1", "blocks.2", "blocks.1.module"], sample)
+    if grown_again:
+        put_seed(again, "blocks_1", SeedStage.FOSSILIZED, 0.5)
+        put_seed(again, "blocks_1_module", SeedStage.FOSSILIZED, 0.5)
+    again.eval()
+    exported = save_export(again, tmp_path, sample)
+    assert largest_difference(again, loaded(exported.code).load(), sample) <= 1e-6

@@ -271,3 +271,24 @@ def test_a_deep_copy_stands_on_its_own() -> None:
 
 def test_blueprints_exist_for_every_layout() -> None:
     assert set(BLUEPRINT) == set(Layout)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_sown_seeds_are_there_for_a_while_and_leave_no_trace(name: str) -> None:
+    model, sample = wrapped(name)
+    before, topology, told = state_of(model), model.topology(), []
+    for slot in model.slots.values():
+        slot.on_telemetry = told.append
+    with model.sown({slot_id: BLUEPRINT[slot.config.layout] for slot_id, slot in model.slots.items()}):
+        assert all(slot.live and slot.alpha == 1.0 for slot in model.slots.values())
+        with torch.no_grad():
+            model(sample)
+    assert model.topology() == topology and not told
+    assert state_of(model).keys() == before.keys()
+    grow(model, SeedStage.TRAINING, alpha=0.0)
+    occupied = next(iter(model.slots))
+    with (
+        pytest.raises(UsageError, match="TRAINING; seeds are sown in empty slots"),
+        model.sown({occupied: BLUEPRINT[model.slots[occupied].config.layout]}),
+    ):
+        pass

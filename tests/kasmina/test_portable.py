@@ -14,6 +14,7 @@ from esper.kasmina.replay import same
 
 def test_weights_are_read_as_safetensors_reads_them(tmp_path: Path) -> None:
     kinds = [torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.uint8, torch.bool]
+    kinds.append(torch.complex64)
     saved: dict[str, Tensor] = {str(kind): (torch.randn(3, 5) * 3).to(kind) for kind in kinds}
     saved |= {"empty": torch.zeros(0, 4), "scalar": torch.tensor(2.5)}
     save_file(saved, tmp_path / "x.safetensors", metadata={"made": "here"})

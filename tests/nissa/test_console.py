@@ -110,7 +110,7 @@ def test_a_life_of_a_seed_reads_as_a_story() -> None:
         "s  ✓ fossilized conv3 · without it 2.50 % worse",
         "s  pruned conv3 by policy: no gain",
         "s  rolled back to epoch 3: divergence · cause internal · s-1 vetoed for 5 epochs",
-        "episode ended (grown, completed)  validation 91.26 % · test 90.00 % · 1 of 2 seeds kept · 1234 parameters",
+        "episode ended (grown, completed)  validation 91.26 % · test 90.00 % · 2 seeds kept · 1234 parameters",
         "run completed  12.5 s",
     ]
 

@@ -134,6 +134,23 @@ class EngineConformance:
         engine.conclude([0])
         assert not any(slot.live for slot in engine.views([0])[0].slots)
 
+    def test_a_network_is_delivered_as_it_was_with_the_seeds_that_took_part(self) -> None:
+        engine = self.make_engine()
+        engine.reset([spec()])
+        self.epoch(engine, [0], 1)
+        expected = engine.evaluate([0], [({},)])
+        network = engine.network(0)
+        self.germinate(engine)
+        for number in (2, 3):
+            self.epoch(engine, [0], number)
+        spent = engine.costs([0])[0].spent["total_macs"]
+        engine.deliver(0, network, 1)
+        (view,) = engine.views([0])
+        assert view.epoch == 3 and not any(slot.live for slot in view.slots)
+        assert engine.costs([0])[0].spent["total_macs"] == spent
+        found = engine.evaluate([0], [({},)])
+        assert (found.metric[0, 0], found.loss[0, 0]) == (expected.metric[0, 0], expected.loss[0, 0])
+
     def test_costs_name_every_purpose_once(self) -> None:
         engine = self.make_engine()
         engine.reset([spec()])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from esper.leyline import (
     ModelExport,
     Op,
     SeedStage,
+    SlotFacts,
     SlotView,
     TrainResult,
 )
@@ -51,9 +52,12 @@ class FakeRow:
 class FakeEngine:
     """See :class:`esper.leyline.HostEngine`."""
 
-    def __init__(self, slots: Sequence[str] = ("a", "b"), poison: Sequence[int] = ()) -> None:
+    def __init__(
+        self, slots: Sequence[str] = ("a", "b"), poison: Sequence[int] = (), proves: Sequence[str] = ("a", "b")
+    ) -> None:
         self._names = tuple(slots)
         self._poison = tuple(poison)
+        self._proves = tuple(proves)
         self.envs: list[FakeRow] = []
 
     def reset(self, envs: Sequence[EnvSpec]) -> None:
@@ -100,6 +104,9 @@ class FakeEngine:
             against = why_illegal(self.views([i])[0], action)
             if against is not None:
                 outcomes.append(ActionOutcome(action, success=False, illegal=True, why_not=against))
+                continue
+            if action.op is Op.FOSSILIZE and action.slot not in self._proves:
+                outcomes.append(ActionOutcome(action, success=False, why_not="its gate is not satisfied"))
                 continue
             self._perform(self.envs[i], action)
             outcomes.append(ActionOutcome(action, success=True))
@@ -183,6 +190,18 @@ class FakeEngine:
             for name, slot in self.envs[i].slots.items():
                 if slot.stage is not SeedStage.FOSSILIZED:
                     self.envs[i].slots[name] = SlotView(name)
+
+    def network(self, env: int) -> dict[str, Any]:
+        return {"tensors": {}, "plain": [asdict(slot) for slot in self._taking_part(env)]}
+
+    def _taking_part(self, env: int) -> list[SlotView]:
+        return [slot for slot in self.envs[env].slots.values() if slot.live and slot.alpha]
+
+    def deliver(self, env: int, network: Mapping[str, Any], epoch: int) -> None:
+        self.envs[env].slots = {name: SlotView(name) for name in self.envs[env].slots}
+        for plain in network["plain"]:
+            facts = {name: None for name in SlotFacts.__slots__}
+            self.envs[env].slots[plain["slot_id"]] = SlotView(**{**plain, **facts})
 
     def save(self, env: int, directory: Path) -> ModelExport:
         return ModelExport(str(directory), 100, 0.0, ())

@@ -86,7 +86,7 @@ trees = st.recursive(
     st.none()
     | st.booleans()
     | st.integers()
-    | st.floats()
+    | st.floats().map(lambda x: math.nan if math.isnan(x) else x)  # text has one NaN, without a sign
     | st.text()
     | st.binary()
     | st.sampled_from([2**53, 2**53 + 1]),

@@ -28,7 +28,7 @@ from esper.leyline import TelemetryEventType as T
 from esper.tasks.base import TaskSpec
 from esper.tasks.hosts import PointwiseHost2d
 from esper.tasks.scoring import accuracy
-from esper.tolaria import schedules
+from esper.tolaria import schedules, surgery
 from esper.tolaria.engine import EngineConfig, ModuleEngine
 from esper.tolaria.rng import Streams, derive, seeded
 from esper.tolaria.setup import TrainerConfig, from_task
@@ -192,3 +192,62 @@ def test_where_nothing_may_grow_the_reason_is_given() -> None:
         in_pixels("conv3").reset([spec()])
     with pytest.raises(UsageError, match="fits any slot$"):
         in_pixels("mlp").reset([spec()])
+
+
+def test_the_best_network_comes_back_with_an_unproven_seed_and_training_goes_on() -> None:
+    engine, events = engine_of()
+    engine.reset([spec()])
+    trainer = engine.trainer(0)
+    slot = next(iter(trainer.model.slots.values()))
+    engine.apply([0], [FactoredAction(Op.GERMINATE, slot.slot_id, "conv3", Blend.LINEAR, 1.0, 1)])
+    engine.train_epoch([0])
+    assert slot.state is not None and slot.seed is not None
+    slot.state.enter(SeedStage.BLENDING, 1)
+    slot.state.alpha, seed_id = 1.0, slot.state.seed_id
+    with torch.no_grad():
+        for parameter in slot.seed.parameters():
+            parameter.add_(0.1)
+    expected, network = engine.evaluate([0], [({},)]), engine.network(0)
+    assert all(tensor.device.type == "cpu" for tensor in network["tensors"].values())
+    assert not any("exp_avg" in name for name in network["tensors"])
+
+    engine.train_epoch([0])
+    engine.apply([0], [FactoredAction(Op.PRUNE, slot.slot_id)])
+    told = len(events)
+    engine.deliver(0, network, 1)
+    assert len(events) == told, "what is delivered again comes without a word"
+    (view,) = engine.views([0])
+    assert [(s.seed_id, s.stage) for s in view.slots if s.live] == [(seed_id, SeedStage.BLENDING)]
+    found = engine.evaluate([0], [({},)])
+    assert (found.metric[0, 0], found.loss[0, 0]) == (expected.metric[0, 0], expected.loss[0, 0])
+    assert list(surgery.seed_groups(trainer.optimizer)) == [slot.slot_id]
+    (result,) = engine.train_epoch([0])
+    assert result.weights_finite
+
+
+def test_a_seed_without_part_in_what_is_delivered_is_pruned_and_says_why() -> None:
+    engine, events = engine_of()
+    engine.reset([spec()])
+    network = engine.network(0)
+    slot = next(iter(engine.trainer(0).model.slots.values()))
+    engine.apply([0], [FactoredAction(Op.GERMINATE, slot.slot_id, "conv3", Blend.LINEAR, 1.0, 1)])
+    engine.train_epoch([0])
+    spent = engine.costs([0])[0].spent
+    engine.deliver(0, network, 4)
+    (pruned,) = [event for event in events if event.event_type is T.SEED_PRUNED]
+    assert "epoch 4" in pruned.data["reason"] and not engine.views([0])[0].live_seeds
+    now = engine.costs([0])[0].spent
+    assert now["total_macs"] == spent["total_macs"] and now["discarded_seed_macs"] > spent["discarded_seed_macs"]
+
+
+def test_trying_the_export_leaves_no_trace() -> None:
+    one, other = engine_of(), engine_of()
+    for engine, _ in (one, other):
+        engine.reset([spec()])
+    one[0].trainer(0).model.eval()
+    random, told = torch.get_rng_state(), len(one[1])
+    one[0].rehearse_export(0)
+    assert torch.equal(torch.get_rng_state(), random) and len(one[1]) == told
+    assert not any(module.training for module in one[0].trainer(0).model.modules())
+    assert one[0].views([0]) == other[0].views([0])
+    assert one[0].train_epoch([0])[0].loss == other[0].train_epoch([0])[0].loss

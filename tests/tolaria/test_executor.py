@@ -13,6 +13,7 @@ from esper.leyline import (
     REGISTRY,
     WAIT,
     Blend,
+    DataError,
     Decision,
     EnvSpec,
     EsperError,
@@ -190,3 +191,125 @@ def test_shapley_values_come_after_the_last_epoch() -> None:
     run.step([WAITING])
     found = {e.slot_id: e.data["shapley"] for e in of(events, T.COUNTERFACTUAL_COMPUTED) if "shapley" in e.data}
     assert found == pytest.approx({"a": 20.0, "b": -10.0})
+
+
+BEST = ExecutorConfig(deliver="best")
+ADVANCE = Decision(FactoredAction(Op.ADVANCE, "a"), "")
+PRUNE = Decision(FactoredAction(Op.PRUNE, "a"), "")
+
+
+def ended(events: list[TelemetryEvent]) -> dict[str, Any]:
+    (event,) = of(events, T.EPISODE_ENDED)
+    msgspec.convert(event.data, REGISTRY[T.EPISODE_ENDED].payload, strict=True)
+    return event.data
+
+
+def test_what_is_delivered_is_as_good_as_the_best_that_was_validated() -> None:
+    run, events = executor(FakeEngine(proves=()), BEST)
+    run.reset([spec()])
+    for decision in (germinate("a"), ADVANCE, PRUNE, WAITING):
+        run.step([decision])
+    assert [e.data["validation_metric"] for e in of(events, T.EPOCH_COMPLETED)] == [50.0, 70.0, 50.0, 50.0]
+    (result,) = run.finish([WAITING])
+    assert (result.validation_metric, result.test_metric) == (70.0, 70.0)
+    assert (result.delivered, result.delivered_epoch, result.view.epoch) == ("best", 2, 4)
+    told = ended(events)
+    assert (told["delivered"], told["delivered_epoch"], told["epochs"]) == ("best", 2, 4)
+    (seed,) = told["seeds"]
+    assert seed["stage"] == "HOLDING" and "not proven" in seed["reason"]
+
+
+def test_where_policies_are_paid_the_last_state_counts_and_nothing_is_kept_or_told() -> None:
+    run, events = executor(FakeEngine(proves=()))
+    run.reset([spec()])
+    for decision in (germinate("a"), ADVANCE, WAITING):
+        run.step([decision])
+    (result,) = run.finish([WAITING])
+    assert result.validation_metric == 50.0 and not {"delivered", "delivered_epoch"} & set(ended(events))
+    assert "best" not in run.state()["plain"]["row0"]
+
+
+def test_a_seed_that_holds_in_the_end_is_asked_for_its_proof() -> None:
+    for proves, stage in ((("a",), "FOSSILIZED"), ((), "HOLDING")):
+        run, events = executor(FakeEngine(proves=proves), BEST)
+        run.reset([spec()])
+        for decision in (germinate("a"), ADVANCE):
+            run.step([decision])
+        (result,) = run.finish([WAITING])
+        assert result.validation_metric == 70.0, "without it the metric would be 50"
+        assert [seed["stage"] for seed in ended(events)["seeds"]] == [stage]
+        assert result.delivered == ("last" if proves else "best")
+
+
+def test_the_gate_is_not_asked_twice_and_the_policys_last_word_comes_first() -> None:
+    run, events = executor(FakeEngine(proves=()), BEST)
+    run.reset([spec()])
+    for decision in (germinate("a"), ADVANCE):
+        run.step([decision])
+    run.finish([Decision(FactoredAction(Op.FOSSILIZE, "a"), "it pays")])
+    assert len(of(events, T.COMMAND_FAILED)) == 1
+    run, events = executor(FakeEngine(), BEST)
+    run.reset([spec()])
+    for decision in (germinate("a", "harmful"), ADVANCE):
+        run.step([decision])
+    (result,) = run.finish([PRUNE])
+    assert (result.validation_metric, result.delivered) == (50.0, "last"), "nothing better was seen"
+
+
+def test_equal_metrics_are_told_apart_by_the_loss_and_nan_is_worst() -> None:
+    run, _ = executor(FakeEngine(), BEST)
+    assert run._better((50.0, 1.0), (50.0, 1.1)) and not run._better((50.0, 1.1), (50.0, 1.1))
+    assert run._better((49.0, 1.0), (math.nan, 0.1)) and not run._better((math.nan, 0.1), None)
+    run.metric = Metric("error", "", higher_is_better=False)
+    assert run._better((49.0, 1.0), (50.0, 1.0)) and not run._better((51.0, 0.0), (50.0, 1.0))
+
+
+def test_an_epoch_that_was_rolled_back_is_never_the_best() -> None:
+    run, events = executor(FakeEngine(poison=[2], proves=()), BEST)
+    run.reset([spec()])
+    for decision in (germinate("a"), ADVANCE, WAITING):
+        run.step([decision])
+    assert len(of(events, T.GOVERNOR_ROLLBACK)) == 1
+    (result,) = run.finish([WAITING])
+    assert result.validation_metric == 50.0
+
+
+def test_the_best_state_survives_a_checkpoint_and_older_ones_have_none() -> None:
+    def begun() -> tuple[Executor, list[TelemetryEvent]]:
+        run, events = executor(FakeEngine(proves=()), BEST)
+        run.reset([spec()])
+        for decision in (germinate("a"), ADVANCE, PRUNE):
+            run.step([decision])
+        return run, events
+
+    run, _ = begun()
+    state = run.state()
+    resumed, events = executor(FakeEngine(proves=()), BEST)
+    resumed.load(state)
+    assert resumed.finish([WAITING])[0].scores() == run.finish([WAITING])[0].scores()
+
+    run, _ = begun()
+    state = run.state()
+    del state["plain"]["row0"]["best"]
+    older, events = executor(FakeEngine(proves=()), BEST)
+    older.load(state)
+    (result,) = older.finish([WAITING])
+    assert (result.validation_metric, result.delivered) == (50.0, "last")
+    del state["plain"]["row0"]["governor"]
+    with pytest.raises(DataError, match="env 0 has the parts engine, own"):
+        older.load(state)
+
+
+def test_a_run_that_is_broken_off_leaves_the_best_so_far_without_another_look() -> None:
+    run, events = executor(FakeEngine(), BEST)
+    assert run.salvage("failed") is None
+    run.reset([spec()])
+    assert run.salvage("failed") is None
+    for decision in (germinate("a"), ADVANCE, PRUNE):
+        run.step([decision])
+    run.begin([WAITING])
+    results = run.salvage("interrupted")
+    assert results is not None and results[0].validation_metric == 70.0 and results[0].test_metric is None
+    told = ended(events)
+    assert (told["status"], told["epochs"], told["delivered_epoch"]) == ("interrupted", 3, 2)
+    assert "test_metric" not in told

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from torch.optim import SGD, Adam, AdamW, Optimizer, lr_scheduler
+from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from esper.leyline import DataError, UsageError
 from esper.tolaria.surgery import (
@@ -23,7 +23,6 @@ from esper.tolaria.surgery import (
     remove_seed_group,
     seed_groups,
     set_rates,
-    step_scheduler,
 )
 
 Make = Callable[[Iterable[Any]], Optimizer]
@@ -217,52 +216,6 @@ def test_rates_are_factors_of_each_groups_base() -> None:
     for _ in range(2):
         set_rates(optimizer, 0.5, {"r1": 0.25})
         assert [group["lr"] for group in optimizer.param_groups] == [0.05, 0.005, 0.1]
-
-
-SCHEDULERS: dict[str, Callable[[Optimizer], Any]] = {
-    "lambda": lambda optimizer: lr_scheduler.LambdaLR(optimizer, lambda step: 0.9**step),
-    "cosine": lambda optimizer: lr_scheduler.CosineAnnealingLR(optimizer, 12),
-    "one cycle": lambda optimizer: lr_scheduler.OneCycleLR(optimizer, 0.05, total_steps=14),
-    "plateau": lambda optimizer: lr_scheduler.ReduceLROnPlateau(optimizer, patience=1),
-    "in turn": lambda optimizer: lr_scheduler.SequentialLR(
-        optimizer, [lr_scheduler.LinearLR(optimizer), lr_scheduler.ExponentialLR(optimizer, 0.8)], milestones=[4]
-    ),
-}
-
-
-@pytest.mark.parametrize("make", SCHEDULERS.values(), ids=SCHEDULERS.keys())
-def test_schedulers_move_the_host_as_without_seeds_and_seeds_follow(make: Callable[[Optimizer], Any]) -> None:
-    def course(grows: bool) -> list[tuple[float, ...]]:
-        module, newcomer = host(), seed()
-        optimizer = SGD([{"params": module[0].parameters()}, {"params": module[2].parameters(), "lr": 0.02}], lr=0.05)
-        scheduler, rates = make(optimizer), []
-        arguments = (1.0,) if isinstance(scheduler, lr_scheduler.ReduceLROnPlateau) else ()
-        for step in range(12):
-            if grows and step == 3:
-                base = host_groups(optimizer)[0].get("initial_lr", 0.05)
-                add_seed_group(optimizer, "a", newcomer.named_parameters(), lr=2 * base)
-            gradients(module, step)
-            optimizer.step()
-            step_scheduler(optimizer, lambda: scheduler.step(*arguments))
-            rates.append(tuple(group["lr"] for group in optimizer.param_groups))
-        return rates
-
-    plain, grown = course(grows=False), course(grows=True)
-    assert [rates[:2] for rates in grown] == plain
-    assert [len(rates) for rates in grown] == [2] * 3 + [3] * 9
-    assert len({round(rates[0], 9) for rates in plain}) > 1
-    assert all(rates[2] == pytest.approx(2 * rates[0]) for rates in grown[3:])
-
-
-def test_a_schedulers_own_step_fails_beside_a_seed() -> None:
-    module = host()
-    optimizer = SGD(module.parameters(), lr=0.05)
-    scheduler = SCHEDULERS["lambda"](optimizer)
-    add_seed_group(optimizer, "a", seed().named_parameters(), lr=0.1)
-    gradients(module, 0)
-    optimizer.step()
-    with pytest.raises(ValueError, match="zip"):
-        scheduler.step()
 
 
 def test_refusals_leave_the_optimizer_alone() -> None:

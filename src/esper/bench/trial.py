@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from esper.bench.plant import Planted, by_gradient, largest, plant
 from esper.bench.settings import TrialSetting
-from esper.leyline import EnvSpec, EsperError, GateThresholds, Policy, SeedStage
+from esper.leyline import EnvSpec, EsperError, GateThresholds, Policy
 from esper.run.assembly import Workload, build_executor, trainer_config, workload
 from esper.run.config import RunConfig
 from esper.run.play import Episode
@@ -85,7 +85,7 @@ class TrialOutcome:
     inference_macs: int = 0
     parameters: int = 0
     seeds: Mapping[str, str] = field(default_factory=dict)
-    """slot -> blueprint of what was kept."""
+    """slot -> blueprint of what is in the network in the end."""
     spent: Mapping[str, int] = field(default_factory=dict)
     seconds: float = 0.0
     curve: Sequence[tuple[int, float]] = ()
@@ -157,7 +157,8 @@ class _TrialRun:
         multiplier = budget.seed_lr_multiplier if setting.seed_lr is None else setting.seed_lr
         schedule = replace(base.schedule, seed_multiplier=multiplier, host_restart=setting.restart)
         trainer = replace(base, lr=base.lr * setting.lr, schedule=schedule, thresholds=self.thresholds)
-        executor = build_executor(load, config, lambda event: None, test=trial.stage == "final", trainer=trainer)
+        final = trial.stage == "final"
+        executor = build_executor(load, config, lambda event: None, test=final, trainer=trainer, deliver="best")
         return load, executor
 
     def _policy(self) -> Policy:
@@ -228,7 +229,7 @@ class _TrialRun:
 
     def _outcome(self, result: EpisodeResult, epochs: int, curve: list[tuple[int, float]]) -> TrialOutcome:
         cost = self.engine.costs([0])[0]
-        kept = {s.slot_id: s.blueprint or "" for s in result.view.slots if s.stage is SeedStage.FOSSILIZED}
+        kept = {s.slot_id: s.blueprint or "" for s in result.view.slots if s.live}
         planted = self.trial.topology
         if planted is not None and kept != (largest(self._sizes()) if isinstance(planted, str) else dict(planted)):
             return TrialOutcome(failed="training failed before its first good epoch", macs=result.total_macs)

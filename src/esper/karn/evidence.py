@@ -49,7 +49,8 @@ class SeedLife(msgspec.Struct, omit_defaults=True):
     slot: str
     seed_id: str
     outcome: str = "undecided"
-    """``kept``, ``pruned`` or ``undecided`` (the episode ended first)."""
+    """``kept`` (it is in the network in the end), ``pruned``, ``undecided`` (the episode ended first) or ``left out``
+    (kept after the epoch whose network is delivered)."""
     reason: str = ""
     blueprint: str | None = None
     parameters: int | None = None
@@ -249,10 +250,27 @@ class _Gatherer:
                 seconds=data.get("seconds", math.nan),
                 host_parameters=data.get("host_parameters", 0),
                 total_parameters=data.get("total_parameters", 0),
-                seeds_kept=sum(seed.get("stage") == SeedStage.FOSSILIZED.name for seed in data.get("seeds", ())),
+                seeds_kept=len(data.get("seeds", ())),
                 **{name: data[name] for name in _MEASURED if data.get(name) is not None},
             )
         )
+
+        if data.get("delivered") == "best":
+            self._go_back(track, data)
+
+    def _go_back(self, track: Track, data: dict[str, Any]) -> None:
+        """The network of an earlier epoch is delivered: what is in it was kept, whatever became of it afterwards."""
+        inside = {record["seed_id"]: record for record in data.get("seeds", ())}
+        for (env_id, episode, seed_id), life in self.seeds.items():
+            if (env_id, episode) != (track.env_id, track.episode):
+                continue
+            if seed_id in inside:
+                record = inside[seed_id]
+                life.outcome, life.stage = "kept", record.get("stage", life.stage)
+                life.reason = record.get("reason", life.reason)
+            elif life.outcome == "kept":
+                life.outcome = "left out"
+                life.reason = f"kept only after epoch {data.get('delivered_epoch')}, whose network is delivered"
 
     def _epoch(self, event: TelemetryEvent, track: Track) -> None:
         data, epoch = event.data, event.epoch or 0

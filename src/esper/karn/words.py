@@ -102,7 +102,8 @@ def _kept(data: Mapping[str, Any]) -> str:
 
 def _episode_end(data: Mapping[str, Any]) -> str:
     test = f", test {figure(data['test_metric'])}" if data.get("test_metric") is not None else ""
-    return f"episode {data.get('status')}{test}"
+    best = f", delivered as it was in epoch {data.get('delivered_epoch')}" if data.get("delivered") == "best" else ""
+    return f"episode {data.get('status')}{test}{best}"
 
 
 def _reason(data: Mapping[str, Any]) -> str:

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from esper.kasmina.growing import GrowingModel
 from esper.kasmina.portable import Grown, fill, graft, read_tensors
 from esper.kasmina.probe import Sample, arguments
-from esper.kasmina.slot import SeedSlot
 from esper.kasmina.source import CannotWrite, Source
 from esper.kasmina.structure import mapped, tensors
 from esper.kasmina.tap import Inside, Tap
@@ -35,19 +35,20 @@ def export(model: GrowingModel, stages: Collection[SeedStage] | None = None) -> 
     growing model; ``stages`` keeps only the seeds in one of these. Raises ``UsageError`` for a host that cannot be
     copied.
     """
-    seeds = {
-        model.places[slot_id].path: _grown(model, slot_id)
-        for slot_id, slot in model.slots.items()
-        if _takes_part(slot) and (stages is None or slot.stage in stages)
-    }
+    seeds = {model.places[slot_id].path: _grown(model, slot_id) for slot_id in _built_in(model, stages)}
     return graft(_bare_host(model), seeds).eval()
 
 
-def _takes_part(slot: SeedSlot) -> bool:
-    return slot.seed is not None and slot.alpha != 0.0
+def _built_in(model: GrowingModel, stages: Collection[SeedStage] | None) -> list[str]:
+    """Slots whose seed is part of the plain model."""
+    return [
+        slot_id
+        for slot_id, slot in model.slots.items()
+        if slot.seed is not None and slot.alpha != 0.0 and (stages is None or slot.stage in stages)
+    ]
 
 
-def _grown(model: GrowingModel, slot_id: str) -> Any:
+def _grown(model: GrowingModel, slot_id: str) -> partial[Grown]:
     place, slot = model.places[slot_id], model.slots[slot_id]
     assert slot.seed is not None
     return partial(Grown, seed=copy.deepcopy(slot.seed), alpha=slot.alpha, position=place.position, axes=place.axes)
@@ -104,11 +105,15 @@ def save_export(
         save_file(saved, weights)
     except OSError as error:
         raise UsageError(f"cannot write the export to {directory}: {error}") from error
+    except (KeyError, ValueError, SafetensorError) as error:
+        kinds = ", ".join(sorted({str(tensor.dtype) for tensor in saved.values()}))
+        raise UsageError(f"the model cannot be exported: a safetensors file cannot hold all of {kinds}") from error
+    built_in = _built_in(model, stages)
     reasons: list[str] = []
     for with_host in (True, False):
         try:
             code = directory / "model.py"
-            code.write_text(_code(model, plain, same, with_host), encoding="utf-8")
+            code.write_text(_code(model, built_in, same, with_host), encoding="utf-8")
             _check(model, plain, code, sample, None if with_host else _blank(_bare_host(model)))
         except (CannotWrite, DataError) as error:
             reasons.append(str(error))
@@ -135,16 +140,15 @@ def _unshared(plain: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
     return saved, same
 
 
-def _code(model: GrowingModel, plain: nn.Module, same: dict[str, str], with_host: bool) -> str:
+def _code(model: GrowingModel, built_in: list[str], same: dict[str, str], with_host: bool) -> str:
     source = Source(reserved=("load", "seeds", "make_host", "SHARED", "host", "weights", "tensors"))
     imports = {"nn": source.imported("torch", "nn"), "Path": source.imported("pathlib", "Path")}
     seeds = []
-    for place in model.places.values():
-        grown = _grown_at(plain, place.path)
-        if grown is not None:
-            rest = f"{grown.alpha!r}, {source.value(grown.position)}, {source.value(grown.axes)}"
-            seed = source.module(grown.seed, f"the seed at {place.path!r}", depth=2)
-            seeds.append(f"        {place.path!r}: lambda module: {source.name(Grown)}(module, {seed}, {rest}),\n")
+    for slot_id in built_in:
+        path, grown = model.places[slot_id].path, _grown(model, slot_id).keywords
+        rest = f"{grown['alpha']!r}, {source.value(grown['position'])}, {source.value(grown['axes'])}"
+        seed = source.module(grown["seed"].eval(), f"the seed at {path!r}", depth=2)
+        seeds.append(f"        {path!r}: lambda module: {source.name(Grown)}(module, {seed}, {rest}),\n")
     kind = type(model.host)
     host = (
         f"    return {source.module(_bare_host(model), depth=1)}\n"
@@ -201,16 +205,6 @@ def load(host=None, weights=None):
     tensors = {read_tensors}(weights or {Path}(__file__).with_name("model.safetensors"))
     return {fill}({graft}(host, seeds()), tensors, SHARED)
 '''
-
-
-def _grown_at(plain: nn.Module, path: str) -> Grown | None:
-    """The built-in seed on the module that was at ``path``; other seeds may sit on modules around it."""
-    module = plain
-    for name in path.split("."):
-        while isinstance(module, Grown):
-            module = module.module
-        module = module._modules[name]  # type: ignore[assignment]
-    return module if isinstance(module, Grown) else None
 
 
 def _blank(host: nn.Module) -> nn.Module:

@@ -167,6 +167,30 @@ class GrowingModel(nn.Module):
                 self.taps[slot_id].alpha = alpha_before
 
     @contextmanager
+    def sown(self, blueprints: Mapping[str, str]) -> Iterator[None]:
+        """Within, a fresh seed of the named blueprint is in each of the slots, at alpha 1, if gate G0 lets it in.
+
+        Raises ``UsageError`` unless the slots are empty.
+        """
+        self.check_slots(blueprints)
+        taken = [slot_id for slot_id in blueprints if self.slots[slot_id].state is not None]
+        if taken:
+            raise UsageError(f"slot {taken[0]!r} is {self.slots[taken[0]].stage.name}; seeds are sown in empty slots")
+        chosen = [(self.slots[slot_id], blueprint) for slot_id, blueprint in blueprints.items()]
+        before = [(slot, slot.lifecycle(), slot.on_telemetry) for slot, _ in chosen]
+        try:
+            for slot, blueprint in chosen:
+                slot.on_telemetry = None
+                slot.germinate(blueprint)
+                if slot.state is not None:
+                    slot.state.alpha = 1.0
+            yield
+        finally:
+            for slot, lifecycle, telemetry in before:
+                slot.load_lifecycle(lifecycle)
+                slot.on_telemetry = telemetry
+
+    @contextmanager
     def record(self, slot_ids: Sequence[str] | None = None) -> Iterator[Tape]:
         """Within, a call of the model is kept on a tape, to be replayed from any of the slots (default: all)."""
         wanted = tuple(self.slots) if slot_ids is None else tuple(slot_ids)

@@ -89,7 +89,7 @@ def blank(
 
 
 def _parameter(shape: tuple[int, ...], dtype: torch.dtype) -> nn.Parameter:
-    return nn.Parameter(torch.zeros(shape, dtype=dtype), requires_grad=dtype.is_floating_point)
+    return nn.Parameter(torch.zeros(shape, dtype=dtype), requires_grad=dtype.is_floating_point or dtype.is_complex)
 
 
 def fill(model: nn.Module, tensors: Mapping[str, Tensor], same: Mapping[str, str]) -> nn.Module:
@@ -110,7 +110,7 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     kinds = {
         "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
         "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
-        "U8": torch.uint8, "BOOL": torch.bool,
+        "U8": torch.uint8, "BOOL": torch.bool, "C64": torch.complex64,
     }  # fmt: skip
     content = Path(path).read_bytes()
     begin = 8 + int.from_bytes(content[:8], "little")

@@ -439,6 +439,10 @@ class SeedSlot(nn.Module):
                 seed = blueprints.build(self.state.blueprint_id, self.channels, self.config.layout)
             self.seed = seed.to(self.device).train(self.training)
 
+    def clear(self) -> None:
+        """Be DORMANT again, without a word: what is here is of a network that is gone."""
+        self.load_lifecycle({"state": None, "germinations": self.germinations})
+
     def _veto(self, target: SeedStage, reason: str) -> GateResult:
         self._emit_telemetry(
             TelemetryEventType.TRANSITION_VETOED,

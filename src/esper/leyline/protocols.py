@@ -149,6 +149,14 @@ class HostEngine(Protocol):
     def conclude(self, envs: Sequence[int]) -> None:
         """Prune every seed that was not fossilized: what remains is what is tested and exported."""
 
+    def network(self, env: int) -> dict[str, Any]:
+        """What the env's network computes now, on the host's memory; less than :meth:`state`, and of the same form."""
+
+    def deliver(self, env: int, network: Mapping[str, Any], epoch: int) -> None:
+        """Go back to what :meth:`network` gave after ``epoch``, with the seeds that took part in its forward pass.
+
+        The clock, what was measured and what was spent stay as they are."""
+
     def save(self, env: int, directory: Path) -> ModelExport:
         """Write the env's current network as files that need no Esper."""
 

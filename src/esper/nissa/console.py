@@ -200,13 +200,15 @@ def _ended(event: TelemetryEvent, score: Score) -> Iterator[Piece]:
 
 def _episode_ended(event: TelemetryEvent, score: Score) -> Iterator[Piece]:
     data = event.data
-    kept = [seed for seed in data.get("seeds", ()) if seed.get("stage") == "FOSSILIZED"]
+    kept = data.get("seeds", ())
     yield "episode ended", "bold"
     yield f" ({_known(data.get('arm'))}, {_known(data.get('status'))})", "dim"
     yield f"  validation {score(data.get('validation_metric'))}", ""
     if "test_metric" in data:
         yield f" · test {score(data['test_metric'])}", "bold"
-    yield f" · {len(kept)} of {len(data.get('seeds', ()))} seeds kept", ""
+    yield f" · {len(kept)} seed{'s' * (len(kept) != 1)} kept", ""
+    if data.get("delivered") == "best":
+        yield f" · as it was in epoch {_known(data.get('delivered_epoch'))}, its best", ""
     yield f" · {_known(data.get('total_parameters'))} parameters", ""
 
 

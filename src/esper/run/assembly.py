@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Literal
 
 import torch
 
@@ -102,10 +103,12 @@ def build_executor(
     governor: GovernorConfig | None = None,
     test: bool = True,
     trainer: TrainerConfig | None = None,
+    deliver: Literal["best", "last"] = "last",
 ) -> Executor:
     """An executor over a fresh engine for ``load``. Without ``test`` no episode looks at the test split.
 
-    ``trainer`` replaces what :func:`trainer_config` makes of the configuration.
+    ``trainer`` replaces what :func:`trainer_config` makes of the configuration; ``deliver`` is what each episode leaves
+    (see :class:`ExecutorConfig`): the best network where one is wanted, the last where a policy is paid for it.
     """
     budget = load.task.budget
     trainer = trainer or trainer_config(load, config)
@@ -126,5 +129,5 @@ def build_executor(
         metric,
         emit,
         governor=lambda sink: Governor(metric, governor or GovernorConfig(), sink, device=load.device),
-        config=ExecutorConfig(counterfactual_every=config.counterfactual_every, test=test),
+        config=ExecutorConfig(counterfactual_every=config.counterfactual_every, test=test, deliver=deliver),
     )

@@ -14,7 +14,8 @@ from esper.kasmina import blueprints
 from esper.kasmina.auto import auto_sites
 from esper.kasmina.layout import Layout
 from esper.kasmina.trial import trial
-from esper.leyline import DataError, GateThresholds, Metric, Policy, Sink, UsageError
+from esper.leyline import DataError, GateThresholds, Metric, Policy, Sink, UsageError, unknown
+from esper.run import checks
 from esper.run.assembly import pick_device
 from esper.run.session import Announcement
 from esper.tasks.base import Batch, Split
@@ -89,6 +90,16 @@ class Budget:
     gates: GateThresholds = field(default_factory=GateThresholds)
     """What a seed must show to be blended in and to be kept."""
 
+    def __post_init__(self) -> None:
+        checks.whole("Budget.epochs", self.epochs)
+        checks.whole("Budget.max_seeds", self.max_seeds, optional=True)
+        checks.whole("Budget.parameters", self.parameters, optional=True)
+        checks.names("Budget.blueprints", self.blueprints)
+        checks.positive("Budget.lr", self.lr)
+        checks.positive("Budget.seed_lr_multiplier", self.seed_lr_multiplier)
+        if self.schedule not in ("constant", "cosine"):
+            raise unknown("Budget.schedule", self.schedule, ("constant", "cosine"))
+
 
 @dataclass(frozen=True, slots=True)
 class OwnChoices:
@@ -137,7 +148,7 @@ class _OwnLoop:
 
 @dataclass(frozen=True, slots=True)
 class OwnModel:
-    """A user's model, ready to grow. ``material.batches`` is empty until a loader is put there."""
+    """A user's model, ready to grow. ``setup.batches`` is empty until a loader is put there."""
 
     task: _Subject
     setup: TrainingSetup
@@ -155,14 +166,17 @@ class OwnModel:
         if not trained:
             raise UsageError("the model has no parameter that requires a gradient; unfreeze what may be trained")
         splits = {name: gather(loader).to(device) for name, loader in loaders.items()}
-        sample = call_arguments(model, choices.forward, splits["validation"].inputs[:2])
+        few = splits["validation"].inputs[:2]
+        checks.check_loss(choices.loss)
+        checks.check_model(model, choices.forward, few)
+        sample = call_arguments(model, choices.forward, few)
         loss, scored = _figures(model, choices, splits["validation"])
         everything = dict.fromkeys(name for layout in Layout for name in blueprints.names(layout))
         return cls(
             _Subject(
                 metric=scored.metric,
                 sites=_sites(model, choices.at, sample),
-                blueprints=choices.budget.blueprints or tuple(everything),
+                blueprints=tuple(choices.budget.blueprints or everything),
                 loss_figure=loss,
                 metric_figure=scored.figure,
             ),
@@ -187,15 +201,17 @@ class OwnModel:
     def executor(self, emit: Sink) -> Executor:
         """An executor of one env, the model itself."""
         budget, metric = self.choices.budget, self.task.metric
+        shape = "external" if isinstance(self.setup.batches, _OwnLoop) else budget.schedule
         config = EngineConfig(
             TrainerConfig(
                 device=self.device,
                 lr=float(self.setup.optimizer.param_groups[0]["lr"]),
-                schedule=ScheduleConfig(shape=budget.schedule, seed_multiplier=budget.seed_lr_multiplier),
+                schedule=ScheduleConfig(shape=shape, seed_multiplier=budget.seed_lr_multiplier),
                 thresholds=budget.gates,
             ),
             max_seeds=budget.max_seeds,
             parameter_budget=self.host_parameters if budget.parameters is None else budget.parameters,
+            rehearse_export=True,
         )
         engine = ModuleEngine(self.task, lambda spec, streams: self.setup, config, emit)
         return Executor(
@@ -203,7 +219,7 @@ class OwnModel:
             metric,
             emit,
             lambda sink: Governor(metric, on_telemetry=sink, device=self.device),
-            ExecutorConfig(test="test" in self.setup.splits),
+            ExecutorConfig(test="test" in self.setup.splits, deliver="best"),
         )
 
     def announcement(self, policy: Policy) -> Announcement:

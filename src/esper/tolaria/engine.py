@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -16,6 +17,7 @@ from esper.kasmina.export import export, largest_difference, save_export
 from esper.kasmina.layout import Layout
 from esper.kasmina.slot import EventStamp, SeedSlot
 from esper.kasmina.state import GrowthPlan
+from esper.kasmina.trial import device_of, random_kept, trial
 from esper.leyline import (
     ActionOutcome,
     AlphaConfig,
@@ -53,6 +55,8 @@ class EngineConfig:
     parameter_budget: int | None = None
     """Most parameters of all live seeds of an env together."""
     diagnostics: DiagnosticsConfig | None = None
+    rehearse_export: bool = False
+    """Whether a fresh env is exported once, to nowhere, so that what cannot be exported is refused at once."""
 
 
 @dataclass
@@ -110,6 +114,9 @@ class ModuleEngine:
                 f"none of the blueprints {', '.join(self.task.blueprints)} fits any slot"
                 + self._why_none(self._envs[0].slots.values())
             )
+        if self.config.rehearse_export:
+            for i in range(len(self._envs)):
+                self.rehearse_export(i)
 
     def _why_none(self, slots: Iterable[SeedSlot]) -> str:
         """The first reason why a blueprint of the right layout may not grow in a slot; empty where there is none."""
@@ -343,8 +350,11 @@ class ModuleEngine:
 
     def load(self, env: int, state: Mapping[str, Any]) -> None:
         """Undo of :meth:`state`, also into an env whose topology differs."""
-        kept, plain = self._envs[env], state["plain"]
-        kept.trainer.load({"tensors": state["tensors"], "plain": plain["trainer"]})
+        kept = self._envs[env]
+        kept.trainer.load({"tensors": state["tensors"], "plain": state["plain"]["trainer"]})
+        self._remember(kept, state["plain"])
+
+    def _remember(self, kept: _EnvState, plain: Mapping[str, Any]) -> None:
         for name in _SCALARS:
             setattr(kept, name, plain[name])
         for name in _LISTS:
@@ -360,11 +370,40 @@ class ModuleEngine:
         kept = self._envs[env]
         epoch, spent, vetoes, births = kept.epoch, kept.trainer.ledger, kept.vetoed_until, kept.births
         lost = {slot.state.seed_id for slot in kept.slots.values() if slot.live and slot.state is not None}
-        self.load(env, state)
+        kept.trainer.rewind({"tensors": state["tensors"], "plain": state["plain"]["trainer"]})
+        self._remember(kept, state["plain"])
         kept.epoch, kept.trainer.ledger, kept.vetoed_until, kept.births = epoch, spent, vetoes, births
         for seed_id in lost - {slot.state.seed_id for slot in kept.slots.values() if slot.state is not None}:
             spent.discard(seed_id)
         self._stamp(kept, epoch + 1)
+
+    def network(self, env: int) -> dict[str, Any]:
+        """What the env's network computes now, on the CPU."""
+        return self._envs[env].trainer.network()
+
+    def deliver(self, env: int, network: Mapping[str, Any], epoch: int) -> None:
+        """Go back to what :meth:`network` gave after ``epoch``, with the seeds that took part in its forward pass."""
+        kept, reason = self._envs[env], f"it has no part in the delivered model, which is that of epoch {epoch}"
+        part = {
+            state["seed_id"]
+            for each in network["plain"].values()
+            if (state := each["state"]) is not None and state["alpha"] != 0.0
+        }
+        before = {slot.state.seed_id for slot in kept.slots.values() if slot.live and slot.state is not None}
+        for slot in kept.slots.values():
+            if slot.live and slot.stage is not SeedStage.FOSSILIZED and _given(slot.state).seed_id not in part:
+                self._prune(kept, slot, reason, by="lifecycle")
+        kept.trainer.become(network, part)
+        for seed_id in before - part:
+            kept.trainer.ledger.discard(seed_id)
+
+    def rehearse_export(self, env: int) -> None:
+        """Write the env's network with a seed in every slot to a place that is forgotten. Raises what export raises."""
+        model = self._envs[env].trainer.model
+        smallest = {slot: min(sizes, key=sizes.__getitem__) for slot, sizes in self._sizes.items() if sizes}
+        with tempfile.TemporaryDirectory(prefix="esper-") as folder, random_kept(device_of(model)):
+            with model.sown(smallest), trial(model):
+                self.save(env, Path(folder))
 
     def materialise(self, env: int) -> nn.Module:
         """The env's network as a plain module, with every seed that takes part in its forward pass."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from esper.leyline import (
     HEADS,
@@ -17,6 +17,7 @@ from esper.leyline import (
     FactoredAction,
     Metric,
     Op,
+    SeedStage,
     Sink,
     SlotView,
     TelemetryEvent,
@@ -24,6 +25,9 @@ from esper.leyline import (
 )
 from esper.leyline import TelemetryEventType as T
 from esper.tolaria.counterfactual import Readout
+
+UNPROVEN: Final = "kept in the delivered model, in which it took part, but not proven"
+"""Why a seed that did not pass its last gate is in a network that is delivered."""
 
 
 class EpisodeEventWriter:
@@ -143,8 +147,9 @@ class EpisodeEventWriter:
         """The ledger so far."""
         self._say(T.COMPUTE_SPENT, {**cost.spent, "seconds": seconds, "arm": self.spec.arm})
 
-    def episode_ended(self, view: EnvView, cost: EnvCost, scores: Mapping[str, float | int], status: str) -> None:
-        """The end. ``scores`` are the keys of the payload that hold metrics, losses, examples and seconds."""
+    def episode_ended(self, view: EnvView, cost: EnvCost, scores: Mapping[str, float | int | str], status: str) -> None:
+        """The end. ``scores`` are the keys of the payload that hold metrics, losses, examples, seconds and what is
+        delivered."""
         self._say(
             T.EPISODE_ENDED,
             {
@@ -172,6 +177,8 @@ class EpisodeEventWriter:
             "parameters": slot.parameters,
             "epoch_germinated": self._germinated[slot.seed_id or ""],
         }
+        if slot.stage is not SeedStage.FOSSILIZED:
+            record["reason"] = UNPROVEN
         return record | ({} if slot.removal_cost is None else {"removal_cost": slot.removal_cost.value.value})
 
     def _say(self, event: T, data: dict[str, Any], slot_id: str | None = None, seed_id: str | None = None) -> None:

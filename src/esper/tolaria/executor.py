@@ -8,14 +8,16 @@ an env's module.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final, Literal
 
 from esper.leyline import (
     WAIT,
     ActionOutcome,
     AlphaConfig,
+    DataError,
     Decision,
     EnvSpec,
     EnvView,
@@ -24,6 +26,8 @@ from esper.leyline import (
     FactoredAction,
     HostEngine,
     Metric,
+    Op,
+    SeedStage,
     Sink,
     TrainResult,
 )
@@ -34,13 +38,16 @@ from esper.tolaria.governor import Governor
 from esper.tolaria.nested import State, join, plain_state, split
 from esper.tolaria.saved import SavedEnvs
 
+_KEEP: Final = Op.FOSSILIZE
+_WAITING: Final = Decision(FactoredAction(), "nothing is left to decide")
+
 MakeGovernor = Callable[[Sink], Governor]
 """A fresh governor for one env, which sends its events to the given sink."""
 
 
 @dataclass(frozen=True, slots=True)
 class ExecutorConfig:
-    """How often to measure what."""
+    """How often to measure what, and what an episode leaves."""
 
     counterfactual_every: int = 1
     """Epochs between counterfactual evaluations of live slots. At least 1."""
@@ -48,6 +55,9 @@ class ExecutorConfig:
     """Epochs between exact Shapley values; 0 computes them after the last epoch only."""
     test: bool = True
     """Whether there is a test split to look at in the end."""
+    deliver: Literal["best", "last"] = "last"
+    """``last`` is the network as training left it, without unproven seeds. ``best`` goes back to the best network that
+    was validated where that was better, and is for runs that deliver a model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,11 +86,47 @@ class EpisodeResult:
     total_macs: int
     seconds: float
     """The env's own time."""
+    delivered: str | None = None
+    """``last`` or ``best``, where a network is delivered."""
+    delivered_epoch: int | None = None
+    """Epoch after which it was validated like that."""
 
-    def scores(self) -> dict[str, float | int]:
+    def scores(self) -> dict[str, float | int | str]:
         """What the ``EPISODE_ENDED`` payload takes from here."""
         names = ("validation_metric", "validation_loss", "test_metric", "test_loss", "test_examples", "seconds")
-        return {name: value for name in names if (value := getattr(self, name)) is not None}
+        values = {name: getattr(self, name) for name in (*names, "delivered", "delivered_epoch")}
+        return {name: value for name, value in values.items() if value is not None}
+
+
+@dataclass(frozen=True, slots=True)
+class _Validated:
+    """A network with what validation said of it."""
+
+    epoch: int
+    metric: float
+    loss: float
+    seeds: Mapping[str, float]
+    """seed id -> alpha, of those that took part."""
+    network: State
+
+    def state(self) -> State:
+        about = {name: getattr(self, name) for name in ("epoch", "metric", "loss")} | {"seeds": dict(self.seeds)}
+        return join({"about": plain_state(about), "network": self.network})
+
+    @classmethod
+    def load(cls, state: Mapping[str, Any]) -> _Validated:
+        parts = split(state, "about", "network")
+        return cls(**parts["about"]["plain"], network=parts["network"])
+
+
+@dataclass(frozen=True, slots=True)
+class _Delivered:
+    """What an episode ends with."""
+
+    metric: float
+    loss: float
+    which: str | None = None
+    epoch: int | None = None
 
 
 @dataclass(slots=True)
@@ -90,6 +136,8 @@ class _Env:
     governor: Governor
     seconds: float = 0.0
     """The env's own time so far: training, validation and its share of deciding."""
+    best: _Validated | None = None
+    """The best network so far, where one is delivered."""
 
 
 class Executor:
@@ -150,6 +198,8 @@ class Executor:
         for i, (env, outcome) in enumerate(zip(self._envs, self._outcomes, strict=True)):
             readout = counterfactual.read(plans[i], result, i, self.metric)
             rolled_back = self._rolled_back(i, readout, trained[i], outcome)
+            if not rolled_back and self.config.deliver == "best":
+                self._keep_best(i, views[i], readout)
             view = self._settle(i, views[i], readout, result, rolled_back)
             seconds = {
                 "train": trained[i].seconds,
@@ -163,48 +213,123 @@ class Executor:
         return reports
 
     def finish(self, decisions: Sequence[Decision] | None = None, status: str = "completed") -> list[EpisodeResult]:
-        """End the episode: a last word from the policy, unproven seeds out, the one look at the test split."""
-        if decisions is not None:
-            self._act(decisions)
-        self.engine.conclude(self.envs)
+        """End the episode: a last word from the policy, unproven seeds out, the one look at the test split.
+
+        Where the best network is delivered, seeds that hold are kept if their gate finds the evidence sufficient, and
+        what is then left is given up for the best network that was validated if that was better.
+        """
+        self._outcomes = [] if decisions is None else self._act(decisions)
         as_is: list[Sequence[AlphaConfig]] = [({},) for _ in self._envs]
-        validation = self.engine.evaluate(self.envs, as_is)
+        if self.config.deliver == "best":
+            delivered = self._delivered_best()
+        else:
+            self.engine.conclude(self.envs)
+            validation = self.engine.evaluate(self.envs, as_is)
+            delivered = [_Delivered(*scored) for scored in _first(validation)]
         test = self.engine.evaluate(self.envs, as_is, split="test") if self.config.test else None
-        views, costs = self.engine.views(self.envs), self.engine.costs(self.envs)
-        results = []
-        for i, env in enumerate(self._envs):
-            result = EpisodeResult(
-                spec=env.spec,
-                view=views[i],
-                validation_metric=float(validation.metric[i, 0]),
-                validation_loss=float(validation.loss[i, 0]),
-                test_metric=None if test is None else float(test.metric[i, 0]),
-                test_loss=None if test is None else float(test.loss[i, 0]),
-                test_examples=None if test is None else test.examples,
-                total_macs=costs[i].spent["total_macs"],
-                seconds=env.seconds,
-            )
-            env.event_writer.compute_spent(costs[i], result.seconds)
-            env.event_writer.episode_ended(views[i], costs[i], result.scores(), status)
-            results.append(result)
-        return results
+        return [self._end(i, each, test, status) for i, each in enumerate(delivered)]
+
+    def salvage(self, status: str) -> list[EpisodeResult] | None:
+        """End an episode that something broke off, with the best network so far; nothing is trusted that was not
+        validated before, and nothing is evaluated. ``None`` where there is none."""
+        if not self._envs or any(env.best is None for env in self._envs):
+            return None
+        delivered = [self._go_back(i, env.best) for i, env in enumerate(self._envs) if env.best is not None]
+        return [self._end(i, each, None, status) for i, each in enumerate(delivered)]
+
+    def _end(self, i: int, delivered: _Delivered, test: EvalResult | None, status: str) -> EpisodeResult:
+        env, (view,), (cost,) = self._envs[i], self.engine.views([i]), self.engine.costs([i])
+        result = EpisodeResult(
+            spec=env.spec,
+            view=view,
+            validation_metric=delivered.metric,
+            validation_loss=delivered.loss,
+            test_metric=None if test is None else float(test.metric[i, 0]),
+            test_loss=None if test is None else float(test.loss[i, 0]),
+            test_examples=None if test is None else test.examples,
+            total_macs=cost.spent["total_macs"],
+            seconds=env.seconds,
+            delivered=delivered.which,
+            delivered_epoch=delivered.epoch,
+        )
+        env.event_writer.epoch = view.epoch  # an epoch that was broken off is none
+        env.event_writer.compute_spent(cost, result.seconds)
+        env.event_writer.episode_ended(view, cost, result.scores(), status)
+        return result
+
+    def _keep_best(self, i: int, view: EnvView, readout: Readout) -> None:
+        """Keep the network as it was just validated, if none was better; an ill epoch's is not kept."""
+        env = self._envs[i]
+        before = None if env.best is None else (env.best.metric, env.best.loss)
+        if env.governor.healthy and self._better((readout.metric, readout.loss), before):
+            network = self.engine.network(i)
+            env.best = _Validated(self.epoch, readout.metric, readout.loss, _taking_part(view), network)
+
+    def _better(self, one: tuple[float, float], other: tuple[float, float] | None) -> bool:
+        """Whether ``one`` metric and loss are better; equal metrics are told apart by the loss. NaN is worst."""
+        if not all(map(math.isfinite, one)):
+            return False
+        if other is None or not all(map(math.isfinite, other)):
+            return True
+        sign = 1.0 if self.metric.higher_is_better else -1.0
+        return (sign * one[0], -one[1]) > (sign * other[0], -other[1])
+
+    def _delivered_best(self) -> list[_Delivered]:
+        self._keep_proven()
+        views = self.engine.views(self.envs)
+        unproven = [[s.slot_id for s in v.slots if s.live and s.stage is not SeedStage.FOSSILIZED] for v in views]
+        without: list[Sequence[AlphaConfig]] = [(dict.fromkeys(slots, 0.0),) for slots in unproven]
+        delivered = []
+        for i, scored in enumerate(_first(self.engine.evaluate(self.envs, without))):
+            best = self._envs[i].best
+            proven = _taking_part(views[i], proven=True)
+            if best is not None and (best.epoch, best.seeds) == (self.epoch, proven):
+                scored = best.metric, best.loss  # the very network, whatever rounding says
+            if best is not None and self._better((best.metric, best.loss), scored):
+                delivered.append(self._go_back(i, best))
+            else:
+                self.engine.conclude([i])
+                delivered.append(_Delivered(*scored, "last", views[i].epoch))
+        return delivered
+
+    def _keep_proven(self) -> None:
+        """Ask the gate of every seed that holds, unless the policy has just asked it in vain."""
+        asked = {(i, outcome.action.slot) for i, outcome in enumerate(self._outcomes) if outcome.action.op is _KEEP}
+        while True:
+            decisions = [_WAITING] * len(self._envs)
+            for i, view in enumerate(self.engine.views(self.envs)):
+                held = [s.slot_id for s in view.slots if s.stage is SeedStage.HOLDING and (i, s.slot_id) not in asked]
+                if held:
+                    asked.add((i, held[0]))
+                    decisions[i] = Decision(FactoredAction(_KEEP, held[0]), "the episode ends: kept if it is proven")
+            if decisions == [_WAITING] * len(self._envs):
+                return
+            self._act(decisions)
+
+    def _go_back(self, i: int, best: _Validated) -> _Delivered:
+        self.engine.deliver(i, best.network, best.epoch)
+        return _Delivered(best.metric, best.loss, "best", best.epoch)
 
     def state(self) -> State:
         """Everything that the episode under way needs to go on bit for bit, as it is between two epochs."""
         return self.take(self.envs).state()
 
     def take(self, envs: Iterable[int]) -> SavedEnvs:
-        """The same of some envs; :meth:`SavedRows.join` puts such parts together for :meth:`load`."""
+        """The same of some envs; :meth:`SavedEnvs.join` puts such parts together for :meth:`load`."""
         wanted = list(envs)
         specs = tuple(self._envs[i].spec for i in wanted)
-        return SavedEnvs(self.epoch, specs, tuple(self._row_state(i) for i in wanted))
+        return SavedEnvs(self.epoch, specs, tuple(self._env_state(i) for i in wanted))
 
     def load(self, state: Mapping[str, Any]) -> list[EnvView]:
         """Undo of :meth:`state`, without a word: the episode was announced before. Returns the envs' views."""
         envs = SavedEnvs.of(state)
         self._open(envs.specs)
         for i, env in enumerate(self._envs):
-            saved = split(envs.envs[i], "own", "engine", "governor")
+            saved = split(envs.envs[i])
+            best = saved.pop("best", None)
+            if set(saved) != {"own", "engine", "governor"}:
+                raise DataError(f"the saved state of env {i} has the parts {', '.join(sorted(saved))}")
+            env.best = None if best is None else _Validated.load(best)
             self.engine.load(i, saved["engine"])
             env.governor.load(saved["governor"])
             env.seconds = saved["own"]["plain"]["seconds"]
@@ -212,10 +337,11 @@ class Executor:
         self._set_clock(envs.epoch)
         return self.engine.views(self.envs)
 
-    def _row_state(self, i: int) -> State:
+    def _env_state(self, i: int) -> State:
         env = self._envs[i]
         own = plain_state({"seconds": env.seconds, "narrator": env.event_writer.state()})
-        return join({"own": own, "engine": self.engine.state(i), "governor": env.governor.state()})
+        kept = {"own": own, "engine": self.engine.state(i), "governor": env.governor.state()}
+        return join(kept if env.best is None else {**kept, "best": env.best.state()})
 
     def _open(self, specs: Sequence[EnvSpec]) -> None:
         """Fresh envs, not yet announced."""
@@ -291,3 +417,17 @@ class Executor:
         if env.governor.snapshot_due(self.epoch):
             env.governor.keep(self.epoch, self.engine.state(i), loss=view.loss, metric=view.metric)
         return view
+
+
+def _first(result: EvalResult) -> list[tuple[float, float]]:
+    """Metric and loss of every env under its first configuration."""
+    return [(float(metric), float(loss)) for metric, loss in zip(result.metric[:, 0], result.loss[:, 0], strict=True)]
+
+
+def _taking_part(view: EnvView, *, proven: bool = False) -> dict[str, float]:
+    """seed id -> alpha of the seeds that change what the network computes; with ``proven`` only those kept for good."""
+    return {
+        slot.seed_id or "": slot.alpha
+        for slot in view.slots
+        if slot.live and slot.alpha != 0.0 and (slot.stage is SeedStage.FOSSILIZED or not proven)
+    }

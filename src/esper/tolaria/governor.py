@@ -178,6 +178,11 @@ class Governor:
             self._say(T.GOVERNOR_PANIC, "error", f"panic: {_in_words(self._verdict)}", self._counters())
         return self._verdict
 
+    @property
+    def healthy(self) -> bool:
+        """Whether the last epoch was not ill in any way."""
+        return self._verdict.consecutive == 0
+
     def snapshot_due(self, epoch: int) -> bool:
         """Whether the state after ``epoch`` should be kept; never after an ill epoch."""
         fits = self._good is None or epoch - self._good[0] >= self.config.snapshot_every

@@ -20,7 +20,8 @@ from esper.leyline import UsageError
 class ScheduleConfig:
     """How learning rates move. Lengths are in epochs, factors are shares of a base rate."""
 
-    shape: Literal["cosine", "constant"] = "cosine"
+    shape: Literal["cosine", "constant", "external"] = "cosine"
+    """``external``: somebody else moves the host's rates, and a seed's is ``seed_multiplier`` times its neighbours'."""
     granularity: Literal["batch", "epoch"] = "batch"
     warmup: float = 0.0
     """Linear warm-up of the host."""
@@ -46,7 +47,7 @@ class ScheduleConfig:
             value = getattr(self, name)
             if not low <= value <= high:
                 raise UsageError(f"{name} of a learning-rate schedule is {value}; legal: {low:g} to {high:g}")
-        for name, legal in (("shape", ("cosine", "constant")), ("granularity", ("batch", "epoch"))):
+        for name, legal in (("shape", ("cosine", "constant", "external")), ("granularity", ("batch", "epoch"))):
             if getattr(self, name) not in legal:
                 raise UsageError(f"{name} of a learning-rate schedule is {getattr(self, name)!r}; legal: {legal}")
 

@@ -8,7 +8,7 @@ touch existing entries (Net2Net, GradMax) would need more; seeds do not.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -93,24 +93,6 @@ def set_rates(optimizer: Optimizer, host: float, seeds: Mapping[str, float]) -> 
     for group in optimizer.param_groups:
         base = group.setdefault(BASE_RATE, _detached(group["lr"]))
         _set_rate(group, base * (seeds[group[SLOT]] if SLOT in group else host))
-
-
-def step_scheduler(optimizer: Optimizer, step: Callable[[], None]) -> None:
-    """Let a learning-rate scheduler move the host's groups, and each seed's rate by the factor of the first of them.
-
-    A scheduler of ``torch.optim.lr_scheduler`` keeps a list with an entry for each group that was there when it was
-    made, and fails or leaves groups behind when there are more; while ``step`` runs it finds those groups alone.
-    """
-    everything, hosts = optimizer.param_groups, host_groups(optimizer)
-    base = hosts[0].setdefault(BASE_RATE, _detached(hosts[0]["lr"]))
-    optimizer.param_groups = hosts
-    try:
-        step()
-    finally:
-        optimizer.param_groups = everything
-    factor = float(hosts[0]["lr"]) / float(base)
-    for group in seed_groups(optimizer).values():
-        _set_rate(group, float(group[BASE_RATE]) * factor)
 
 
 def named_state(optimizer: Optimizer, parameters: NamedParameters) -> OptimizerState:

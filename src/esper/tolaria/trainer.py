@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,7 +20,7 @@ from esper.kasmina.incubation import probe_backward
 from esper.kasmina.replay import Tape, evaluate_configs
 from esper.kasmina.state import Incubation
 from esper.leyline import AlphaConfig, EnvSpec, SeedStage, Sink, TrainResult
-from esper.tolaria import ledger, schedules, surgery
+from esper.tolaria import ledger, rates, schedules, surgery
 from esper.tolaria.ledger import Ledger, Macs
 from esper.tolaria.rng import Streams
 from esper.tolaria.setup import GrowthTask, MakeSetup, TrainerConfig
@@ -100,13 +101,14 @@ class Trainer:
 
     def adopt(self, slot: str) -> None:
         """Give a freshly germinated seed its parameter group and its own schedule."""
-        base = surgery.host_groups(self.optimizer)[0].get(surgery.BASE_RATE, self.config.lr)
-        surgery.add_seed_group(
-            self.optimizer,
-            slot,
-            self._seed_named(slot),
-            lr=float(base) * self.config.schedule.seed_multiplier,
-        )
+        number = rates.neighbour(self.optimizer, self.model.host, self.model.places[slot].path)
+        beside, multiple = surgery.host_groups(self.optimizer)[number], self.config.schedule.seed_multiplier
+        base = float(beside.get(surgery.BASE_RATE, beside["lr"])) * multiple
+        options = rates.inherited(self.optimizer, number)
+        group = surgery.add_seed_group(self.optimizer, slot, self._seed_named(slot), lr=base, **options)
+        if self.config.schedule.shape == "external":
+            group |= {rates.HOST_GROUP: number, rates.MULTIPLE: multiple}
+            rates.follow(self.optimizer)
         self.births[slot] = float(self.completed)
         self._macs = None
 
@@ -173,6 +175,34 @@ class Trainer:
         self.completed = int(plain["completed"])
         self.past_births = list(plain["past_births"])
         self.ledger = Ledger.load(plain["ledger"])
+        self._macs = None
+
+    def rewind(self, state: Mapping[str, Any]) -> None:
+        """:meth:`load` an earlier state; rates that somebody else moves stay where they are."""
+        with ExitStack() as stack:
+            if self.config.schedule.shape == "external":
+                stack.enter_context(rates.host_rates_kept(self.optimizer))
+            self.load(state)
+
+    def network(self) -> dict[str, Any]:
+        """What the model computes, on the CPU: ``{"tensors", "plain"}`` without optimizer, streams and ledger."""
+        tensors = {name: tensor.detach().to("cpu", copy=True) for name, tensor in self.model.state_dict().items()}
+        return {"tensors": tensors, "plain": self.model.topology()}
+
+    def become(self, network: Mapping[str, Any], seeds: Collection[str]) -> None:
+        """Compute what :meth:`network` was taken from; of its seeds only those with the ids ``seeds`` live on.
+
+        The optimizer keeps what it knows of the host, and begins anew with the seeds.
+        """
+        for slot_id in list(self.births):
+            surgery.remove_seed_group(self.optimizer, slot_id)
+        self.births.clear()
+        self.model.load(network["plain"], network["tensors"])
+        for slot_id, slot in self.model.slots.items():
+            if slot.state is not None and slot.state.seed_id in seeds:
+                self.adopt(slot_id)
+            elif slot.state is not None:
+                slot.clear()
         self._macs = None
 
     def _seed_named(self, slot: str) -> list[tuple[str, nn.Parameter]]:

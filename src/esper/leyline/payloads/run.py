@@ -93,6 +93,13 @@ class EpisodeEnded(TypedDict):
     seconds: float
     seeds: list[SeedRecord]
     status: str
+    delivered: NotRequired[str]
+    delivered_epoch: NotRequired[int]
+
+
+"""Figures and ``seeds`` are of the network as it is in the end. ``delivered`` is ``last`` or ``best`` where one is
+delivered: as training left it, without unproven seeds, or as it was validated after ``delivered_epoch``, with every
+seed that took part then; ``reason`` of a seed says that it is not proven."""
 
 
 class EpochCompleted(TypedDict):

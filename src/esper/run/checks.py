@@ -1,0 +1,97 @@
+"""What can be known to be wrong before the first batch, in one sentence each."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from numbers import Integral, Real
+from typing import Any, Final
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from esper.kasmina.structure import mapped, tensors
+from esper.kasmina.trial import trial
+from esper.leyline import UsageError
+
+_CANNOT: Final = {
+    "LBFGS": "it trains a single parameter group",
+    "Muon": "it trains matrices alone",
+    "SparseAdam": "it takes sparse gradients alone",
+}
+"""Optimizers, by name of their class, that seeds cannot join."""
+
+
+def whole(name: str, value: Any, *, optional: bool = False) -> None:
+    """Raise ``UsageError`` unless ``value`` is a whole number of at least 1."""
+    right = isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 1
+    if not right and not (optional and value is None):
+        none = ", or None" if optional else ""
+        raise UsageError(f"{name} is {value!r}; legal: a whole number of at least 1{none}")
+
+
+def positive(name: str, value: Any) -> None:
+    """Raise ``UsageError`` unless ``value`` is a finite number above 0."""
+    number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+    if not 0.0 < number < math.inf:
+        raise UsageError(f"{name} is {value!r}; legal: a finite number above 0")
+
+
+def names(name: str, value: Any) -> None:
+    """Raise ``UsageError`` unless ``value`` is ``None`` or one name or more."""
+    if value is None:
+        return
+    if isinstance(value, str) or not all(isinstance(each, str) for each in value):
+        raise UsageError(f"{name} is {value!r}; legal: a tuple of names, or None for everything that fits")
+    if not value:
+        raise UsageError(f"{name} is empty; legal: one name or more, or None for all; policy='static' grows nothing")
+
+
+def check_optimizer(model: nn.Module, optimizer: Any) -> None:
+    """Raise ``UsageError`` for what is no optimizer of the model, or one that seeds cannot join."""
+    if isinstance(optimizer, type):
+        raise UsageError(
+            f"optimizer is the class {optimizer.__name__}; make one: {optimizer.__name__}(model.parameters(), lr=...)"
+        )
+    if not isinstance(optimizer, Optimizer):
+        raise UsageError(f"optimizer is a {type(optimizer).__name__}; legal: an optimizer of torch.optim or a subclass")
+    for kind in type(optimizer).__mro__:
+        if kind.__name__ in _CANNOT:
+            raise UsageError(
+                f"{kind.__name__} cannot train what grows: {_CANNOT[kind.__name__]}; use SGD, Adam or AdamW"
+            )
+    own = set(model.parameters())
+    if not any(parameter in own for group in optimizer.param_groups for parameter in group["params"]):
+        raise UsageError("the optimizer holds no parameter of the model; make it over model.parameters()")
+
+
+def check_loss(loss: Any) -> None:
+    """Raises ``UsageError`` for what is no function."""
+    if isinstance(loss, type):
+        raise UsageError(f"loss is the class {loss.__name__}; make one: {loss.__name__}()")
+    if not callable(loss):
+        raise UsageError(f"loss is a {type(loss).__name__}; legal: a function (output, targets) -> scalar")
+
+
+def check_model(model: nn.Module, forward: Callable[[nn.Module, Any], Any], inputs: Any) -> None:
+    """Try the model in both modes on a few examples, without a trace.
+
+    Raises ``UsageError`` for a model that gives NaN in evaluation alone. What raises here on its own is left for
+    training to raise, where all examples are there.
+    """
+    said: dict[bool, Any] = {}
+    for training in (False, True):
+        try:
+            with trial(model, training):
+                said[training] = forward(model, mapped(inputs, torch.clone))
+        except Exception:
+            return
+    if _has_nan(said[False]) and not _has_nan(said[True]):
+        raise UsageError(
+            "the model gives NaN in eval() and numbers in train(): look at the running statistics of its norms"
+        )
+
+
+def _has_nan(output: Any) -> bool:
+    return any(bool(t.isnan().any()) for _, t in tensors(output) if t.is_floating_point() or t.is_complex())

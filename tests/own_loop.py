@@ -1,0 +1,53 @@
+"""A loop of a user's own over a small model, for tests of ``Grower``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from esper.leyline import EnvView
+from esper.library import Budget, Grower, OwnChoices
+
+LOSS = nn.CrossEntropyLoss()
+
+
+def products(n: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Which of two products is positive: four classes that a linear model cannot tell apart."""
+    x = torch.randn(n, 6, generator=torch.Generator().manual_seed(seed))
+    return x, (x[:, 0] * x[:, 1] > 0).long() + 2 * (x[:, 2] * x[:, 3] > 0).long()
+
+
+TRAIN = [products(64, seed) for seed in range(4)]
+VALIDATION = [products(256, 9)]
+
+
+def narrow() -> nn.Sequential:
+    torch.manual_seed(4)
+    return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4))
+
+
+class Loop:
+    """A user's loop over a model; ``grower`` is open in it."""
+
+    def __init__(self, where: Path, policy: Any, epochs: int = 14, model: nn.Module | None = None) -> None:
+        self.model = model or narrow()
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=2e-2)
+        budget = Budget(epochs=epochs, parameters=5000)
+        choices = OwnChoices(LOSS, at=["1"], budget=budget)
+        self.grower = Grower(
+            self.model, self.optimizer, val=VALIDATION, choices=choices, policy=policy, run_dir=where / "run"
+        )
+
+    def batch(self, inputs: Tensor, targets: Tensor) -> None:
+        self.optimizer.zero_grad()
+        torch.autograd.backward(self.grower.loss(inputs, targets))
+        self.grower.after_backward()
+        self.optimizer.step()
+
+    def epoch(self) -> EnvView:
+        for inputs, targets in TRAIN:
+            self.batch(inputs, targets)
+        return self.grower.after_epoch().view

@@ -1,0 +1,163 @@
+"""What is wrong with a run of one's own is said in a sentence, at the first chance to know."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from esper.leyline import UsageError
+from esper.library import Budget, Grower, OwnChoices, grow
+from own_loop import LOSS, TRAIN, VALIDATION, Loop, narrow
+
+pytestmark = pytest.mark.usefixtures("without_figures")
+
+INPUTS, TARGETS = TRAIN[0]
+
+
+def test_a_step_without_after_backward(tmp_path: Path) -> None:
+    loop = Loop(tmp_path, "static")
+    with pytest.raises(UsageError, match=r"optimizer.step\(\) without after_backward\(\)"), loop.grower as grower:
+        torch.autograd.backward(grower.loss(INPUTS, TARGETS))
+        loop.optimizer.step()
+    loop.optimizer.step()  # is the user's own again
+
+
+def test_a_look_at_the_loss_is_no_batch_to_learn_from(tmp_path: Path) -> None:
+    loop = Loop(tmp_path, "static")
+    with loop.grower as grower:
+        loop.batch(INPUTS, TARGETS)
+        with torch.no_grad():
+            grower.loss(INPUTS, TARGETS)
+        loop.optimizer.step()
+        grower.after_epoch()
+
+
+@pytest.mark.parametrize("call", ["after_epoch", "after_backward"])
+def test_a_loss_that_was_computed_elsewhere(call: str, tmp_path: Path) -> None:
+    loop = Loop(tmp_path, "static")
+    with pytest.raises(UsageError, match=rf"{call}\(\) without a batch .* grower.loss\("), loop.grower as grower:
+        torch.autograd.backward(LOSS(loop.model(INPUTS), TARGETS))
+        getattr(grower, call)()
+
+
+def test_a_forgotten_after_epoch_is_told_and_the_model_is_there(tmp_path: Path) -> None:
+    loop = Loop(tmp_path, "static")
+    with pytest.raises(UsageError, match=r"after_epoch\(\) was never called"), loop.grower as grower:
+        for _ in range(3):
+            loop.batch(INPUTS, TARGETS)
+    weights = grower.result.model.state_dict()
+    assert all(torch.equal(weights[name], tensor) for name, tensor in loop.model.state_dict().items())
+
+
+def test_more_epochs_than_the_budget_has(tmp_path: Path) -> None:
+    loop = Loop(tmp_path, "static", epochs=2)
+    with pytest.raises(UsageError, match=r"epoch 3 begins, and Budget.epochs is 2"), loop.grower as grower:
+        for _ in range(3):
+            loop.epoch()
+    assert grower.result.epoch in (1, 2)
+
+
+class Odd(nn.Module):
+    """A host with something in it."""
+
+    def __init__(self, thing: Any) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4))
+        if isinstance(thing, Tensor):
+            self.thing = nn.Parameter(thing)
+        else:
+            self.lock = thing
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.body(x)
+        return h * self.thing.real.float() if hasattr(self, "thing") else h
+
+
+class Counting:
+    """How often it was read."""
+
+    def __init__(self) -> None:
+        self.epochs = 0
+
+    def __iter__(self) -> Any:
+        self.epochs += 1
+        return iter(TRAIN)
+
+    def __len__(self) -> int:
+        return len(TRAIN)
+
+
+@pytest.mark.parametrize(
+    ("thing", "message"),
+    [
+        (threading.Lock(), "the host cannot be copied: cannot pickle '_thread.lock'"),
+        (torch.ones(4, dtype=torch.cdouble), r"cannot be exported: .* cannot hold all of torch\.complex128"),
+    ],
+)
+def test_what_cannot_be_exported_is_known_before_the_first_batch(thing: Any, message: str, tmp_path: Path) -> None:
+    batches = Counting()
+    given = {"val": VALIDATION, "policy": "static"}
+    with pytest.raises(UsageError, match=message):
+        grow(Odd(thing), train=batches, loss=LOSS, at=["body.1"], run_dir=tmp_path / "run", **given)
+    assert batches.epochs <= 1, "looked at when the loader is tried, and not trained on"
+    model = Odd(thing)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    choices = OwnChoices(LOSS, at=["body.1"])
+    with (
+        pytest.raises(UsageError, match=message),
+        Grower(model, optimizer, choices=choices, run_dir=tmp_path / "own", **given),
+    ):
+        raise AssertionError("the block must not be reached")
+
+
+def test_complex_weights_can_be_grown_around(tmp_path: Path) -> None:
+    model = Odd(torch.ones(4, dtype=torch.cfloat))
+    result = grow(
+        model,
+        train=TRAIN,
+        val=VALIDATION,
+        loss=LOSS,
+        at=["body.1"],
+        policy="static",
+        budget=Budget(epochs=1),
+        run_dir=tmp_path / "run",
+    )
+    assert result.model.state_dict()["thing"].dtype is torch.cfloat
+
+
+def test_trying_the_export_leaves_no_trace(tmp_path: Path) -> None:
+    loop = Loop(tmp_path, "static")
+    before = {name: tensor.clone() for name, tensor in loop.model.state_dict().items()}
+    random = torch.get_rng_state()
+    with loop.grower as grower:
+        assert torch.equal(torch.get_rng_state(), random)
+        assert all(torch.equal(before[name], tensor) for name, tensor in loop.model.state_dict().items())
+        assert not grower.view.live_seeds and len(loop.optimizer.param_groups) == 1
+        loop.epoch()
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "budget", "message"),
+    [
+        (torch.optim.SGD, Budget(), "the class SGD"),
+        (None, Budget(), "a NoneType"),
+        ("adam", Budget(schedule="cosine"), "the rates are yours to move"),
+    ],
+)
+def test_what_a_loop_of_ones_own_cannot_have(optimizer: Any, budget: Budget, message: str) -> None:
+    model = narrow()
+    if optimizer == "adam":
+        optimizer = torch.optim.Adam(model.parameters())
+    with pytest.raises(UsageError, match=message):
+        Grower(model, optimizer, val=VALIDATION, choices=OwnChoices(LOSS, budget=budget))
+
+
+def test_a_vector_loss_is_refused_before_the_first_batch(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"a tensor of shape \(2,\); legal: a scalar"):
+        grow(narrow(), train=TRAIN, val=VALIDATION, loss=nn.CrossEntropyLoss(reduction="none"))
+    assert not list(tmp_path.iterdir())
