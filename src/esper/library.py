@@ -44,11 +44,14 @@ __all__ = ["Accuracy", "Budget", "GateThresholds", "GrowResult", "Grower", "OwnC
 
 @dataclass(frozen=True, slots=True)
 class GrowResult:
-    """A plain model that needs no Esper, the evidence for every seed, and where the run is kept."""
+    """The result of growing."""
 
     model: nn.Module
+    """A plain model in evaluation mode, which needs no Esper."""
     report: RunEvidence
+    """The evidence for every seed; ``report.table`` prints as the end table."""
     run_dir: Path
+    """Holds the journal, the report and the exported model."""
     epoch: int
     """After which the model was as it is here; none was better on validation."""
 

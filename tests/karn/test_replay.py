@@ -68,6 +68,20 @@ def test_the_cache_is_used_and_lies_outside_the_run(tmp_path: Path) -> None:
     assert states.encode(again.at(again.events)) == states.encode(fold(events))
 
 
+def test_keyframes_of_other_code_are_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_run(tmp_path, random_run(3))
+
+    def read() -> int:
+        told: list[int] = []
+        Timeline(path, cache=tmp_path / "cache", progress=lambda done, total: told.append(done))
+        return len(told)
+
+    whole = read()
+    assert read() < whole
+    monkeypatch.setattr(replay, "folding_code", lambda: b"other code")
+    assert read() == whole
+
+
 def test_read_ahead_by_another_process_it_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     events = random_run(3)
     path = write_run(tmp_path, events)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import bisect
 import contextlib
 import fcntl
+import functools
 import gc
 import hashlib
 import itertools
@@ -25,6 +26,7 @@ from typing import Final
 
 import msgspec
 
+from esper._version import __version__
 from esper.karn import state as states
 from esper.karn.aggregator import apply
 from esper.karn.schema import Damage
@@ -352,9 +354,16 @@ def cache_home() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "esper" / "overwatch"
 
 
+@functools.cache
+def folding_code() -> bytes:
+    """Digest of this package's source and version: keyframes that other code made are not used."""
+    sources = sorted(Path(__file__).parent.glob("*.py"))
+    return hashlib.sha256(b"".join([__version__.encode(), *(path.read_bytes() for path in sources)])).digest()
+
+
 def _identity(directory: Path) -> str:
-    """Name of a journal's cache: its headers (run, resumes, first crc) and the version of the folded state."""
-    digest = hashlib.sha256(f"{states.STATE_VERSION}".encode())
+    """Name of a journal's cache: its headers (run, resumes, first crc) and the code that folds it."""
+    digest = hashlib.sha256(folding_code())
     for path in sorted(directory.glob("events-*.jsonl")):
         with contextlib.suppress(DataError):
             header = read_header(path)

@@ -29,9 +29,6 @@ from esper.karn.schema import (
 from esper.karn.series import Series
 from esper.leyline import TelemetryEvent
 
-STATE_VERSION = 7
-"""Raised whenever the structs below change, so that stored keyframes of another version are not used."""
-
 Value = float | int | bool | str
 
 
@@ -182,7 +179,6 @@ class ProducerFold(msgspec.Struct, omit_defaults=True):
 class RunState(msgspec.Struct, omit_defaults=True):
     """Everything, from the first event to the last one folded."""
 
-    version: int = STATE_VERSION
     events: int = 0
     first_time: float | None = None
     last_time: float | None = None

@@ -27,11 +27,11 @@ from esper.leyline import DataError, MissingExtraError, SeedStage, UsageError
 
 
 def export(model: GrowingModel, stages: Collection[SeedStage] | None = None) -> nn.Module:
-    """A copy of the host with its seeds built in, in evaluation mode: plain modules, no slots, no hooks of ours.
+    """A copy of the host with its seeds built in, in evaluation mode: plain modules without slots or Esper's hooks.
 
-    Built in is every seed that takes part in the forward pass, at its present alpha, so that outputs are equal to the
-    growing model's; with ``stages``, those among them that are in one of these. Raises ``UsageError`` for a host that
-    cannot be copied.
+    Every seed that takes part in the forward pass is built in at its present alpha, so that outputs equal those of the
+    growing model; ``stages`` keeps only the seeds in one of these. Raises ``UsageError`` for a host that cannot be
+    copied.
     """
     seeds = {model.places[slot_id].path: _grown(model, slot_id) for slot_id in _built_in(model, stages)}
     return graft(_bare_host(model), seeds).eval()

@@ -9,9 +9,10 @@ from esper._version import DISTRIBUTION
 
 
 class EsperError(Exception):
-    """The message restates what was given, where, and what is legal. The command line ends with ``exit_code``."""
+    """Something that a person can mend. The message says what was given, where, and what is legal."""
 
     exit_code = 1
+    """Status with which the command line ends."""
 
 
 class UsageError(EsperError):

@@ -10,7 +10,7 @@ from esper.leyline.errors import UsageError
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """What a task is scored by. ``chance`` is the score of guessing, ``None`` where there is no such thing.
+    """What a task is scored by.
 
     ``low`` and ``high`` are the ends of its scale, both or neither. Where they are known a figure can be judged by its
     share of the scale, so that percent and fraction are judged alike. Raises ``UsageError`` where they are no scale.
@@ -18,8 +18,10 @@ class Metric:
 
     name: str
     unit: str
+    """Printed behind every figure, such as ``%``; may be empty."""
     higher_is_better: bool = True
     chance: float | None = None
+    """What guessing scores; ``None`` where there is no such thing."""
     low: float | None = None
     high: float | None = None
 

@@ -19,7 +19,9 @@ def load_attribute(kind: str, reference: str) -> Any:
     try:
         return attrgetter(attribute)(import_module(module))
     except ImportError as error:
-        raise UsageError(f"{kind} {reference!r}: cannot import {module!r}: {error}") from error
+        absent = error.name == module.partition(".")[0]
+        hint = "; is the folder that holds it on PYTHONPATH?" if absent else ""
+        raise UsageError(f"{kind} {reference!r}: cannot import {module!r}: {error}{hint}") from error
     except AttributeError as error:
         raise UsageError(f"{kind} {reference!r}: module {module!r} has no attribute {attribute!r}") from error
 

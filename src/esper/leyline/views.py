@@ -105,7 +105,7 @@ class EnvView:
     loss_history: tuple[float, ...] = ()
     higher_is_better: bool = True
     gates: GateThresholds = field(default_factory=GateThresholds)
-    """What the gates of this row ask."""
+    """What the gates of this env ask."""
     parameter_budget: int | None = None
     """Most parameters that all live seeds may have together."""
     max_seeds: int | None = None

@@ -8,10 +8,10 @@ from typing import Literal
 
 import torch
 
-from esper.kasmina.blueprints import find
+from esper.kasmina.blueprints import ENTRY_POINTS, find
 from esper.kasmina.slot import SlotConfig
 from esper.kasmina.state import Incubation
-from esper.leyline import Sink, UsageError, unknown
+from esper.leyline import Sink, UsageError, plugins_in, unknown
 from esper.run.config import CommonConfig
 from esper.tasks.base import TaskSpec
 from esper.tolaria.diagnostics import DiagnosticsConfig
@@ -51,10 +51,11 @@ def workload(task: TaskSpec, config: CommonConfig) -> Workload:
 
 
 def _blueprints(task: TaskSpec, wanted: tuple[str, ...] | None) -> tuple[str, ...]:
-    """Of the task's own in its order, then third parties' (``module:ATTRIBUTE``), which no task knows."""
-    foreign = [name for name in wanted or () if ":" in name]
+    """Of the task's own in its order, then third parties' (``module:ATTRIBUTE``, or an entry point's name)."""
+    installed = plugins_in(ENTRY_POINTS, task.blueprints)
+    foreign = [name for name in wanted or () if ":" in name or name in installed]
     for name in foreign:
-        find(name)
+        find(installed[name].value if name in installed else name)
     own = None if wanted is None else tuple(name for name in wanted if name not in foreign)
     if foreign and not own:
         return tuple(dict.fromkeys(foreign))

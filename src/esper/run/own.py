@@ -37,6 +37,7 @@ class Budget:
     """How long to train and how much may grow."""
 
     epochs: int = 20
+    """Epochs of the whole run; policies and schedules plan with it."""
     max_seeds: int | None = 2
     """Most seeds alive at once."""
     parameters: int | None = None
@@ -48,7 +49,7 @@ class Budget:
     seed_lr_multiplier: float = 2.0
     """A new seed's peak rate over the host's."""
     schedule: Literal["constant", "cosine"] = "constant"
-    """How the learning rates move over the epochs."""
+    """Learning rates over the epochs: as they are, or down to 0 on half a cosine."""
     gates: GateThresholds = field(default_factory=GateThresholds)
     """What a seed must show to be blended in and to be kept."""
 
@@ -68,13 +69,17 @@ class OwnChoices:
     """How a user's model is trained, judged and grown."""
 
     loss: OwnLoss
+    """``(output, targets)`` -> the scalar to minimise."""
     metric: MetricChoice = "accuracy"
+    """``"accuracy"`` (percent), ``"loss"``, ``"mae"``, or a metric of your own: :class:`Accuracy`, :class:`Scored`, an
+    object such as those of torchmetrics, or ``(output, targets) -> [N]``."""
     forward: Forward = call
     """``forward(model, inputs)``: how to call the model where ``model(inputs)`` does not."""
     at: str | Sequence[str] | Mapping[str, str] = "auto"
-    """Submodule paths, or slot -> path."""
+    """Where to grow: paths of submodules, slot -> path, or ``"auto"`` for the repeating blocks."""
     budget: Budget = field(default_factory=Budget)
     device: str = "auto"
+    """``"auto"`` (the first CUDA device, else the CPU), ``"cpu"`` or ``"cuda:N"``."""
     precision: str | None = None
     """Of passes that are made here: ``"bf16-mixed"``, ``"16-mixed"``, or as the model is."""
 

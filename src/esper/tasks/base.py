@@ -178,21 +178,25 @@ class TaskBudget:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TaskSpec:
-    """A workload. The caller seeds torch's global generator before it calls ``host()``."""
+    """A task: data, a host to grow on them, where seeds may sit, how it is scored, and a budget."""
 
     name: str
     description: str
     metric: Metric
     host: Callable[[], nn.Module]
+    """Makes a fresh host; its weights come from torch's global generator, which the caller seeds."""
     sites: Mapping[str, str]
-    """slot -> path of the submodule on whose output the slot sits."""
+    """Slot -> path of the submodule on whose output the slot sits."""
     blueprints: tuple[str, ...]
+    """Names of what may grow, or ``module:ATTRIBUTE``."""
     loss: PerExample
+    """``(output, targets)`` -> the loss of each example, ``[N]``; training minimises its mean."""
     score: PerExample
-    """Per-example scores whose mean is the metric in its unit."""
+    """``(output, targets)`` -> the score of each example, ``[N]``; the metric, in its unit, is their mean."""
     data: Data
     budget: TaskBudget
     augment: Augment | None = None
+    """``(inputs, generator) -> inputs`` on a training batch, drawing from the generator alone."""
     feed: Callable[[int, Streams], BatchSource] | None = None
     """``(batch size, streams) -> source`` of training batches that do not fit in memory or come from a loader of the
     user's own; ``data.train`` then holds a sample of them."""

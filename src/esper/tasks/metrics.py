@@ -24,10 +24,12 @@ NAMES = ("accuracy", "loss", "mae")
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """A metric: what it is called, and per-example scores whose mean it is, or an object that reduces over a split."""
+    """A metric of your own: what it is called, and how examples are scored."""
 
     metric: Metric
     score: PerExample | SplitMetric
+    """``(output, targets)`` -> the score of each example, ``[N]``, whose mean is the metric in its unit; or an object
+    that reduces over a split."""
 
 
 MetricChoice = str | Accuracy | Scored | SplitMetric | PerExample

@@ -25,14 +25,18 @@ Builder = Callable[[int, Layout], nn.Module]
 
 @dataclass(frozen=True, slots=True)
 class Blueprint:
-    """A kind of seed. The module is the whole of ``seed(h)``, skip connection included."""
+    """A kind of seed. The module that it builds is the whole of ``seed(h)``, skip connection included.
+
+    Raises ``UsageError`` for a name that is not lower_snake_case.
+    """
 
     name: str
-    """Lower snake case."""
     layouts: frozenset[Layout]
+    """Orders of axes that the module can take."""
     parameters: Callable[[int], int]
-    """channels -> scalars in all parameters; checked on every build."""
+    """Channels -> scalars in all parameters; checked on every build."""
     builder: Builder
+    """``(channels, layout)`` -> a module that maps a feature to one of the same shape."""
     mixes: Positions | None = None
     """Which other positions one position of its output depends on; ``None`` where nobody says. Examples of a batch are
     never mixed. Either way it is measured at each germination (G0)."""
