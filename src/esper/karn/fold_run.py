@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from typing import Any, Final
 
-from msgspec.structs import replace
+from msgspec.structs import asdict, fields, replace
 
 from esper.karn import anomaly, words
 from esper.karn.fold_common import measure, slot_in, smoothed, tally, trim
 from esper.karn.fold_seed import GOVERNOR, set_stage
 from esper.karn.schema import Action, Drop, Leader, Number, number
-from esper.karn.state import EPOCH_FACTS, EnvironmentFold, Measured, RunState
+from esper.karn.state import EPOCH_FACTS, EnvironmentFold, EpisodeRecord, Measured, RunState
 from esper.leyline import HEADS, RELEVANT_HEADS, TelemetryEvent
 from esper.leyline import TelemetryEventType as T
 
@@ -89,33 +89,54 @@ def episode_started(state: RunState, event: TelemetryEvent, environment: Environ
 
 def episode_ended(state: RunState, event: TelemetryEvent, environment: EnvironmentFold | None) -> None:
     """A result for the leaderboard."""
-    data = event.data
+    result = _result(event, "" if environment is None else environment.arm or "")
     if environment is not None:
-        environment.status = data.get("status", "completed")
-        measure(environment.loose_facts, data, ("test_metric", "test_loss"), event)
+        environment.result, environment.status = result, result.status
+        measure(environment.loose_facts, asdict(result), ("test_metric", "test_loss"), event)
     state.run.episodes_ended += 1
-    host, total = data.get("host_parameters", 0), data.get("total_parameters", 0)
+    host, total = result.host_parameters, result.total_parameters
     state.leaderboard.append(
         Leader(
-            arm=data.get("arm", ""),
-            policy=data.get("policy", ""),
-            seed=data.get("seed", 0),
-            epochs=data.get("epochs", 0),
-            status=data.get("status", ""),
+            arm=result.arm,
+            policy=result.policy,
+            seed=result.seed,
+            epochs=result.epochs,
+            status=result.status,
             parameters=total,
             growth=(total - host) / host if host else None,
-            seeds_kept=sum(seed.get("stage") == "FOSSILIZED" for seed in data.get("seeds", ())),
-            seconds=number(data.get("seconds", 0.0)),
+            seeds_kept=result.seeds_kept,
+            seconds=number(result.seconds),
             env=event.env_id,
             episode=event.episode,
-            validation=_measured(data.get("validation_metric")),
-            test=_measured(data.get("test_metric")),
-            total_macs=data.get("total_macs"),
+            validation=_measured(result.validation_metric),
+            test=_measured(result.test_metric),
+            total_macs=result.total_macs,
         )
     )
     if len(state.leaderboard) >= 2 * LEADERS:
         state.leaderboard.sort(key=lambda row: standing(row, state.run.higher_is_better))
         del state.leaderboard[LEADERS:]
+
+
+def _result(event: TelemetryEvent, arm: str) -> EpisodeRecord:
+    data = event.data
+    return EpisodeRecord(
+        arm=data.get("arm", arm),
+        policy=data.get("policy", ""),
+        seed=data.get("seed", 0),
+        episode=event.episode,
+        env_id=event.env_id,
+        epochs=data.get("epochs", 0),
+        status=data.get("status", "completed"),
+        seconds=data.get("seconds", math.nan),
+        host_parameters=data.get("host_parameters", 0),
+        total_parameters=data.get("total_parameters", 0),
+        seeds_kept=sum(seed.get("stage") == "FOSSILIZED" for seed in data.get("seeds", ())),
+        **{name: data[name] for name in _MEASURED if data.get(name) is not None},
+    )
+
+
+_MEASURED: Final = tuple(field.name for field in fields(EpisodeRecord) if not field.required)
 
 
 def _measured(value: float | None) -> Number | None:

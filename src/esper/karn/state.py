@@ -29,7 +29,7 @@ from esper.karn.schema import (
 from esper.karn.series import Series
 from esper.leyline import TelemetryEvent
 
-STATE_VERSION = 7
+STATE_VERSION = 8
 """Raised whenever the structs below change, so that stored keyframes of another version are not used."""
 
 Value = float | int | bool | str
@@ -67,7 +67,8 @@ class GateFold(GateFacts, kw_only=True):
     """The last evaluation of one gate, its checks as the payload has them: only those that are looked at get words."""
 
     checks: list[dict[str, Any]]
-    failed: list[str]
+    deciding: list[str]
+    """Ids of the checks that decided it: the failed ones, or all where none failed."""
     epoch: int | None = None
     time: float | None = None
 
@@ -84,6 +85,9 @@ class SeedFold(SeedFacts, kw_only=True):
     end_reason: str | None = None
     end_by: str | None = None
     end_epoch: int | None = None
+    end_cost: Measured | None = None
+    """Removal cost as the event of its end tells it; a counterfactual may be newer."""
+    end_cost_se: float | None = None
 
 
 class SlotFold(msgspec.Struct, omit_defaults=True):
@@ -97,6 +101,29 @@ class SlotFold(msgspec.Struct, omit_defaults=True):
     swimlane: list[Stretch] = []
     gate: GateFold | None = None
     """Last gate evaluated in this slot, also of a seed that was never built (G0)."""
+
+
+class EpisodeRecord(msgspec.Struct, omit_defaults=True):
+    """What an episode of one environment came to."""
+
+    arm: str
+    policy: str
+    seed: int
+    episode: int | None
+    env_id: int | None
+    epochs: int
+    status: str
+    seconds: float
+    host_parameters: int
+    total_parameters: int
+    seeds_kept: int
+    validation_metric: float | None = None
+    test_metric: float | None = None
+    test_loss: float | None = None
+    test_examples: int | None = None
+    train_macs: int | None = None
+    total_macs: int | None = None
+    inference_macs: int | None = None
 
 
 class AnomalyFold(msgspec.Struct, omit_defaults=True):
@@ -119,6 +146,8 @@ class EnvironmentFold(EnvironmentFacts, kw_only=True):
     status: str = "running"
     """``running``, or the status of the episode's end event."""
     host_parameters: int | None = None
+    result: EpisodeRecord | None = None
+    """What the episode came to, once it has ended."""
     report: TelemetryEvent | None = None
     """The event at the end of the newest epoch."""
     loose_facts: Facts = {}
