@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from esper.karn.evidence import build_end_table, gather
+from esper.karn.evidence import gather
 from esper.karn.report import difference_line, markdown, read_evidence, write_report
 from esper.leyline import DataError, MissingExtraError, TelemetryEvent
 from esper.leyline import TelemetryEventType as T
@@ -29,7 +29,7 @@ def paired(gains: list[float], *, arms: tuple[str, str] = ("heuristic", "static"
 
 
 def test_paired_difference_with_interval() -> None:
-    table = build_end_table(paired([1.0, 2.0, 3.0]))
+    table = gather(paired([1.0, 2.0, 3.0])).table
     assert [(arm.arm, arm.episodes, arm.seeds_kept) for arm in table.arms] == [
         ("heuristic", 3, 1.0),
         ("static", 3, 0.0),
@@ -44,21 +44,21 @@ def test_paired_difference_with_interval() -> None:
 
 
 def test_one_pair_has_no_interval_and_says_so() -> None:
-    table = build_end_table(paired([1.5]))
+    table = gather(paired([1.5])).table
     assert "+1.50 (n = 1) points on the test split, 1 pair of episodes" in difference_line(table.differences[0], table)
 
 
 def test_lower_is_better_turns_the_sign() -> None:
     events = paired([1.0, 2.0])
     events[0].data["metric"]["higher_is_better"] = False
-    test = build_end_table(events).differences[0].test
+    test = gather(events).table.differences[0].test
     assert test is not None and test.mean == -1.5
 
 
 def test_an_episode_without_a_partner_is_left_out_and_said() -> None:
     events = paired([1.0, 2.0])
     del events[-2]
-    table = build_end_table(events)
+    table = gather(events).table
     assert "1 episodes without a partner are left out" in difference_line(table.differences[0], table)
 
 

@@ -120,11 +120,6 @@ class RunEvidence(msgspec.Struct, omit_defaults=True):
     events: int = 0
 
 
-def build_end_table(events: Iterable[TelemetryEvent]) -> EndTable:
-    """Results of every arm and their paired differences, from the journal's events alone."""
-    return gather(events).table
-
-
 def gather(events: Iterable[TelemetryEvent]) -> RunEvidence:
     """Fold a run's events, and keep of the fold what a report needs and a face forgets."""
     state, recorder = RunState(), _Recorder()
@@ -301,6 +296,9 @@ def _arms(episodes: list[EpisodeRecord]) -> list[ArmRow]:
     return [_arm(name, [episode for episode in episodes if episode.arm == name]) for name in arms]
 
 
+_MEANS: Final = ("total_macs", "inference_macs", "seconds", "seeds_kept")
+
+
 def _arm(name: str, episodes: list[EpisodeRecord]) -> ArmRow:
     return ArmRow(
         arm=name,
@@ -308,10 +306,7 @@ def _arm(name: str, episodes: list[EpisodeRecord]) -> ArmRow:
         test=interval(_known(episode.test_metric for episode in episodes)),
         validation=interval(_known(episode.validation_metric for episode in episodes)),
         parameters=_mean(episode.total_parameters for episode in episodes),
-        total_macs=_mean(episode.total_macs for episode in episodes),
-        inference_macs=_mean(episode.inference_macs for episode in episodes),
-        seconds=_mean(episode.seconds for episode in episodes),
-        seeds_kept=_mean(episode.seeds_kept for episode in episodes),
+        **{mean: _mean(getattr(episode, mean) for episode in episodes) for mean in _MEANS},
     )
 
 

@@ -10,8 +10,8 @@ from msgspec.structs import asdict, fields, replace
 from esper.karn import anomaly, words
 from esper.karn.fold_common import measure, slot_in, smoothed, tally, trim
 from esper.karn.fold_seed import GOVERNOR, set_stage
-from esper.karn.schema import Action, Drop, Leader, Number, number
-from esper.karn.state import EPOCH_FACTS, EnvironmentFold, EpisodeRecord, Measured, RunState
+from esper.karn.schema import Action, Drop, Leader, Number, RunFacts, number
+from esper.karn.state import EPOCH_FACTS, EnvironmentFold, EpisodeRecord, Measured, RunState, payload_keys, view
 from esper.leyline import HEADS, RELEVANT_HEADS, TelemetryEvent
 from esper.leyline import TelemetryEventType as T
 
@@ -22,18 +22,8 @@ _RELEVANT: Final = {op.name: frozenset(heads) for op, heads in RELEVANT_HEADS.it
 LEADERS = 50
 
 
-_OF_RUN: Final = (
-    "run_id",
-    "kind",
-    "task",
-    "policy",
-    "episodes",
-    "envs",
-    "max_epochs",
-    "device",
-    "threads",
-    "host_parameters",
-)
+_OF_RUN: Final = payload_keys(T.TRAINING_STARTED, str, int, into=RunFacts)
+_OF_EPISODE: Final = payload_keys(T.EPISODE_STARTED, str, int, into=EnvironmentFold)
 
 
 def training_started(state: RunState, event: TelemetryEvent, environment: EnvironmentFold | None) -> None:
@@ -65,26 +55,19 @@ def episode_started(state: RunState, event: TelemetryEvent, environment: Environ
     if environment is None:
         state.unplaced += 1
         return
-    data = event.data
+    facts: dict[str, Any] = {name: event.data.get(name) for name in _OF_EPISODE}
     state.environments[environment.env] = EnvironmentFold(
         env=environment.env,
-        arm=data.get("arm"),
-        policy=data.get("policy"),
         device=state.run.device or "unknown",
-        seed=data.get("seed"),
         episode=event.episode,
         epoch=0,
-        max_epochs=data.get("max_epochs"),
-        host_parameters=data.get("host_parameters"),
+        **facts,
         last_epoch_time=event.timestamp,
         last_time=event.timestamp,
         level=environment.level,
         rank=environment.rank,
         version=environment.version,
     )
-    arm = data.get("arm")
-    if arm is not None and arm not in state.arms:
-        state.arms.append(arm)
 
 
 def episode_ended(state: RunState, event: TelemetryEvent, environment: EnvironmentFold | None) -> None:
@@ -96,21 +79,15 @@ def episode_ended(state: RunState, event: TelemetryEvent, environment: Environme
     state.run.episodes_ended += 1
     host, total = result.host_parameters, result.total_parameters
     state.leaderboard.append(
-        Leader(
-            arm=result.arm,
-            policy=result.policy,
-            seed=result.seed,
-            epochs=result.epochs,
-            status=result.status,
+        view(
+            Leader,
+            result,
+            env=event.env_id,
             parameters=total,
             growth=(total - host) / host if host else None,
-            seeds_kept=result.seeds_kept,
             seconds=number(result.seconds),
-            env=event.env_id,
-            episode=event.episode,
             validation=_measured(result.validation_metric),
             test=_measured(result.test_metric),
-            total_macs=result.total_macs,
         )
     )
     if len(state.leaderboard) >= 2 * LEADERS:
@@ -223,7 +200,7 @@ def _slots(state: RunState, environment: EnvironmentFold, event: TelemetryEvent)
         slot = slots.get(name) or slot_in(state, environment, name)
         if slot.stage != stage:
             set_stage(slot, stage, epoch)
-    for key, fact in _BY_SLOT:
+    for key, fact in BY_SLOT:
         for name, value in data.get(key, _NOTHING).items():
             seed = (slots.get(name) or slot_in(state, environment, name)).seed
             if seed is not None:
@@ -233,7 +210,7 @@ def _slots(state: RunState, environment: EnvironmentFold, event: TelemetryEvent)
 
 
 _NOTHING: Final[dict[str, Any]] = {}
-_BY_SLOT: Final = (
+BY_SLOT: Final = (
     ("alphas", "alpha"),
     ("seed_gradient_norm_ratios", "seed_gradient_norm_ratio"),
     ("gradient_healths", "gradient_health"),

@@ -9,8 +9,9 @@ from msgspec.structs import replace
 from esper.karn import words
 from esper.karn.fold_common import measure, measure_aged, retire, seed_of, slot_of, tally, trim
 from esper.karn.schema import Census, Stretch
-from esper.karn.state import EnvironmentFold, GateFold, Measured, RunState, SeedFold, SlotFold
+from esper.karn.state import EnvironmentFold, GateFold, Measured, RunState, SeedFold, SlotFold, payload_keys
 from esper.leyline import SeedStage, TelemetryEvent
+from esper.leyline import TelemetryEventType as T
 
 NOW: Final = ("alpha", "parameters", "isolation_violations", "has_vanishing", "has_exploding")
 """Health fields that are as old as the event that carries them."""
@@ -18,19 +19,12 @@ NOW: Final = ("alpha", "parameters", "isolation_violations", "has_vanishing", "h
 AGED: Final = ("seed_gradient_norm_ratio", "gradient_health", "removal_cost", "probe_gain")
 """Health fields with a companion epoch."""
 
-CONTRIBUTION: Final = (
-    "removal_cost",
-    "removal_cost_se",
-    "removal_cost_loss",
-    "removal_cost_loss_se",
-    "probe_gain",
-    "probe_gain_se",
-    "probe_gain_loss",
-    "probe_gain_loss_se",
-    "shapley",
-    "examples",
-)
 ROW_CONTRIBUTION: Final = ("all_off_metric", "all_off_loss", "interaction")
+CONTRIBUTION: Final = tuple(
+    name
+    for name in payload_keys(T.COUNTERFACTUAL_COMPUTED, int, float)
+    if name not in (*ROW_CONTRIBUTION, "passes", "alpha")
+)
 
 SPANS = 32
 RECENT = 32

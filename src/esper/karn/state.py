@@ -10,7 +10,7 @@ the epoch and the time of its measurement.
 from __future__ import annotations
 
 import functools
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar, get_type_hints
 
 import msgspec
 
@@ -27,7 +27,7 @@ from esper.karn.schema import (
     Stretch,
 )
 from esper.karn.series import Series
-from esper.leyline import TelemetryEvent
+from esper.leyline import REGISTRY, TelemetryEvent, TelemetryEventType
 
 STATE_VERSION = 8
 """Raised whenever the structs below change, so that stored keyframes of another version are not used."""
@@ -46,20 +46,14 @@ class Measured(msgspec.Struct, array_like=True, gc=False, frozen=True):
 Facts = dict[str, Measured]
 """Name of a measured field (as in the payload) -> its newest value. What was never measured has no entry."""
 
-EPOCH_FACTS = (
-    "train_loss",
-    "validation_loss",
-    "validation_metric",
-    "host_gradient_norm",
-    "learning_rate",
-    "parameters",
-    "live_seeds",
-    "train_ms",
-    "validate_ms",
-    "counterfactual_ms",
-    "input_wait_ms",
-    "policy_ms",
-)
+
+def payload_keys(kind: TelemetryEventType, *types: type, into: type[msgspec.Struct] | None = None) -> tuple[str, ...]:
+    """Keys of the event's payload that hold one of ``types`` and, where ``into`` is given, are fields of it."""
+    known = get_type_hints(REGISTRY[kind].payload)
+    return tuple(name for name, it in known.items() if it in types and (into is None or name in into.__struct_fields__))
+
+
+EPOCH_FACTS: Final = payload_keys(TelemetryEventType.EPOCH_COMPLETED, int, float)
 """Fields that the event at the end of an epoch measures."""
 
 
@@ -226,7 +220,6 @@ class RunState(msgspec.Struct, omit_defaults=True):
     """Pulse figure that is a share -> (yes, all)."""
     census: dict[str, Census] = {}
     epochs_done: int = 0
-    arms: list[str] = []
     leaderboard: list[Leader] = []
     feed: list[TelemetryEvent] = []
     alarms: list[TelemetryEvent] = []
