@@ -14,6 +14,7 @@ from esper.karn.schema import Action, Drop, Leader, Number, RunFacts, number
 from esper.karn.state import EPOCH_FACTS, EnvironmentFold, EpisodeRecord, Measured, RunState, payload_keys, view
 from esper.leyline import HEADS, RELEVANT_HEADS, TelemetryEvent
 from esper.leyline import TelemetryEventType as T
+from esper.leyline.payloads.run import EpisodeStarted, TrainingStarted
 
 ACTIONS = 50
 _CHOICES: Final = ("blueprint", "blend", "alpha_target", "tempo")
@@ -22,8 +23,8 @@ _RELEVANT: Final = {op.name: frozenset(heads) for op, heads in RELEVANT_HEADS.it
 LEADERS = 50
 
 
-_OF_RUN: Final = payload_keys(T.TRAINING_STARTED, str, int, into=RunFacts)
-_OF_EPISODE: Final = payload_keys(T.EPISODE_STARTED, str, int, into=EnvironmentFold)
+_OF_RUN: Final = payload_keys(TrainingStarted, str, int, into=RunFacts)
+_OF_EPISODE: Final = payload_keys(EpisodeStarted, str, int, into=EnvironmentFold)
 
 
 def training_started(state: RunState, event: TelemetryEvent, environment: EnvironmentFold | None) -> None:

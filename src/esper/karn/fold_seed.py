@@ -11,7 +11,7 @@ from esper.karn.fold_common import measure, measure_aged, retire, seed_of, slot_
 from esper.karn.schema import Census, Stretch
 from esper.karn.state import EnvironmentFold, GateFold, Measured, RunState, SeedFold, SlotFold, payload_keys
 from esper.leyline import SeedStage, TelemetryEvent
-from esper.leyline import TelemetryEventType as T
+from esper.leyline.payloads.measured import CounterfactualComputed
 
 NOW: Final = ("alpha", "parameters", "isolation_violations", "has_vanishing", "has_exploding")
 """Health fields that are as old as the event that carries them."""
@@ -22,7 +22,7 @@ AGED: Final = ("seed_gradient_norm_ratio", "gradient_health", "removal_cost", "p
 ROW_CONTRIBUTION: Final = ("all_off_metric", "all_off_loss", "interaction")
 CONTRIBUTION: Final = tuple(
     name
-    for name in payload_keys(T.COUNTERFACTUAL_COMPUTED, int, float)
+    for name in payload_keys(CounterfactualComputed, int, float)
     if name not in (*ROW_CONTRIBUTION, "passes", "alpha")
 )
 

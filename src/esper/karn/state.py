@@ -27,7 +27,8 @@ from esper.karn.schema import (
     Stretch,
 )
 from esper.karn.series import Series
-from esper.leyline import REGISTRY, TelemetryEvent, TelemetryEventType
+from esper.leyline import TelemetryEvent
+from esper.leyline.payloads.run import EpochCompleted
 
 STATE_VERSION = 8
 """Raised whenever the structs below change, so that stored keyframes of another version are not used."""
@@ -47,13 +48,13 @@ Facts = dict[str, Measured]
 """Name of a measured field (as in the payload) -> its newest value. What was never measured has no entry."""
 
 
-def payload_keys(kind: TelemetryEventType, *types: type, into: type[msgspec.Struct] | None = None) -> tuple[str, ...]:
-    """Keys of the event's payload that hold one of ``types`` and, where ``into`` is given, are fields of it."""
-    known = get_type_hints(REGISTRY[kind].payload)
+def payload_keys(payload: type, *types: type, into: type[msgspec.Struct] | None = None) -> tuple[str, ...]:
+    """Keys of a payload that hold one of ``types`` and, where ``into`` is given, are fields of it."""
+    known = get_type_hints(payload)
     return tuple(name for name, it in known.items() if it in types and (into is None or name in into.__struct_fields__))
 
 
-EPOCH_FACTS: Final = payload_keys(TelemetryEventType.EPOCH_COMPLETED, int, float)
+EPOCH_FACTS: Final = payload_keys(EpochCompleted, int, float)
 """Fields that the event at the end of an epoch measures."""
 
 
