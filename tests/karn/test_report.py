@@ -80,7 +80,7 @@ def test_a_seed_that_the_end_overtook() -> None:
 
 
 def one_after_another(seeds: int) -> list[TelemetryEvent]:
-    """A slot in which seed after seed is born, measured twice, blended a little and pruned, four epochs each."""
+    """A slot in which seed after seed is born, measured twice and pruned; the third of its four epochs measures nothing."""
     rec = Recorder()
     begin(rec)
     begin_episode(rec, 0)
@@ -91,6 +91,7 @@ def one_after_another(seeds: int) -> list[TelemetryEvent]:
         for epoch in range(first, first + 2):
             rec.say(T.COUNTERFACTUAL_COMPUTED, epoch=epoch, removal_cost=n + 0.5, removal_cost_se=0.25, **where)
             epoch_done(rec, 0, epoch, 50.0 + n, stages={"stem": "BLENDING"}, alphas={"stem": 0.5})
+        epoch_done(rec, 0, first + 2, None, stages={"stem": "BLENDING"})
         rec.say(T.SEED_PRUNED, epoch=first + 2, from_="BLENDING", reason=f"reason {n}", by="policy", **where)
         epoch_done(rec, 0, first + 3, 50.0 + n, stages={"stem": "DORMANT"})
     return rec.events
