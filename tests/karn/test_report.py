@@ -80,7 +80,7 @@ def test_a_seed_that_the_end_overtook() -> None:
 
 
 def one_after_another(seeds: int) -> list[TelemetryEvent]:
-    """A slot in which seed after seed is born, measured twice and pruned; the third of its four epochs measures nothing."""
+    """A slot in which seed after seed is born, measured twice and pruned; in the third epoch nothing is measured."""
     rec = Recorder()
     begin(rec)
     begin_episode(rec, 0)
