@@ -166,10 +166,6 @@ EVERY_EPOCH = """
 --- src/esper/tolaria/event_writer.py
              "train_loss": trained.loss,
 +            "examples": trained.examples,
---- src/esper/karn/state.py
-     "live_seeds",
-+    "examples",
-     "train_ms",
 """
 
 AN_EPOCH = """

@@ -99,7 +99,14 @@ class Host:
             total_macs=round(1.2 * macs),
             seconds=0.25 * epochs,
             seeds=[
-                {"slot_id": slot, "stage": stage.name, "parameters": 2400}
+                {
+                    "slot_id": slot,
+                    "seed_id": f"e{self.env}-{slot}-1",
+                    "blueprint": BLUEPRINTS[(self.env + len(slot)) % 4],
+                    "stage": stage.name,
+                    "parameters": 2400,
+                    "epoch_germinated": self.born[slot],
+                }
                 for slot, stage in self.stages.items()
                 if stage is not S.DORMANT
             ],

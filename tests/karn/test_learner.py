@@ -85,12 +85,12 @@ def test_the_most_decided_head_is_judged_against_what_it_could_be() -> None:
 def test_every_figure_of_the_pulse_gets_worse_in_its_direction(name: str) -> None:
     rule = PULSE[name]
     assert rule.level(float("nan")) == "critical"
-    if rule.watch is None or rule.bad is None:
+    if rule.threshold is None or rule.bad is None:
         assert rule.level(1e9) == rule.level(-1e9) == "ok"
         return
-    assert (rule.bad < rule.watch) is rule.low_is_bad
+    assert (rule.bad < rule.threshold) is rule.low_is_bad
     step = -1e-6 if rule.low_is_bad else 1e-6
-    assert [rule.level(at) for at in (rule.watch, rule.watch + step, rule.bad + step)] == ["ok", "watch", "bad"]
+    assert [rule.level(at) for at in (rule.threshold, rule.threshold + step, rule.bad + step)] == ["ok", "watch", "bad"]
 
 
 def _rewarded(*objectives: float) -> set[str]:

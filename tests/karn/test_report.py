@@ -3,10 +3,12 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from esper.karn.evidence import build_end_table, gather
+from esper.karn.aggregator import fold
+from esper.karn.evidence import gather
 from esper.karn.report import difference_line, markdown, read_evidence, write_report
 from esper.leyline import DataError, MissingExtraError, TelemetryEvent
 from esper.leyline import TelemetryEventType as T
@@ -29,7 +31,7 @@ def paired(gains: list[float], *, arms: tuple[str, str] = ("heuristic", "static"
 
 
 def test_paired_difference_with_interval() -> None:
-    table = build_end_table(paired([1.0, 2.0, 3.0]))
+    table = gather(paired([1.0, 2.0, 3.0])).table
     assert [(arm.arm, arm.episodes, arm.seeds_kept) for arm in table.arms] == [
         ("heuristic", 3, 1.0),
         ("static", 3, 0.0),
@@ -44,21 +46,21 @@ def test_paired_difference_with_interval() -> None:
 
 
 def test_one_pair_has_no_interval_and_says_so() -> None:
-    table = build_end_table(paired([1.5]))
+    table = gather(paired([1.5])).table
     assert "+1.50 (n = 1) points on the test split, 1 pair of episodes" in difference_line(table.differences[0], table)
 
 
 def test_lower_is_better_turns_the_sign() -> None:
     events = paired([1.0, 2.0])
     events[0].data["metric"]["higher_is_better"] = False
-    test = build_end_table(events).differences[0].test
+    test = gather(events).table.differences[0].test
     assert test is not None and test.mean == -1.5
 
 
 def test_an_episode_without_a_partner_is_left_out_and_said() -> None:
     events = paired([1.0, 2.0])
     del events[-2]
-    table = build_end_table(events)
+    table = gather(events).table
     assert "1 episodes without a partner are left out" in difference_line(table.differences[0], table)
 
 
@@ -75,6 +77,63 @@ def test_a_seed_that_the_end_overtook() -> None:
     (seed,) = gather(events).seeds
     assert seed.outcome == "undecided"
     assert seed.reason.startswith("in stage HOLDING when the episode ended, G5 failed in epoch 9: removal cost 0.4")
+
+
+def one_after_another(seeds: int) -> list[TelemetryEvent]:
+    """A slot in which seed after seed is born, measured twice and pruned; in the third epoch nothing is measured."""
+    rec = Recorder()
+    begin(rec)
+    begin_episode(rec, 0)
+    for n in range(seeds):
+        seed, first = f"s{n}", 4 * n + 1
+        where: dict[str, Any] = {"env_id": 0, "episode": 0, "slot_id": "stem", "seed_id": seed}
+        rec.say(T.SEED_GERMINATED, epoch=first, blueprint="conv3", parameters=n, **where)
+        for epoch in range(first, first + 2):
+            rec.say(T.COUNTERFACTUAL_COMPUTED, epoch=epoch, removal_cost=n + 0.5, removal_cost_se=0.25, **where)
+            epoch_done(rec, 0, epoch, 50.0 + n, stages={"stem": "BLENDING"}, alphas={"stem": 0.5})
+        epoch_done(rec, 0, first + 2, None, stages={"stem": "BLENDING"})
+        rec.say(T.SEED_PRUNED, epoch=first + 2, from_="BLENDING", reason=f"reason {n}", by="policy", **where)
+        epoch_done(rec, 0, first + 3, 50.0 + n, stages={"stem": "DORMANT"})
+    return rec.events
+
+
+def test_every_epoch_and_every_seed_is_kept_where_the_fold_forgets() -> None:
+    events = one_after_another(40)
+    (environment,) = fold(events).environments.values()
+    assert len(environment.slots["stem"].past) < 40 and len(environment.metric.buckets) < 120, "the fold is bounded"
+    evidence = gather(events)
+    (track,) = evidence.tracks
+    measured = [4 * n + 1 + later for n in range(40) for later in (0, 1)]
+    assert sorted(track.metric) == sorted([*measured, *(4 * n + 4 for n in range(40))])
+    assert [epoch for course in track.alphas.values() for epoch in course] == measured
+    assert [epoch for course in track.costs.values() for epoch in course] == measured
+    assert track.costs["s3"] == {13: (3.5, 0.25), 14: (3.5, 0.25)}
+    assert len(track.stages["stem"]) == 80
+    assert [(life.seed_id, life.parameters, life.outcome, life.reason) for life in evidence.seeds] == [
+        (f"s{n}", n, "pruned", f"reason {n} (by policy)") for n in range(40)
+    ]
+
+
+def test_what_a_seed_was_ended_on_stands_though_a_newer_counterfactual_is_known() -> None:
+    events = story()
+    ended = next(event for event in events if event.event_type is T.SEED_FOSSILIZED)
+    newest = fold(events).environments[0].slots["blocks_1"].seed
+    (kept,) = gather(events).seeds
+    assert (kept.removal_cost, kept.removal_cost_epoch) == (1.6, 10) == (ended.data["removal_cost"], 10)
+    assert newest is not None and newest.facts["removal_cost"].epoch == 12
+
+
+def test_a_seed_that_a_rollback_took_back_has_the_stage_of_its_emptied_slot() -> None:
+    events = [event for event in one_after_another(1) if event.event_type is not T.SEED_PRUNED]
+    (seed,) = gather(events).seeds
+    assert (seed.outcome, seed.reason) == ("undecided", "in stage DORMANT when the episode ended")
+
+
+def test_a_seed_whose_birth_was_lost_is_told_as_far_as_it_is_known() -> None:
+    events = [event for event in story() if event.event_type is not T.SEED_GERMINATED]
+    (seed,) = gather(events).seeds
+    assert (seed.outcome, seed.arm, seed.blueprint) == ("kept", "grown", "conv3")
+    assert seed.germinated_epoch is None and seed.germinated_because is None
 
 
 @pytest.mark.slow

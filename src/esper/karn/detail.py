@@ -89,8 +89,8 @@ def _blocked(seed: SeedFold) -> str | None:
     newest = max(seed.gates.values(), key=lambda gate: (gate.epoch is not None, gate.epoch or 0, gate.gate))
     if newest.passed:
         return None
-    reasons = [words.check(check) for check in newest.checks if not check.get("passed")] or newest.failed
-    return dated(f"{newest.gate} keeps it from {newest.target}: {'; '.join(reasons)}", newest.epoch)
+    reasons = words.deciding(newest.checks, False, newest.deciding)
+    return dated(f"{newest.gate} keeps it from {newest.target}: {reasons}", newest.epoch)
 
 
 def _ended(seed: SeedFold) -> str | None:

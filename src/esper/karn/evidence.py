@@ -1,43 +1,28 @@
-"""What a run showed, gathered from its events: results of every arm, paired differences, and the life of every seed."""
+"""What a run showed: results of every arm, paired differences, and the life of every seed.
+
+It is read off the one fold (:mod:`esper.karn.aggregator`) while that goes over the events; no payload is read here.
+"""
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any, Final
 
 import msgspec
 
 from esper.karn import words
+from esper.karn.aggregator import apply
+from esper.karn.fold_common import known_seed
+from esper.karn.snapshot import in_order
+from esper.karn.state import EnvironmentFold, EpisodeRecord, GateFold, Measured, RunState, SeedFold, SlotFold, view
 from esper.karn.stats import Interval, interval
 from esper.leyline import SeedStage, TelemetryEvent
 from esper.leyline import TelemetryEventType as T
 
 STATIC: Final = "static"
 """The arm that others are compared with when it is there."""
-
-
-class EpisodeRecord(msgspec.Struct, omit_defaults=True):
-    """One finished episode of one arm."""
-
-    arm: str
-    policy: str
-    seed: int
-    episode: int
-    env_id: int
-    epochs: int
-    status: str
-    seconds: float
-    host_parameters: int
-    total_parameters: int
-    seeds_kept: int
-    validation_metric: float | None = None
-    test_metric: float | None = None
-    test_loss: float | None = None
-    test_examples: int | None = None
-    train_macs: int | None = None
-    total_macs: int | None = None
-    inference_macs: int | None = None
 
 
 class SeedLife(msgspec.Struct, omit_defaults=True):
@@ -136,234 +121,204 @@ class RunEvidence(msgspec.Struct, omit_defaults=True):
     events: int = 0
 
 
-def build_end_table(events: Iterable[TelemetryEvent]) -> EndTable:
-    """Results of every arm and their paired differences, from the journal's events alone."""
-    return gather(events).table
-
-
 def gather(events: Iterable[TelemetryEvent]) -> RunEvidence:
-    """Fold a run's events into its evidence."""
-    found = _Gatherer()
+    """Fold a run's events, and keep of the fold what a report needs and a face forgets."""
+    state, recorder = RunState(), _Recorder()
     for event in events:
-        found.take(event)
-    return found.evidence()
+        recorder.note(apply(state, event), event)
+    return recorder.evidence(state)
 
 
-class _Gatherer:
-    """One pass over the events."""
+class _Life(msgspec.Struct):
+    """A seed of the fold, and what the fold knew of it at the moments that count."""
+
+    track: Track
+    seed: SeedFold
+    because: str | None = None
+    stage: str | None = None
+    gate: GateFold | None = None
+    cost: Measured | None = None
+    cost_se: float | None = None
+    result: EpisodeRecord | None = None
+    """Of its episode, once that is over."""
+
+
+class _Recorder:
+    """Looks at the fold after every event: it is bounded, and a report tells of every epoch and every seed."""
 
     def __init__(self) -> None:
         self.run: dict[str, Any] = {}
         self.end: dict[str, Any] | None = None
         self.episodes: list[EpisodeRecord] = []
-        self.seeds: dict[tuple[int, int, str], SeedLife] = {}
+        self.lives: dict[tuple[int, int, str], _Life] = {}
         self.tracks: dict[tuple[int, int], Track] = {}
-        self.asked: dict[tuple[int, str], str] = {}
-        self.counts = {"rollbacks": 0, "vetoes": 0, "dropped": 0, "events": 0}
-        self._handlers = {
-            T.EPISODE_STARTED: self._start_episode,
-            T.EPISODE_ENDED: self._end_episode,
-            T.EPOCH_COMPLETED: self._epoch,
-            T.COMMAND_ISSUED: self._command,
-            T.SEED_GERMINATED: self._germinated,
-            T.SEED_GATE_EVALUATED: self._gate,
-            T.SEED_FOSSILIZED: self._ended,
-            T.SEED_PRUNED: self._ended,
-            T.COUNTERFACTUAL_COMPUTED: self._counterfactual,
-        }
+        self.counts: Counter[T] = Counter()
 
-    def take(self, event: TelemetryEvent) -> None:
-        """Fold one event."""
-        self.counts["events"] += 1
-        match event.event_type:
-            case T.TRAINING_STARTED:
-                self.run = self.run or event.data
-            case T.TRAINING_ENDED:
-                self.end = event.data
-            case T.GOVERNOR_ROLLBACK:
-                self.counts["rollbacks"] += 1
-            case T.TRANSITION_VETOED:
-                self.counts["vetoes"] += 1
-            case T.TELEMETRY_DROPPED:
-                self.counts["dropped"] += event.data.get("count", 0)
-        handler = self._handlers.get(event.event_type)
-        if handler is not None and event.env_id is not None:
-            handler(event, self._track(event))
+    def note(self, state: RunState, event: TelemetryEvent) -> None:
+        """Keep what ``event``, the last one folded into ``state``, has changed."""
+        kind = event.event_type
+        self.counts[kind] += 1
+        if kind is T.TRAINING_STARTED:
+            self.run = self.run or event.data
+        elif kind is T.TRAINING_ENDED:
+            self.end = event.data
+        if event.env_id is None:
+            return
+        environment = state.environments[event.env_id]
+        if kind in _COURSE:
+            track = self._track(environment, event)
+            if kind is T.EPOCH_COMPLETED:
+                self._epoch(state, environment, track)
+            elif kind is T.EPISODE_ENDED and environment.result is not None:
+                self.episodes.append(environment.result)
+                for life in self.lives.values():
+                    if life.track is track:
+                        life.result = environment.result
+        if kind in _LIFE and event.slot_id in environment.slots:
+            self._seed(environment, environment.slots[event.slot_id], event)
 
-    def evidence(self) -> RunEvidence:
-        """What was found."""
-        metric = self.run.get("metric", {})
-        better = bool(metric.get("higher_is_better", True))
-        table = EndTable(
-            metric=metric.get("name", "metric"),
-            unit=metric.get("unit", ""),
-            higher_is_better=better,
-            arms=_arms(self.episodes),
-            differences=_differences(self.episodes, better),
-        )
-        for life in self.seeds.values():
-            if life.outcome == "undecided" and not life.reason:
-                held = f", {life.gate}" if life.gate else ""
-                life.reason = f"in stage {life.stage or 'unknown'} when the episode ended{held}"
+    def evidence(self, state: RunState) -> RunEvidence:
+        """What was kept."""
+        run = state.run
         return RunEvidence(
-            self.run,
-            self.end,
-            table,
-            self.episodes,
-            list(self.seeds.values()),
-            list(self.tracks.values()),
-            **self.counts,
+            run=self.run,
+            end=self.end,
+            table=EndTable(
+                metric=run.metric or "metric",
+                unit=run.unit,
+                higher_is_better=run.higher_is_better,
+                arms=_arms(self.episodes),
+                differences=_differences(self.episodes, run.higher_is_better),
+            ),
+            episodes=self.episodes,
+            seeds=list(map(_told, self.lives.values())),
+            tracks=list(self.tracks.values()),
+            rollbacks=self.counts[T.GOVERNOR_ROLLBACK],
+            vetoes=self.counts[T.TRANSITION_VETOED],
+            dropped=sum(drop.count for drop in state.drops),
+            events=state.events,
         )
 
-    def _track(self, event: TelemetryEvent) -> Track:
-        key = (event.env_id or 0, event.episode or 0)
+    def _track(self, environment: EnvironmentFold, event: TelemetryEvent) -> Track:
+        key = (environment.env, event.episode or 0)
         track = self.tracks.get(key)
         if track is None:
-            track = self.tracks[key] = Track(event.data.get("arm", ""), key[1], key[0])
+            track = self.tracks[key] = Track("", key[1], key[0])
+        track.arm = environment.arm or track.arm
         return track
 
-    def _life(self, event: TelemetryEvent, track: Track) -> SeedLife | None:
-        if event.seed_id is None:
-            return None
-        key = (track.env_id, track.episode, event.seed_id)
-        life = self.seeds.get(key)
-        if life is None:
-            life = self.seeds[key] = SeedLife(
-                track.arm, track.episode, track.env_id, event.slot_id or "", event.seed_id
-            )
-        return life
-
-    def _start_episode(self, event: TelemetryEvent, track: Track) -> None:
-        track.arm = event.data.get("arm", track.arm)
-
-    def _end_episode(self, event: TelemetryEvent, track: Track) -> None:
-        data = event.data
-        self.episodes.append(
-            EpisodeRecord(
-                arm=data.get("arm", track.arm),
-                policy=data.get("policy", ""),
-                seed=data.get("seed", 0),
-                episode=track.episode,
-                env_id=track.env_id,
-                epochs=data.get("epochs", 0),
-                status=data.get("status", ""),
-                seconds=data.get("seconds", math.nan),
-                host_parameters=data.get("host_parameters", 0),
-                total_parameters=data.get("total_parameters", 0),
-                seeds_kept=len(data.get("seeds", ())),
-                **{name: data[name] for name in _MEASURED if data.get(name) is not None},
-            )
-        )
-
-        if data.get("delivered") == "best":
-            self._go_back(track, data)
-
-    def _go_back(self, track: Track, data: dict[str, Any]) -> None:
-        """The network of an earlier epoch is delivered: what is in it was kept, whatever became of it afterwards."""
-        inside = {record["seed_id"]: record for record in data.get("seeds", ())}
-        for (env_id, episode, seed_id), life in self.seeds.items():
-            if (env_id, episode) != (track.env_id, track.episode):
+    def _epoch(self, state: RunState, environment: EnvironmentFold, track: Track) -> None:
+        epoch = environment.epoch
+        if epoch is None:
+            return
+        if environment.metric.last is not None and environment.metric.last_at == epoch:
+            track.metric[epoch] = environment.metric.last
+        for name in in_order(environment.slots, state.run.slots):
+            slot = environment.slots[name]
+            spans = track.stages.setdefault(name, [])
+            if slot.stage is not None and (not spans or spans[-1][1] != slot.stage):
+                spans.append((epoch, slot.stage))
+            # a rollback can empty a slot without an end of its seed, which is the last of the past ones then
+            seed = slot.seed or (slot.past[-1] if slot.past else None)
+            life = None if seed is None else self.lives.get((track.env_id, track.episode, seed.seed))
+            if life is None or life.seed.stage == SeedStage.PRUNED.name:
                 continue
-            if seed_id in inside:
-                record = inside[seed_id]
-                life.outcome, life.stage = "kept", record.get("stage", life.stage)
-                life.reason = record.get("reason", life.reason)
-            elif life.outcome == "kept":
-                life.outcome = "left out"
-                life.reason = f"kept only after epoch {data.get('delivered_epoch')}, whose network is delivered"
+            life.stage, alpha = slot.stage, life.seed.alpha
+            if alpha.last is not None and alpha.last_at == epoch:
+                track.alphas.setdefault(life.seed.seed, {})[epoch] = alpha.last
 
-    def _epoch(self, event: TelemetryEvent, track: Track) -> None:
-        data, epoch = event.data, event.epoch or 0
-        track.arm = data.get("arm", track.arm)
-        if data.get("validation_metric") is not None:
-            track.metric[epoch] = float(data["validation_metric"])
-        for slot, stage in data.get("stages", {}).items():
-            known = track.stages.setdefault(slot, [])
-            if not known or known[-1][1] != stage:
-                known.append((epoch, stage))
-        live = {life.slot: life for life in self._living(track)}
-        for slot, stage in data.get("stages", {}).items():
-            if slot in live:
-                live[slot].stage = stage
-        for slot, alpha in data.get("alphas", {}).items():
-            if slot in live:
-                track.alphas.setdefault(live[slot].seed_id, {})[epoch] = float(alpha)
-
-    def _living(self, track: Track) -> Iterable[SeedLife]:
-        for (env_id, episode, _), life in self.seeds.items():
-            if env_id == track.env_id and episode == track.episode and life.outcome != "pruned":
-                yield life
-
-    def _command(self, event: TelemetryEvent, track: Track) -> None:
-        slot = event.data.get("slot", event.slot_id)
-        if slot is not None and event.data.get("reason"):
-            self.asked[track.env_id, slot] = event.data["reason"]
-
-    def _germinated(self, event: TelemetryEvent, track: Track) -> None:
-        life = self._life(event, track)
-        if life is not None:
-            life.blueprint, life.parameters = event.data.get("blueprint"), event.data.get("parameters")
-            life.germinated_epoch, life.stage = event.epoch, SeedStage.GERMINATED.name
-            life.germinated_because = self.asked.get((track.env_id, life.slot))
-
-    def _gate(self, event: TelemetryEvent, track: Track) -> None:
-        if event.data.get("gate") == "G0":
+    def _seed(self, environment: EnvironmentFold, slot: SlotFold, event: TelemetryEvent) -> None:
+        seed = known_seed(slot, event.seed_id or "")
+        if seed is None:
             return
-        life = self._life(event, track)
-        if life is not None:
-            life.gate = _verdict(event)
-
-    def _ended(self, event: TelemetryEvent, track: Track) -> None:
-        life = self._life(event, track)
-        if life is None:
-            return
-        data, kept = event.data, event.event_type is T.SEED_FOSSILIZED
-        life.outcome, life.end_epoch = "kept" if kept else "pruned", event.epoch
-        life.stage = (SeedStage.FOSSILIZED if kept else SeedStage.PRUNED).name
-        life.blueprint = data.get("blueprint", life.blueprint)
-        life.parameters = data.get("parameters", life.parameters)
-        if data.get("removal_cost") is not None:
-            life.removal_cost, life.removal_cost_se = data["removal_cost"], data.get("removal_cost_se")
-            life.removal_cost_epoch = data.get("removal_cost_epoch")
-        if kept:
-            life.reason = life.gate or "no gate evaluation in the journal"
-        else:
-            life.reason = f"{data.get('reason')} (by {data.get('by', 'an unnamed hand')})"
-
-    def _counterfactual(self, event: TelemetryEvent, track: Track) -> None:
-        life, data = self._life(event, track), event.data
-        if life is None:
-            return
-        for name, table in (("removal_cost", track.costs), ("probe_gain", track.gains)):
-            if data.get(name) is not None:
-                table.setdefault(life.seed_id, {})[event.epoch or 0] = (float(data[name]), data.get(f"{name}_se"))
-        if data.get("removal_cost") is not None and life.outcome == "undecided":
-            life.removal_cost, life.removal_cost_se = data["removal_cost"], data.get("removal_cost_se")
-            life.removal_cost_epoch = event.epoch
+        track = self._track(environment, event)
+        life = self.lives.setdefault((track.env_id, track.episode, seed.seed), _Life(track, seed))
+        seed, kind = life.seed, event.event_type
+        if kind is T.SEED_GERMINATED:
+            asked = (act.reason for act in reversed(environment.actions) if act.slot == seed.slot and act.reason)
+            life.because, life.stage = next(asked, None), SeedStage.GERMINATED.name
+        elif kind is T.SEED_GATE_EVALUATED:
+            if slot.gate is not None and slot.gate is seed.gates.get(slot.gate.gate):
+                life.gate = slot.gate
+        elif kind is T.COUNTERFACTUAL_COMPUTED and event.epoch is not None:
+            for name, table in (("removal_cost", track.costs), ("probe_gain", track.gains)):
+                value, error = seed.facts.get(name), seed.facts.get(f"{name}_se")
+                if value is not None and value.epoch == event.epoch:
+                    known = None if error is None or error.epoch != event.epoch else float(error.value)
+                    table.setdefault(seed.seed, {})[event.epoch] = (float(value.value), known)
+                    if name == "removal_cost" and seed.stage is None:
+                        life.cost, life.cost_se = value, known
 
 
-def _verdict(event: TelemetryEvent) -> str:
-    """A gate's verdict with the checks that decided it: the failed ones, or all that passed."""
-    data, passed = event.data, bool(event.data.get("passed"))
-    checks = [words.check(check) for check in data.get("checks", ()) if bool(check.get("passed")) is passed]
-    checks = checks or [str(name) for name in data.get("checks_passed" if passed else "checks_failed", ())]
-    return f"{data.get('gate')} {'passed' if passed else 'failed'} in epoch {event.epoch}: {'; '.join(checks)}"
-
-
-_MEASURED: Final = (
-    "validation_metric",
-    "test_metric",
-    "test_loss",
-    "test_examples",
-    "train_macs",
-    "total_macs",
-    "inference_macs",
+_COURSE: Final = frozenset({T.EPISODE_STARTED, T.EPOCH_COMPLETED, T.EPISODE_ENDED})
+_LIFE: Final = frozenset(
+    {T.SEED_GERMINATED, T.SEED_GATE_EVALUATED, T.COUNTERFACTUAL_COMPUTED, T.SEED_FOSSILIZED, T.SEED_PRUNED}
 )
+_OUTCOMES: Final = {SeedStage.FOSSILIZED.name: "kept", SeedStage.PRUNED.name: "pruned"}
+
+
+def _told(life: _Life) -> SeedLife:
+    """One seed's life as a report has it."""
+    seed, cost, track = life.seed, life.cost, life.track
+    error = life.cost_se
+    if seed.end_cost is not None:
+        cost, error = seed.end_cost, seed.end_cost_se
+    outcome, gate = _OUTCOMES.get(seed.stage or "", "undecided"), _verdict(life.gate)
+    if outcome == "pruned":
+        reason = f"{seed.end_reason} (by {seed.end_by or 'an unnamed hand'})"
+    elif outcome == "kept":
+        reason = gate or "no gate evaluation in the journal"
+    else:
+        held = f", {gate}" if gate else ""
+        reason = f"in stage {life.stage or 'unknown'} when the episode ended{held}"
+    stage = seed.stage or life.stage
+    if life.result is not None and life.result.delivered == "best":
+        outcome, stage, reason = _in_the_best(life.result, seed.seed, (outcome, stage, reason))
+    return view(
+        SeedLife,
+        seed,
+        arm=track.arm,
+        episode=track.episode,
+        env_id=track.env_id,
+        seed_id=seed.seed,
+        outcome=outcome,
+        reason=reason,
+        germinated_because=life.because,
+        stage=stage,
+        removal_cost=None if cost is None else cost.value,
+        removal_cost_se=error,
+        removal_cost_epoch=None if cost is None else cost.epoch,
+        gate=gate,
+    )
+
+
+def _in_the_best(result: EpisodeRecord, seed_id: str, last: tuple[str, str | None, str]) -> tuple[str, str | None, str]:
+    """Outcome, stage and reason where the network of an earlier epoch is delivered: what is in it was kept, whatever
+    became of it afterwards (``last``).
+    """
+    outcome, stage, reason = last
+    inside = next((seed for seed in result.seeds if seed.seed_id == seed_id), None)
+    if inside is not None:
+        return "kept", inside.stage or stage, inside.reason or reason
+    if outcome == "kept":
+        return "left out", stage, f"kept only after epoch {result.delivered_epoch}, whose network is delivered"
+    return last
+
+
+def _verdict(gate: GateFold | None) -> str | None:
+    """A gate's verdict with the checks that decided it."""
+    if gate is None:
+        return None
+    reasons = words.deciding(gate.checks, gate.passed, gate.deciding)
+    return f"{gate.gate} {'passed' if gate.passed else 'failed'} in epoch {gate.epoch}: {reasons}"
 
 
 def _arms(episodes: list[EpisodeRecord]) -> list[ArmRow]:
     arms = dict.fromkeys(episode.arm for episode in episodes)
     return [_arm(name, [episode for episode in episodes if episode.arm == name]) for name in arms]
+
+
+_MEANS: Final = ("total_macs", "inference_macs", "seconds", "seeds_kept")
 
 
 def _arm(name: str, episodes: list[EpisodeRecord]) -> ArmRow:
@@ -373,10 +328,7 @@ def _arm(name: str, episodes: list[EpisodeRecord]) -> ArmRow:
         test=interval(_known(episode.test_metric for episode in episodes)),
         validation=interval(_known(episode.validation_metric for episode in episodes)),
         parameters=_mean(episode.total_parameters for episode in episodes),
-        total_macs=_mean(episode.total_macs for episode in episodes),
-        inference_macs=_mean(episode.inference_macs for episode in episodes),
-        seconds=_mean(episode.seconds for episode in episodes),
-        seeds_kept=_mean(episode.seeds_kept for episode in episodes),
+        **{mean: _mean(getattr(episode, mean) for episode in episodes) for mean in _MEANS},
     )
 
 
@@ -391,9 +343,7 @@ def _differences(episodes: list[EpisodeRecord], higher_is_better: bool) -> list[
 
 
 def _difference(episodes: list[EpisodeRecord], arm: str, control: str, sign: float) -> ArmDifference:
-    sides: list[dict[tuple[int, int], EpisodeRecord]] = []
-    for name in (arm, control):
-        sides.append({(e.episode, e.seed): e for e in episodes if e.arm == name})
+    sides = [{(e.episode, e.seed): e for e in episodes if e.arm == name} for name in (arm, control)]
     pairs = [(sides[0][key], sides[1][key]) for key in sides[0] if key in sides[1]]
 
     def paired(field: str) -> Interval | None:

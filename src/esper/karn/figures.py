@@ -82,7 +82,7 @@ def _shown(evidence: RunEvidence) -> Track | None:
     if not grown:
         return None
     sign = 1.0 if evidence.table.higher_is_better else -1.0
-    results = {
+    results: dict[tuple[int | None, int | None], float] = {
         (episode.env_id, episode.episode): sign * episode.validation_metric
         for episode in evidence.episodes
         if episode.validation_metric is not None and math.isfinite(episode.validation_metric)

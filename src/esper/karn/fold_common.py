@@ -43,16 +43,23 @@ def slot_in(state: RunState, environment: EnvironmentFold, name: str) -> SlotFol
 
 def seed_of(slot: SlotFold, event: TelemetryEvent) -> SeedFold | None:
     """The seed in the slot that the event is about; another seed id starts another seed."""
-    seed, seed_id = slot.seed, event.seed_id
-    if seed_id is None or (seed is not None and seed.seed == seed_id):
+    seed_id = event.seed_id
+    if seed_id is None:
+        return slot.seed
+    if (seed := known_seed(slot, seed_id)) is not None:
         return seed
-    for old in slot.past:
-        if old.seed == seed_id:
-            return old
     retire(slot)
     slot.seed = SeedFold(seed=seed_id, slot=slot.slot)
     slot.seeds_seen += 1
     return slot.seed
+
+
+def known_seed(slot: SlotFold, seed_id: str) -> SeedFold | None:
+    """The seed of that id that is in the slot or was in it not long ago."""
+    seed = slot.seed
+    if seed is not None and seed.seed == seed_id:
+        return seed
+    return next((old for old in slot.past if old.seed == seed_id), None)
 
 
 def retire(slot: SlotFold, keep: int = 8) -> None:

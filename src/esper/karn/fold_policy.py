@@ -9,26 +9,14 @@ from typing import Any, Final
 from msgspec.structs import replace
 
 from esper.karn.fold_common import measure, smoothed
+from esper.karn.pulse import PULSE
 from esper.karn.state import EnvironmentFold, Measured, RunState
 from esper.leyline import TelemetryEvent
-
-UPDATE_FACTS = (
-    "round",
-    "kl",
-    "clip_fraction",
-    "explained_variance",
-    "entropy",
-    "grad_norm",
-    "lr",
-    "update_time_ms",
-    "mean_episode_return",
-    "mean_objective_gain",
-)
 
 
 def update_completed(state: RunState, event: TelemetryEvent, environment: EnvironmentFold | None) -> None:
     """The pulse of the learner."""
-    measure(state.pulse, event.data, UPDATE_FACTS, event)
+    measure(state.pulse, event.data, ("round", *PULSE), event)
     open_ = [head["entropy"] / head["most"] for head in event.data.get("heads", {}).values() if head.get("most")]
     if open_:
         measure(state.pulse, {"least_entropy": min(open_)}, ("least_entropy",), event)

@@ -5,15 +5,25 @@ from __future__ import annotations
 import math
 from typing import Any, Final
 
-from msgspec.structs import replace
+from msgspec.structs import asdict, fields, replace
 
 from esper.karn import anomaly, words
 from esper.karn.fold_common import measure, slot_in, smoothed, tally, trim
 from esper.karn.fold_seed import GOVERNOR, set_stage
-from esper.karn.schema import Action, Drop, Leader, Number, number
-from esper.karn.state import EPOCH_FACTS, EnvironmentFold, Measured, RunState
+from esper.karn.schema import Action, Drop, Leader, Number, RunFacts, number
+from esper.karn.state import (
+    EPOCH_FACTS,
+    DeliveredSeed,
+    EnvironmentFold,
+    EpisodeRecord,
+    Measured,
+    RunState,
+    payload_keys,
+    view,
+)
 from esper.leyline import HEADS, RELEVANT_HEADS, TelemetryEvent
 from esper.leyline import TelemetryEventType as T
+from esper.leyline.payloads.run import EpisodeStarted, TrainingStarted
 
 ACTIONS = 50
 _CHOICES: Final = ("blueprint", "blend", "alpha_target", "tempo")
@@ -22,18 +32,8 @@ _RELEVANT: Final = {op.name: frozenset(heads) for op, heads in RELEVANT_HEADS.it
 LEADERS = 50
 
 
-_OF_RUN: Final = (
-    "run_id",
-    "kind",
-    "task",
-    "policy",
-    "episodes",
-    "envs",
-    "max_epochs",
-    "device",
-    "threads",
-    "host_parameters",
-)
+_OF_RUN: Final = payload_keys(TrainingStarted, str, int, into=RunFacts)
+_OF_EPISODE: Final = payload_keys(EpisodeStarted, str, int, into=EnvironmentFold)
 
 
 def training_started(state: RunState, event: TelemetryEvent, environment: EnvironmentFold | None) -> None:
@@ -65,57 +65,67 @@ def episode_started(state: RunState, event: TelemetryEvent, environment: Environ
     if environment is None:
         state.unplaced += 1
         return
-    data = event.data
+    facts: dict[str, Any] = {name: event.data.get(name) for name in _OF_EPISODE}
     state.environments[environment.env] = EnvironmentFold(
         env=environment.env,
-        arm=data.get("arm"),
-        policy=data.get("policy"),
         device=state.run.device or "unknown",
-        seed=data.get("seed"),
         episode=event.episode,
         epoch=0,
-        max_epochs=data.get("max_epochs"),
-        host_parameters=data.get("host_parameters"),
+        **facts,
         last_epoch_time=event.timestamp,
         last_time=event.timestamp,
         level=environment.level,
         rank=environment.rank,
         version=environment.version,
     )
-    arm = data.get("arm")
-    if arm is not None and arm not in state.arms:
-        state.arms.append(arm)
 
 
 def episode_ended(state: RunState, event: TelemetryEvent, environment: EnvironmentFold | None) -> None:
     """A result for the leaderboard."""
-    data = event.data
+    result = _result(event, "" if environment is None else environment.arm or "")
     if environment is not None:
-        environment.status = data.get("status", "completed")
-        measure(environment.loose_facts, data, ("test_metric", "test_loss"), event)
+        environment.result, environment.status = result, result.status
+        measure(environment.loose_facts, asdict(result), ("test_metric", "test_loss"), event)
     state.run.episodes_ended += 1
-    host, total = data.get("host_parameters", 0), data.get("total_parameters", 0)
+    host, total = result.host_parameters, result.total_parameters
     state.leaderboard.append(
-        Leader(
-            arm=data.get("arm", ""),
-            policy=data.get("policy", ""),
-            seed=data.get("seed", 0),
-            epochs=data.get("epochs", 0),
-            status=data.get("status", ""),
+        view(
+            Leader,
+            result,
+            env=event.env_id,
             parameters=total,
             growth=(total - host) / host if host else None,
-            seeds_kept=sum(seed.get("stage") == "FOSSILIZED" for seed in data.get("seeds", ())),
-            seconds=number(data.get("seconds", 0.0)),
-            env=event.env_id,
-            episode=event.episode,
-            validation=_measured(data.get("validation_metric")),
-            test=_measured(data.get("test_metric")),
-            total_macs=data.get("total_macs"),
+            seconds=number(result.seconds),
+            validation=_measured(result.validation_metric),
+            test=_measured(result.test_metric),
         )
     )
     if len(state.leaderboard) >= 2 * LEADERS:
         state.leaderboard.sort(key=lambda row: standing(row, state.run.higher_is_better))
         del state.leaderboard[LEADERS:]
+
+
+def _result(event: TelemetryEvent, arm: str) -> EpisodeRecord:
+    data = event.data
+    seeds = [DeliveredSeed(seed["seed_id"], seed.get("stage"), seed.get("reason")) for seed in data.get("seeds", ())]
+    return EpisodeRecord(
+        arm=data.get("arm", arm),
+        policy=data.get("policy", ""),
+        seed=data.get("seed", 0),
+        episode=event.episode,
+        env_id=event.env_id,
+        epochs=data.get("epochs", 0),
+        status=data.get("status", "completed"),
+        seconds=data.get("seconds", math.nan),
+        host_parameters=data.get("host_parameters", 0),
+        total_parameters=data.get("total_parameters", 0),
+        seeds_kept=len(seeds),
+        seeds=seeds,
+        **{name: data[name] for name in _MEASURED if data.get(name) is not None},
+    )
+
+
+_MEASURED: Final = tuple(field.name for field in fields(EpisodeRecord) if not field.required and field.name != "seeds")
 
 
 def _measured(value: float | None) -> Number | None:
@@ -202,7 +212,7 @@ def _slots(state: RunState, environment: EnvironmentFold, event: TelemetryEvent)
         slot = slots.get(name) or slot_in(state, environment, name)
         if slot.stage != stage:
             set_stage(slot, stage, epoch)
-    for key, fact in _BY_SLOT:
+    for key, fact in BY_SLOT:
         for name, value in data.get(key, _NOTHING).items():
             seed = (slots.get(name) or slot_in(state, environment, name)).seed
             if seed is not None:
@@ -212,7 +222,7 @@ def _slots(state: RunState, environment: EnvironmentFold, event: TelemetryEvent)
 
 
 _NOTHING: Final[dict[str, Any]] = {}
-_BY_SLOT: Final = (
+BY_SLOT: Final = (
     ("alphas", "alpha"),
     ("seed_gradient_norm_ratios", "seed_gradient_norm_ratio"),
     ("gradient_healths", "gradient_health"),

@@ -9,8 +9,9 @@ from msgspec.structs import replace
 from esper.karn import words
 from esper.karn.fold_common import measure, measure_aged, retire, seed_of, slot_of, tally, trim
 from esper.karn.schema import Census, Stretch
-from esper.karn.state import EnvironmentFold, GateFold, RunState, SeedFold, SlotFold
+from esper.karn.state import EnvironmentFold, GateFold, Measured, RunState, SeedFold, SlotFold, payload_keys
 from esper.leyline import SeedStage, TelemetryEvent
+from esper.leyline.payloads.measured import CounterfactualComputed
 
 NOW: Final = ("alpha", "parameters", "isolation_violations", "has_vanishing", "has_exploding")
 """Health fields that are as old as the event that carries them."""
@@ -18,19 +19,12 @@ NOW: Final = ("alpha", "parameters", "isolation_violations", "has_vanishing", "h
 AGED: Final = ("seed_gradient_norm_ratio", "gradient_health", "removal_cost", "probe_gain")
 """Health fields with a companion epoch."""
 
-CONTRIBUTION: Final = (
-    "removal_cost",
-    "removal_cost_se",
-    "removal_cost_loss",
-    "removal_cost_loss_se",
-    "probe_gain",
-    "probe_gain_se",
-    "probe_gain_loss",
-    "probe_gain_loss_se",
-    "shapley",
-    "examples",
-)
 ROW_CONTRIBUTION: Final = ("all_off_metric", "all_off_loss", "interaction")
+CONTRIBUTION: Final = tuple(
+    name
+    for name in payload_keys(CounterfactualComputed, int, float)
+    if name not in (*ROW_CONTRIBUTION, "passes", "alpha")
+)
 
 SPANS = 32
 RECENT = 32
@@ -75,7 +69,7 @@ def gate_evaluated(state: RunState, event: TelemetryEvent, environment: Environm
         evaluations=1 if before is None else before.evaluations + 1,
         failures=(0 if before is None else before.failures) + (not passed),
         checks=data.get("checks", []),
-        failed=data.get("checks_failed", []),
+        deciding=data.get("checks_passed" if passed else "checks_failed", []),
         epoch=event.epoch,
         time=event.timestamp,
     )
@@ -135,7 +129,7 @@ def fossilized(state: RunState, event: TelemetryEvent, environment: EnvironmentF
         return
     _health(seed, event)
     measure(seed.facts, event.data, ("removal_cost_se", "removal_cost_loss"), event)
-    seed.stage, seed.end_epoch = SeedStage.FOSSILIZED.name, event.epoch
+    _end(seed, SeedStage.FOSSILIZED, event)
     _count(state, seed.blueprint, fossilized=1)
     tally(state, "seeds_kept", True, event)
 
@@ -149,10 +143,17 @@ def pruned(state: RunState, event: TelemetryEvent, environment: EnvironmentFold 
     if seed is None:
         return
     _health(seed, event)
-    seed.stage, seed.end_epoch = SeedStage.PRUNED.name, event.epoch
+    _end(seed, SeedStage.PRUNED, event)
     seed.end_reason, seed.end_by = event.data.get("reason"), event.data.get("by")
     _count(state, seed.blueprint, pruned=1)
     tally(state, "seeds_kept", False, event)
+
+
+def _end(seed: SeedFold, stage: SeedStage, event: TelemetryEvent) -> None:
+    data = event.data
+    seed.stage, seed.end_epoch = stage.name, event.epoch
+    if (cost := data.get("removal_cost")) is not None:
+        seed.end_cost, seed.end_cost_se = Measured(cost, data.get("removal_cost_epoch")), data.get("removal_cost_se")
 
 
 def vetoed(state: RunState, event: TelemetryEvent, environment: EnvironmentFold | None) -> None:

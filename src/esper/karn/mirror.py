@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol
 
+from esper.karn.fold_run import BY_SLOT
 from esper.karn.fold_seed import CONTRIBUTION, ROW_CONTRIBUTION
 from esper.karn.state import EPOCH_FACTS
 from esper.leyline import TelemetryEvent
@@ -21,8 +22,6 @@ EVERY: Final = 1.0
 """Seconds between looks at a journal that may still grow."""
 AT_ONCE: Final = 4096
 """Events read before points are written."""
-
-_BY_SLOT: Final = ("alphas", "seed_gradient_norm_ratios", "gradient_healths")
 
 
 class Point(NamedTuple):
@@ -120,8 +119,8 @@ def _numbers(data: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
 def _epoch(event: TelemetryEvent) -> Iterator[tuple[str, float]]:
     data = event.data
     yield from ((name, data[name]) for name in EPOCH_FACTS if name in data)
-    for key in _BY_SLOT:
-        yield from ((f"{key.removesuffix('s')}/{slot}", value) for slot, value in data.get(key, {}).items())
+    for key, fact in BY_SLOT:
+        yield from ((f"{fact}/{slot}", value) for slot, value in data.get(key, {}).items())
 
 
 def _contribution(event: TelemetryEvent) -> Iterator[tuple[str, float]]:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from esper.karn.schema import Level
 
 
-@dataclass(frozen=True, slots=True)
-class PulseRule:
-    """``watch`` and ``bad`` bound the figure, from below when ``low_is_bad``; ``None`` bounds nothing."""
+class PulseRule(msgspec.Struct, frozen=True):
+    """``threshold``, to be watched from there, and ``bad`` bound the figure, from below when ``low_is_bad``.
+
+    ``None`` bounds nothing.
+    """
 
     unit: str
     text: str
-    watch: float | None = None
+    threshold: float | None = None
     bad: float | None = None
     low_is_bad: bool = False
 
@@ -22,7 +25,7 @@ class PulseRule:
         """Verdict on a value; NaN is as bad as it gets."""
         if value != value:
             return "critical"
-        for level, bound in (("bad", self.bad), ("watch", self.watch)):
+        for level, bound in (("bad", self.bad), ("watch", self.threshold)):
             if bound is not None and (value < bound if self.low_is_bad else value > bound):
                 return level  # type: ignore[return-value]
         return "ok"

@@ -51,8 +51,13 @@ class Series(msgspec.Struct, array_like=True):
 
     @property
     def last(self) -> float | None:
-        """The newest point, ``None`` before the first."""
+        """The newest value, ``None`` before the first."""
         return self.buckets[-1].last if self.buckets else None
+
+    @property
+    def last_at(self) -> int | None:
+        """Where the newest value is, ``None`` before the first."""
+        return self.buckets[-1].last_at if self.buckets else None
 
 
 CAPACITY = 32

@@ -328,18 +328,8 @@ def _pulse(state: RunState) -> list[Pulse]:
     for name, rule in PULSE.items():
         measured = state.pulse.get(name)
         if measured is not None:
-            value = float(measured.value)
-            pulses.append(
-                Pulse(
-                    name=name,
-                    figure=figure(measured, None),
-                    level=rule.level(value),
-                    unit=rule.unit,
-                    text=rule.text,
-                    threshold=rule.watch,
-                    low_is_bad=rule.low_is_bad,
-                )
-            )
+            level = rule.level(float(measured.value))
+            pulses.append(view(Pulse, rule, name=name, figure=figure(measured, None), level=level))
     return pulses
 
 

@@ -10,7 +10,7 @@ the epoch and the time of its measurement.
 from __future__ import annotations
 
 import functools
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar, get_type_hints
 
 import msgspec
 
@@ -28,6 +28,7 @@ from esper.karn.schema import (
 )
 from esper.karn.series import Series
 from esper.leyline import TelemetryEvent
+from esper.leyline.payloads.run import EpochCompleted
 
 Value = float | int | bool | str
 
@@ -43,20 +44,14 @@ class Measured(msgspec.Struct, array_like=True, gc=False, frozen=True):
 Facts = dict[str, Measured]
 """Name of a measured field (as in the payload) -> its newest value. What was never measured has no entry."""
 
-EPOCH_FACTS = (
-    "train_loss",
-    "validation_loss",
-    "validation_metric",
-    "host_gradient_norm",
-    "learning_rate",
-    "parameters",
-    "live_seeds",
-    "train_ms",
-    "validate_ms",
-    "counterfactual_ms",
-    "input_wait_ms",
-    "policy_ms",
-)
+
+def payload_keys(payload: type, *types: type, into: type[msgspec.Struct] | None = None) -> tuple[str, ...]:
+    """Keys of a payload that hold one of ``types`` and, where ``into`` is given, are fields of it."""
+    known = get_type_hints(payload)
+    return tuple(name for name, it in known.items() if it in types and (into is None or name in into.__struct_fields__))
+
+
+EPOCH_FACTS: Final = payload_keys(EpochCompleted, int, float)
 """Fields that the event at the end of an epoch measures."""
 
 
@@ -64,7 +59,8 @@ class GateFold(GateFacts, kw_only=True):
     """The last evaluation of one gate, its checks as the payload has them: only those that are looked at get words."""
 
     checks: list[dict[str, Any]]
-    failed: list[str]
+    deciding: list[str]
+    """Ids of the checks that decided it: the failed ones, or all where none failed."""
     epoch: int | None = None
     time: float | None = None
 
@@ -81,6 +77,9 @@ class SeedFold(SeedFacts, kw_only=True):
     end_reason: str | None = None
     end_by: str | None = None
     end_epoch: int | None = None
+    end_cost: Measured | None = None
+    """Removal cost as the event of its end tells it; a counterfactual may be newer."""
+    end_cost_se: float | None = None
 
 
 class SlotFold(msgspec.Struct, omit_defaults=True):
@@ -94,6 +93,42 @@ class SlotFold(msgspec.Struct, omit_defaults=True):
     swimlane: list[Stretch] = []
     gate: GateFold | None = None
     """Last gate evaluated in this slot, also of a seed that was never built (G0)."""
+
+
+class DeliveredSeed(msgspec.Struct, omit_defaults=True):
+    """A seed of the network that an episode delivers."""
+
+    seed_id: str
+    stage: str | None = None
+    reason: str | None = None
+    """Why it is there, where no gate had passed it."""
+
+
+class EpisodeRecord(msgspec.Struct, omit_defaults=True):
+    """What an episode of one environment came to."""
+
+    arm: str
+    policy: str
+    seed: int
+    episode: int | None
+    env_id: int | None
+    epochs: int
+    status: str
+    seconds: float
+    host_parameters: int
+    total_parameters: int
+    seeds_kept: int
+    validation_metric: float | None = None
+    test_metric: float | None = None
+    test_loss: float | None = None
+    test_examples: int | None = None
+    train_macs: int | None = None
+    total_macs: int | None = None
+    inference_macs: int | None = None
+    delivered: str | None = None
+    """``best`` or ``last``: which state of the network."""
+    delivered_epoch: int | None = None
+    seeds: list[DeliveredSeed] = []
 
 
 class AnomalyFold(msgspec.Struct, omit_defaults=True):
@@ -116,6 +151,8 @@ class EnvironmentFold(EnvironmentFacts, kw_only=True):
     status: str = "running"
     """``running``, or the status of the episode's end event."""
     host_parameters: int | None = None
+    result: EpisodeRecord | None = None
+    """What the episode came to, once it has ended."""
     report: TelemetryEvent | None = None
     """The event at the end of the newest epoch."""
     loose_facts: Facts = {}
@@ -193,7 +230,6 @@ class RunState(msgspec.Struct, omit_defaults=True):
     """Pulse figure that is a share -> (yes, all)."""
     census: dict[str, Census] = {}
     epochs_done: int = 0
-    arms: list[str] = []
     leaderboard: list[Leader] = []
     feed: list[TelemetryEvent] = []
     alarms: list[TelemetryEvent] = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from esper.leyline import TelemetryEvent
@@ -63,6 +63,12 @@ def check(record: Mapping[str, Any]) -> str:
     return f"{name} {figure(record['measured'])}{unit}, needs {needs}"
 
 
+def deciding(checks: Iterable[Mapping[str, Any]], passed: bool, ids: Iterable[str]) -> str:
+    """The checks that decided a gate: the failed ones, or all that passed; their ids where there is nothing more."""
+    told = [check(record) for record in checks if bool(record.get("passed")) is passed]
+    return "; ".join(told or map(str, ids))
+
+
 def dated(text: str, epoch: int | None) -> str:
     """A sentence with the epoch that it is of."""
     return f"{text} (epoch {epoch})" if epoch is not None else f"{text} (at an unknown time)"
@@ -77,9 +83,8 @@ def describe(event: TelemetryEvent) -> str:
 
 def _gate(data: Mapping[str, Any]) -> str:
     verdict = "passed" if data.get("passed") else "failed"
-    reasons = [check(record) for record in data.get("checks", ()) if not record.get("passed")]
-    reasons = reasons or [str(name) for name in data.get("checks_failed", ())]
-    because = f": {'; '.join(reasons)}" if reasons and not data.get("passed") else ""
+    reasons = "" if data.get("passed") else deciding(data.get("checks", ()), False, data.get("checks_failed", ()))
+    because = f": {reasons}" if reasons else ""
     return f"{data.get('gate')} {verdict} for {data.get('target_stage')}{because}"
 
 

@@ -74,7 +74,12 @@ class SeedRecord(TypedDict):
 
 
 class EpisodeEnded(TypedDict):
-    """What an episode came to. The test split is touched here alone; missing where there is none."""
+    """What an episode came to. The test split is touched here alone; missing where there is none.
+
+    Figures and ``seeds`` are of the network as it is in the end. ``delivered`` is ``last`` or ``best`` where one is
+    delivered: as training left it, without unproven seeds, or as it was validated after ``delivered_epoch``, with every
+    seed that took part then; ``reason`` of a seed says that it is not proven.
+    """
 
     seed: int
     policy: str
@@ -95,11 +100,6 @@ class EpisodeEnded(TypedDict):
     status: str
     delivered: NotRequired[str]
     delivered_epoch: NotRequired[int]
-
-
-"""Figures and ``seeds`` are of the network as it is in the end. ``delivered`` is ``last`` or ``best`` where one is
-delivered: as training left it, without unproven seeds, or as it was validated after ``delivered_epoch``, with every
-seed that took part then; ``reason`` of a seed says that it is not proven."""
 
 
 class EpochCompleted(TypedDict):
