@@ -62,6 +62,7 @@ class Budget:
         checks.positive("Budget.seed_lr_multiplier", self.seed_lr_multiplier)
         if self.schedule not in ("constant", "cosine"):
             raise unknown("Budget.schedule", self.schedule, ("constant", "cosine"))
+        checks.made("Budget.gates", self.gates, GateThresholds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +85,7 @@ class OwnChoices:
     """Of passes that are made here: ``"bf16-mixed"``, ``"16-mixed"``, or as the model is."""
 
     def __post_init__(self) -> None:
+        checks.made("budget", self.budget, Budget)
         check_precision(self.precision)
 
 
