@@ -162,6 +162,7 @@ class Interrupting:
         return len(TRAIN)
 
 
+@pytest.mark.signals
 def test_ctrl_c_in_grow_leaves_the_model_and_says_where(tmp_path: Path) -> None:
     model = narrow()
     with pytest.raises(Stopped) as caught:

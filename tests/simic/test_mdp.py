@@ -66,7 +66,7 @@ def test_a_rollback_takes_back_what_its_branch_was_paid() -> None:
         mdp.step([Decision(WAIT, "")])
     trainer = engine(mdp)._envs[0].trainer
     with torch.no_grad():
-        next(iter(trainer.host_parameters)).fill_(float("nan"))
+        next(trainer.model.host_parameters()).fill_(float("nan"))
     (broken,) = mdp.step([Decision(WAIT, "")])
     assert broken.report.rolled_back
     tracker = mdp.trackers[0]

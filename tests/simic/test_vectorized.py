@@ -285,7 +285,8 @@ def test_a_host_that_breaks_is_rolled_back_and_the_run_goes_on() -> None:
         if pool.epoch == 2:
             (here,) = pool.workers
             with torch.no_grad():
-                here.share.executor.engine._envs[1].trainer.host_parameters[0].fill_(float("nan"))  # type: ignore
+                trainer = here.share.executor.engine._envs[1].trainer  # type: ignore[attr-defined]
+                next(trainer.model.host_parameters()).fill_(float("nan"))
         return step(*given)
 
     mdp.step = sabotaged  # type: ignore[method-assign]

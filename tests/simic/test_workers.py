@@ -284,5 +284,5 @@ def test_a_file_may_say_how_many(given: Any, legal: bool) -> None:
     if legal:
         assert resolve(PPORunConfig, {}, {"workers": given}).config.workers == given
     else:
-        with pytest.raises(UsageError, match="workers is True; an int or str is needed"):
+        with pytest.raises(UsageError, match="workers is True: Expected `int . str`"):
             resolve(PPORunConfig, {}, {"workers": given})
