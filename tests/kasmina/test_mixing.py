@@ -40,6 +40,19 @@ def masked(pooled: bool) -> Callable[[], nn.Module]:
 WITH_MASK = {"x": hosts.tokens(), "attention_mask": torch.ones(2, hosts.TIME, dtype=torch.long)}
 CAUSAL_MASK = torch.ones(7, 7, dtype=torch.bool).triu(1)
 KEY_PADDING = torch.zeros(3, 7, dtype=torch.bool)
+
+
+class OnlyLoss(nn.Module):
+    """Says nothing but one number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = hosts.GPT()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(self.net(x)[:, :-1].transpose(1, 2), x[:, 1:])
+
+
 PACKED = torch.stack([hosts.tokens(), torch.ones(2, hosts.TIME, dtype=torch.long)], 1)
 
 
@@ -79,6 +92,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], str, Any, SiteMixing]] = {
         ForwardCall(hosts.tokens(), its_own_loss),
         SiteMixing(P.NONE, cached=True),
     ),
+    "a loss alone": (lambda: OnlyLoss(), "net.blocks.0", hosts.tokens(), SiteMixing(P.NONE)),
     "an encoder": (encoder, "layers.0", torch.randn(3, 7, 8), SiteMixing(P.ANY)),
     "time first": (lambda: encoder(batch_first=False), "layers.0", torch.randn(7, 3, 8), SiteMixing(P.ANY)),
     "an encoder told to be causal": (

@@ -76,7 +76,10 @@ class HostMixing:
 
 
 def measure(model: GrowingModel, sample: Sample) -> dict[str, SiteMixing]:
-    """Per slot what a seed may mix; no entry where the host took no disturbed batch. All slots must be empty."""
+    """Per slot what a seed may mix. All slots must be empty.
+
+    Where nothing can be told, since the host took no disturbed batch or gives single numbers alone, it is the least.
+    """
     with trial(model.host), livened(model.host):
         for each in _calls(model.host, sample):
             call = _of_two(model.host, each)
@@ -84,13 +87,17 @@ def measure(model: GrowingModel, sample: Sample) -> dict[str, SiteMixing]:
             if host.measured:
                 break
         else:
-            return {}
+            return {slot_id: _least(tap.place.layout) for slot_id, tap in model.taps.items()}
         cached = _cached_modules(model.host, call)
         accepts = accepts_cache(model.host)
         return {
             slot_id: _measure_site(_Site(model.host, tap, host), accepts, _inside(model.sites[slot_id], cached))
             for slot_id, tap in model.taps.items()
         }
+
+
+def _least(layout: Layout) -> SiteMixing:
+    return SiteMixing(None if layout is Layout.NC else Positions.NONE)
 
 
 def _calls(host: nn.Module, sample: Sample) -> Iterator[Call]:
