@@ -32,6 +32,8 @@ def test_a_model_comes_back_plain_and_grown(tmp_path: Path) -> None:
         run_dir=tmp_path / "run",
     )
     assert not any(type(module).__module__.startswith("esper.kasmina.slot") for module in result.model.modules())
+    page = str(result)
+    assert "## Result" in page and "| keep-one | 0 | 1 | mlp |" in page and " kept " in page
     (arm,) = result.report.table.arms
     assert arm.seeds_kept == 1 and arm.test is not None and arm.test.mean > 45
     assert (result.run_dir / "model" / "model.py").is_file() and (result.run_dir / "report" / "report.md").is_file()

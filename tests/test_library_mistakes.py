@@ -54,6 +54,51 @@ def test_a_forgotten_after_epoch_is_told_and_the_model_is_there(tmp_path: Path) 
     assert all(torch.equal(weights[name], tensor) for name, tensor in loop.model.state_dict().items())
 
 
+def test_a_forgotten_loss_is_told(tmp_path: Path) -> None:
+    loop = Loop(tmp_path, "static")
+    with pytest.raises(UsageError, match=r"grower.loss\(\) was never called"), loop.grower:
+        torch.autograd.backward(LOSS(loop.model(INPUTS), TARGETS))
+        loop.optimizer.step()
+
+
+def test_a_vector_loss_in_a_loop_of_ones_own(tmp_path: Path) -> None:
+    loop = Loop(tmp_path, "static")
+    vector = nn.CrossEntropyLoss(reduction="none")
+    with pytest.raises(UsageError, match=r"a tensor of shape \(64,\); one number for the batch"), loop.grower as grower:
+        grower.loss(INPUTS, TARGETS, vector)
+
+
+def test_a_loss_of_shape_one_is_one_number(tmp_path: Path) -> None:
+    result = grow(
+        narrow(),
+        train=TRAIN,
+        val=VALIDATION,
+        loss=lambda output, targets: LOSS(output, targets).reshape(1),
+        at=["1"],
+        budget=Budget(epochs=2),
+        run_dir=tmp_path / "run",
+    )
+    assert result.epoch in (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"model": nn.Linear}, "model is the class Linear; legal: a Module"),
+        ({"model": None}, "model is a NoneType"),
+        ({"policy": 3}, "policy is a int; legal: a name, or an object of your own; it needs name"),
+        ({"budget": {"epochs": 2}}, "budget is a dict; legal: a Budget"),
+        ({"seed": "a"}, "seed is 'a'; legal: a whole number of at least 0"),
+        ({"seed": -1}, "seed is -1"),
+    ],
+)
+def test_arguments_of_another_kind(given: dict[str, Any], message: str, tmp_path: Path) -> None:
+    right = {"model": narrow(), "train": TRAIN, "val": VALIDATION, "loss": LOSS, "run_dir": tmp_path / "run"}
+    with pytest.raises(UsageError, match=message):
+        grow(**(right | given))
+    assert not (tmp_path / "run").exists()
+
+
 def test_more_epochs_than_the_budget_has(tmp_path: Path) -> None:
     loop = Loop(tmp_path, "static", epochs=2)
     with pytest.raises(UsageError, match=r"epoch 3 begins, and Budget.epochs is 2"), loop.grower as grower:

@@ -18,16 +18,16 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from esper.karn.evidence import RunEvidence
-from esper.karn.report import read_evidence, write_report
+from esper.karn.report import markdown, read_evidence, write_report
 from esper.kasmina.trial import modes_kept
 from esper.leyline import EnvSpec, EnvView, GateThresholds, Policy, TelemetryEventType, UsageError
-from esper.run.checks import check_optimizer
+from esper.run.checks import check_optimizer, made, whole
 from esper.run.open import RunOpening, open_run
 from esper.run.own import Budget, Loader, OwnChoices, OwnModel
 from esper.run.play import EpisodePlan, run_episodes
 from esper.run.resume import DeferredSink
 from esper.run.session import Session, SessionConfig
-from esper.tamiyo.policies import make_policy
+from esper.tamiyo.policies import chosen_policy
 from esper.tamiyo.policies.learned import SHIPPED
 from esper.tasks.answers import Accuracy
 from esper.tasks.loader import LoaderBatches
@@ -49,11 +49,14 @@ class GrowResult:
     model: nn.Module
     """A plain model in evaluation mode, which needs no Esper."""
     report: RunEvidence
-    """The evidence for every seed; ``report.table`` prints as the end table."""
+    """The evidence for every seed. ``print(result)`` shows it as a page."""
     run_dir: Path
     """Holds the journal, the report and the exported model."""
     epoch: int
     """After which the model was as it is here; none was better on validation."""
+
+    def __str__(self) -> str:
+        return markdown(self.report, (), ())
 
 
 def grow(  # noqa: PLR0913
@@ -95,14 +98,16 @@ def grow(  # noqa: PLR0913
 
     Raises ``UsageError`` or ``DataError`` naming what is wrong and what is legal.
     """
-    choices = OwnChoices(loss, metric, forward, at, budget or Budget(), device, precision)
+    choices = OwnChoices(loss, metric, forward, at, Budget() if budget is None else budget, device, precision)
+    whole("seed", seed, least=0)
+    made("model", model, nn.Module)
     if optimizer is not None:
         check_optimizer(model, optimizer)
     own = OwnModel.of(model, _splits(val, test), choices, optimizer)
     own = replace(own, setup=replace(own.setup, batches=LoaderBatches(train, device=own.device)))
     for group in own.setup.optimizer.param_groups:
         group[BASE_RATE] = float(group["lr"])  # where a scheduler has brought it, not where that began
-    decider = make_policy(policy) if isinstance(policy, str) else policy
+    decider = chosen_policy(policy)
     opening, delivery = _opening(own, decider, run_dir), _Delivery()
     with modes_kept(model), delivery.outlasting(opening):
         executor = delivery.executor = own.executor(opening.sink.emit)
@@ -149,6 +154,8 @@ class Grower:
         policy: str | Policy = SHIPPED,
         run_dir: str | Path | None = None,
     ) -> None:
+        made("model", model, nn.Module)
+        made("choices", choices, OwnChoices)
         check_optimizer(model, optimizer)
         if choices.budget.schedule != "constant":
             raise UsageError(
@@ -157,7 +164,7 @@ class Grower:
             )
         self._own = OwnModel.of(model, _splits(val, test), choices, optimizer)
         self._optimizer = innermost(optimizer)
-        self._policy = make_policy(policy) if isinstance(policy, str) else policy
+        self._policy = chosen_policy(policy)
         self._opening = _opening(self._own, self._policy, run_dir)
         self._delivery = _Delivery()
         self._schedulers = Schedulers(self._optimizer)
@@ -181,6 +188,7 @@ class Grower:
             stack.enter_context(trainer.model.exposed())
             self._under_way = False
             self._untaught = False
+            self._stepped = False
             self._shielded: list[str] = []
             stack.callback(self._schedulers.release)
             stack.callback(self._optimizer.register_step_pre_hook(self._before_step).remove)
@@ -200,6 +208,11 @@ class Grower:
                 raise UsageError(
                     "after_epoch() was never called, so that nothing was measured and nothing could grow; call it when "
                     "the batches of an epoch are done"
+                )
+            if self._stepped and self._views[0].epoch == 0:
+                raise UsageError(
+                    "grower.loss() was never called, so that nothing was measured and nothing could grow; compute the "
+                    "training loss by grower.loss(inputs, targets), which runs the model"
                 )
 
     @property
@@ -257,6 +270,7 @@ class Grower:
 
     def _before_step(self, optimizer: Optimizer, *arguments: Any) -> None:
         """Before every step of the user's optimizer."""
+        self._stepped = True
         if self._untaught:
             raise UsageError("optimizer.step() without after_backward(); call it between loss.backward() and the step")
         follow(optimizer)

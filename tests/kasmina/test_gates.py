@@ -207,6 +207,10 @@ def test_thresholds_that_cannot_be() -> None:
         GateThresholds(min_holding_epochs=-1)
     with pytest.raises(UsageError, match="a share of the metric's scale, from 0 to 1"):
         GateThresholds(min_removal_cost=2.0)
+    with pytest.raises(UsageError, match="min_gradient_health is 7.0; health is from 0 to 1"):
+        GateThresholds(min_gradient_health=7.0)
+    with pytest.raises(UsageError, match="confidence_z is nan; it must be 0 or more"):
+        GateThresholds(confidence_z=float("nan"))
 
 
 def keeps(cost: Paired, loss: Paired, scale: Metric | None) -> tuple[bool, ...]:

@@ -15,6 +15,7 @@ from esper.kasmina.blueprints import Blueprint, against, names
 from esper.kasmina.growing import GrowingModel
 from esper.kasmina.layout import Layout
 from esper.kasmina.slot import SeedSlot
+from esper.kasmina.trial import ForwardCall
 from esper.leyline import Positions, SeedStage, SiteMixing, TelemetryEvent
 
 P = Positions
@@ -39,6 +40,30 @@ def masked(pooled: bool) -> Callable[[], nn.Module]:
 WITH_MASK = {"x": hosts.tokens(), "attention_mask": torch.ones(2, hosts.TIME, dtype=torch.long)}
 CAUSAL_MASK = torch.ones(7, 7, dtype=torch.bool).triu(1)
 KEY_PADDING = torch.zeros(3, 7, dtype=torch.bool)
+
+
+class OnlyLoss(nn.Module):
+    """Says nothing but one number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = hosts.GPT()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(self.net(x)[:, :-1].transpose(1, 2), x[:, 1:])
+
+
+PACKED = torch.stack([hosts.tokens(), torch.ones(2, hosts.TIME, dtype=torch.long)], 1)
+
+
+def unpacked(host: nn.Module, batch: Tensor) -> Any:
+    return host(batch[:, 0], attention_mask=batch[:, 1])
+
+
+def its_own_loss(host: nn.Module, batch: Tensor) -> Any:
+    return host(input_ids=batch, labels=batch).loss
+
+
 CASES: dict[str, tuple[Callable[[], nn.Module], str, Any, SiteMixing]] = {
     "causal convolutions": (hosts.CausalConvolutions, "blocks.0", hosts.tokens(), SiteMixing(P.CAUSAL)),
     "a lone example": (hosts.CausalConvolutions, "blocks.0", hosts.tokens(1), SiteMixing(P.CAUSAL)),
@@ -49,6 +74,25 @@ CASES: dict[str, tuple[Callable[[], nn.Module], str, Any, SiteMixing]] = {
     "a padded encoder": (masked(True), "blocks.0", WITH_MASK, SiteMixing(P.NONE, padding=False)),
     "its last block": (masked(False), "blocks.1", WITH_MASK, SiteMixing(P.NONE, padding=False)),
     "padding by token": (masked(True), "blocks.0", hosts.tokens(), SiteMixing(P.NONE, padding=False)),
+    "a mask that the user unpacks": (
+        masked(True),
+        "blocks.0",
+        ForwardCall(PACKED, unpacked),
+        SiteMixing(P.NONE, padding=False),
+    ),
+    "a mask that the user makes": (
+        masked(True),
+        "blocks.0",
+        ForwardCall(hosts.tokens(), lambda host, x: host(x, x != 0)),
+        SiteMixing(P.NONE, padding=False),
+    ),
+    "a loss that the host computes": (
+        hosts.llama,
+        "model.layers.0",
+        ForwardCall(hosts.tokens(), its_own_loss),
+        SiteMixing(P.NONE, cached=True),
+    ),
+    "a loss alone": (lambda: OnlyLoss(), "net.blocks.0", hosts.tokens(), SiteMixing(P.NONE)),
     "an encoder": (encoder, "layers.0", torch.randn(3, 7, 8), SiteMixing(P.ANY)),
     "time first": (lambda: encoder(batch_first=False), "layers.0", torch.randn(7, 3, 8), SiteMixing(P.ANY)),
     "an encoder told to be causal": (

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from esper.leyline import UsageError
+from esper.leyline import GateThresholds, UsageError
 from esper.run.checks import check_loss, check_model, check_optimizer
 from esper.run.own import Budget
 
@@ -37,6 +37,8 @@ BATCH = torch.randn(2, 3, generator=torch.Generator().manual_seed(0))
         ({"schedule": "linear"}, "schedule 'linear'"),
         ({"blueprints": ()}, r"blueprints is empty; .*policy='static' grows nothing"),
         ({"blueprints": "conv3"}, "a tuple of names"),
+        ({"gates": 3}, "Budget.gates is a int; legal: a GateThresholds"),
+        ({"gates": GateThresholds}, "Budget.gates is the class GateThresholds"),
     ],
 )
 def test_budgets_that_make_no_sense(odd: dict[str, Any], message: str) -> None:

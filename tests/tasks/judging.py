@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from esper.tasks.base import Split
 from esper.tasks.losses import own_loss
-from esper.tasks.metrics import Judged, Trial, judged_by
+from esper.tasks.metrics import FirstBatch, Judged, judged_by
 
 N = 48
 CE = nn.CrossEntropyLoss()
@@ -29,7 +29,7 @@ def classes(*shape: int, of: int, seed: int = 1) -> Tensor:
 def judged(metric: Any, output: Any, targets: Tensor, loss: Callable[..., Tensor] = CE) -> Judged:
     """As it is at set-up, in one batch."""
     figure = own_loss(loss, output, targets, 8)
-    return judged_by(metric, Trial(output, targets, loss, figure, Split(targets, targets)))
+    return judged_by(metric, FirstBatch(output, targets, loss, figure, Split(targets, targets)))
 
 
 def measured(metric: Any, output: Any, targets: Tensor, loss: Callable[..., Tensor] = CE) -> float:

@@ -47,7 +47,10 @@ def test_a_plain_list_has_no_state() -> None:
         ((torch.zeros(2, 1), torch.zeros(3)), "batch 1 of the loader: 2 inputs but 3 targets"),
         ((torch.zeros(0, 1), torch.zeros(0)), "batch 1 of the loader: .* no example"),
         (torch.zeros(3), "batch 1 of the loader is a Tensor; a pair"),
-        (({"a": 1}, torch.zeros(1)), "batch 1 of the loader cannot be made tensors"),
+        (
+            ({"a": 1}, torch.zeros(1)),
+            "batch 1 of the loader is .dict, Tensor. and cannot be made tensors: .* pack several",
+        ),
     ],
 )
 def test_a_bad_batch_is_named(item: Any, says: str) -> None:

@@ -17,9 +17,9 @@ from esper.tasks.losses import own_loss
 from esper.tasks.reduction import (
     BatchLoss,
     Collected,
-    Figure,
     MeanOf,
     RatioOf,
+    SplitFigure,
     Summary,
     divisible,
     jackknife,
@@ -37,7 +37,7 @@ def example(seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
     return logits, logits + torch.randn(N, CLASSES, generator=generator), targets
 
 
-def taken(figure: Figure, outputs: Sequence[Tensor], targets: Tensor, sizes: Sequence[int]) -> Summary:
+def taken(figure: SplitFigure, outputs: Sequence[Tensor], targets: Tensor, sizes: Sequence[int]) -> Summary:
     tally = figure.tally(len(outputs), len(sizes))
     pieces = [torch.split(output, list(sizes)) for output in outputs]
     for i, part in enumerate(torch.split(targets, list(sizes))):

@@ -33,7 +33,7 @@ from esper.kasmina.perturb import DRAWS, Call, Contrast, Pass, Probe, embeddings
 from esper.kasmina.structure import Path, mapped, tensors
 from esper.kasmina.tap import Tap
 from esper.kasmina.trace import removed
-from esper.kasmina.trial import ForwardCall, Sample, arguments, device_of, livened, random_kept, trial
+from esper.kasmina.trial import Arguments, ForwardCall, Sample, arguments, device_of, livened, random_kept, trial
 from esper.leyline import Positions, SiteMixing
 
 if TYPE_CHECKING:
@@ -76,18 +76,47 @@ class HostMixing:
 
 
 def measure(model: GrowingModel, sample: Sample) -> dict[str, SiteMixing]:
-    """Per slot what a seed may mix; no entry where the host took no disturbed batch. All slots must be empty."""
-    call = _of_two(model.host, sample if isinstance(sample, ForwardCall) else arguments(sample))
+    """Per slot what a seed may mix. All slots must be empty.
+
+    Where nothing can be told, since the host took no disturbed batch or gives single numbers alone, it is the least.
+    """
     with trial(model.host), livened(model.host):
-        host = _measure_host(model.host, call)
-        if not host.measured:
-            return {}
+        for each in _calls(model.host, sample):
+            call = _of_two(model.host, each)
+            host = _measure_host(model.host, call)
+            if host.measured:
+                break
+        else:
+            return {slot_id: _least(tap.place.layout) for slot_id, tap in model.taps.items()}
         cached = _cached_modules(model.host, call)
         accepts = accepts_cache(model.host)
         return {
             slot_id: _measure_site(_Site(model.host, tap, host), accepts, _inside(model.sites[slot_id], cached))
             for slot_id, tap in model.taps.items()
         }
+
+
+def _least(layout: Layout) -> SiteMixing:
+    return SiteMixing(None if layout is Layout.NC else Positions.NONE)
+
+
+def _calls(host: nn.Module, sample: Sample) -> Iterator[Call]:
+    """What the host itself is called with, where it is called once: a user's way to run it may unpack masks for it, or
+    leave a loss of all that it says. Then the batch that the user gives.
+    """
+    if not isinstance(sample, ForwardCall):
+        yield arguments(sample)
+        return
+    found: list[Arguments] = []
+
+    def look(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        found.append((args, kwargs))
+
+    with removed(host.register_forward_pre_hook(look, with_kwargs=True)), random_kept(device_of(host)):
+        sample.forward(host, sample.inputs)
+    if len(found) == 1:
+        yield found[0]
+    yield sample
 
 
 def _of_two(host: nn.Module, call: Call) -> Call:

@@ -80,9 +80,17 @@ class GateThresholds:
     """What removal is measured in; the trainer fills it in."""
 
     def __post_init__(self) -> None:
-        for name in ("min_training_epochs", "max_isolation_violations", "min_holding_epochs", "confidence_z"):
-            if getattr(self, name) < 0:
-                raise UsageError(f"gate threshold {name} is {getattr(self, name)}; it cannot be negative")
+        for name in (
+            "min_training_epochs",
+            "min_gradient_ratio",
+            "max_isolation_violations",
+            "min_holding_epochs",
+            "confidence_z",
+        ):
+            if not getattr(self, name) >= 0:
+                raise UsageError(f"gate threshold {name} is {getattr(self, name)}; it must be 0 or more")
+        if not 0.0 <= self.min_gradient_health <= 1.0:
+            raise UsageError(f"gate threshold min_gradient_health is {self.min_gradient_health}; health is from 0 to 1")
         if not 0.0 <= self.min_removal_cost <= 1.0:
             raise UsageError(
                 f"gate threshold min_removal_cost is {self.min_removal_cost}; "

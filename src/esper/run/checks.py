@@ -23,12 +23,12 @@ _CANNOT: Final = {
 """Optimizers, by name of their class, that seeds cannot join."""
 
 
-def whole(name: str, value: Any, *, optional: bool = False) -> None:
-    """Raise ``UsageError`` unless ``value`` is a whole number of at least 1."""
-    right = isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 1
+def whole(name: str, value: Any, *, least: int = 1, optional: bool = False) -> None:
+    """Raise ``UsageError`` unless ``value`` is a whole number of at least ``least``."""
+    right = isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
     if not right and not (optional and value is None):
         none = ", or None" if optional else ""
-        raise UsageError(f"{name} is {value!r}; legal: a whole number of at least 1{none}")
+        raise UsageError(f"{name} is {value!r}; legal: a whole number of at least {least}{none}")
 
 
 def positive(name: str, value: Any) -> None:
@@ -46,6 +46,13 @@ def names(name: str, value: Any) -> None:
         raise UsageError(f"{name} is {value!r}; legal: a tuple of names, or None for everything that fits")
     if not value:
         raise UsageError(f"{name} is empty; legal: one name or more, or None for all; policy='static' grows nothing")
+
+
+def made(name: str, value: Any, kind: type) -> None:
+    """Raise ``UsageError`` unless ``value`` is an object of ``kind``."""
+    if not isinstance(value, kind):
+        what = f"the class {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}"
+        raise UsageError(f"{name} is {what}; legal: a {kind.__name__}")
 
 
 def check_optimizer(model: nn.Module, optimizer: Any) -> None:

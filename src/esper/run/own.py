@@ -20,8 +20,8 @@ from esper.run.session import Announcement
 from esper.tasks.base import Batch, Split
 from esper.tasks.loader import gather
 from esper.tasks.losses import OwnLoss, own_loss
-from esper.tasks.metrics import Judged, MetricChoice, Trial, judged_by
-from esper.tasks.reduction import Figure
+from esper.tasks.metrics import FirstBatch, Judged, MetricChoice, judged_by
+from esper.tasks.reduction import SplitFigure
 from esper.tolaria.engine import EngineConfig, ModuleEngine
 from esper.tolaria.executor import Executor, ExecutorConfig
 from esper.tolaria.governor import Governor
@@ -62,6 +62,7 @@ class Budget:
         checks.positive("Budget.seed_lr_multiplier", self.seed_lr_multiplier)
         if self.schedule not in ("constant", "cosine"):
             raise unknown("Budget.schedule", self.schedule, ("constant", "cosine"))
+        checks.made("Budget.gates", self.gates, GateThresholds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,16 +85,17 @@ class OwnChoices:
     """Of passes that are made here: ``"bf16-mixed"``, ``"16-mixed"``, or as the model is."""
 
     def __post_init__(self) -> None:
+        checks.made("budget", self.budget, Budget)
         check_precision(self.precision)
 
 
 @dataclass(frozen=True, slots=True)
-class _Subject:
+class _OwnTask:
     metric: Metric
     sites: dict[str, str]
     blueprints: tuple[str, ...]
-    loss_figure: Figure
-    metric_figure: Figure
+    loss_figure: SplitFigure
+    metric_figure: SplitFigure
 
 
 class _OwnLoop:
@@ -118,7 +120,7 @@ class _OwnLoop:
 class OwnModel:
     """A user's model, ready to grow. ``setup.batches`` is empty until a loader is put there."""
 
-    task: _Subject
+    task: _OwnTask
     setup: TrainingSetup
     choices: OwnChoices
     device: str
@@ -137,7 +139,7 @@ class OwnModel:
         loss, scored = _figures(model, choices, splits["validation"])
         everything = dict.fromkeys(name for layout in Layout for name in blueprints.names(layout))
         return cls(
-            _Subject(
+            _OwnTask(
                 metric=scored.metric,
                 sites=_sites(model, choices.at, ForwardCall(sample, choices.forward)),
                 blueprints=tuple(choices.budget.blueprints or everything),
@@ -204,7 +206,7 @@ class OwnModel:
         )
 
 
-def _figures(model: nn.Module, choices: OwnChoices, validation: Split) -> tuple[Figure, Judged]:
+def _figures(model: nn.Module, choices: OwnChoices, validation: Split) -> tuple[SplitFigure, Judged]:
     """Loss and metric as the user has them, tried on the first validation batch.
 
     Raises ``DataError`` where the model does not take it, ``UsageError`` where it cannot be judged.
@@ -217,7 +219,7 @@ def _figures(model: nn.Module, choices: OwnChoices, validation: Split) -> tuple[
         except (RuntimeError, IndexError, TypeError, ValueError) as error:
             raise DataError(f"the model does not take the first validation batch: {error}") from error
         loss = own_loss(choices.loss, output, targets, len(chunks))
-        return loss, judged_by(choices.metric, Trial(output, targets, choices.loss, loss, validation))
+        return loss, judged_by(choices.metric, FirstBatch(output, targets, choices.loss, loss, validation))
 
 
 def _sites(model: nn.Module, at: str | Sequence[str] | Mapping[str, str], sample: Sample) -> dict[str, str]:

@@ -28,12 +28,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """What a policy sees of one row."""
+    """What a policy sees of one env."""
 
     vector: npt.NDArray[np.float32]
     """``[LAYOUT.width(number of slots)]``: the host's part, then each slot's."""
     blueprints: npt.NDArray[np.int64]
-    """``[slot]``: 1 + index of the seed's blueprint in the row's list; 0 where the slot is empty."""
+    """``[slot]``: 1 + index of the seed's blueprint in the env's list; 0 where the slot is empty."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,19 +54,19 @@ class _Column(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """A slot in its row."""
+    """A slot in its env."""
 
-    row: EnvView
+    view: EnvView
     slot: SlotView
     index: int
 
 
-Row = Callable[[EnvView], float | None]
+Reading = Callable[[EnvView], float | None]
 Place = Callable[[_Place], float | None]
 
 
 def encode(view: EnvView, slots: Sequence[str] | None = None) -> Observation:
-    """Observation of ``view`` in the layout :data:`LAYOUT`; ``slots`` orders the slots' parts (default: as the row)."""
+    """Observation of ``view`` in the layout :data:`LAYOUT`; ``slots`` orders the slots' parts (default: as there)."""
     places = {slot.slot_id: _Place(view, slot, i) for i, slot in enumerate(view.slots)}
     ordered = [places[name] for name in (slots or places)]
     entries = [entry for column in _HOST for entry in column.write(view)]
@@ -77,7 +77,7 @@ def encode(view: EnvView, slots: Sequence[str] | None = None) -> Observation:
 
 def _blueprint_index(place: _Place) -> int:
     blueprint = place.slot.blueprint
-    return 0 if blueprint is None or not place.slot.live else 1 + place.row.blueprints.index(blueprint)
+    return 0 if blueprint is None or not place.slot.live else 1 + place.view.blueprints.index(blueprint)
 
 
 def _scaled(value: float, feature: Feature) -> float:
@@ -106,54 +106,54 @@ def _maybe(name: str, low: float, high: float, unit: str, read: Callable[[T], fl
     return _Column(Feature(name, low, high, unit, optional=True), read)
 
 
-def _scale(row: EnvView) -> Metric | None:
+def _scale(view: EnvView) -> Metric | None:
     """The metric, where it has a scale to be read on."""
-    metric = row.gates.metric
+    metric = view.gates.metric
     return metric if metric is not None and metric.span is not None else None
 
 
-def _goodness(row: EnvView, value: float) -> float:
+def _goodness(view: EnvView, value: float) -> float:
     """A level of the metric, on its scale where there is one."""
-    scale = _scale(row)
+    scale = _scale(view)
     return value if scale is None else scale.goodness(value)
 
 
-def _metric(row: EnvView) -> float | None:
-    return None if row.metric is None else _goodness(row, row.metric)
+def _metric(view: EnvView) -> float | None:
+    return None if view.metric is None else _goodness(view, view.metric)
 
 
-def _loss(row: EnvView) -> float | None:
-    return row.loss
+def _loss(view: EnvView) -> float | None:
+    return view.loss
 
 
-def _train_loss(row: EnvView) -> float | None:
-    return row.train_loss
+def _train_loss(view: EnvView) -> float | None:
+    return view.train_loss
 
 
-def _better_metric(row: EnvView) -> tuple[float, ...]:
+def _better_metric(view: EnvView) -> tuple[float, ...]:
     """The metric's history with up meaning better."""
-    if (scale := _scale(row)) is not None:
-        return tuple(map(scale.goodness, row.metric_history))
-    return row.metric_history if row.higher_is_better else tuple(-value for value in row.metric_history)
+    if (scale := _scale(view)) is not None:
+        return tuple(map(scale.goodness, view.metric_history))
+    return view.metric_history if view.higher_is_better else tuple(-value for value in view.metric_history)
 
 
-def _better_loss(row: EnvView) -> tuple[float, ...]:
-    return tuple(-value for value in row.loss_history)
+def _better_loss(view: EnvView) -> tuple[float, ...]:
+    return tuple(-value for value in view.loss_history)
 
 
-def _level(row: EnvView, read: Row) -> float | None:
-    value = read(row)
+def _level(view: EnvView, read: Reading) -> float | None:
+    value = read(view)
     return None if value is None else _symlog(value)
 
 
-def _not_finite(row: EnvView, read: Row) -> float | None:
-    value = read(row)
+def _not_finite(view: EnvView, read: Reading) -> float | None:
+    value = read(view)
     return None if value is None else float(not math.isfinite(value))
 
 
-def _trend(row: EnvView, history: Callable[[EnvView], tuple[float, ...]], window: int | None) -> float | None:
+def _trend(view: EnvView, history: Callable[[EnvView], tuple[float, ...]], window: int | None) -> float | None:
     """Change over the last ``window`` epochs (since the first when ``None``); unknown unless both ends are finite."""
-    values = history(row)
+    values = history(view)
     start = 0 if window is None else len(values) - 1 - window
     if start < 0 or len(values) < 2 or not (math.isfinite(values[start]) and math.isfinite(values[-1])):
         return None
@@ -164,15 +164,15 @@ def _used(used: int, limit: int | None) -> float | None:
     return used / limit if limit else None
 
 
-def _acted(row: EnvView, op: Op) -> float | None:
-    return None if row.last_outcome is None else float(row.last_outcome.action.op is op)
+def _acted(view: EnvView, op: Op) -> float | None:
+    return None if view.last_outcome is None else float(view.last_outcome.action.op is op)
 
 
-def _succeeded(row: EnvView) -> float | None:
-    return None if row.last_outcome is None else float(row.last_outcome.success)
+def _succeeded(view: EnvView) -> float | None:
+    return None if view.last_outcome is None else float(view.last_outcome.success)
 
 
-def _levels(name: str, read: Row) -> list[_Column[EnvView]]:
+def _levels(name: str, read: Reading) -> list[_Column[EnvView]]:
     return [
         _maybe(name, -7.0, 7.0, "symlog", partial(_level, read=read)),
         _maybe(f"{name}_not_finite", 0.0, 1.0, "flag", partial(_not_finite, read=read)),
@@ -187,16 +187,16 @@ def _trends(name: str, history: Callable[[EnvView], tuple[float, ...]]) -> list[
 
 
 _HOST: Final[tuple[_Column[EnvView], ...]] = (
-    _always("progress", 1.0, "share of the epochs", lambda row: row.epoch / row.max_epochs),
-    _always("max_epochs", 7.0, "symlog(epochs)", lambda row: _symlog(row.max_epochs)),
-    _always("slots", 3.5, "symlog(slots)", lambda row: _symlog(len(row.slots))),
-    _always("host_parameters", 21.0, "symlog(parameters)", lambda row: _symlog(row.host_parameters)),
-    _always("growth", 5.0, "symlog(seed / host)", lambda row: _symlog(row.seed_parameters / row.host_parameters)),
-    _always("live_slots", 1.0, "share of the slots", lambda row: row.live_seeds / len(row.slots)),
-    _maybe("seeds_used", 0.0, 1.0, "share of max_seeds", lambda row: _used(row.live_seeds, row.max_seeds)),
-    _maybe("budget_used", 0.0, 1.0, "share", lambda row: _used(row.seed_parameters, row.parameter_budget)),
-    _always("pruned", 3.5, "symlog(seeds)", lambda row: _symlog(sum(row.pruned.values()))),
-    _always("fossilized", 3.5, "symlog(seeds)", lambda row: _symlog(sum(row.fossilized.values()))),
+    _always("progress", 1.0, "share of the epochs", lambda view: view.epoch / view.max_epochs),
+    _always("max_epochs", 7.0, "symlog(epochs)", lambda view: _symlog(view.max_epochs)),
+    _always("slots", 3.5, "symlog(slots)", lambda view: _symlog(len(view.slots))),
+    _always("host_parameters", 21.0, "symlog(parameters)", lambda view: _symlog(view.host_parameters)),
+    _always("growth", 5.0, "symlog(seed / host)", lambda view: _symlog(view.seed_parameters / view.host_parameters)),
+    _always("live_slots", 1.0, "share of the slots", lambda view: view.live_seeds / len(view.slots)),
+    _maybe("seeds_used", 0.0, 1.0, "share of max_seeds", lambda view: _used(view.live_seeds, view.max_seeds)),
+    _maybe("budget_used", 0.0, 1.0, "share", lambda view: _used(view.seed_parameters, view.parameter_budget)),
+    _always("pruned", 3.5, "symlog(seeds)", lambda view: _symlog(sum(view.pruned.values()))),
+    _always("fossilized", 3.5, "symlog(seeds)", lambda view: _symlog(sum(view.fossilized.values()))),
     *_levels("metric", _metric),
     *_levels("loss", _loss),
     *_levels("train_loss", _train_loss),
@@ -217,12 +217,12 @@ def _violations(place: _Place) -> float | None:
 
 
 def _since_germination(place: _Place) -> float | None:
-    before, row = place.slot.metric_at_germination, place.row
-    now = _metric(row)
+    before, view = place.slot.metric_at_germination, place.view
+    now = _metric(view)
     if before is None or now is None or not math.isfinite(before):
         return None
-    before = _goodness(row, before)
-    ascending = row.higher_is_better or _scale(row) is not None
+    before = _goodness(view, before)
+    ascending = view.higher_is_better or _scale(view) is not None
     return _share(now - before if ascending else before - now, before)
 
 
@@ -236,11 +236,11 @@ def _value(place: _Place, name: str) -> float | None:
     return None if fact is None else float(fact.value)
 
 
-def _relative(place: _Place, name: str, level: Row) -> float | None:
-    fact, now = _fact(place, name), level(place.row)
+def _relative(place: _Place, name: str, level: Reading) -> float | None:
+    fact, now = _fact(place, name), level(place.view)
     if fact is None or now is None:
         return None
-    scale = _scale(place.row) if level is _metric else None
+    scale = _scale(place.view) if level is _metric else None
     percent = 1.0 if scale is None or scale.span is None else 100.0 / scale.span
     return _share(percent * fact.value.value, now)
 
@@ -263,7 +263,7 @@ def _fact_not_finite(place: _Place, name: str) -> float | None:
 
 def _age(place: _Place, name: str) -> float | None:
     fact = _fact(place, name)
-    return None if fact is None or fact.epoch is None else _symlog(place.row.epoch - fact.epoch)
+    return None if fact is None or fact.epoch is None else _symlog(place.view.epoch - fact.epoch)
 
 
 def _circumstances(name: str) -> list[_Column[_Place]]:
@@ -277,7 +277,7 @@ def _number(name: str, high: float, unit: str) -> list[_Column[_Place]]:
     return [_maybe(name, 0.0, high, unit, partial(_value, name=name)), *_circumstances(name)]
 
 
-def _paired(name: str, level: Row) -> list[_Column[_Place]]:
+def _paired(name: str, level: Reading) -> list[_Column[_Place]]:
     return [
         _maybe(name, -1.0, 1.0, "share", partial(_relative, name=name, level=level)),
         _maybe(f"{name}_errors", -10.0, 10.0, "standard errors", partial(_errors, name=name)),
@@ -286,14 +286,14 @@ def _paired(name: str, level: Row) -> list[_Column[_Place]]:
 
 
 _SLOT: Final[tuple[_Column[_Place], ...]] = (
-    _always("position", 1.0, "share of the slots before", lambda p: p.index / max(1, len(p.row.slots) - 1)),
+    _always("position", 1.0, "share of the slots before", lambda p: p.index / max(1, len(p.view.slots) - 1)),
     *(_always(f"is_{stage.name.lower()}", 1.0, "flag", partial(_is, stage=stage)) for stage in SeedStage),
     _always("alpha", 1.0, "share", lambda p: p.slot.alpha),
     _maybe("alpha_target", 0.0, 1.0, "share", lambda p: p.slot.alpha_target),
-    _always("parameters", 5.0, "symlog(seed / host)", lambda p: _symlog(p.slot.parameters / p.row.host_parameters)),
+    _always("parameters", 5.0, "symlog(seed / host)", lambda p: _symlog(p.slot.parameters / p.view.host_parameters)),
     _always("epochs_in_stage", 5.0, "symlog(epochs)", lambda p: _symlog(p.slot.epochs_in_stage)),
     _always("age", 5.0, "symlog(epochs)", lambda p: _symlog(p.slot.age_epochs)),
-    _always("vetoed", 1.0, "flag", lambda p: float(p.slot.slot_id in p.row.vetoed)),
+    _always("vetoed", 1.0, "flag", lambda p: float(p.slot.slot_id in p.view.vetoed)),
     _always("blocked", 1.0, "flag", lambda p: float(bool(p.slot.blocked_by))),
     _maybe("metric_since_germination", -1.0, 1.0, "share", _since_germination),
     _maybe("isolation_violations", 0.0, 3.5, "symlog(count)", _violations),

@@ -18,7 +18,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from esper.leyline import DataError, Metric, UsageError, unknown
-from esper.tasks.reduction import Figure, MeanOf
+from esper.tasks.reduction import MeanOf, SplitFigure
 
 PerExample = Callable[[Any, Tensor], Tensor]
 """``(output of the host, targets) -> [N]``, one value per example."""
@@ -204,12 +204,12 @@ class TaskSpec:
     """What :func:`esper.tasks.get_task` was given besides the name."""
 
     @property
-    def loss_figure(self) -> Figure:
+    def loss_figure(self) -> SplitFigure:
         """The loss over a split."""
         return MeanOf(self.loss)
 
     @property
-    def metric_figure(self) -> Figure:
+    def metric_figure(self) -> SplitFigure:
         """The metric over a split."""
         return MeanOf(self.score)
 

@@ -110,4 +110,8 @@ def _pair(item: Any, number: int) -> Batch:
     try:
         return torch.as_tensor(item[0]), torch.as_tensor(item[1])
     except (TypeError, ValueError, RuntimeError) as error:
-        raise DataError(f"batch {number} of the loader cannot be made tensors: {error}") from error
+        kinds = ", ".join(type(part).__name__ for part in item)
+        raise DataError(
+            f"batch {number} of the loader is ({kinds}) and cannot be made tensors: {error}; inputs and targets are "
+            "one tensor each: pack several into one, and unpack them in forward="
+        ) from error

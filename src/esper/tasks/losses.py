@@ -122,10 +122,15 @@ def _tried(loss: OwnLoss, output: Any, targets: Tensor) -> Tensor:
             f"loss(output, targets) fails on the first validation batch, with targets {shape_of(targets)}: "
             f"{type(error).__name__}: {error}"
         ) from error
+    return one_number(value).detach()
+
+
+def one_number(value: Any) -> Tensor:
+    """What a loss gives, as a tensor without axes. Raises ``UsageError`` where it is no single number."""
     if not isinstance(value, Tensor) or value.numel() != 1:
         found = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
         raise UsageError(f"loss(output, targets) gives {found}; one number for the batch is needed, as a tensor")
-    return value.detach()
+    return value if value.ndim == 0 else value.reshape(())
 
 
 def shape_of(tensor: Tensor) -> str:

@@ -17,7 +17,7 @@ from esper.leyline import Metric, UsageError, unknown
 from esper.tasks.answers import Accuracy, answers, scored_part
 from esper.tasks.base import PerExample, Split
 from esper.tasks.losses import OwnLoss, shape_of
-from esper.tasks.reduction import BatchLoss, Collected, Figure, MeanOf, RatioOf, SplitMetric
+from esper.tasks.reduction import BatchLoss, Collected, MeanOf, RatioOf, SplitFigure, SplitMetric
 
 NAMES = ("accuracy", "loss", "mae")
 
@@ -38,7 +38,7 @@ of torchmetrics, or a function ``(output, targets) -> [N]``."""
 
 
 @dataclass(frozen=True, slots=True)
-class Trial:
+class FirstBatch:
     """The first validation batch and what the untouched model says of it."""
 
     output: Any
@@ -53,22 +53,22 @@ class Judged:
     """A metric and how its figure over a split comes about."""
 
     metric: Metric
-    figure: Figure
+    figure: SplitFigure
 
 
-def judged_by(choice: Any, trial: Trial) -> Judged:
+def judged_by(choice: Any, first: FirstBatch) -> Judged:
     """Make sure that ``choice`` can be measured. Raises ``UsageError`` saying what is legal where it cannot.
 
     The chance level is what the best constant answer scores on the validation split, by the metric itself; ``None``
     where the shapes do not tell what a constant answer would be.
     """
     if isinstance(choice, str):
-        return _named(choice, trial)
+        return _named(choice, first)
     if isinstance(choice, Accuracy):
-        return _accuracy(choice, trial)
+        return _accuracy(choice, first)
     if isinstance(choice, Scored):
-        judged = Judged(choice.metric, _figure(choice.score, choice.metric.name, trial))
-        return judged if choice.metric.chance is not None else _with_chance(judged, trial)
+        judged = Judged(choice.metric, _figure(choice.score, choice.metric.name, first))
+        return judged if choice.metric.chance is not None else _with_chance(judged, first)
     if inspect.isclass(choice):
         raise UsageError(f"metric is the class {choice.__name__}; give an object of it")
     if not isinstance(choice, SplitMetric) and not callable(choice):
@@ -77,46 +77,46 @@ def judged_by(choice: Any, trial: Trial) -> Judged:
             "object with update, compute and reset, or a function (output, targets) -> one number per example"
         )
     metric = _described(choice)
-    return _with_chance(Judged(metric, _figure(choice, metric.name, trial)), trial)
+    return _with_chance(Judged(metric, _figure(choice, metric.name, first)), first)
 
 
-def _named(name: str, trial: Trial) -> Judged:
+def _named(name: str, first: FirstBatch) -> Judged:
     if name == "accuracy":
-        return _accuracy(Accuracy(), trial)
+        return _accuracy(Accuracy(), first)
     if name == "loss":
         # an overfitted model's loss passes chance though the model has not
-        return Judged(Metric("loss", "", higher_is_better=False), trial.loss_figure)
+        return Judged(Metric("loss", "", higher_is_better=False), first.loss_figure)
     if name == "mae":
-        _aligned(scored_part(trial.output, "mae"), trial.targets)
+        _aligned(scored_part(first.output, "mae"), first.targets)
         judged = Judged(Metric("mean absolute error", "", higher_is_better=False), MeanOf(_absolute_error))
-        return _with_chance(judged, trial)
+        return _with_chance(judged, first)
     raise unknown("metric", name, NAMES)
 
 
-def _accuracy(choice: Accuracy, trial: Trial) -> Judged:
-    found = answers(choice, trial.loss, trial.output, trial.targets, trial.validation.targets)
+def _accuracy(choice: Accuracy, first: FirstBatch) -> Judged:
+    found = answers(choice, first.loss, first.output, first.targets, first.validation.targets)
     judged = Judged(Metric("accuracy", "%", low=0.0, high=100.0), RatioOf(found.counted))
-    return replace(judged, metric=replace(judged.metric, chance=_best_constant(judged, found.constants, trial)))
+    return replace(judged, metric=replace(judged.metric, chance=_best_constant(judged, found.constants, first)))
 
 
-def _figure(score: Any, name: str, trial: Trial) -> Figure:
+def _figure(score: Any, name: str, first: FirstBatch) -> SplitFigure:
     """The figure of a user's score, tried on the first batch."""
     if isinstance(score, SplitMetric):
         figure = Collected(score, lambda output: scored_part(output, name))
         try:
             tally = figure.tally(1, 1)
-            tally.add([trial.output], trial.targets)
+            tally.add([first.output], first.targets)
             tally.summary()
         except UsageError:
             raise
         except Exception as error:  # a user's object may raise anything
-            raise _unfit(name, trial, error) from error
+            raise _unfit(name, first, error) from error
         return figure
     try:
-        value = score(trial.output, trial.targets)
+        value = score(first.output, first.targets)
     except Exception as error:  # a user's function may raise anything
-        raise _unfit(name, trial, error) from error
-    n = len(trial.targets)
+        raise _unfit(name, first, error) from error
+    n = len(first.targets)
     if not isinstance(value, Tensor) or tuple(value.shape) != (n,):
         found = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
         raise UsageError(
@@ -126,10 +126,10 @@ def _figure(score: Any, name: str, trial: Trial) -> Figure:
     return MeanOf(score)
 
 
-def _unfit(name: str, trial: Trial, error: Exception) -> UsageError:
-    found = ", ".join(shape_of(tensor) for _, tensor in tensors(trial.output)) or type(trial.output).__name__
+def _unfit(name: str, first: FirstBatch, error: Exception) -> UsageError:
+    found = ", ".join(shape_of(tensor) for _, tensor in tensors(first.output)) or type(first.output).__name__
     return UsageError(
-        f"metric {name!r} fails on the first validation batch, output {found}, targets {shape_of(trial.targets)}: "
+        f"metric {name!r} fails on the first validation batch, output {found}, targets {shape_of(first.targets)}: "
         f"{type(error).__name__}: {error}"
     )
 
@@ -164,25 +164,25 @@ def _aligned(answer: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     return answer, targets.reshape(answer.shape)
 
 
-def _with_chance(judged: Judged, trial: Trial) -> Judged:
+def _with_chance(judged: Judged, first: FirstBatch) -> Judged:
     """With the chance level of a metric that is no accuracy, where the loss and the shapes say what is constant."""
     try:
-        found = answers(Accuracy(), trial.loss, trial.output, trial.targets, trial.validation.targets, counting=False)
+        found = answers(Accuracy(), first.loss, first.output, first.targets, first.validation.targets, counting=False)
     except UsageError:
         return judged
-    return replace(judged, metric=replace(judged.metric, chance=_best_constant(judged, found.constants, trial)))
+    return replace(judged, metric=replace(judged.metric, chance=_best_constant(judged, found.constants, first)))
 
 
-def _best_constant(judged: Judged, constants: Callable[[], Sequence[Tensor]], trial: Trial) -> float | None:
+def _best_constant(judged: Judged, constants: Callable[[], Sequence[Tensor]], first: FirstBatch) -> float | None:
     """The best score of a constant answer over the validation split."""
-    if not isinstance(trial.output, Tensor):
+    if not isinstance(first.output, Tensor):
         return None
     values = []
     for constant in constants():
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                values.append(_scored(judged.figure, constant, trial.validation))
+                values.append(_scored(judged.figure, constant, first.validation))
         except Exception:
             continue
     known = [value for value in values if math.isfinite(value)]
@@ -191,7 +191,7 @@ def _best_constant(judged: Judged, constants: Callable[[], Sequence[Tensor]], tr
     return max(known) if judged.metric.higher_is_better else min(known)
 
 
-def _scored(figure: Figure, constant: Tensor, split: Split) -> float:
+def _scored(figure: SplitFigure, constant: Tensor, split: Split) -> float:
     chunks = split.chunks(1024)
     tally = figure.tally(1, len(chunks))
     with torch.no_grad():

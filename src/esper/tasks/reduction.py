@@ -49,7 +49,7 @@ class Tally(Protocol):
         """The figure over all that was added."""
 
 
-class Figure(Protocol):
+class SplitFigure(Protocol):
     """A number over a split."""
 
     def tally(self, configs: int, batches: int) -> Tally:
@@ -64,7 +64,7 @@ class MeanOf:
     """``(output, targets) -> [N]``"""
 
     def tally(self, configs: int, batches: int) -> Tally:
-        """See :class:`Figure`."""
+        """See :class:`SplitFigure`."""
         return _Means(self.each, configs)
 
 
@@ -93,7 +93,7 @@ class RatioOf:
     counted: Counted
 
     def tally(self, configs: int, batches: int) -> Tally:
-        """See :class:`Figure`."""
+        """See :class:`SplitFigure`."""
         return _Ratios(self.counted, configs)
 
 
@@ -136,7 +136,7 @@ class BatchLoss:
     """Whether it can be taken of a part of a batch."""
 
     def tally(self, configs: int, batches: int) -> Tally:
-        """See :class:`Figure`."""
+        """See :class:`SplitFigure`."""
         return _BatchLosses(self, configs, batches)
 
 
@@ -259,7 +259,7 @@ class Collected:
     """``output -> what the metric is given``"""
 
     def tally(self, configs: int, batches: int) -> Tally:
-        """See :class:`Figure`."""
+        """See :class:`SplitFigure`."""
         return _Collections(self, configs, batches)
 
 

@@ -15,7 +15,7 @@ from esper.kasmina.slot import SlotConfig
 from esper.leyline import EnvSpec, GateThresholds, Metric, UsageError, unknown
 from esper.tasks.base import BatchSource, Split, TaskSpec
 from esper.tasks.pipeline import training_batches
-from esper.tasks.reduction import Figure
+from esper.tasks.reduction import SplitFigure
 from esper.tolaria.rng import Streams, derive, seeded
 from esper.tolaria.schedules import ScheduleConfig
 
@@ -113,11 +113,11 @@ class GrowthTask(Protocol):
         """What may grow."""
 
     @property
-    def loss_figure(self) -> Figure:
+    def loss_figure(self) -> SplitFigure:
         """The loss over a split."""
 
     @property
-    def metric_figure(self) -> Figure:
+    def metric_figure(self) -> SplitFigure:
         """The metric over a split."""
 
 

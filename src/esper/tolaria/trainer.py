@@ -23,6 +23,7 @@ from esper.kasmina.replay import Tape, evaluate_configs
 from esper.kasmina.state import Incubation
 from esper.kasmina.trial import ForwardCall, held, mode, train
 from esper.leyline import AlphaConfig, EnvSpec, SeedStage, Sink, TrainResult, UsageError
+from esper.tasks.losses import one_number
 from esper.tolaria import ledger, rates, schedules, surgery
 from esper.tolaria.ledger import Ledger, Macs
 from esper.tolaria.order import Untouched
@@ -292,14 +293,14 @@ class Trainer:
         self.autocast = Autocast.now(self.device)
         with self.autocast.entered(), self.model.teaching(), ExitStack() as stack:
             tape = stack.enter_context(self.model.record(epoch.probing)) if epoch.probing else None
-            loss = own(self._run(inputs), targets)
+            loss = one_number(own(self._run(inputs), targets))
         epoch.total.add_(loss.detach(), alpha=len(targets))
         epoch.examples += len(targets)
         if not torch.is_grad_enabled():
             return loss
         if not loss.requires_grad:
             loss = loss.detach().requires_grad_()  # nothing in it learns: backward is for seeds behind the host alone
-        lesson = _Lesson(lambda output: own(output, targets), tuple(epoch.probing), tape)
+        lesson = _Lesson(lambda output: one_number(own(output, targets)), tuple(epoch.probing), tape)
         loss.register_hook(partial(self._reached, lesson))  # type: ignore[no-untyped-call]
         return loss
 

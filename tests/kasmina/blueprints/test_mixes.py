@@ -66,6 +66,6 @@ def test_what_speaks_against_a_blueprint() -> None:
     assert "depends on later positions" in (against("attention_full", Layout.NTC, causal) or "")
     assert "padded" in (against("attention", Layout.NTC, nothing) or "")
     assert against("mlp", Layout.NTC, nothing) is None
-    assert "apart" in (against("conv3", Layout.NCHW, SiteMixing(Positions.NONE)) or "")
+    assert "not seen to mix" in (against("conv3", Layout.NCHW, SiteMixing(Positions.NONE)) or "")
     assert "channels" in (against("mlp", Layout.NC, SiteMixing(None, channels=False)) or "")
     assert all(against(name, layout, None) is None for layout in Layout for name in names(layout))

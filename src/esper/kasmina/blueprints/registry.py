@@ -109,7 +109,7 @@ def against(name: str, layout: Layout, may_mix: SiteMixing | None) -> str | None
     elif may_mix.positions is Positions.CAUSAL:
         reason = "no output of the host depends on later positions"
     else:
-        reason = "the host keeps positions apart"
+        reason = "the host is not seen to mix positions"
     return f"it mixes positions ({mixes}; legal here: {may_mix.positions}), and {reason}"
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from esper.tamiyo.policies.registry import ENTRY_POINTS, make_policy, make_seeded, policy_names
+from esper.tamiyo.policies.registry import ENTRY_POINTS, chosen_policy, make_policy, make_seeded, policy_names
 
 if TYPE_CHECKING:
     from esper.tamiyo.policies.base import EnvPolicy
@@ -28,6 +28,7 @@ __all__ = [
     "EnvPolicy",
     "SchedulePolicy",
     "StaticPolicy",
+    "chosen_policy",
     "make_policy",
     "make_seeded",
     "policy_names",

@@ -20,6 +20,8 @@ LEARNED: Final = ".safetensors"
 
 Maker = Callable[..., Policy]
 
+_NEEDED: Final = "it needs name, reset(specs), decide(views)"
+
 BUILT_IN: Final = MappingProxyType(
     {
         "static": "esper.tamiyo.policies.static:StaticPolicy",
@@ -61,7 +63,17 @@ def make_policy(name: str, **options: Any) -> Policy:
                 raise unknown(f"option of policy {name}", option, taken)
     policy = maker(**options)
     if not isinstance(policy, Policy):
-        raise UsageError(f"policy {name!r} made a {type(policy).__name__}; it needs name, reset(specs), decide(views)")
+        raise UsageError(f"policy {name!r} made a {type(policy).__name__}; {_NEEDED}")
+    return policy
+
+
+def chosen_policy(policy: str | Policy) -> Policy:
+    """The policy of that name (:func:`make_policy`), or the one given. Raises ``UsageError`` for what is neither."""
+    if isinstance(policy, str):
+        return make_policy(policy)
+    if isinstance(policy, type) or not isinstance(policy, Policy):
+        what = f"the class {policy.__name__}" if isinstance(policy, type) else f"a {type(policy).__name__}"
+        raise UsageError(f"policy is {what}; legal: a name, or an object of your own; {_NEEDED}")
     return policy
 
 
