@@ -308,7 +308,7 @@ def _reaching(tap: Tap, whole: Callable[[], Any], plain: Any) -> float:
     raise UsageError(f"what stands behind site {tap.place.path!r} does not reach the model's output")
 
 
-_NOISES: Final = (0.1, 10.0)
+_NOISES: Final = (0.1, 10.0, 1000.0)
 
 
 @dataclass(frozen=True)
