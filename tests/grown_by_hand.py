@@ -131,8 +131,8 @@ class ByHand:
                         torch.autograd.backward(self.minimised(losses[-1]))
                     taught = pairs if self.case.taught_at_once and pair is pairs[-1] else [pair]
                     if stage is SeedStage.TRAINING and (taught is pairs or not self.case.taught_at_once):
-                        for each in product(taught, self.criteria):
-                            self.teach(*each[0], each[1])
+                        for each, criterion in product(taught, self.criteria):
+                            self.teach(*each, criterion)
                 if self.seed is not None:
                     self.seed_rate()
                 for optimizer in optimizers:

@@ -138,7 +138,8 @@ def cases(draw: st.DrawFn, host: str) -> Case:
         ignored=draw(st.booleans()),
         weighted=draw(st.booleans()),
         smoothing=draw(st.sampled_from([0.0, 0.1])),
-        second=draw(st.booleans()),
+        # a sum of more than two gradients depends on their order, in bfloat16 too much to compare
+        second=draw(st.booleans()) and (dtype is not torch.bfloat16 or micro == 1),
         micro=micro,
         scale=draw(st.sampled_from([None, 1024.0])) if frozen != "all" else None,
         clip=draw(st.sampled_from([None, 0.05])),
