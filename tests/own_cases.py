@@ -221,7 +221,8 @@ class Case:
         if self.schedule == "warm-up":
             return lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, step / 3))
         if self.schedule == "one cycle":
-            return lr_scheduler.OneCycleLR(optimizer, 0.02, total_steps=steps + 1)
+            rates = [group["lr"] for group in optimizer.param_groups]
+            return lr_scheduler.OneCycleLR(optimizer, rates, total_steps=steps + 1)
         return lr_scheduler.StepLR(optimizer, 3, 0.5) if self.schedule == "steps" else None
 
 
