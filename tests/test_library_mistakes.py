@@ -206,3 +206,20 @@ def test_a_vector_loss_is_refused_before_the_first_batch(tmp_path: Path) -> None
     with pytest.raises(UsageError, match=r"a tensor of shape \(\d+,\); one number for the batch"):
         grow(narrow(), train=TRAIN, val=VALIDATION, loss=nn.CrossEntropyLoss(reduction="none"))
     assert not list(tmp_path.iterdir())
+
+
+def test_an_optimizer_for_seeds_alone_is_for_a_model_that_does_not_learn(tmp_path: Path) -> None:
+    frozen, empty = narrow().requires_grad_(False), [{"params": []}]
+    optimizer = torch.optim.SGD(empty, lr=0.1)
+    choices = OwnChoices(LOSS, at=["1"], budget=Budget(epochs=1))
+    with Grower(
+        frozen, optimizer, val=VALIDATION, choices=choices, policy="static", run_dir=tmp_path / "run"
+    ) as grower:
+        torch.autograd.backward(grower.loss(INPUTS, TARGETS))
+        grower.after_backward()
+        optimizer.step()
+        grower.after_epoch()
+    for model in (narrow(), narrow().requires_grad_(False)):
+        others = empty if model[0].weight.requires_grad else narrow().parameters()
+        with pytest.raises(UsageError, match="holds no parameter of the model"):
+            Grower(model, torch.optim.SGD(others, lr=0.1), val=VALIDATION, choices=choices)

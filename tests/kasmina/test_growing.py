@@ -151,6 +151,17 @@ def test_a_site_inside_a_fused_layer_is_refused_the_layer_is_not() -> None:
         assert not torch.equal(model(sample), fused)
 
 
+def test_a_site_whose_noise_is_lost_on_the_few_examples_is_no_idle_one() -> None:
+    host = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
+    with torch.no_grad():
+        host[2].weight.mul_(0.1)
+        host[2].bias.fill_(-0.5)  # no unit answers, also not with a tenth more
+    x = torch.randn(2, 6)
+    assert torch.equal(host(x), host(2 * x))
+    model = GrowingModel.wrap(host, ["1"], x)
+    assert model.sharing == {"1": True}
+
+
 def test_a_zero_initialised_head_hides_nothing() -> None:
     host = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
     nn.init.zeros_(host[2].weight)

@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import takewhile
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -277,20 +277,38 @@ class _Noise:
     seed = True
     training = False
 
+    def __init__(self, size: float) -> None:
+        self.size = size
+
     def __call__(self, h: Tensor, alpha: float | None) -> Tensor:
         generator = torch.Generator().manual_seed(0)
         noise = torch.randn(h.shape, generator=generator).to(device=h.device, dtype=h.dtype)
-        return h + noise * (0.1 * h.abs().mean() + 0.01)
+        return h + noise * (self.size * (h.abs().mean() + 0.1))
 
 
 @contextmanager
-def _noise(tap: Tap) -> Iterator[None]:
+def _noise(tap: Tap, size: float) -> Iterator[None]:
     slot = tap.slot
-    tap.slot = _Noise()  # type: ignore[assignment]
+    tap.slot = _Noise(size)  # type: ignore[assignment]
     try:
         yield
     finally:
         tap.slot = slot
+
+
+def _reaching(tap: Tap, whole: Callable[[], Any], plain: Any) -> float:
+    """Size of noise at the slot, as a share of the feature, that changes the model's output from ``plain``.
+
+    What is small may be lost on a few examples: in a narrow layer all units can be below the threshold of a ReLU.
+    """
+    for size in _NOISES:
+        with _noise(tap, size):
+            if not same(whole(), plain):
+                return size
+    raise UsageError(f"what stands behind site {tap.place.path!r} does not reach the model's output")
+
+
+_NOISES: Final = (0.1, 10.0, 1000.0)
 
 
 @dataclass(frozen=True)
@@ -323,10 +341,8 @@ def prove(model: GrowingModel, sample: Sample) -> Proof:
         sharing: dict[str, bool] = {}
         behind: dict[str, int] = {}
         for slot_id, tap in model.taps.items():
-            with _noise(tap):
+            with _noise(tap, _reaching(tap, whole, plain)):
                 reference = whole()
-                if same(reference, plain):
-                    raise UsageError(f"what stands behind site {tap.place.path!r} does not reach the model's output")
                 shared = tape.shared(slot_id)
                 replayed = [tape.replay(slot_id) for _ in range(2)] if shared else []
             sharing[slot_id] = shared and tape.shared(slot_id) and all(same(each, reference) for each in replayed)

@@ -69,7 +69,9 @@ def check_optimizer(model: nn.Module, optimizer: Any) -> None:
                 f"{kind.__name__} cannot train what grows: {_CANNOT[kind.__name__]}; use SGD, Adam or AdamW"
             )
     own = set(model.parameters())
-    if not any(parameter in own for group in optimizer.param_groups for parameter in group["params"]):
+    held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for_seeds = not held and not any(parameter.requires_grad for parameter in own)
+    if not for_seeds and own.isdisjoint(held):
         raise UsageError("the optimizer holds no parameter of the model; make it over model.parameters()")
 
 
