@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pty
 import signal
 import threading
 
@@ -13,7 +14,10 @@ from esper.run.stopping import PATIENCE, Stopped, StopRequests
 pytestmark = pytest.mark.signals
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, "interrupted"), (signal.SIGTERM, "preempted")])
+@pytest.mark.parametrize(
+    ("number", "status"),
+    [(signal.SIGINT, "interrupted"), (signal.SIGTERM, "preempted"), (signal.SIGHUP, "preempted")],
+)
 def test_a_signal_stops_at_once_where_nobody_waits_for_it(number: int, status: str) -> None:
     with StopRequests(), pytest.raises(Stopped) as stopped:
         os.kill(os.getpid(), number)
@@ -39,6 +43,37 @@ def test_handlers_are_put_back_and_a_shells_choice_to_ignore_ctrl_c_is_kept() ->
     finally:
         signal.signal(signal.SIGINT, before)
     assert signal.getsignal(signal.SIGTERM) is terminate
+
+
+def test_nohup_stays() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopRequests() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert stop.requested is None and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_terminal_that_hung_up_is_told_nothing_more() -> None:
+    """What is written to it would fail."""
+    parent, terminal = pty.openpty()
+    kept = [os.dup(1), os.dup(2)]
+    os.dup2(terminal, 1)
+    os.dup2(terminal, 2)
+    os.close(terminal)
+    try:
+        with StopRequests() as stop, stop.held():
+            os.close(parent)
+            with pytest.raises(OSError, match="Input/output"):
+                os.write(1, b"lost")
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert stop.requested == signal.SIGHUP
+            assert os.write(1, b"nowhere") == os.write(2, b"nowhere") == 7
+    finally:
+        for descriptor, before in zip((1, 2), kept, strict=True):
+            os.dup2(before, descriptor)
+            os.close(before)
 
 
 def test_outside_the_main_thread_there_are_no_signals() -> None:

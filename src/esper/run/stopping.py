@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: at once, or where a run can be resumed from."""
+"""SIGTERM, SIGHUP and Ctrl-C: at once, or where a run can be resumed from."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ class Stopped(EsperError):
 
 
 class StopRequests:
-    """Takes SIGTERM and SIGINT while it is entered.
+    """Takes SIGTERM, SIGINT and SIGHUP while it is entered.
 
     A signal raises :class:`Stopped` wherever the program is, except within :meth:`held`: there the first one is noted
     in ``requested``, for the run to stop where it can be resumed, and only the second raises. Where another handler
-    than Python's own was set for SIGINT (a shell lets background jobs ignore it) that one stays. Outside the main
-    thread there are no signals, and nothing is done.
+    than Python's own was set for SIGINT (a shell lets background jobs ignore it) or SIGHUP (``nohup`` ignores it) that
+    one stays. Outside the main thread there are no signals, and nothing is done.
     """
 
     def __init__(self) -> None:
@@ -44,6 +44,8 @@ class StopRequests:
             self._before[signal.SIGTERM] = signal.signal(signal.SIGTERM, self._take)
             if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
                 self._before[signal.SIGINT] = signal.signal(signal.SIGINT, self._take)
+            if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
+                self._before[signal.SIGHUP] = signal.signal(signal.SIGHUP, self._take)
         return self
 
     def __exit__(
@@ -63,7 +65,20 @@ class StopRequests:
             self._holding = False
 
     def _take(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGHUP:
+            _let_go_of_terminal()
         if not self._holding or self.requested is not None:
             raise Stopped(number)
         self.requested = number
         os.write(2, PATIENCE)
+
+
+def _let_go_of_terminal() -> None:
+    """After a hang-up the terminal is gone, and whatever is told to it would fail: from now on that goes nowhere."""
+    for descriptor in (1, 2):
+        try:
+            os.write(descriptor, b"")
+        except OSError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, descriptor)
+            os.close(nowhere)
