@@ -9,6 +9,7 @@ import threading
 
 import pytest
 
+from esper.run import stopping
 from esper.run.stopping import PATIENCE, Stopped, StopRequests
 
 pytestmark = pytest.mark.signals
@@ -31,6 +32,44 @@ def test_where_it_is_held_the_first_is_noted_and_the_second_stops_at_once(capfd:
         with pytest.raises(Stopped, match="Ctrl-C"):
             os.kill(os.getpid(), signal.SIGINT)
     assert capfd.readouterr().err == PATIENCE.decode()
+
+
+def test_what_comes_right_after_it_is_not_heard_and_what_comes_later_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A finalizer, for one, swallows what is raised in it: the run must not be deaf from then on."""
+    with StopRequests():
+        with pytest.raises(Stopped):
+            os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        monkeypatch.setattr(stopping, "ON_ITS_WAY_SECONDS", 0.0)
+        with pytest.raises(Stopped):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_what_is_shielded_comes_to_its_end_first() -> None:
+    done = []
+    with StopRequests() as stop:
+        with pytest.raises(Stopped), stop.shielded(), stop.shielded():
+            os.kill(os.getpid(), signal.SIGTERM)
+            done.append("all")
+        with pytest.raises(OSError, match="full"), stop.shielded():
+            os.kill(os.getpid(), signal.SIGTERM)
+            raise OSError("full")
+    assert done == ["all"]
+
+
+def test_an_ending_is_not_cut_short() -> None:
+    with StopRequests() as stop:
+        stop.end()
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            os.kill(os.getpid(), number)
+
+
+def test_what_makes_do_without_what_failed_does_not_swallow_it() -> None:
+    with StopRequests(), pytest.raises(Stopped):
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+        except Exception as error:
+            pytest.fail(f"taken for a failure: {error}")
 
 
 def test_handlers_are_put_back_and_a_shells_choice_to_ignore_ctrl_c_is_kept() -> None:

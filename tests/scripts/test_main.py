@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,21 @@ def test_a_run_leaves_journal_report_and_model(tmp_path: Path, capsys: pytest.Ca
 )
 def test_a_signal_ends_a_run_readably(number: int, status: int, told: str, tmp_path: Path) -> None:
     run = tmp_path / "run"
+    said = signalled(run, [number], 0.0, status, told)
+    assert said.splitlines()[-1].startswith("esper: stopped by") and str(run) in said.splitlines()[-1]
+
+
+@pytest.mark.signals
+@pytest.mark.parametrize(
+    "seconds", [pytest.param(0.002, marks=pytest.mark.slow), 0.01, pytest.param(0.3, marks=pytest.mark.slow)]
+)
+def test_an_impatient_person_ends_it_as_readably(seconds: float, tmp_path: Path) -> None:
+    said = signalled(tmp_path / "run", [signal.SIGINT] * 4, seconds, 130, "interrupted")
+    assert "sink" not in said and said.splitlines()[-1].startswith("esper: stopped by Ctrl-C")
+
+
+def signalled(run: Path, numbers: Sequence[int], seconds: float, status: int, told: str) -> str:
+    """What a run says on standard error that gets signals, so many seconds apart, when it has done an epoch."""
     command = [sys.executable, "-m", "esper.scripts.main", *TINY, "--max-epochs", "4000", "--run-dir", str(run)]
     paths = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
@@ -114,11 +130,13 @@ def test_a_signal_ends_a_run_readably(number: int, status: int, told: str, tmp_p
             while "EPOCH_COMPLETED" not in "".join(path.read_text() for path in run.glob("events-*.jsonl")):
                 assert process.poll() is None and time.monotonic() < deadline, "the run never began"
                 time.sleep(0.05)
-            process.send_signal(number)
+            for number in numbers:
+                process.send_signal(number)
+                time.sleep(seconds)
             _, said = process.communicate(timeout=120)
         finally:
             process.kill()
-    assert process.returncode == status and "Traceback" not in said
-    assert said.splitlines()[-1].startswith("esper: stopped by") and str(run) in said.splitlines()[-1]
+    assert process.returncode == status and "Traceback" not in said, said
     last = list(read_journal(run))[-1]
     assert (last.event_type.name, last.data["status"]) == ("TRAINING_ENDED", told)
+    return said

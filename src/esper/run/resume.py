@@ -258,7 +258,9 @@ class Checkpointer:
         if asked is not None:
             self.save(step, "signal")
             message = str(Stopped(asked))
-            raise Stopped(asked, f"{message}; esper train {self.about.kind} --resume {self.session.path} goes on")
+            raise self.session.stop.stopped(
+                asked, f"{message}; esper train {self.about.kind} --resume {self.session.path} goes on"
+            )
         if self.every and step % self.every == 0:
             self.save(step, "scheduled")
 

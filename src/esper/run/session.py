@@ -119,6 +119,26 @@ class Session:
         self.hub.emit(TelemetryEvent(event_type=event_type, producer=RUN, data=data))
 
 
+class _ShieldedHub(NissaHub):
+    """A hub that no signal leaves half-way: with an event that has its number and is in no journal."""
+
+    def __init__(self, stop: StopRequests, *, level: str, lifecycle_only: bool) -> None:
+        super().__init__(level=level, lifecycle_only=lifecycle_only)
+        self._stop = stop
+
+    def emit(self, event: TelemetryEvent) -> None:
+        with self._stop.shielded():
+            super().emit(event)
+
+    def flush(self, barrier: bool = False) -> None:
+        with self._stop.shielded():
+            super().flush(barrier)
+
+    def close(self) -> None:
+        with self._stop.shielded():
+            super().close()
+
+
 @contextmanager
 def open_session(config: SessionConfig) -> Iterator[Session]:
     """Create the run directory and its journal, or go on with them; on the way out say how the run ended and close all.
@@ -127,12 +147,13 @@ def open_session(config: SessionConfig) -> Iterator[Session]:
     (see :class:`StopRequests`); both are written down.
     """
     directory, journal = _resumed(config.resume) if config.resume is not None else _created(config)
-    hub = NissaHub(level=config.level, lifecycle_only=config.lifecycle_only)
+    stop = StopRequests()
+    hub = _ShieldedHub(stop, level=config.level, lifecycle_only=config.lifecycle_only)
     if config.resume is not None:
         hub.resume(config.resume.hub)
     hub.add_sink(journal, name="journal")
     status, reason = "completed", None
-    with StopRequests() as stop:
+    with stop:
         session = Session(directory, hub, stop, config.resume)
         try:
             yield session
@@ -146,11 +167,13 @@ def open_session(config: SessionConfig) -> Iterator[Session]:
             status, reason = "failed", f"{type(error).__name__}: {error}"
             raise
         finally:
-            why = {} if reason is None else {"reason": reason}
-            session.say(
-                T.TRAINING_ENDED, status=status, **why, seconds=session.seconds, cpu_seconds=session.cpu_seconds
-            )
-            hub.close()
+            if status != "completed":
+                stop.end()
+            with stop.shielded():
+                why = {} if reason is None else {"reason": reason}
+                took = {"seconds": session.seconds, "cpu_seconds": session.cpu_seconds}
+                session.say(T.TRAINING_ENDED, status=status, **why, **took)
+                hub.close()
 
 
 def _created(config: SessionConfig) -> tuple[RunDirectory, JournalWriter]:
