@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from esper.nissa import journal
 from esper.nissa.reader import read_journal
 from esper.scripts.main import COMMANDS, main
 
@@ -96,6 +98,24 @@ def test_a_run_leaves_journal_report_and_model(tmp_path: Path, capsys: pytest.Ca
     assert "in use already" in capsys.readouterr().err
     assert main(["report", str(run)]) == 0 and "static" in capsys.readouterr().out
     assert main(["runs", str(tmp_path)]) == 0 and "completed" in capsys.readouterr().out
+
+
+def test_a_failure_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The disk is full; what the journal misses from then on is that failure once more."""
+
+    def fill(descriptor: int, data: bytes) -> None:
+        if b"EPOCH_COMPLETED" in data:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write_all(descriptor, data)
+
+    write_all = journal.write_all
+    monkeypatch.setattr(journal, "write_all", fill)
+    assert main([*TINY, "--max-epochs", "40", "--run-dir", str(tmp_path / "run")]) == 1
+    said = capsys.readouterr()
+    (line,) = [*said.out.splitlines(), *said.err.splitlines()]
+    assert line.startswith("esper: ") and "the journal cannot be written: No space left" in line
 
 
 @pytest.mark.signals

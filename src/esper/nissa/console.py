@@ -301,6 +301,8 @@ def _exported(event: TelemetryEvent, score: Score) -> Iterator[Piece]:
 
 def _dropped(event: TelemetryEvent, score: Score) -> Iterator[Piece]:
     data = event.data
+    if data.get("reason") == "sink_failed" and not event.message:
+        return  # the closing count of a sink whose failure was told when it came
     style = _SEVERITY_STYLE[event.severity]
     yield "telemetry dropped", style
     yield f"  {_known(data.get('count'))} × {_known(data.get('event_type'))} to {_known(data.get('sink'))}", ""
