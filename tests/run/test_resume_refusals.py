@@ -22,6 +22,7 @@ from esper.run.config import RunConfig
 from esper.run.resume import ResumeRequest, find
 from esper.scripts.main import main
 from esper.tasks.base import TaskSpec
+from esper.tolaria import checkpoint
 
 TRAIN = ["train", "heuristic", "--task", "toy:toy_task", "--episodes", "2", "--max-epochs", "4", "--quiet"]
 TRAIN += ["--compare", "static", "--checkpoint-every", "2", "--no-export"]
@@ -104,8 +105,8 @@ def remove(path: Path) -> None:
 def test_a_damaged_checkpoint_is_named(
     damage: Callable[[Path], None], file: str, says: str, cut_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for checkpoint in checkpoints(cut_run):
-        damage(checkpoint / file)
+    for saved in checkpoints(cut_run):
+        damage(saved / file)
     assert says in refused(cut_run, capsys)
 
 
@@ -177,6 +178,15 @@ def test_what_keeps_a_resume_from_being_exact_is_said(cut_run: Path) -> None:
         assert past.differences == ["threads: saved with 1, here 2"] and past.differences[0] in past.lines()
     finally:
         torch.set_num_threads(before)
+
+
+def test_even_a_quiet_resume_on_another_processor_says_that_it_is_not_exact(
+    cut_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = {**checkpoint.environment(), "cpu_capability": "ANOTHER"}
+    monkeypatch.setattr(checkpoint, "environment", lambda: here)
+    ended = run(["train", "heuristic", "--resume", str(cut_run)], tmp_path / "log")
+    assert ended.status == 0 and "not exact: cpu_capability: saved with" in ended.said, ended.said
 
 
 def test_what_is_over_or_was_never_saved(cut_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

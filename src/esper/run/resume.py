@@ -116,7 +116,7 @@ class ResumableRun(Generic[C]):
         payload = self.loaded.to_payload(self.loaded.extra["hub"]["last_seq"])
         payload |= {"exact": not self.differences} | {name: value for name, value in optional.items() if value}
         payload |= {"differences": self.differences} if self.differences else {}
-        session.note(T.CHECKPOINT_LOADED, **payload)
+        session.note(T.CHECKPOINT_LOADED, severity="warning" if self.differences else "info", **payload)
         self.directory.note_resume(self.loaded.extra["hub"]["last_seq"], self.overrides)
 
     def lines(self) -> list[str]:
@@ -125,7 +125,11 @@ class ResumableRun(Generic[C]):
         told = [f"changed: {change}" for change in self.overrides]
         told += [f"passed over: {damage}" for damage in self.loaded.passed_over]
         if self.differences:
-            return [f"{where}; not bit for bit, since here something differs", *self.differences, *told]
+            return [
+                f"{where}; not exact (not bit for bit), since here something differs",
+                *self.differences,
+                *told,
+            ]
         return [f"{where}; from here on it equals the uninterrupted run bit for bit", *told]
 
 

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import torch
 
-from esper.leyline import Metric, TelemetryEvent
+from esper.leyline import Metric, Severity, TelemetryEvent
 from esper.leyline import TelemetryEventType as T
 from esper.nissa.hub import NissaHub
 from esper.nissa.journal import JournalWriter, Supersede
@@ -114,9 +114,9 @@ class Session:
         """Send an event of the run itself."""
         self.hub.emit(TelemetryEvent(event_type=event_type, data=data))
 
-    def note(self, event_type: T, **data: Any) -> None:
+    def note(self, event_type: T, severity: Severity = "info", **data: Any) -> None:
         """Send an event about checkpoints and resumes, which an uninterrupted run would not have."""
-        self.hub.emit(TelemetryEvent(event_type=event_type, producer=RUN, data=data))
+        self.hub.emit(TelemetryEvent(event_type=event_type, producer=RUN, severity=severity, data=data))
 
 
 class _ShieldedHub(NissaHub):
