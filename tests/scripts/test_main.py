@@ -12,7 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from cutting import in_child
 
+from esper.leyline import TelemetryEventType
 from esper.nissa import journal
 from esper.nissa.reader import read_journal
 from esper.scripts.main import COMMANDS, main
@@ -98,6 +100,24 @@ def test_a_run_leaves_journal_report_and_model(tmp_path: Path, capsys: pytest.Ca
     assert "in use already" in capsys.readouterr().err
     assert main(["report", str(run)]) == 0 and "static" in capsys.readouterr().out
     assert main(["runs", str(tmp_path)]) == 0 and "completed" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "command", [TINY[:-1], "train ppo --task tiny:tiny --rounds 1 --envs 2 --episode-length 3".split()]
+)
+def test_a_run_goes_on_without_a_reader_of_what_it_prints(command: list[str], tmp_path: Path) -> None:
+    def work() -> int:
+        reader, writer = os.pipe()
+        os.close(reader)
+        os.dup2(writer, 1)
+        return main([*command, "--run-dir", str(tmp_path / "run")])
+
+    ended = in_child(work, tmp_path / "log")
+    assert ended.status == 0 and "Traceback" not in ended.said, ended.said
+    (last,) = [
+        event for event in read_journal(tmp_path / "run") if event.event_type is TelemetryEventType.TRAINING_ENDED
+    ]
+    assert last.data["status"] == "completed"
 
 
 def test_a_failure_is_one_line(
