@@ -15,11 +15,13 @@ from cutting import Cut, run
 
 import toy
 from esper.leyline import TelemetryEventType as T
+from esper.leyline import UsageError
 from esper.nissa.journal import JournalWriter, Supersede
 from esper.nissa.reader import read_journal
 from esper.nissa.rundir import RunDirectory
 from esper.run.config import RunConfig
 from esper.run.resume import ResumeRequest, find
+from esper.run.session import SessionConfig, open_session
 from esper.scripts.main import main
 from esper.tasks.base import TaskSpec
 from esper.tolaria import checkpoint
@@ -212,3 +214,14 @@ def test_a_run_that_is_still_going(cut_run: Path, capsys: pytest.CaptureFixture[
     run_id = RunDirectory.open(cut_run).run_id
     with JournalWriter(cut_run, run_id, supersede=Supersede("train", 10_000)):
         assert "another process is writing" in refused(cut_run, capsys)
+
+
+def test_a_run_that_another_resume_completed_meanwhile(cut_run: Path, tmp_path: Path) -> None:
+    """The lock is free again, and the checkpoint that was found before is not the end any more."""
+    past = find(ResumeRequest(cut_run), "heuristic", RunConfig, {})
+    assert run(["train", "heuristic", "--resume", str(cut_run)], tmp_path / "log").status == 0
+    before = fingerprint(cut_run)
+    with pytest.raises(UsageError, match="another process went on with this run"):
+        with open_session(SessionConfig("heuristic", resume=past.point)):
+            pass
+    assert fingerprint(cut_run) == before

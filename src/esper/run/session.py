@@ -48,6 +48,8 @@ class ResumePoint:
     seconds: float
     cpu_seconds: float
     """What the run had taken up to there."""
+    end: tuple[int, int] | None = None
+    """See :class:`Supersede`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,5 +188,5 @@ def _created(config: SessionConfig) -> tuple[RunDirectory, JournalWriter]:
 
 def _resumed(point: ResumePoint) -> tuple[RunDirectory, JournalWriter]:
     directory = point.directory
-    supersede = Supersede("train", point.hub["last_seq"])
+    supersede = Supersede("train", point.hub["last_seq"], point.end)
     return directory, JournalWriter(directory.path, run_id=directory.run_id, supersede=supersede)
