@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -22,15 +23,18 @@ THREADS = int(os.environ["OMP_NUM_THREADS"].partition(",")[0])
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
-    """Tests marked ``signals``, what they start, and their fixtures are interrupted by SIGINT wherever pytest was
-    started: a shell lets a job in the background ignore it, and that is inherited."""
+    """Tests marked ``signals``, what they start, and their fixtures are interrupted by SIGINT and SIGHUP wherever
+    pytest was started: a shell lets a job in the background ignore the one, ``nohup`` the other, and that is inherited.
+    """
     if item.get_closest_marker("signals") is None:
         return (yield)
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    defaults: dict[int, Any] = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in defaults.items()}
     try:
         return (yield)
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

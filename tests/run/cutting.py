@@ -130,8 +130,8 @@ class Whole:
         """The same run, cut at each of ``cuts`` and resumed each time."""
         path, log = folder / "run", folder / "log"
         ended = run([*self.command, "--run-dir", str(path)], log, cuts[0])
-        stopped = {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}[signal.Signals(cuts[0].signal)]
-        assert ended.status == stopped, (str(cuts[0]), ended)
+        number = signal.Signals(cuts[0].signal)
+        assert ended.status == (-9 if number == signal.SIGKILL else 128 + number), (str(cuts[0]), ended)
         for cut in (*cuts[1:], None):
             ended = run([*self.command[:2], "--resume", str(path)], log, cut)
             assert ended.status == (0 if cut is None else -9), (str(cut), ended)

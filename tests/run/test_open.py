@@ -58,6 +58,19 @@ def test_a_job_is_announced_and_kept(tmp_path: Path) -> None:
     assert events[1].data["envs"] == 2 and events[2].data["step"] == 2
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+def test_more_threads_than_one_are_said_on_the_screen(threads: int, tmp_path: Path) -> None:
+    told: list[str] = []
+    before = torch.get_num_threads()
+    try:
+        found = ready(tmp_path / "run", threads=threads)
+        with open_run(found.opening(found.announcement("none", 1, 1), ConsoleSink(quiet=True), told.extend)):
+            pass
+    finally:
+        torch.set_num_threads(before)
+    assert told == ([] if threads == 1 else ["2 threads: their sums differ in the last bits from those of 1"])
+
+
 def test_a_run_without_a_job_keeps_nothing(tmp_path: Path) -> None:
     found = ready(tmp_path / "run")
     with open_run(RunOpening(found.session(), found.announcement("none", 1, 1), found.sink)) as session:

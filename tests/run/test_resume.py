@@ -69,8 +69,9 @@ def test_killed_anywhere_and_killed_again_after_the_resume(whole: Whole, tmp_pat
 
 
 @pytest.mark.signals
-def test_asked_to_stop_it_leaves_a_checkpoint_of_the_next_boundary(whole: Whole, tmp_path: Path) -> None:
-    path = whole.cut_and_resume([Cut(whole.anywhere(2) // 3, signal.SIGTERM)], tmp_path)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_asked_to_stop_it_leaves_a_checkpoint_of_the_next_boundary(number: int, whole: Whole, tmp_path: Path) -> None:
+    path = whole.cut_and_resume([Cut(whole.anywhere(2) // 3, number)], tmp_path)
     assert_same(path, whole.path)
     superseded = list(read_journal(path).superseded())
     (ended,) = [event for event in superseded if event.event_type is T.TRAINING_ENDED]

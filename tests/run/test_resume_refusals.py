@@ -15,13 +15,16 @@ from cutting import Cut, run
 
 import toy
 from esper.leyline import TelemetryEventType as T
+from esper.leyline import UsageError
 from esper.nissa.journal import JournalWriter, Supersede
 from esper.nissa.reader import read_journal
 from esper.nissa.rundir import RunDirectory
 from esper.run.config import RunConfig
 from esper.run.resume import ResumeRequest, find
+from esper.run.session import SessionConfig, open_session
 from esper.scripts.main import main
 from esper.tasks.base import TaskSpec
+from esper.tolaria import checkpoint
 
 TRAIN = ["train", "heuristic", "--task", "toy:toy_task", "--episodes", "2", "--max-epochs", "4", "--quiet"]
 TRAIN += ["--compare", "static", "--checkpoint-every", "2", "--no-export"]
@@ -104,8 +107,8 @@ def remove(path: Path) -> None:
 def test_a_damaged_checkpoint_is_named(
     damage: Callable[[Path], None], file: str, says: str, cut_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for checkpoint in checkpoints(cut_run):
-        damage(checkpoint / file)
+    for saved in checkpoints(cut_run):
+        damage(saved / file)
     assert says in refused(cut_run, capsys)
 
 
@@ -179,6 +182,15 @@ def test_what_keeps_a_resume_from_being_exact_is_said(cut_run: Path) -> None:
         torch.set_num_threads(before)
 
 
+def test_even_a_quiet_resume_on_another_processor_says_that_it_is_not_exact(
+    cut_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = {**checkpoint.environment(), "cpu_capability": "ANOTHER"}
+    monkeypatch.setattr(checkpoint, "environment", lambda: here)
+    ended = run(["train", "heuristic", "--resume", str(cut_run)], tmp_path / "log")
+    assert ended.status == 0 and "not exact: cpu_capability: saved with" in ended.said, ended.said
+
+
 def test_what_is_over_or_was_never_saved(cut_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["train", "heuristic", "--resume", str(cut_run)], tmp_path / "log").status == 0
     assert "there is nothing to resume" in refused(cut_run, capsys)
@@ -202,3 +214,14 @@ def test_a_run_that_is_still_going(cut_run: Path, capsys: pytest.CaptureFixture[
     run_id = RunDirectory.open(cut_run).run_id
     with JournalWriter(cut_run, run_id, supersede=Supersede("train", 10_000)):
         assert "another process is writing" in refused(cut_run, capsys)
+
+
+def test_a_run_that_another_resume_completed_meanwhile(cut_run: Path, tmp_path: Path) -> None:
+    """The lock is free again, and the checkpoint that was found before is not the end any more."""
+    past = find(ResumeRequest(cut_run), "heuristic", RunConfig, {})
+    assert run(["train", "heuristic", "--resume", str(cut_run)], tmp_path / "log").status == 0
+    before = fingerprint(cut_run)
+    with pytest.raises(UsageError, match="another process went on with this run"):
+        with open_session(SessionConfig("heuristic", resume=past.point)):
+            pass
+    assert fingerprint(cut_run) == before

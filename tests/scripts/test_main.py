@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from cutting import in_child
 
+from esper.leyline import TelemetryEventType
+from esper.nissa import journal
 from esper.nissa.reader import read_journal
 from esper.scripts.main import COMMANDS, main
 
@@ -97,6 +102,42 @@ def test_a_run_leaves_journal_report_and_model(tmp_path: Path, capsys: pytest.Ca
     assert main(["runs", str(tmp_path)]) == 0 and "completed" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    "command", [TINY[:-1], "train ppo --task tiny:tiny --rounds 1 --envs 2 --episode-length 3".split()]
+)
+def test_a_run_goes_on_without_a_reader_of_what_it_prints(command: list[str], tmp_path: Path) -> None:
+    def work() -> int:
+        reader, writer = os.pipe()
+        os.close(reader)
+        os.dup2(writer, 1)
+        return main([*command, "--run-dir", str(tmp_path / "run")])
+
+    ended = in_child(work, tmp_path / "log")
+    assert ended.status == 0 and "Traceback" not in ended.said, ended.said
+    (last,) = [
+        event for event in read_journal(tmp_path / "run") if event.event_type is TelemetryEventType.TRAINING_ENDED
+    ]
+    assert last.data["status"] == "completed"
+
+
+def test_a_failure_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The disk is full; what the journal misses from then on is that failure once more."""
+
+    def fill(descriptor: int, data: bytes) -> None:
+        if b"EPOCH_COMPLETED" in data:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write_all(descriptor, data)
+
+    write_all = journal.write_all
+    monkeypatch.setattr(journal, "write_all", fill)
+    assert main([*TINY, "--max-epochs", "40", "--run-dir", str(tmp_path / "run")]) == 1
+    said = capsys.readouterr()
+    (line,) = [*said.out.splitlines(), *said.err.splitlines()]
+    assert line.startswith("esper: ") and "the journal cannot be written: No space left" in line
+
+
 @pytest.mark.signals
 @pytest.mark.parametrize(
     ("number", "status", "told"),
@@ -104,6 +145,21 @@ def test_a_run_leaves_journal_report_and_model(tmp_path: Path, capsys: pytest.Ca
 )
 def test_a_signal_ends_a_run_readably(number: int, status: int, told: str, tmp_path: Path) -> None:
     run = tmp_path / "run"
+    said = signalled(run, [number], 0.0, status, told)
+    assert said.splitlines()[-1].startswith("esper: stopped by") and str(run) in said.splitlines()[-1]
+
+
+@pytest.mark.signals
+@pytest.mark.parametrize(
+    "seconds", [pytest.param(0.002, marks=pytest.mark.slow), 0.01, pytest.param(0.3, marks=pytest.mark.slow)]
+)
+def test_an_impatient_person_ends_it_as_readably(seconds: float, tmp_path: Path) -> None:
+    said = signalled(tmp_path / "run", [signal.SIGINT] * 4, seconds, 130, "interrupted")
+    assert "sink" not in said and said.splitlines()[-1].startswith("esper: stopped by Ctrl-C")
+
+
+def signalled(run: Path, numbers: Sequence[int], seconds: float, status: int, told: str) -> str:
+    """What a run says on standard error that gets signals, so many seconds apart, when it has done an epoch."""
     command = [sys.executable, "-m", "esper.scripts.main", *TINY, "--max-epochs", "4000", "--run-dir", str(run)]
     paths = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
@@ -114,11 +170,13 @@ def test_a_signal_ends_a_run_readably(number: int, status: int, told: str, tmp_p
             while "EPOCH_COMPLETED" not in "".join(path.read_text() for path in run.glob("events-*.jsonl")):
                 assert process.poll() is None and time.monotonic() < deadline, "the run never began"
                 time.sleep(0.05)
-            process.send_signal(number)
+            for number in numbers:
+                process.send_signal(number)
+                time.sleep(seconds)
             _, said = process.communicate(timeout=120)
         finally:
             process.kill()
-    assert process.returncode == status and "Traceback" not in said
-    assert said.splitlines()[-1].startswith("esper: stopped by") and str(run) in said.splitlines()[-1]
+    assert process.returncode == status and "Traceback" not in said, said
     last = list(read_journal(run))[-1]
     assert (last.event_type.name, last.data["status"]) == ("TRAINING_ENDED", told)
+    return said

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import IO, Any, Final
 
 from rich.console import Console
@@ -137,6 +139,18 @@ class ConsoleSink:
         if self._progress_shown:
             self._console.file.write("\r\x1b[2K")
             self._progress_shown = False
+
+
+class LastingConsole(Console):
+    """A console for what a run says besides: without a reader it falls silent, and the run goes on to its end."""
+
+    def on_broken_pipe(self) -> None:
+        """What is still in the stream's buffer goes nowhere, where rich would end the program."""
+        self.quiet = True
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        with suppress(OSError):  # not every stream is a file
+            os.dup2(nowhere, self.file.fileno())
+        os.close(nowhere)
 
 
 class _Console(Console):
@@ -301,6 +315,8 @@ def _exported(event: TelemetryEvent, score: Score) -> Iterator[Piece]:
 
 def _dropped(event: TelemetryEvent, score: Score) -> Iterator[Piece]:
     data = event.data
+    if data.get("reason") == "sink_failed" and not event.message:
+        return  # the closing count of a sink whose failure was told when it came
     style = _SEVERITY_STYLE[event.severity]
     yield "telemetry dropped", style
     yield f"  {_known(data.get('count'))} × {_known(data.get('event_type'))} to {_known(data.get('sink'))}", ""

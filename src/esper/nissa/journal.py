@@ -60,6 +60,17 @@ class Supersede:
 
     producer: str
     after_seq: int
+    end: tuple[int, int] | None = None
+    """:func:`last_segment` when the checkpoint was looked for: one that has moved since is not superseded."""
+
+
+def last_segment(directory: Path) -> tuple[int, int] | None:
+    """Number and bytes of the last segment; ``None`` where there is none. It moves whenever a writer says something."""
+    segments = list_segments(directory)
+    if not segments:
+        return None
+    number = max(segments)
+    return number, segments[number].stat().st_size
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,8 +127,9 @@ class JournalWriter:
         supersede: Supersede | None = None,
         config: JournalConfig | None = None,
     ) -> None:
-        """Raises ``UsageError`` where the directory cannot be written, is being written by another process, or holds a
-        journal already (and ``supersede`` is ``None``) or none (and it is not)."""
+        """Raises ``UsageError`` where the directory cannot be written, is being written by another process or was since
+        the checkpoint of ``supersede`` was looked for, or holds a journal already (and ``supersede`` is ``None``) or
+        none (and it is not)."""
         self.directory = Path(directory)
         self.run_id = run_id
         self.events = 0
@@ -134,6 +146,11 @@ class JournalWriter:
         self._told = False
         self._lock_fd = self._lock_directory()
         try:
+            if supersede is not None and supersede.end not in (None, last_segment(self.directory)):
+                raise UsageError(
+                    f"{self.directory}: another process went on with this run while its checkpoint was looked for; "
+                    "resume it once more"
+                )
             previous = self._find_end(resuming=supersede is not None)
             self._fd, self._path, self._position = self._open_segment(previous, supersede)
         except OSError as error:

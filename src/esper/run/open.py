@@ -163,6 +163,8 @@ def open_run(opening: RunOpening, job: Job | None = None) -> Iterator[Session]:
         if opening.console is not None:
             session.hub.add_sink(opening.console, name="console")
         session.announce(opening.session.kind, opening.what)
+        if (threads := torch.get_num_threads()) > 1:
+            opening.tell([f"{threads} threads: their sums differ in the last bits from those of 1"])
         if past is not None:
             past.say(session)
             opening.tell(past.lines())

@@ -16,6 +16,7 @@ from typing import Any, Final, Generic, TypeVar
 from esper._version import __version__
 from esper.leyline import DataError, TelemetryEvent, UsageError
 from esper.leyline import TelemetryEventType as T
+from esper.nissa.journal import last_segment
 from esper.nissa.reader import read_journal
 from esper.nissa.rundir import RunDirectory
 from esper.run.assembly import Workload
@@ -65,12 +66,14 @@ class ResumableRun(Generic[C]):
     overrides: list[str]
     remarks: list[str]
     """What keeps the resume from being exact besides the machine."""
+    end: tuple[int, int] | None
+    """Where the journal ended before the checkpoint was looked for."""
 
     @property
     def point(self) -> ResumePoint:
         """For :class:`~esper.run.session.SessionConfig`."""
         extra = self.loaded.extra
-        return ResumePoint(self.directory, extra["hub"], extra["seconds"], extra["cpu_seconds"])
+        return ResumePoint(self.directory, extra["hub"], extra["seconds"], extra["cpu_seconds"], self.end)
 
     @property
     def differences(self) -> list[str]:
@@ -116,7 +119,7 @@ class ResumableRun(Generic[C]):
         payload = self.loaded.to_payload(self.loaded.extra["hub"]["last_seq"])
         payload |= {"exact": not self.differences} | {name: value for name, value in optional.items() if value}
         payload |= {"differences": self.differences} if self.differences else {}
-        session.note(T.CHECKPOINT_LOADED, **payload)
+        session.note(T.CHECKPOINT_LOADED, severity="warning" if self.differences else "info", **payload)
         self.directory.note_resume(self.loaded.extra["hub"]["last_seq"], self.overrides)
 
     def lines(self) -> list[str]:
@@ -125,7 +128,11 @@ class ResumableRun(Generic[C]):
         told = [f"changed: {change}" for change in self.overrides]
         told += [f"passed over: {damage}" for damage in self.loaded.passed_over]
         if self.differences:
-            return [f"{where}; not bit for bit, since here something differs", *self.differences, *told]
+            return [
+                f"{where}; not exact (not bit for bit), since here something differs",
+                *self.differences,
+                *told,
+            ]
         return [f"{where}; from here on it equals the uninterrupted run bit for bit", *told]
 
 
@@ -147,12 +154,14 @@ def find(asked: ResumeRequest, kind: str, of: type[C], given: Mapping[str, Any])
     """The run to resume, checked. ``given`` are settings that were given anew.
 
     Raises ``DataError`` for what is damaged or missing, ``UsageError`` for a run of another kind, one that is over, or
-    settings that differ and must not. Writes nothing.
+    settings that differ and must not. Writes nothing; a run that another process goes on with before this one has the
+    lock of its journal is not gone on with here.
     """
     directory = RunDirectory.open(asked.run)
     was = directory.manifest.details.get("kind")
     if was != kind:
         raise UsageError(f"{directory.path} is a run of esper train {was}; this is esper train {kind}")
+    end = last_segment(directory.path)
     loaded = checkpoint.load_newest(directory.checkpoints)
     extra = loaded.extra
     if extra.get("run_id") != directory.run_id:
@@ -173,7 +182,7 @@ def find(asked: ResumeRequest, kind: str, of: type[C], given: Mapping[str, Any])
     remarks = list(extra["remarks"])
     if extra["esper"] != __version__:
         remarks.append(f"esper: saved with {extra['esper']}, here {__version__}")
-    return ResumableRun(directory, loaded, resolved, overrides, remarks)
+    return ResumableRun(directory, loaded, resolved, overrides, remarks, end)
 
 
 def _check_changes(
@@ -258,7 +267,9 @@ class Checkpointer:
         if asked is not None:
             self.save(step, "signal")
             message = str(Stopped(asked))
-            raise Stopped(asked, f"{message}; esper train {self.about.kind} --resume {self.session.path} goes on")
+            raise self.session.stop.stopped(
+                asked, f"{message}; esper train {self.about.kind} --resume {self.session.path} goes on"
+            )
         if self.every and step % self.every == 0:
             self.save(step, "scheduled")
 

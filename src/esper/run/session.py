@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import torch
 
-from esper.leyline import Metric, TelemetryEvent
+from esper.leyline import Metric, Severity, TelemetryEvent
 from esper.leyline import TelemetryEventType as T
 from esper.nissa.hub import NissaHub
 from esper.nissa.journal import JournalWriter, Supersede
@@ -48,6 +48,8 @@ class ResumePoint:
     seconds: float
     cpu_seconds: float
     """What the run had taken up to there."""
+    end: tuple[int, int] | None = None
+    """See :class:`Supersede`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,9 +116,29 @@ class Session:
         """Send an event of the run itself."""
         self.hub.emit(TelemetryEvent(event_type=event_type, data=data))
 
-    def note(self, event_type: T, **data: Any) -> None:
+    def note(self, event_type: T, severity: Severity = "info", **data: Any) -> None:
         """Send an event about checkpoints and resumes, which an uninterrupted run would not have."""
-        self.hub.emit(TelemetryEvent(event_type=event_type, producer=RUN, data=data))
+        self.hub.emit(TelemetryEvent(event_type=event_type, producer=RUN, severity=severity, data=data))
+
+
+class _ShieldedHub(NissaHub):
+    """A hub that no signal leaves half-way: with an event that has its number and is in no journal."""
+
+    def __init__(self, stop: StopRequests, *, level: str, lifecycle_only: bool) -> None:
+        super().__init__(level=level, lifecycle_only=lifecycle_only)
+        self._stop = stop
+
+    def emit(self, event: TelemetryEvent) -> None:
+        with self._stop.shielded():
+            super().emit(event)
+
+    def flush(self, barrier: bool = False) -> None:
+        with self._stop.shielded():
+            super().flush(barrier)
+
+    def close(self) -> None:
+        with self._stop.shielded():
+            super().close()
 
 
 @contextmanager
@@ -127,12 +149,13 @@ def open_session(config: SessionConfig) -> Iterator[Session]:
     (see :class:`StopRequests`); both are written down.
     """
     directory, journal = _resumed(config.resume) if config.resume is not None else _created(config)
-    hub = NissaHub(level=config.level, lifecycle_only=config.lifecycle_only)
+    stop = StopRequests()
+    hub = _ShieldedHub(stop, level=config.level, lifecycle_only=config.lifecycle_only)
     if config.resume is not None:
         hub.resume(config.resume.hub)
     hub.add_sink(journal, name="journal")
     status, reason = "completed", None
-    with StopRequests() as stop:
+    with stop:
         session = Session(directory, hub, stop, config.resume)
         try:
             yield session
@@ -146,11 +169,13 @@ def open_session(config: SessionConfig) -> Iterator[Session]:
             status, reason = "failed", f"{type(error).__name__}: {error}"
             raise
         finally:
-            why = {} if reason is None else {"reason": reason}
-            session.say(
-                T.TRAINING_ENDED, status=status, **why, seconds=session.seconds, cpu_seconds=session.cpu_seconds
-            )
-            hub.close()
+            if status != "completed":
+                stop.end()
+            with stop.shielded():
+                why = {} if reason is None else {"reason": reason}
+                took = {"seconds": session.seconds, "cpu_seconds": session.cpu_seconds}
+                session.say(T.TRAINING_ENDED, status=status, **why, **took)
+                hub.close()
 
 
 def _created(config: SessionConfig) -> tuple[RunDirectory, JournalWriter]:
@@ -163,5 +188,5 @@ def _created(config: SessionConfig) -> tuple[RunDirectory, JournalWriter]:
 
 def _resumed(point: ResumePoint) -> tuple[RunDirectory, JournalWriter]:
     directory = point.directory
-    supersede = Supersede("train", point.hub["last_seq"])
+    supersede = Supersede("train", point.hub["last_seq"], point.end)
     return directory, JournalWriter(directory.path, run_id=directory.run_id, supersede=supersede)

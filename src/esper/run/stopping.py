@@ -1,22 +1,26 @@
-"""SIGTERM and Ctrl-C: at once, or where a run can be resumed from."""
+"""SIGTERM, SIGHUP and Ctrl-C: at once, or where a run can be resumed from."""
 
 from __future__ import annotations
 
 import os
 import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType, TracebackType
 from typing import Any, Final, Self
 
-from esper.leyline import EsperError
-
 PATIENCE: Final = b"\nesper: stopping when this epoch is over, with a checkpoint; once more stops at once\n"
 
+ON_ITS_WAY_SECONDS: Final = 1.0
 
-class Stopped(EsperError):
-    """A signal asked the run to stop. ``status`` goes into the ``TRAINING_ENDED`` event."""
+
+class Stopped(BaseException):
+    """A signal asked the run to stop. ``status`` goes into the ``TRAINING_ENDED`` event.
+
+    No ``Exception``: it strikes anywhere, and nothing that makes do without what failed may take it for that failure.
+    """
 
     def __init__(self, number: int, message: str = "") -> None:
         interrupted = number == signal.SIGINT
@@ -26,31 +30,40 @@ class Stopped(EsperError):
 
 
 class StopRequests:
-    """Takes SIGTERM and SIGINT while it is entered.
+    """Takes SIGTERM, SIGINT and SIGHUP while it is entered.
 
     A signal raises :class:`Stopped` wherever the program is, except within :meth:`held`: there the first one is noted
-    in ``requested``, for the run to stop where it can be resumed, and only the second raises. Where another handler
-    than Python's own was set for SIGINT (a shell lets background jobs ignore it) that one stays. Outside the main
-    thread there are no signals, and nothing is done.
+    in ``requested``, for the run to stop where it can be resumed, and only the second raises. Within :meth:`shielded`
+    none raises before its end. A run that ends for a signal is not cut short by more of them. Where another handler
+    than Python's own was set for SIGINT (a shell lets background jobs ignore it) or SIGHUP (``nohup`` ignores it) that
+    one stays. Outside the main thread there are no signals, and nothing is done.
     """
 
     def __init__(self) -> None:
         self.requested: int | None = None
         self._holding = False
+        self._shields = 0
+        self._waiting: int | None = None
+        """A signal that raises when the shield is down."""
+        self._raised_at: float | None = None
+        self._ending = False
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
             self._before[signal.SIGTERM] = signal.signal(signal.SIGTERM, self._take)
-            if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            if signal.getsignal(signal.SIGINT) in (signal.default_int_handler, _interrupt):
                 self._before[signal.SIGINT] = signal.signal(signal.SIGINT, self._take)
+            if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
+                self._before[signal.SIGHUP] = signal.signal(signal.SIGHUP, self._take)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            over = handler is _interrupt and isinstance(error, Stopped)
+            signal.signal(number, signal.SIG_IGN if over else handler)
         self._before.clear()
 
     @contextmanager
@@ -62,8 +75,77 @@ class StopRequests:
         finally:
             self._holding = False
 
+    @contextmanager
+    def shielded(self) -> Iterator[None]:
+        """Within, nothing is cut short: a signal raises at the end, unless an error is on its way already."""
+        if not self._before or threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        self._shields += 1
+        try:
+            yield
+        finally:
+            self._shields -= 1
+        if self._waiting is not None and not self._shields and not self._ending:
+            raise self.stopped(self._waiting)
+
+    def stopped(self, number: int, message: str = "") -> Stopped:
+        """What to raise for a signal: those that come right after it are not heard."""
+        self._raised_at, self._waiting = time.monotonic(), None
+        return Stopped(number, message)
+
+    def end(self) -> None:
+        """The run is ending for a signal or a failure: from now on none is heard."""
+        self._ending = True
+
     def _take(self, number: int, frame: FrameType | None) -> None:
-        if not self._holding or self.requested is not None:
-            raise Stopped(number)
-        self.requested = number
-        os.write(2, PATIENCE)
+        if number == signal.SIGHUP:
+            _let_go_of_terminal()
+        if self._ending or _just_now(self._raised_at):
+            return
+        if self._holding and self.requested is None:
+            self.requested = number
+            with suppress(OSError):
+                os.write(2, PATIENCE)
+        elif self._shields:
+            self._waiting = number
+        else:
+            raise self.stopped(number)
+
+
+def as_program(run: Callable[[], int]) -> int:
+    """``run`` in a process that is nothing else, and ends with it: Ctrl-C raises ``KeyboardInterrupt`` once, and never
+    while the process ends."""
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        return run()
+    signal.signal(signal.SIGINT, _interrupt)
+    try:
+        return run()
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+_interrupted_at: list[float] = []
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    if not _interrupted_at or not _just_now(_interrupted_at[-1]):
+        _interrupted_at.append(time.monotonic())
+        raise KeyboardInterrupt
+
+
+def _just_now(moment: float | None) -> bool:
+    """Whether an exception that was raised at ``moment`` may still be on its way. Later it must have been swallowed,
+    as one in a finalizer is."""
+    return moment is not None and time.monotonic() - moment < ON_ITS_WAY_SECONDS
+
+
+def _let_go_of_terminal() -> None:
+    """After a hang-up the terminal is gone, and whatever is told to it would fail: from now on that goes nowhere."""
+    for descriptor in (1, 2):
+        try:
+            os.write(descriptor, b"")
+        except OSError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, descriptor)
+            os.close(nowhere)

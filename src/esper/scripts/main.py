@@ -8,6 +8,7 @@ from importlib import import_module
 
 from esper._version import __version__
 from esper.leyline import EsperError, unknown
+from esper.run.stopping import Stopped, as_program
 
 COMMANDS = {
     "train": "train a host that grows: heuristic, ppo",
@@ -42,7 +43,11 @@ def main(argv: list[str] | None = None) -> int:
     if arguments[0] in ("-V", "--version"):
         print(__version__)
         return 0
-    return guarded(lambda: dispatch(arguments[0], arguments[1:]))
+
+    def run() -> int:
+        return guarded(lambda: dispatch(arguments[0], arguments[1:]))
+
+    return as_program(run) if argv is None else run()
 
 
 def dispatch(command: str, arguments: list[str]) -> int:
@@ -56,7 +61,7 @@ def guarded(run: Callable[[], int]) -> int:
     """Run ``run``; a person's mistake becomes one line on standard error."""
     try:
         return run()
-    except EsperError as error:
+    except (EsperError, Stopped) as error:
         print(f"esper: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:

@@ -140,6 +140,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    from esper.run.stopping import as_program
     from esper.scripts.main import guarded
 
-    sys.exit(guarded(main))
+    sys.exit(as_program(lambda: guarded(main)))

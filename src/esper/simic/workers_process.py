@@ -62,7 +62,7 @@ def _how(exitcode: int | None) -> str:
 
 def _serve(pipe: Connection, factory: EnvFactory) -> None:
     """Answer until the learner is gone. Signals that are meant for the whole group are the learner's to obey."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     share = EnvShard(factory)
     while True:
