@@ -2,6 +2,7 @@
 
 Complexity is ruff's C901; this checks what ruff does not. Exceptions stand in ``tools/ratchet.toml`` with a reason and
 the size they may have, so that they can only shrink: one that is no longer needed, or larger than need be, fails too.
+Generated files have no limit.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 
 LIMITS = {"file_lines": 500, "function_lines": 80, "parameters": 8}
 ROOT = Path(__file__).resolve().parent.parent
+GENERATED = {ROOT / "web" / "src" / "lib" / "schema.ts"}
 
 
 def measure(path: Path) -> Iterator[tuple[str, str, int]]:
@@ -38,6 +40,7 @@ def main() -> int:
     allowed = {(e["limit"], e["place"]): e for e in exceptions}
     files = [p for top in ("src", "tests", "tools", "benchmarks") for p in sorted((ROOT / top).rglob("*.py"))]
     files += [p for pattern in ("*.ts", "*.svelte") for p in sorted((ROOT / "web").glob(f"src/**/{pattern}"))]
+    files = [path for path in files if path not in GENERATED]
     breaches, used = [], set()
     for path in files:
         for limit, place, size in measure(path):

@@ -12,6 +12,7 @@ from esper.leyline import EnvSpec, UsageError
 from esper.run.assembly import build_executor, trainer_config, workload
 from esper.run.config import RunConfig
 from esper.scripts.train import main
+from esper.tasks import get_task
 
 FOREIGN = "own_blueprints:channel_gate"
 
@@ -69,3 +70,12 @@ def test_a_third_partys_blueprint_grows_from_the_command_line(kind: str, tmp_pat
     assert main([kind, *flags, *more[kind], "--run-dir", str(tmp_path / "run")]) == 0
     journal = (tmp_path / "run" / "events-00001.jsonl").read_text()
     assert f'"{FOREIGN}"' in journal
+
+
+def test_a_registered_blueprint_that_the_task_does_not_name_can_be_chosen() -> None:
+    task = get_task("digits")
+    assert "squeeze_excite" not in task.blueprints
+    chosen = workload(task, RunConfig(device="cpu", blueprints=("squeeze_excite", "norm"))).task.blueprints
+    assert chosen == ("norm", "squeeze_excite")
+    with pytest.raises(UsageError, match="blueprint 'squeeze_excit'"):
+        workload(task, RunConfig(device="cpu", blueprints=("squeeze_excit",)))

@@ -8,7 +8,8 @@ from typing import Literal
 
 import torch
 
-from esper.kasmina.blueprints import ENTRY_POINTS, find
+from esper.kasmina.blueprints import ENTRY_POINTS, find, names
+from esper.kasmina.layout import Layout
 from esper.kasmina.slot import SlotConfig
 from esper.kasmina.state import Incubation
 from esper.leyline import Sink, UsageError, plugins_in, unknown
@@ -51,11 +52,15 @@ def workload(task: TaskSpec, config: CommonConfig) -> Workload:
 
 
 def _blueprints(task: TaskSpec, wanted: tuple[str, ...] | None) -> tuple[str, ...]:
-    """Of the task's own in its order, then third parties' (``module:ATTRIBUTE``, or an entry point's name)."""
+    """Of the task's own in its order, then others: registered ones that the task does not name, and third parties'
+    (``module:ATTRIBUTE``, or an entry point's name).
+    """
     installed = plugins_in(ENTRY_POINTS, task.blueprints)
-    foreign = [name for name in wanted or () if ":" in name or name in installed]
+    registered = {name for layout in Layout for name in names(layout)} - set(task.blueprints)
+    foreign = [name for name in wanted or () if ":" in name or name in installed or name in registered]
     for name in foreign:
-        find(installed[name].value if name in installed else name)
+        if name not in registered:
+            find(installed[name].value if name in installed else name)
     own = None if wanted is None else tuple(name for name in wanted if name not in foreign)
     if foreign and not own:
         return tuple(dict.fromkeys(foreign))
