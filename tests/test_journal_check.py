@@ -12,7 +12,7 @@ from esper.leyline import TelemetryEvent
 from esper.leyline import TelemetryEventType as T
 from esper.nissa.hub import NissaHub
 from esper.nissa.journal import JournalWriter
-from journal_check import undeclared
+from journal_check import BestSeen, undeclared
 
 DECLARED = {"path": "m", "parameters": 3, "max_abs_difference": 0.0, "formats": []}
 WRITES = """
@@ -88,3 +88,23 @@ def test_a_test_that_writes_it_fails(tmp_path: Path) -> None:
         "test_for_several",
     ]
     assert "5 passed" in ran.stdout and "unknown key colour" in ran.stdout
+
+
+def test_a_network_that_is_worse_than_one_that_was_validated_is_told() -> None:
+    def event(kind: T, epoch: int = 0, **data: object) -> TelemetryEvent:
+        return TelemetryEvent(event_type=kind, env_id=0, episode=0, epoch=epoch, data=data)
+
+    def told(delivered: float, *, higher: bool, rolled_back: int = 0) -> list[str]:
+        seen = BestSeen()
+        events = [event(T.TRAINING_STARTED, metric={"higher_is_better": higher}), event(T.EPISODE_STARTED)]
+        for epoch, metric in enumerate((3.0, 5.0, 1.0), start=1):
+            events += [event(T.GOVERNOR_ROLLBACK, epoch)] if epoch == rolled_back else []
+            events.append(event(T.EPOCH_COMPLETED, epoch, validation_metric=metric))
+        events.append(event(T.EPISODE_ENDED, 3, validation_metric=delivered, delivered="last"))
+        return [fault for each in events if (fault := seen.worse(each)) is not None]
+
+    assert told(5.0, higher=True) == [] and told(1.0, higher=False) == []
+    (fault,) = told(3.0, higher=True)
+    assert "delivered at 3.0, where 5.0" in fault
+    assert len(told(3.0, higher=False)) == 1
+    assert told(3.0, higher=True, rolled_back=2) == [], "that network is gone"
