@@ -93,7 +93,7 @@ def test_a_host_that_sleeps_in_its_step_is_the_slow_one_and_stands_first() -> No
 
         def forward(self, inputs: Tensor) -> Tensor:
             if self.training:  # both sleep, so that a hiccup of the machine is small beside a step
-                time.sleep(0.2 if self.number == last else 0.02)
+                time.sleep(0.12 if self.number == last else 0.012)
             return super().forward(inputs)
 
     last = -1
