@@ -12,12 +12,12 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, Final
 
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from esper.leyline import UsageError
-from esper.tolaria.surgery import BASE_RATE, SLOT, host_groups, seed_groups
+from esper.tolaria.surgery import BASE_RATE, SLOT, host_groups, seed_groups, set_rate
 
 HOST_GROUP: Final = "host_group"
 """Key of a seed's group: number of the host's group that it follows."""
@@ -86,11 +86,7 @@ def follow(optimizer: Optimizer) -> None:
         if HOST_GROUP not in group:
             continue
         group.update(inherited(optimizer, group[HOST_GROUP]))
-        rate = float(hosts[group[HOST_GROUP]]["lr"]) * group[MULTIPLE]
-        if isinstance(group["lr"], Tensor):
-            group["lr"].fill_(rate)
-        else:
-            group["lr"] = rate
+        set_rate(group, float(hosts[group[HOST_GROUP]]["lr"]) * group[MULTIPLE])
 
 
 @contextmanager

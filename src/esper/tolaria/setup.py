@@ -102,7 +102,7 @@ class GrowthTask(Protocol):
 
     @property
     def metric(self) -> Metric:
-        """What the subject is scored by."""
+        """What the task is scored by."""
 
     @property
     def sites(self) -> Any:
@@ -142,7 +142,7 @@ MakeSetup = Callable[[EnvSpec, Streams], TrainingSetup]
 
 
 def from_task(task: TaskSpec, config: TrainerConfig) -> MakeSetup:
-    """Material of a task: a host from its factory, AdamW, batches in memory."""
+    """Set-up of a task: a host from its factory, AdamW, batches in memory."""
 
     def criterion(output: Any, targets: Tensor) -> Tensor:
         return task.loss(output, targets).mean()

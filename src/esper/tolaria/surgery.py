@@ -92,7 +92,7 @@ def set_rates(optimizer: Optimizer, host: float, seeds: Mapping[str, float]) -> 
     """
     for group in optimizer.param_groups:
         base = group.setdefault(BASE_RATE, _detached(group["lr"]))
-        _set_rate(group, base * (seeds[group[SLOT]] if SLOT in group else host))
+        set_rate(group, base * (seeds[group[SLOT]] if SLOT in group else host))
 
 
 def named_state(optimizer: Optimizer, parameters: NamedParameters) -> OptimizerState:
@@ -153,7 +153,8 @@ def load_named_state(optimizer: Optimizer, parameters: NamedParameters, state: O
     optimizer.state.update(entries)
 
 
-def _set_rate(group: dict[str, Any], rate: float) -> None:
+def set_rate(group: dict[str, Any], rate: float) -> None:
+    """Set a group's learning rate, in place where the optimizer holds it in a tensor."""
     if isinstance(group["lr"], Tensor):
         group["lr"].fill_(rate)
     else:
