@@ -139,8 +139,6 @@ class _Life(msgspec.Struct):
     gate: GateFold | None = None
     cost: Measured | None = None
     cost_se: float | None = None
-    result: EpisodeRecord | None = None
-    """Of its episode, once that is over."""
 
 
 class _Recorder:
@@ -150,6 +148,8 @@ class _Recorder:
         self.run: dict[str, Any] = {}
         self.end: dict[str, Any] | None = None
         self.episodes: list[EpisodeRecord] = []
+        self.results: dict[tuple[int, int], EpisodeRecord] = {}
+        """Newest result of each track."""
         self.lives: dict[tuple[int, int, str], _Life] = {}
         self.tracks: dict[tuple[int, int], Track] = {}
         self.counts: Counter[T] = Counter()
@@ -171,9 +171,7 @@ class _Recorder:
                 self._epoch(state, environment, track)
             elif kind is T.EPISODE_ENDED and environment.result is not None:
                 self.episodes.append(environment.result)
-                for life in self.lives.values():
-                    if life.track is track:
-                        life.result = environment.result
+                self.results[track.env_id, track.episode] = environment.result
         if kind in _LIFE and event.slot_id in environment.slots:
             self._seed(environment, environment.slots[event.slot_id], event)
 
@@ -191,7 +189,7 @@ class _Recorder:
                 differences=_differences(self.episodes, run.higher_is_better),
             ),
             episodes=self.episodes,
-            seeds=list(map(_told, self.lives.values())),
+            seeds=[_told(life, self.results.get(key[:2])) for key, life in self.lives.items()],
             tracks=list(self.tracks.values()),
             rollbacks=self.counts[T.GOVERNOR_ROLLBACK],
             vetoes=self.counts[T.TRANSITION_VETOED],
@@ -257,8 +255,8 @@ _LIFE: Final = frozenset(
 _OUTCOMES: Final = {SeedStage.FOSSILIZED.name: "kept", SeedStage.PRUNED.name: "pruned"}
 
 
-def _told(life: _Life) -> SeedLife:
-    """One seed's life as a report has it."""
+def _told(life: _Life, result: EpisodeRecord | None) -> SeedLife:
+    """One seed's life as a report has it; ``result`` is of its episode, once that is over."""
     seed, cost, track = life.seed, life.cost, life.track
     error = life.cost_se
     if seed.end_cost is not None:
@@ -272,8 +270,8 @@ def _told(life: _Life) -> SeedLife:
         held = f", {gate}" if gate else ""
         reason = f"in stage {life.stage or 'unknown'} when the episode ended{held}"
     stage = seed.stage or life.stage
-    if life.result is not None and life.result.delivered == "best":
-        outcome, stage, reason = _in_the_best(life.result, seed.seed, (outcome, stage, reason))
+    if result is not None and result.delivered == "best":
+        outcome, stage, reason = _in_the_best(result, seed.seed, (outcome, stage, reason))
     return view(
         SeedLife,
         seed,
