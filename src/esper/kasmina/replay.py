@@ -296,15 +296,17 @@ def _noise(tap: Tap, size: float) -> Iterator[None]:
         tap.slot = slot
 
 
-def _reaching(tap: Tap, whole: Callable[[], Any], plain: Any) -> float:
-    """Size of noise at the slot, as a share of the feature, that changes the model's output from ``plain``.
+def _reaching(tap: Tap, whole: Callable[[], Any], plain: Any) -> tuple[float, Any]:
+    """Size of noise at the slot, as a share of the feature, that changes the model's output from ``plain``, and what
+    the output is then.
 
     What is small may be lost on a few examples: in a narrow layer all units can be below the threshold of a ReLU.
     """
     for size in _NOISES:
         with _noise(tap, size):
-            if not same(whole(), plain):
-                return size
+            noisy = whole()
+        if not same(noisy, plain):
+            return size, noisy
     raise UsageError(f"what stands behind site {tap.place.path!r} does not reach the model's output")
 
 
@@ -341,8 +343,8 @@ def prove(model: GrowingModel, sample: Sample) -> Proof:
         sharing: dict[str, bool] = {}
         behind: dict[str, int] = {}
         for slot_id, tap in model.taps.items():
-            with _noise(tap, _reaching(tap, whole, plain)):
-                reference = whole()
+            size, reference = _reaching(tap, whole, plain)
+            with _noise(tap, size):
                 shared = tape.shared(slot_id)
                 replayed = [tape.replay(slot_id) for _ in range(2)] if shared else []
             sharing[slot_id] = shared and tape.shared(slot_id) and all(same(each, reference) for each in replayed)
