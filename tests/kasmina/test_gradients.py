@@ -25,6 +25,10 @@ def test_ratio_is_corrected_for_size() -> None:
     assert gradient_ratio(100.0, 1.0, 1, 1) == 10.0
 
 
+def test_a_seed_larger_than_all_that_learns_in_the_host_is_not_punished_for_it() -> None:
+    assert gradient_ratio(0.2, 1.0, seed_parameters=40_000, host_parameters=100) == 0.2
+
+
 @pytest.mark.parametrize(
     ("seed", "host", "seed_size", "host_size"),
     [(None, 1.0, 1, 1), (1.0, None, 1, 1), (0.0, 0.0, 1, 1), (1.0, 1.0, 0, 1)],

@@ -46,9 +46,9 @@ def test_before_it_is_kept(
     assert foreseen == evaluate_gate(state, SeedStage.FOSSILIZED, gates).passed
 
 
-@given(st.sampled_from(METRICS), st.booleans(), paired, numbers, numbers, st.integers(0, 5))
-def test_before_it_is_blended_in(
-    metric: Metric, asked: bool, gain: Paired, ratio: float, health: float, epochs: int
+@given(st.sampled_from(METRICS), st.booleans(), paired, st.none() | numbers, numbers, st.integers(0, 5), st.booleans())
+def test_before_it_is_blended_in(  # noqa: PLR0913
+    metric: Metric, asked: bool, gain: Paired, ratio: float | None, health: float, epochs: int, host_learns: bool
 ) -> None:
     gates = thresholds(metric, 0.005, asked)
     slot = live_slot(
@@ -56,11 +56,12 @@ def test_before_it_is_blended_in(
         SeedStage.TRAINING,
         epochs_in_stage=epochs,
         probe_gain_loss=Fact(gain, 3),
-        gradient_ratio=Fact(ratio, 3),
+        gradient_ratio=None if ratio is None else Fact(ratio, 3),
+        host_learns=host_learns,
         gradient_health=Fact(health, 3),
         isolation_violations=0,
     )
-    state = SeedState("s", "norm", "slot0", stage=SeedStage.TRAINING, epochs_in_stage=epochs)
+    state = SeedState("s", "norm", "slot0", stage=SeedStage.TRAINING, epochs_in_stage=epochs, host_learns=host_learns)
     state.metrics.probe_gain_loss, state.metrics.seed_gradient_norm_ratio = gain, ratio
     state.metrics.isolation_violations, state.telemetry.gradient_health = 0, health
     foreseen = before_blending(row_view(slot, gates=gates), slot).against is None

@@ -168,6 +168,20 @@ def test_it_prunes_harm_at_once_and_uncertainty_after_its_time() -> None:
     assert decide(busy(training(-0.2, epochs=8)))[0].op is Op.PRUNE
 
 
+@pytest.mark.parametrize(
+    ("slot", "why"),
+    [
+        (training(-0.2, epochs=8), "in 8 epochs of TRAINING it has not passed G2: probe_gain_loss"),
+        (training(0.5, epochs=8, gradient_ratio=Fact(0.03, 3)), "has not passed G2: gradient ratio"),
+        (holding(0.1, 0.5, epochs=7), "in 7 epochs of HOLDING it has not passed G5: removal cost"),
+    ],
+)
+def test_a_reason_to_prune_names_the_check_that_failed(slot: SlotView, why: str) -> None:
+    action, reason, evidence = decide(busy(slot))
+    assert action.op is Op.PRUNE and why in reason
+    assert evidence["epochs"] == slot.epochs_in_stage and len(evidence) > 1
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_it_prunes_what_is_not_finite(value: float) -> None:
     for slot in (training(value), holding(1.0, value)):

@@ -51,8 +51,11 @@ def total_norm(norms: Sequence[float]) -> float | None:
 def gradient_ratio(
     seed_norm: float | None, host_norm: float | None, seed_parameters: int, host_parameters: int
 ) -> float | None:
-    """``min(10, |g_seed| / |g_host| * sqrt(P_host / P_seed))``, dimensionless: RMS gradient of the seed over the
-    host's.
+    """``min(10, |g_seed| / |g_host| * sqrt(max(1, P_host / P_seed)))``, dimensionless: RMS gradient of the seed over
+    the host's, where the seed is the smaller one.
+
+    A seed larger than all that learns in the host, such as a fresh head on a frozen backbone, is compared by norm: its
+    RMS falls with its size however much it learns.
 
     Norms are Euclidean, P counts parameters. ``None`` when either norm was not measured, there are no parameters or
     both norms are 0; 10 when only the host's is 0; NaN when a norm is.
@@ -61,7 +64,7 @@ def gradient_ratio(
         return None
     if host_norm == 0.0:
         return None if seed_norm == 0.0 else RATIO_CAP
-    ratio = seed_norm / host_norm * math.sqrt(host_parameters / seed_parameters)
+    ratio = seed_norm / host_norm * math.sqrt(max(1.0, host_parameters / seed_parameters))
     return ratio if math.isnan(ratio) else min(RATIO_CAP, ratio)
 
 

@@ -203,6 +203,7 @@ class SeedSlot(nn.Module):
             age_epochs=state.age_epochs,
             metric_at_germination=state.metrics.metric_at_germination,
             gradient_ratio=_fact(state.metrics, "seed_gradient_norm_ratio"),
+            host_learns=state.host_learns,
             gradient_health=_fact(state.telemetry, "gradient_health"),
             removal_cost=_fact(state.metrics, "removal_cost"),
             removal_cost_loss=_fact(state.metrics, "removal_cost_loss"),

@@ -61,6 +61,8 @@ class SlotView:
     """Epochs since germination."""
     metric_at_germination: float | None = None
     gradient_ratio: Fact[float] | None = None
+    host_learns: bool = True
+    """Whether there is a gradient of the host for that ratio; gates do not ask for it where there is none."""
     gradient_health: Fact[float] | None = None
     removal_cost: Fact[Paired] | None = None
     """Metric lost when alpha is set to 0; positive when the seed helps."""

@@ -36,8 +36,8 @@ def before_blending(view: EnvView, slot: SlotView) -> SeedVerdict:
     checks = (
         ("epochs in training", _enough(slot.epochs_in_stage, thresholds.min_training_epochs)),
         (name, not thresholds.ask_for_gain or _certain(view, slot, fact)),
-        ("gradient ratio", ratio is not None and ratio.value >= thresholds.min_gradient_ratio),
-        ("gradient health", health is not None and health.value >= thresholds.min_gradient_health),
+        ("gradient ratio", not slot.host_learns or _at_least(ratio, thresholds.min_gradient_ratio)),
+        ("gradient health", _at_least(health, thresholds.min_gradient_health)),
         # none are measured where nothing is isolated: a graft may never be
         ("isolation", (slot.isolation_violations or 0) <= thresholds.max_isolation_violations),
     )
@@ -55,10 +55,17 @@ def before_fossilizing(view: EnvView, slot: SlotView) -> SeedVerdict:
     checks = (
         ("epochs in holding", _enough(slot.epochs_in_stage, thresholds.min_holding_epochs)),
         *(gains if thresholds.ask_for_gain else ()),
-        ("gradient health", health is not None and health.value >= thresholds.min_gradient_health),
+        ("gradient health", _at_least(health, thresholds.min_gradient_health)),
     )
     figures = {"removal_cost": cost, "removal_cost_loss": cost_loss, "gradient_health": health}
     return SeedVerdict(_first_failed(checks), _figures(figures))
+
+
+def foreseen(view: EnvView, slot: SlotView) -> tuple[SeedVerdict, str]:
+    """Verdict and name of the gate before a seed in TRAINING or HOLDING."""
+    if slot.stage is SeedStage.TRAINING:
+        return before_blending(view, slot), "G2"
+    return before_fossilizing(view, slot), "G5"
 
 
 def bring_through(view: EnvView, slot: SlotView) -> Decision | None:
@@ -95,6 +102,10 @@ def _seed(slot: SlotView) -> str:
 
 def _enough(epochs: int, least: int) -> bool:
     return epochs >= least
+
+
+def _at_least(fact: Fact[float] | None, least: float) -> bool:
+    return fact is not None and fact.value >= least
 
 
 def _of_this_stage(view: EnvView, slot: SlotView, fact: Fact[Paired] | None) -> Paired | None:

@@ -32,7 +32,7 @@ from esper.leyline import (
     SlotView,
 )
 from esper.tamiyo.policies.base import EnvPolicy
-from esper.tamiyo.policies.evidence import bring_through, gain, just_failed
+from esper.tamiyo.policies.evidence import bring_through, foreseen, gain, just_failed
 from esper.tolaria.legality import legal_blueprints, legal_slots
 
 
@@ -118,9 +118,10 @@ class HeuristicPolicy(EnvPolicy):
         }
         for slot in view.slots:
             if slot.stage in least and slot.epochs_in_stage >= least[slot.stage] + self.config.patience:
-                fact, name = gain(slot)
-                why = f"in {slot.epochs_in_stage} epochs of {slot.stage.name} it has proven no gain"
-                yield _prune(slot, why, name, None if fact is None else fact.value)
+                verdict, gate = foreseen(view, slot)
+                against = verdict.against or ", ".join(slot.blocked_by) or "too few epochs are left to hold it"
+                why = f"in {slot.epochs_in_stage} epochs of {slot.stage.name} it has not passed {gate}: {against}"
+                yield Decision(_removal(slot), _of(slot, why), (*verdict.evidence, ("epochs", slot.epochs_in_stage)))
 
     def _grow(self, view: EnvView) -> Iterator[Decision]:
         """An audition of the most promising blueprint in each free slot, while there is time for it to prove itself."""
@@ -185,5 +186,12 @@ def _record(view: EnvView, blueprint: str) -> float:
 
 def _prune(slot: SlotView, why: str, name: str, value: Paired | None) -> Decision:
     evidence = () if value is None else ((name, value.value), (f"{name}_se", value.se))
-    action = FactoredAction(Op.PRUNE, slot.slot_id)
-    return Decision(action, f"{slot.blueprint} in {slot.slot_id}: {why}", (*evidence, ("epochs", slot.epochs_in_stage)))
+    return Decision(_removal(slot), _of(slot, why), (*evidence, ("epochs", slot.epochs_in_stage)))
+
+
+def _removal(slot: SlotView) -> FactoredAction:
+    return FactoredAction(Op.PRUNE, slot.slot_id)
+
+
+def _of(slot: SlotView, why: str) -> str:
+    return f"{slot.blueprint} in {slot.slot_id}: {why}"
