@@ -47,7 +47,7 @@ def test_before_it_is_kept(
 
 
 @given(st.sampled_from(METRICS), st.booleans(), paired, st.none() | numbers, numbers, st.integers(0, 5), st.booleans())
-def test_before_it_is_blended_in(  # noqa: PLR0913
+def test_before_it_is_blended_in(
     metric: Metric, asked: bool, gain: Paired, ratio: float | None, health: float, epochs: int, host_learns: bool
 ) -> None:
     gates = thresholds(metric, 0.005, asked)
