@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from esper.kasmina.checkpointing import CannotAnswerAgain, reentrant_ones_replaced
 from esper.kasmina.exposure import hidden
 from esper.kasmina.growing import GrowingModel
 from esper.kasmina.replay import Tape
@@ -30,20 +31,37 @@ def probe_backward(
     that cannot be shared. The host is a constant to it: no gradient of a host parameter is computed, buffers (all but
     the seed's own) and random number streams are afterwards as before. Call it before the optimizer steps, since the
     tape belongs to the weights it was recorded with. ``loss_fn`` maps the model's output to a scalar; the state of
-    autocast is that of the recorded pass.
+    autocast is that of the recorded pass. Parts behind checkpoints are computed anew in its backward pass.
     """
     others = [slot.seed for other, slot in model.slots.items() if other != slot_id and slot.seed is not None]
     kept = [*model.buffered, *(module for seed in others for module in seed.modules())]
     parameters = [parameter for parameter in model.seed_parameters(slot_id) if parameter.requires_grad]
-    with random_kept(device_of(model)), buffers_kept(kept), hidden(model.exposures), torch.enable_grad():
-        with tape.autocast.entered():
-            loss = loss_fn(tape.replay(slot_id, {slot_id: 1.0}))
-        gradients = torch.autograd.grad(loss, parameters, gradient, allow_unused=True) if loss.requires_grad else ()
-    for parameter, gradient in zip(parameters, gradients, strict=False):
-        if gradient is None:
+
+    def taught(whole: bool) -> tuple[Tensor, Sequence[Tensor | None]]:
+        with (
+            random_kept(device_of(model)),
+            buffers_kept(kept),
+            hidden(model.exposures),
+            reentrant_ones_replaced(),
+            torch.enable_grad(),
+            tape.replaying(slot_id, {slot_id: 1.0}, whole) as again,
+        ):
+            output = again()
+            with tape.autocast.entered():
+                loss = loss_fn(output)
+            if not loss.requires_grad:
+                return loss, ()
+            return loss, torch.autograd.grad(loss, parameters, gradient, allow_unused=True)
+
+    try:
+        loss, gradients = taught(whole=False)
+    except CannotAnswerAgain:
+        loss, gradients = taught(whole=True)
+    for parameter, found in zip(parameters, gradients, strict=False):
+        if found is None:
             continue
         if parameter.grad is None:
-            parameter.grad = gradient
+            parameter.grad = found
         else:
-            parameter.grad.add_(gradient)
+            parameter.grad.add_(found)
     return float(loss.detach())

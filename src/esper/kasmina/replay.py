@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 from torch import Tensor, nn
 
+from esper.kasmina.checkpointing import CannotAnswerAgain, computed_anew, reentrant_ones_replaced
 from esper.kasmina.macs import counted
 from esper.kasmina.precision import Autocast
 from esper.kasmina.structure import mapped, tensors, version
@@ -57,11 +58,28 @@ class Tape:
         A whole pass where sharing was not proven, where the recorded pass did not reach the slot, or where a kept
         tensor was written since. Raises ``UsageError`` when nothing was recorded.
         """
-        if self.again is None:
+        with self.replaying(slot_id, config) as again:
+            return again()
+
+    @contextmanager
+    def replaying(
+        self, slot_id: str, config: AlphaConfig | None = None, whole: bool = False
+    ) -> Iterator[Callable[[], Any]]:
+        """Within, :meth:`replay` by a call, and a backward pass in which checkpoints compute parts of it anew.
+
+        With ``whole`` nothing is shared. A backward pass raises :class:`CannotAnswerAgain` where that is needed.
+        """
+        again = self.again
+        if again is None:
             raise UsageError("nothing was recorded: call the model inside `with model.record(...)`")
-        start = (slot_id, self) if self.shared(slot_id) else None
-        with self.autocast.entered(), self.model.alphas(config or {}), running(self.model, start, None):
-            return self.again()
+
+        def run() -> Any:
+            with self.autocast.entered():
+                return again()
+
+        start = (slot_id, self) if not whole and self.shared(slot_id) else None
+        with self.model.alphas(config or {}), running(self.model, start, None):
+            yield run
 
     def recorders(self, players: dict[nn.Module, Forward]) -> dict[nn.Module, Forward]:
         """A stand-in for each module in front of the slots that keeps what it, or its player, gives."""
@@ -104,12 +122,16 @@ class Tape:
 
 
 def _player(outputs: Sequence[Any], inner: Forward) -> Forward:
-    remaining = iter(outputs)
+    calls = 0
 
     def forward(*args: Any, **kwargs: Any) -> Any:
-        for output in remaining:
-            return mapped(output, lambda tensor: tensor)
-        return inner(*args, **kwargs)
+        nonlocal calls
+        if computed_anew():
+            if calls > 1:
+                raise CannotAnswerAgain
+        else:
+            calls += 1
+        return mapped(outputs[calls - 1], lambda tensor: tensor) if calls <= len(outputs) else inner(*args, **kwargs)
 
     return forward
 
@@ -167,6 +189,7 @@ def evaluate_configs(
     keys = [tuple(config.get(slot_id) for slot_id in live) for config in configs]
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
+        stack.enter_context(reentrant_ones_replaced())
         if any(module.training for module in model.modules()):
             stack.enter_context(mode(model, False))
         if model.writes_buffers:

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from esper.kasmina.checkpointing import computed_anew
 from esper.kasmina.probe import Place
 from esper.kasmina.slot import SeedSlot
 
@@ -36,7 +37,7 @@ class Tap:
         if self.slot.seed is None or self.muted:
             return None
         training = self.host.training if self.training is None else self.training
-        if self.slot.training is not training:
+        if self.slot.training is not training and not computed_anew():
             self.slot.train(training)
         h = self.place.take(output)
         grown = self.slot(h, self.alpha)

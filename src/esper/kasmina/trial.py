@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from esper.kasmina.checkpointing import reentrant_ones_replaced
 from esper.leyline import UsageError
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
@@ -168,5 +169,11 @@ def train(host: nn.Module, in_evaluation: Iterable[nn.Module]) -> None:
 @contextmanager
 def trial(module: nn.Module, training: bool = False) -> Iterator[None]:
     """Run the module without gradients and without a trace."""
-    with mode(module, training), random_kept(device_of(module)), buffers_kept(module.modules()), torch.no_grad():
+    with (
+        mode(module, training),
+        random_kept(device_of(module)),
+        buffers_kept(module.modules()),
+        reentrant_ones_replaced(),
+        torch.no_grad(),
+    ):
         yield
