@@ -124,7 +124,8 @@ def epoch_done(rec: Recorder, env: int, epoch: int, metric: float | None, **data
     """The last event of an epoch of one environment."""
     known = {} if metric is None else {"validation_metric": metric, "validation_loss": 2.0 - metric / 60}
     payload = {"parameters": 6418, "live_seeds": 0, "alphas": {}, "stages": {}, "train_ms": 50.0, "validate_ms": 8.0}
-    rec.say(T.EPOCH_COMPLETED, env_id=env, episode=0, epoch=epoch, step=0.5, arm="grown", **(payload | known | data))
+    said = {"episode": 0, "arm": "grown", **payload, **known, **data}
+    rec.say(T.EPOCH_COMPLETED, env_id=env, epoch=epoch, step=0.5, **said)
 
 
 def story() -> list[TelemetryEvent]:

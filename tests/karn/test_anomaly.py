@@ -112,7 +112,9 @@ def test_stale_grows_with_silence() -> None:
     assert anomaly.stale_factor(environment, 99.0) is None
     factor = anomaly.stale_factor(environment, 200.0)
     assert factor is not None and factor.level == 0.5
-    assert factor.text == "silent for 2 times the longest wait that is usual"
+    assert factor.text == "silent for 3 min 20 s, 2 times the longest wait that is usual"
+    endless = anomaly.stale_factor(environment, 1.2e8)
+    assert endless is not None and endless.text.startswith("silent for 1,388 d 21 h, 1,200,000 times")
 
 
 def test_every_rule_speaks_with_its_figures() -> None:

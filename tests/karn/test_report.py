@@ -9,7 +9,8 @@ import pytest
 
 from esper.karn.aggregator import fold
 from esper.karn.evidence import gather
-from esper.karn.report import difference_line, markdown, read_evidence, write_report
+from esper.karn.report import markdown, read_evidence, write_report
+from esper.karn.results import difference_line
 from esper.leyline import DataError, MissingExtraError, TelemetryEvent
 from esper.leyline import TelemetryEventType as T
 from karn.journals import write_run
@@ -206,3 +207,28 @@ def test_non_finite_values_are_shown_in_figures(tmp_path: Path) -> None:
     path = write_run(tmp_path, rec.events)
     write_report(path, figures=True)
     assert "not finite" in (path / "report" / "figures" / "course.svg").read_text()
+
+
+def test_twins_in_one_environment_keep_their_own_course() -> None:
+    """A learner's control is played in its environment, in the same episode: neither course overwrites the other."""
+    rec = Recorder()
+    begin(rec, envs=1)
+    for arm, metric in (("static", 30.0), ("grown", 60.0)):
+        begin_episode(rec, 0, arm=arm)
+        for epoch in (1, 2):
+            epoch_done(rec, 0, epoch, metric + epoch, arm=arm)
+        end_episode(rec, 0, metric, grown=arm == "grown", arm=arm)
+    evidence = gather(rec.events)
+    assert {track.arm: track.metric for track in evidence.tracks} == {
+        "static": {1: 31.0, 2: 32.0},
+        "grown": {1: 61.0, 2: 62.0},
+    }
+
+
+def test_the_table_of_results_prints_as_a_table() -> None:
+    text = str(gather(paired([1.0, 2.0])).table)
+    assert text.splitlines()[0].split() == [
+        *("arm", "episodes", "test", "accuracy", "(points)", "validation", "parameters", "seeds", "kept")
+    ]
+    assert "EndTable(" not in text and text.splitlines()[-1].startswith("heuristic minus static: +1.50 ")
+    assert str(gather([]).table) == "No episode has ended."

@@ -6,7 +6,8 @@ import pytest
 
 from esper.karn.board import row_pieces
 from esper.karn.drawer import sparkline
-from esper.karn.schema import Curve, EnvironmentRow
+from esper.karn.parts import Curve
+from esper.karn.schema import EnvironmentRow
 from esper.karn.watch import RunWatch
 from esper.leyline import TelemetryEvent
 from esper.nissa.journal import JournalWriter
@@ -43,7 +44,7 @@ async def test_board_and_drill_down(tmp_path: Path) -> None:
         assert "●blocks_1:conv3 1 G5+" in _line(app, 1)
         await pilot.press("j", "enter")
         detail = _text(app, "#detail")
-        assert detail.startswith("ENVIRONMENT 0") and "G5 passed, 1 of 2 failed" in detail
+        assert detail.startswith("ENVIRONMENT 0") and "G5 passed; asked 2 times, refused 1 of them" in detail
         assert "ok   removal cost 1.6, needs >= 0.5" in detail
         await pilot.press("escape")
         assert app.pane is None

@@ -4,6 +4,8 @@ import io
 import math
 
 import pytest
+from rich.console import Console
+from rich.live import Live
 
 from esper.leyline import REGISTRY, TelemetryEvent, TelemetryEventType
 from esper.nissa.console import ConsoleSink
@@ -167,3 +169,14 @@ def test_a_reader_that_has_gone_is_an_error_of_this_sink_not_the_end_of_the_run(
 
     with pytest.raises(BrokenPipeError, match="reader of the output has gone"):
         ConsoleSink(file=Gone())(STARTED)
+
+
+def test_an_alarm_beside_a_live_display_stands_in_a_line_of_its_own() -> None:
+    stream = Stream(terminal=True)
+    console = Console(file=stream, force_terminal=True, width=100, highlight=False)
+    with Live("ep 0 ━━━━━━ 3/10 epochs left 0:00:09", console=console, auto_refresh=False, transient=True) as live:
+        live.refresh()
+        warning = TelemetryEvent(event_type=T.COMPUTE_SPENT, severity="warning", message="odd")
+        ConsoleSink(quiet=True, console=console)(warning)
+    (line,) = [line for line in stream.getvalue().splitlines() if "COMPUTE_SPENT" in line]
+    assert line.rpartition("\x1b[2K")[2].startswith("\x1b[33mCOMPUTE_SPENT")

@@ -16,7 +16,7 @@ from esper.bench.campaign import Evidence
 from esper.bench.figures import draw
 from esper.bench.settings import DEFAULT, BenchConfig
 from esper.bench.trial import Work
-from esper.karn.report import with_interval
+from esper.karn.results import with_interval
 from esper.leyline import DataError, Metric, MissingExtraError
 from esper.nissa.files import write_atomically
 from esper.tamiyo.policies.learned import training_macs

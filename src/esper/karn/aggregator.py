@@ -15,6 +15,7 @@ from typing import Final
 from esper.karn import fold_policy, fold_run, fold_seed
 from esper.karn.fold_common import trim
 from esper.karn.state import EnvironmentFold, ProducerFold, RunState
+from esper.karn.words import severity
 from esper.leyline import TelemetryEvent
 from esper.leyline import TelemetryEventType as T
 
@@ -115,7 +116,7 @@ def apply(state: RunState, event: TelemetryEvent) -> RunState:
         if time is not None:
             environment.last_time = time
     HANDLERS[kind](state, event, environment)
-    loud = event.severity in _LOUD
+    loud = severity(event) in _LOUD
     if loud or kind not in ROUTINE:
         state.feed.append(event)
         trim(state.feed, FEED)

@@ -13,8 +13,12 @@ import math
 from dataclasses import dataclass
 from typing import Final
 
-from esper.karn.schema import Factor, Level, number
+from msgspec.structs import replace
+
+from esper.karn.parts import Level, number
+from esper.karn.schema import Factor
 from esper.karn.state import AnomalyFold, EnvironmentFold, Measured, RunState
+from esper.karn.words import duration
 from esper.leyline import SeedStage
 
 MARGIN: Final = 0.1
@@ -48,7 +52,7 @@ class Rule:
 RULES: Final = {
     "non_finite": Rule(1.0, 0, 1, "fields", "{measured} figure{s} of the last epoch not finite"),
     "panic": Rule(0.6, 0, 2, "panics", "{measured} governor panic{s} in the last 5 epochs"),
-    "stale": Rule(0.5, 1, 3, "x", "silent for {measured} times the longest wait that is usual"),
+    "stale": Rule(0.5, 1, 3, "x", "{measured} times the longest wait that is usual"),
     "falling": Rule(0.5, 0.25, 1, "share", "{measured} of its progress lost (limit {threshold})"),
     "reward_falling": Rule(0.5, 0.25, 1, "share", "{measured} of its reward lost again (limit {threshold})"),
     "prune_storm": Rule(0.4, 2, 6, "prunes", "{measured} prune{s} in the last 5 epochs (limit {threshold})"),
@@ -95,7 +99,10 @@ def stale_factor(environment: EnvironmentFold, silent_for: float) -> Factor | No
     """The one factor that depends on the clock: ``silent_for`` seconds against what an epoch takes here."""
     allowed = max(STALE_AT_LEAST, STALE_EPOCHS * (environment.epoch_seconds or 0.0))
     waited = round(silent_for / allowed, 1)
-    return _factor("stale", waited) if waited > RULES["stale"].threshold else None
+    if waited <= RULES["stale"].threshold:
+        return None
+    factor = _factor("stale", waited)
+    return replace(factor, text=f"silent for {duration(silent_for)}, {factor.text}")
 
 
 def factors(fold: AnomalyFold) -> list[Factor]:
@@ -205,4 +212,4 @@ def _rent_without_gain(environment: EnvironmentFold) -> float:
 def _figure(value: float, unit: str) -> str:
     if unit == "share":
         return f"{100 * value:.3g}%"
-    return f"{value:.0f}" if value.is_integer() else f"{value:.2g}"
+    return f"{value:,.0f}" if value.is_integer() or abs(value) >= 10 else f"{value:.2g}"

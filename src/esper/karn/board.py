@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from esper.karn.schema import Chip, EnvironmentRow, Figure
+from esper.karn.parts import Figure
+from esper.karn.schema import Chip, EnvironmentRow
 from esper.karn.words import ABSENT
 from esper.karn.words import figure as number
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from esper.karn.schema import Bound, HostVitals, Number, StepSplit
+from esper.karn.parts import Number
+from esper.karn.schema import Bound, HostVitals, StepSplit
 
 INPUT_SHARE: Final = 0.25
 """Share of training time spent waiting for data, from which on the run is input-bound."""

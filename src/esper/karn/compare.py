@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
-from esper.karn.schema import Number, number
+from esper.karn.parts import Number, number
 from esper.leyline import DataError, EsperError
 from esper.leyline import TelemetryEventType as T
 from esper.nissa.reader import read_journal
@@ -41,7 +41,7 @@ class Course(msgspec.Struct, omit_defaults=True, frozen=True):
     n: list[int]
 
 
-class Comparison(msgspec.Struct, omit_defaults=True, frozen=True):
+class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     """What the compare view shows."""
 
     runs: list[Course]
@@ -50,16 +50,23 @@ class Comparison(msgspec.Struct, omit_defaults=True, frozen=True):
     """Group -> task, policy and how many runs it has; with the start of its digest where others say the same."""
     metric: str = ""
     unit: str = ""
-    left_out: dict[str, str] = {}
+    left_out: dict[str, str]
     """Run -> why it is not in the comparison."""
+    compared: int
+    """Runs that were to be compared."""
+    of: int
+    """Runs that there are to choose from."""
 
 
 Episodes = dict[str, list[dict[int, float]]]
 """Arm -> one mapping of epoch to metric for each episode."""
 
 
-def compare(paths: Iterable[Path]) -> Comparison:
-    """Read the runs and overlay them. A run that cannot be read is left out, with the reason."""
+def compare(paths: Sequence[Path], of: int | None = None) -> Comparison:
+    """Read the runs and overlay them. A run that cannot be read is left out, with the reason.
+
+    ``of`` counts the runs that there are, where these are some of them.
+    """
     left_out: dict[str, str] = {}
     runs: list[Course] = []
     pooled: dict[tuple[str, str], list[dict[int, float]]] = {}
@@ -91,7 +98,16 @@ def compare(paths: Iterable[Path]) -> Comparison:
     plain = list(labels.values())
     labels = {name: f"{it} [{name[:6]}]" if plain.count(it) > 1 else it for name, it in labels.items()}
     groups = [_course(labels[group], arm, group, tracks) for (group, arm), tracks in sorted(pooled.items())]
-    return Comparison(runs=runs, groups=groups, labels=labels, left_out=left_out, **metrics)
+    return Comparison(
+        runs=runs,
+        groups=groups,
+        labels=labels,
+        metric=metrics.get("metric", ""),
+        unit=metrics.get("unit", ""),
+        left_out=left_out,
+        compared=len(paths),
+        of=len(paths) if of is None else of,
+    )
 
 
 @lru_cache(maxsize=64)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from esper.karn import words
-from esper.karn.schema import Check, Curve, EnvironmentDetail, Gate, Seed, Slot, number, wire_safe
+from esper.karn.parts import Curve, number, wire_safe
+from esper.karn.schema import Check, EnvironmentDetail, Gate, Seed, Slot
 from esper.karn.series import Series
 from esper.karn.snapshot import environment_row, figure, in_order, stale_factor
 from esper.karn.state import EnvironmentFold, Facts, RunState, SeedFold, SlotFold, view
@@ -97,8 +98,8 @@ def _ended(seed: SeedFold) -> str | None:
     if seed.stage is None:
         return None
     if seed.stage == "FOSSILIZED":
-        cost = seed.facts.get("removal_cost")
-        worth = f", worth {words.figure(cost.value)}" if cost is not None else ""
-        return dated(f"kept for good{worth}", seed.end_epoch)
+        cost = seed.end_cost
+        worth = f", worth {dated(words.figure(cost.value), cost.epoch)}" if cost is not None else ""
+        return f"{dated('kept for good', seed.end_epoch)}{worth}"
     by = f" by {seed.end_by}" if seed.end_by else ""
     return dated(f"pruned{by}: {seed.end_reason or 'no reason given'}", seed.end_epoch)

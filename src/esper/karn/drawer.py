@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from esper.karn.parts import Curve
 from esper.karn.plain import shown
-from esper.karn.schema import Action, Curve, EnvironmentDetail, Seed, Slot
-from esper.karn.words import GLYPHS
+from esper.karn.schema import Action, EnvironmentDetail, Seed, Slot
+from esper.karn.words import GLYPHS, asked
 from esper.karn.words import figure as number
 
 _BARS = "▁▂▃▄▅▆▇█"
@@ -82,7 +83,8 @@ def _seed(seed: Seed, epoch: Any) -> Iterator[str]:
         if text is not None:
             yield f"    {label}: {text}"
     for gate in seed.gates:
-        yield f"    {gate.gate} {'passed' if gate.passed else 'FAILED'}, {gate.failures} of {gate.evaluations} failed"
+        often = asked(gate.evaluations, gate.failures)
+        yield f"    {gate.gate} {'passed' if gate.passed else 'FAILED'}" + (f"; {often}" if often else "")
         for check in gate.checks:
             yield f"      {'ok  ' if check.passed else 'FAIL'} {check.text}"
     for name, value in seed.facts.items():

@@ -5,7 +5,6 @@ It is read off the one fold (:mod:`esper.karn.aggregator`) while that goes over 
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any, Final
@@ -15,14 +14,11 @@ import msgspec
 from esper.karn import words
 from esper.karn.aggregator import apply
 from esper.karn.fold_common import known_seed
+from esper.karn.results import EndTable, end_table
 from esper.karn.snapshot import in_order
 from esper.karn.state import EnvironmentFold, EpisodeRecord, GateFold, Measured, RunState, SeedFold, SlotFold, view
-from esper.karn.stats import Interval, interval
 from esper.leyline import SeedStage, TelemetryEvent
 from esper.leyline import TelemetryEventType as T
-
-STATIC: Final = "static"
-"""The arm that others are compared with when it is there."""
 
 
 class SeedLife(msgspec.Struct, omit_defaults=True):
@@ -65,43 +61,6 @@ class Track(msgspec.Struct):
     """seed id -> epoch -> probe gain and its standard error"""
     stages: dict[str, list[tuple[int, str]]] = {}
     """slot -> (epoch, stage from then on)"""
-
-
-class ArmRow(msgspec.Struct, omit_defaults=True):
-    """Means of one arm over its finished episodes; what no episode measured is missing."""
-
-    arm: str
-    episodes: int
-    test: Interval | None = None
-    validation: Interval | None = None
-    parameters: float | None = None
-    total_macs: float | None = None
-    inference_macs: float | None = None
-    seconds: float | None = None
-    seeds_kept: float | None = None
-
-
-class ArmDifference(msgspec.Struct, omit_defaults=True):
-    """``arm`` minus ``control``, paired by seed; positive means that ``arm`` is better."""
-
-    arm: str
-    control: str
-    pairs: int
-    unpaired: int
-    test: Interval | None = None
-    validation: Interval | None = None
-    macs_ratio: float | None = None
-    """Total MACs of the arm over the control's, mean over pairs."""
-
-
-class EndTable(msgspec.Struct, omit_defaults=True):
-    """The table at the end of a run and at the head of its report."""
-
-    metric: str
-    unit: str
-    higher_is_better: bool
-    arms: list[ArmRow]
-    differences: list[ArmDifference]
 
 
 class RunEvidence(msgspec.Struct, omit_defaults=True):
@@ -148,10 +107,10 @@ class _Recorder:
         self.run: dict[str, Any] = {}
         self.end: dict[str, Any] | None = None
         self.episodes: list[EpisodeRecord] = []
-        self.results: dict[tuple[int, int], EpisodeRecord] = {}
+        self.results: dict[_Course, EpisodeRecord] = {}
         """Newest result of each track."""
-        self.lives: dict[tuple[int, int, str], _Life] = {}
-        self.tracks: dict[tuple[int, int], Track] = {}
+        self.lives: dict[tuple[_Course, str], _Life] = {}
+        self.tracks: dict[_Course, Track] = {}
         self.counts: Counter[T] = Counter()
 
     def note(self, state: RunState, event: TelemetryEvent) -> None:
@@ -171,7 +130,7 @@ class _Recorder:
                 self._epoch(state, environment, track)
             elif kind is T.EPISODE_ENDED and environment.result is not None:
                 self.episodes.append(environment.result)
-                self.results[track.env_id, track.episode] = environment.result
+                self.results[_course(track)] = environment.result
         if kind in _LIFE and event.slot_id in environment.slots:
             self._seed(environment, environment.slots[event.slot_id], event)
 
@@ -181,15 +140,9 @@ class _Recorder:
         return RunEvidence(
             run=self.run,
             end=self.end,
-            table=EndTable(
-                metric=run.metric or "metric",
-                unit=run.unit,
-                higher_is_better=run.higher_is_better,
-                arms=_arms(self.episodes),
-                differences=_differences(self.episodes, run.higher_is_better),
-            ),
+            table=end_table(self.episodes, run),
             episodes=self.episodes,
-            seeds=[_told(life, self.results.get(key[:2])) for key, life in self.lives.items()],
+            seeds=[_told(life, self.results.get(course)) for (course, _), life in self.lives.items()],
             tracks=list(self.tracks.values()),
             rollbacks=self.counts[T.GOVERNOR_ROLLBACK],
             vetoes=self.counts[T.TRANSITION_VETOED],
@@ -198,11 +151,10 @@ class _Recorder:
         )
 
     def _track(self, environment: EnvironmentFold, event: TelemetryEvent) -> Track:
-        key = (environment.env, event.episode or 0)
+        key = (environment.env, event.episode or 0, environment.arm or "")
         track = self.tracks.get(key)
         if track is None:
-            track = self.tracks[key] = Track("", key[1], key[0])
-        track.arm = environment.arm or track.arm
+            track = self.tracks[key] = Track(key[2], key[1], key[0])
         return track
 
     def _epoch(self, state: RunState, environment: EnvironmentFold, track: Track) -> None:
@@ -218,7 +170,7 @@ class _Recorder:
                 spans.append((epoch, slot.stage))
             # a rollback can empty a slot without an end of its seed, which is the last of the past ones then
             seed = slot.seed or (slot.past[-1] if slot.past else None)
-            life = None if seed is None else self.lives.get((track.env_id, track.episode, seed.seed))
+            life = None if seed is None else self.lives.get((_course(track), seed.seed))
             if life is None or life.seed.stage == SeedStage.PRUNED.name:
                 continue
             life.stage, alpha = slot.stage, life.seed.alpha
@@ -230,7 +182,7 @@ class _Recorder:
         if seed is None:
             return
         track = self._track(environment, event)
-        life = self.lives.setdefault((track.env_id, track.episode, seed.seed), _Life(track, seed))
+        life = self.lives.setdefault((_course(track), seed.seed), _Life(track, seed))
         seed, kind = life.seed, event.event_type
         if kind is T.SEED_GERMINATED:
             asked = (act.reason for act in reversed(environment.actions) if act.slot == seed.slot and act.reason)
@@ -246,6 +198,14 @@ class _Recorder:
                     table.setdefault(seed.seed, {})[event.epoch] = (float(value.value), known)
                     if name == "removal_cost" and seed.stage is None:
                         life.cost, life.cost_se = value, known
+
+
+_Course = tuple[int, int, str]
+"""Environment, episode and arm: twins are played in one environment, one after the other."""
+
+
+def _course(track: Track) -> _Course:
+    return track.env_id, track.episode, track.arm
 
 
 _COURSE: Final = frozenset({T.EPISODE_STARTED, T.EPOCH_COMPLETED, T.EPISODE_ENDED})
@@ -309,61 +269,3 @@ def _verdict(gate: GateFold | None) -> str | None:
         return None
     reasons = words.deciding(gate.checks, gate.passed, gate.deciding)
     return f"{gate.gate} {'passed' if gate.passed else 'failed'} in epoch {gate.epoch}: {reasons}"
-
-
-def _arms(episodes: list[EpisodeRecord]) -> list[ArmRow]:
-    arms = dict.fromkeys(episode.arm for episode in episodes)
-    return [_arm(name, [episode for episode in episodes if episode.arm == name]) for name in arms]
-
-
-_MEANS: Final = ("total_macs", "inference_macs", "seconds", "seeds_kept")
-
-
-def _arm(name: str, episodes: list[EpisodeRecord]) -> ArmRow:
-    return ArmRow(
-        arm=name,
-        episodes=len(episodes),
-        test=interval(_known(episode.test_metric for episode in episodes)),
-        validation=interval(_known(episode.validation_metric for episode in episodes)),
-        parameters=_mean(episode.total_parameters for episode in episodes),
-        **{mean: _mean(getattr(episode, mean) for episode in episodes) for mean in _MEANS},
-    )
-
-
-def _differences(episodes: list[EpisodeRecord], higher_is_better: bool) -> list[ArmDifference]:
-    """The first arm that grows against every other; every other against static besides, where there is a static one."""
-    arms = list(dict.fromkeys(episode.arm for episode in episodes))
-    grown = next((arm for arm in arms if arm != STATIC), None)
-    if grown is None:
-        return []
-    controls = sorted((arm for arm in arms if arm != grown), key=lambda arm: arm != STATIC)
-    return [_difference(episodes, grown, control, 1.0 if higher_is_better else -1.0) for control in controls]
-
-
-def _difference(episodes: list[EpisodeRecord], arm: str, control: str, sign: float) -> ArmDifference:
-    sides = [{(e.episode, e.seed): e for e in episodes if e.arm == name} for name in (arm, control)]
-    pairs = [(sides[0][key], sides[1][key]) for key in sides[0] if key in sides[1]]
-
-    def paired(field: str) -> Interval | None:
-        measured = [(getattr(a, field), getattr(b, field)) for a, b in pairs]
-        return interval([sign * (a - b) for a, b in measured if a is not None and b is not None])
-
-    ratios = [a.total_macs / b.total_macs for a, b in pairs if a.total_macs is not None and b.total_macs]
-    return ArmDifference(
-        arm=arm,
-        control=control,
-        pairs=len(pairs),
-        unpaired=len(sides[0]) + len(sides[1]) - 2 * len(pairs),
-        test=paired("test_metric"),
-        validation=paired("validation_metric"),
-        macs_ratio=_mean(ratios),
-    )
-
-
-def _known(values: Iterable[float | None]) -> list[float]:
-    return [value for value in values if value is not None]
-
-
-def _mean(values: Iterable[float | int | None]) -> float | None:
-    known = _known(values)
-    return math.fsum(known) / len(known) if known else None

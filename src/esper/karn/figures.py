@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from esper.karn.evidence import STATIC, RunEvidence, SeedLife, Track
+from esper.karn.evidence import RunEvidence, SeedLife, Track
+from esper.karn.results import STATIC
 from esper.leyline import MissingExtraError
 
 STAGE_COLOURS: Final = {
@@ -60,7 +61,9 @@ def draw(evidence: RunEvidence, folder: Path) -> list[str]:
     if shown is None:
         return []
     lives = {
-        life.seed_id: life for life in evidence.seeds if (life.env_id, life.episode) == (shown.env_id, shown.episode)
+        life.seed_id: life
+        for life in evidence.seeds
+        if (life.env_id, life.episode, life.arm) == (shown.env_id, shown.episode, shown.arm)
     }
     folder.mkdir(parents=True, exist_ok=True)
     names = []
@@ -82,20 +85,21 @@ def _shown(evidence: RunEvidence) -> Track | None:
     if not grown:
         return None
     sign = 1.0 if evidence.table.higher_is_better else -1.0
-    results: dict[tuple[int | None, int | None], float] = {
-        (episode.env_id, episode.episode): sign * episode.validation_metric
+    results: dict[tuple[int | None, int | None, str], float] = {
+        (episode.env_id, episode.episode, episode.arm): sign * episode.validation_metric
         for episode in evidence.episodes
         if episode.validation_metric is not None and math.isfinite(episode.validation_metric)
     }
     main = [track for track in grown if track.arm == grown[0].arm]
-    return max(main, key=lambda track: results.get((track.env_id, track.episode), -math.inf))
+    return max(main, key=lambda track: results.get((track.env_id, track.episode, track.arm), -math.inf))
 
 
 def _course(figure: Any, evidence: RunEvidence, shown: Track, lives: Mapping[str, SeedLife]) -> bool:
     slots = [slot for slot, spans in shown.stages.items() if any(stage != "DORMANT" for _, stage in spans)]
     ratio = [5, max(1.0, 0.55 * len(slots))]
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=ratio) if slots else (figure.subplots(), None)
-    beside = [t for t in evidence.tracks if t.episode == shown.episode and t is not shown and t.metric]
+    others = [t for t in evidence.tracks if t.episode == shown.episode and t is not shown and t.metric]
+    beside = [t for t in others if t.env_id == shown.env_id] or others  # a twin in its own environment is the control
     labels = []
     for index, track in enumerate([shown, *beside]):
         colour = QUIET if track.arm == STATIC else LINES[index % len(LINES)]

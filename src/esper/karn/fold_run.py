@@ -10,7 +10,8 @@ from msgspec.structs import asdict, fields, replace
 from esper.karn import anomaly, words
 from esper.karn.fold_common import measure, slot_in, smoothed, tally, trim
 from esper.karn.fold_seed import GOVERNOR, set_stage
-from esper.karn.schema import Action, Drop, Leader, Number, RunFacts, number
+from esper.karn.parts import Number, number
+from esper.karn.schema import Action, Drop, Leader, RunFacts
 from esper.karn.state import (
     EPOCH_FACTS,
     DeliveredSeed,
@@ -33,7 +34,9 @@ LEADERS = 50
 
 
 _OF_RUN: Final = payload_keys(TrainingStarted, str, int, into=RunFacts)
-_OF_EPISODE: Final = payload_keys(EpisodeStarted, str, int, into=EnvironmentFold)
+_OF_EPISODE: Final = tuple(
+    name for name in payload_keys(EpisodeStarted, str, int, into=EnvironmentFold) if name != "seed"
+)
 
 
 def training_started(state: RunState, event: TelemetryEvent, environment: EnvironmentFold | None) -> None:
@@ -66,11 +69,13 @@ def episode_started(state: RunState, event: TelemetryEvent, environment: Environ
         state.unplaced += 1
         return
     facts: dict[str, Any] = {name: event.data.get(name) for name in _OF_EPISODE}
+    seed = event.data.get("seed")
     state.environments[environment.env] = EnvironmentFold(
         env=environment.env,
         device=state.run.device or "unknown",
         episode=event.episode,
         epoch=0,
+        seed=None if seed is None else str(seed),
         **facts,
         last_epoch_time=event.timestamp,
         last_time=event.timestamp,
@@ -93,6 +98,8 @@ def episode_ended(state: RunState, event: TelemetryEvent, environment: Environme
             Leader,
             result,
             env=event.env_id,
+            seed=str(result.seed),
+            total_macs=None if result.total_macs is None else float(result.total_macs),
             parameters=total,
             growth=(total - host) / host if host else None,
             seconds=number(result.seconds),

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from esper.karn.filter import Filter
-from esper.karn.schema import Chip, EnvironmentRow, Figure, HostVitals, Pulse, RunHeader, Snapshot
+from esper.karn.parts import Figure
+from esper.karn.schema import Chip, EnvironmentRow, HostVitals, Pulse, RunHeader, Snapshot
 from esper.karn.words import ABSENT, duration
 from esper.karn.words import figure as number
 

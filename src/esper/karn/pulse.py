@@ -6,7 +6,7 @@ from typing import Final
 
 import msgspec
 
-from esper.karn.schema import Level
+from esper.karn.parts import Level
 
 
 class PulseRule(msgspec.Struct, frozen=True):

@@ -13,10 +13,11 @@ from typing import Any
 
 import msgspec
 
-from esper.karn.evidence import ArmDifference, EndTable, RunEvidence, SeedLife, gather
-from esper.karn.schema import Damage, wire_safe
+from esper.karn.evidence import RunEvidence, SeedLife, gather
+from esper.karn.parts import wire_safe
+from esper.karn.results import EndTable, difference_line, with_interval
+from esper.karn.schema import Damage
 from esper.karn.source import damage_of, report_damage
-from esper.karn.stats import Interval
 from esper.karn.words import ABSENT, duration, figure
 from esper.leyline import DataError, MissingExtraError, TelemetryEvent
 from esper.nissa.files import write_atomically
@@ -107,33 +108,6 @@ def result_table(table: EndTable) -> str:
         for arm in table.arms
     ]
     return "\n".join(head + rows) if rows else "No episode has ended."
-
-
-def with_interval(value: Interval | None, sign: bool = False) -> str:
-    """``91.40 ± 0.62``; a single value has no interval and says ``(n = 1)``."""
-    if value is None:
-        return ABSENT
-    shown = f"{value.mean:+.2f}" if sign else f"{value.mean:.2f}"
-    return f"{shown} ± {value.half:.2f}" if value.half is not None else f"{shown} (n = {value.n})"
-
-
-def difference_line(difference: ArmDifference, table: EndTable) -> str:
-    """One paired difference in one sentence."""
-    head = f"{difference.arm} minus {difference.control}"
-    found = difference.test or difference.validation
-    if found is None:
-        return f"{head}: nothing to compare, no pair of episodes was measured."
-    split = "test" if difference.test is not None else "validation"
-    pairs = f"{found.n} pair{'s' if found.n != 1 else ''} of episodes"
-    text = f"{head}: {with_interval(found, sign=True)} {table.unit} on the {split} split".replace("  ", " ")
-    text += f", {pairs} of the same seed"
-    if found.low is not None and found.high is not None:
-        text += f", 95 % t interval {found.low:+.2f} to {found.high:+.2f}"
-    if difference.macs_ratio is not None:
-        text += f", at {difference.macs_ratio:.2f} times the MACs"
-    if difference.unpaired:
-        text += f"; {difference.unpaired} episodes without a partner are left out"
-    return text + "."
 
 
 def _difference_lines(table: EndTable) -> list[str]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import msgspec
@@ -12,7 +14,7 @@ from esper.karn.words import ABSENT, duration
 from esper.leyline import DataError, TelemetryEvent, UsageError
 from esper.leyline import TelemetryEventType as T
 from esper.nissa.reader import read_journal
-from esper.nissa.rundir import RunDirectory, list_runs
+from esper.nissa.rundir import MANIFEST, RunDirectory, list_runs
 from esper.nissa.segments import list_segments
 
 _TAIL = 1 << 18
@@ -79,6 +81,21 @@ def resolve_run(name: str | Path, base: str | Path = "runs") -> Path:
 def describe_run(path: str | Path) -> RunInfo:
     """What the manifest, the first events and the last events say of the run in ``path``."""
     path = Path(path)
+    return _described(path, _signature(path))
+
+
+def _signature(path: Path) -> tuple[tuple[str, int, int], ...]:
+    """What changes when a run is written to."""
+    told = []
+    for file in (path / MANIFEST, *_segments(path)):
+        with contextlib.suppress(OSError):
+            about = file.stat()
+            told.append((file.name, about.st_size, about.st_mtime_ns))
+    return tuple(told)
+
+
+@lru_cache(maxsize=4096)
+def _described(path: Path, signature: tuple[tuple[str, int, int], ...]) -> RunInfo:
     run_id, created, pid, problem = path.name, None, None, None
     try:
         manifest = RunDirectory.open(path).manifest

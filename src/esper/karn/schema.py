@@ -6,50 +6,13 @@ A missing key is a value that was not measured. NaN and infinities are the strin
 
 from __future__ import annotations
 
-import math
 from typing import Any, Final, Literal
 
 import msgspec
 
+from esper.karn.parts import Curve, Figure, Level, Number, Part, Shared
+
 SNAPSHOT_SCHEMA: Final = 1
-
-NonFinite = Literal["NaN", "Infinity", "-Infinity"]
-Number = float | NonFinite
-Level = Literal["ok", "watch", "bad", "critical"]
-
-
-class Part(msgspec.Struct, omit_defaults=True, frozen=True):
-    """Base of everything in a snapshot: what was not measured is left out.
-
-    Folds (:mod:`esper.karn.state`) hold parts and put others in their place, so a snapshot never changes under its
-    readers.
-    """
-
-
-class Shared(msgspec.Struct, omit_defaults=True):
-    """Base of what a fold and the view of it have in common; a view is made anew each time."""
-
-
-class Figure(Part, kw_only=True, frozen=True):
-    """A measured value. Without ``epoch`` and ``time`` it is of unknown age."""
-
-    value: bool | int | float | NonFinite
-    epoch: int | None = None
-    time: float | None = None
-    stale: bool = False
-    """Measured more than two of the environment's epochs ago."""
-
-
-class Curve(Part, kw_only=True, frozen=True):
-    """A bounded history. ``low`` and ``high`` are the extremes of each bucket; ``nans`` counts its NaNs."""
-
-    at: list[int]
-    low: list[Number]
-    high: list[Number]
-    last: list[Number]
-    nans: list[int]
-    seen: int
-    """Points that the buckets stand for."""
 
 
 class Factor(Part, kw_only=True, frozen=True):
@@ -90,7 +53,8 @@ class EnvironmentFacts(Shared, kw_only=True):
     status: str
     arm: str | None = None
     policy: str | None = None
-    seed: int | None = None
+    seed: str | None = None
+    """Of the episode, in digits: a browser rounds integers beyond 2**53."""
     episode: int | None = None
     epoch: int | None = None
     max_epochs: int | None = None
@@ -388,7 +352,7 @@ class Leader(Part, kw_only=True, frozen=True):
 
     arm: str
     policy: str
-    seed: int
+    seed: str
     epochs: int
     status: str
     parameters: int
@@ -400,7 +364,7 @@ class Leader(Part, kw_only=True, frozen=True):
     episode: int | None = None
     validation: Number | None = None
     test: Number | None = None
-    total_macs: int | None = None
+    total_macs: float | None = None
 
 
 class Drop(Part, kw_only=True, frozen=True):
@@ -461,24 +425,6 @@ class Snapshot(Part, kw_only=True, frozen=True):
     """Events that the sequence numbers say are missing."""
     unplaced: int
     damage: list[Damage]
-
-
-def number(value: float) -> Number:
-    """A float as it travels."""
-    if math.isfinite(value):
-        return value
-    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
-
-
-def wire_safe(value: Any) -> Any:
-    """Plain data with every non-finite float by name."""
-    if isinstance(value, float):
-        return number(value)
-    if isinstance(value, dict):
-        return {str(key): wire_safe(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [wire_safe(item) for item in value]
-    return value
 
 
 def json_schema() -> dict[str, Any]:

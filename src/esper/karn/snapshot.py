@@ -10,6 +10,7 @@ import msgspec
 
 from esper.karn import anomaly, bound, words
 from esper.karn.fold_run import LEADERS, standing
+from esper.karn.parts import Figure, Level, number, travelling
 from esper.karn.pulse import PULSE
 from esper.karn.schema import (
     SNAPSHOT_SCHEMA,
@@ -20,15 +21,12 @@ from esper.karn.schema import (
     EnvironmentRow,
     Factor,
     FeedItem,
-    Figure,
     HostVitals,
-    Level,
     Progress,
     Pulse,
     RunHeader,
     Snapshot,
     StepSplit,
-    number,
 )
 from esper.karn.state import EnvironmentFold, Facts, Measured, RunState, SlotFold, view
 from esper.leyline import TelemetryEvent
@@ -102,7 +100,7 @@ class Builder:
         """The board's row of one environment."""
         fold = state.environments[env_id]
         stale = stale_factor(state, fold, now)
-        key = (*_identity(fold), None if stale is None else stale.measured)
+        key = (*_identity(fold), None if stale is None else stale.text)
         cached = self._rows.get(env_id)
         if cached is not None and cached[0] == key:
             return cached[1]
@@ -221,7 +219,7 @@ def figure(measured: Measured, epoch_now: int | None) -> Figure:
     value = measured.value
     stale = measured.epoch is not None and epoch_now is not None and epoch_now - measured.epoch > STALE_EPOCHS
     return Figure(
-        value=number(value) if isinstance(value, float) else value,  # type: ignore[arg-type]
+        value=value if isinstance(value, str) else travelling(value),  # type: ignore[arg-type]
         epoch=measured.epoch,
         time=measured.time,
         stale=stale,
@@ -240,7 +238,7 @@ def feed_item(event: TelemetryEvent) -> FeedItem:
     return FeedItem(
         id=f"{event.producer}:{event.seq}",
         type=event.event_type.value,
-        severity=event.severity,
+        severity=words.severity(event),
         text=words.describe(event),
         time=event.timestamp,
         episode=event.episode,

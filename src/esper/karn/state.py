@@ -14,18 +14,8 @@ from typing import Any, Final, TypeVar, get_type_hints
 
 import msgspec
 
-from esper.karn.schema import (
-    Action,
-    Census,
-    Drop,
-    EnvironmentFacts,
-    GateFacts,
-    Leader,
-    Level,
-    RunFacts,
-    SeedFacts,
-    Stretch,
-)
+from esper.karn.parts import Level
+from esper.karn.schema import Action, Census, Drop, EnvironmentFacts, GateFacts, Leader, RunFacts, SeedFacts, Stretch
 from esper.karn.series import Series
 from esper.leyline import TelemetryEvent
 from esper.leyline.payloads.run import EpochCompleted

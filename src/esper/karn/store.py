@@ -19,9 +19,10 @@ from typing import Any, Final, Self
 
 import msgspec
 
-from esper.karn.schema import Damage, wire_safe
+from esper.karn.parts import wire_safe
+from esper.karn.schema import Damage
 from esper.karn.source import damage_of, report_damage
-from esper.karn.words import ABSENT, figure
+from esper.karn.words import ABSENT, figure, moment
 from esper.leyline import DataError, MissingExtraError, UsageError
 from esper.nissa.reader import read_journal
 
@@ -111,6 +112,7 @@ VIEWS: Final = {
         SELECT {_WHERE}, timestamp, event_type, severity, slot_id, seed_id, {_pick("reason", "VARCHAR")}, message, data
         FROM events
         WHERE severity IN ('warning', 'error', 'critical')
+           OR (event_type IN ('TRAINING_ENDED', 'EPISODE_ENDED') AND data->>'$.status' <> 'completed')
            OR event_type IN ('GOVERNOR_PANIC', 'GOVERNOR_ROLLBACK', 'TRANSITION_VETOED', 'ISOLATION_VIOLATION',
                              'TELEMETRY_DROPPED')""",
 }
@@ -126,7 +128,8 @@ class Result:
 
     def text(self) -> str:
         """An aligned table for a terminal."""
-        cells = [self.columns, *([_cell(value) for value in row] for row in self.rows)]
+        head = self.columns
+        cells = [head, *([_cell(*cell) for cell in zip(row, head, strict=True)] for row in self.rows)]
         widths = [max(len(row[i]) for row in cells) for i in range(len(self.columns))]
         lines = [
             "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells
@@ -249,9 +252,15 @@ def _committed(directory: Path, damage: list[Damage]) -> Iterator[Path]:
         os.unlink(name)
 
 
-def _cell(value: Any) -> str:
+_MOMENTS: Final = frozenset({"timestamp", "started", "ended"})
+"""Columns of the views that hold seconds since 1970: a table shows them as dates, CSV and JSON as they are."""
+
+
+def _cell(value: Any, column: str) -> str:
     if value is None:
         return ABSENT
+    if column in _MOMENTS and isinstance(value, float):
+        return moment(value)
     return figure(value) if isinstance(value, bool | float) else " ".join(str(value).split())
 
 

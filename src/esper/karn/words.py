@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from datetime import UTC, datetime
+from typing import Any, Final
 
-from esper.leyline import TelemetryEvent
+from esper.leyline import SEVERITIES, Severity, TelemetryEvent
 from esper.leyline import TelemetryEventType as T
 
 GLYPHS = {
@@ -21,6 +22,9 @@ GLYPHS = {
     "RESETTING": "▧",
 }
 """Stage -> glyph; a slot of which nothing is known yet has ``?``."""
+
+DAY: Final = 86_400
+"""Seconds."""
 
 ABSENT = "–"
 """What stands for a value that was not measured; never a zero."""
@@ -44,13 +48,39 @@ def figure(value: Any) -> str:
 
 
 def duration(seconds: float) -> str:
-    """``41 s``, ``3 min 5 s``, ``2 h 10 min``."""
+    """``41 s``, ``3 min 5 s``, ``2 h 10 min``, ``415 d 15 h``."""
     whole = int(seconds)
     if whole < 100:
         return f"{whole} s"
     if whole < 6000:
         return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
+    if whole < 2 * DAY:
+        return f"{whole // 3600} h {whole % 3600 // 60} min"
+    return f"{whole // DAY:,} d {whole % DAY // 3600} h"
+
+
+def moment(time: float) -> str:
+    """A wall-clock time as it can be compared across machines: ``2026-11-29 11:41:37Z``."""
+    try:
+        return f"{datetime.fromtimestamp(time, UTC):%Y-%m-%d %H:%M:%S}Z"
+    except (OverflowError, OSError, ValueError):
+        return figure(time)
+
+
+def asked(evaluations: int, failures: int) -> str:
+    """How often a gate was asked, where it was more than once: ``asked 3 times, refused 2 of them``."""
+    return "" if evaluations <= 1 else f"asked {evaluations} times, refused {failures} of them"
+
+
+def severity(event: TelemetryEvent) -> Severity:
+    """How much an event matters to a person: an end that is no success is more than it says of itself."""
+    if event.event_type in (T.TRAINING_ENDED, T.EPISODE_ENDED):
+        least = _ENDS.get(str(event.data.get("status")), "info")
+        return max(event.severity, least, key=SEVERITIES.index)
+    return event.severity
+
+
+_ENDS: dict[str, Severity] = {"failed": "error", "interrupted": "warning", "preempted": "warning"}
 
 
 def check(record: Mapping[str, Any]) -> str:

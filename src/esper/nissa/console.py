@@ -30,12 +30,13 @@ class ConsoleSink:
 
     A terminal also gets one progress line that is written over; elsewhere lines are plain and progress is printed every
     :data:`PROGRESS_SECONDS`. A gate that fails for the same reasons as before is not repeated. ``quiet`` leaves only
-    warnings and errors.
+    warnings and errors. ``console`` is one that shows a live display: lines are printed above it, and there is no
+    progress line beside it.
     """
 
-    def __init__(self, quiet: bool = False, *, file: IO[str] | None = None) -> None:
-        self._console = _Console(file=file or sys.stdout, highlight=False, markup=False, emoji=False)
-        self._live = self._console.is_terminal and not quiet
+    def __init__(self, quiet: bool = False, *, file: IO[str] | None = None, console: Console | None = None) -> None:
+        self._console = console or _Console(file=file or sys.stdout, highlight=False, markup=False, emoji=False)
+        self._live = console is None and self._console.is_terminal and not quiet
         self._utf8 = (self._console.encoding or "").lower().startswith("utf")
         self._quiet = quiet
         self._progress_shown = False

@@ -29,7 +29,8 @@ def run_heuristic(flags: Mapping[str, Any], file: Mapping[str, Any], asked: Resu
     plan = EpisodePlan(config.episodes, load.max_epochs, config.seed)
     progress = ConsoleProgress(plan, list(policies), load.task.metric, console, quiet=config.quiet)
     episodes = Episodes(build_executor(load, config, ready.sink.emit, deliver="best"), policies, plan, progress.epoch)
-    lines = ConsoleSink(quiet=config.quiet or console.is_terminal)
+    beside = console if console.is_terminal else None
+    lines = ConsoleSink(quiet=config.quiet or console.is_terminal, console=beside)
     what = ready.announcement(config.policy, config.episodes, len(policies))
     with open_run(ready.opening(what, lines, progress.say), episodes) as session, progress:
         for results, engine in episodes:

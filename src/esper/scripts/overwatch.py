@@ -42,6 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
     web.add_argument("--port", type=int, help="default: 8471, or any free one where that is taken")
     web.add_argument("--bind", default="127.0.0.1", metavar="ADDRESS", help="default: only this machine")
     web.add_argument("--allowed-host", action="append", default=[], metavar="NAME", help="host name that may be used")
+    web.add_argument("--new-token", action="store_true", help="links that were given out stop working")
     web.add_argument("--build", action="store_true", help="build the page anew, in a checkout")
     web.add_argument("--beside", type=int, metavar="PID", help=argparse.SUPPRESS)
     return parser
@@ -88,6 +89,8 @@ def once(run: Path, terms: str) -> int:
 
 def browse(given: argparse.Namespace) -> int:
     """Serve the page until interrupted, or beside a run until it is gone and nobody looks."""
+    from esper.karn.replay import cache_home
+    from esper.karn.web.guard import kept_token
     from esper.karn.web.server import listen, make_server
 
     ready_page(given.build)
@@ -98,7 +101,8 @@ def browse(given: argparse.Namespace) -> int:
             return 0
     else:
         target = Path(given.run) if list_runs(given.run) else resolve_run(given.run)
-    listening = listen(given.bind, given.port, given.allowed_host)
+    token = kept_token(cache_home().with_name("overwatch-token"), given.new_token)
+    listening = listen(given.bind, given.port, given.allowed_host, token)
     server = make_server(target, listening, progress=ReadingProgress())
     gc.set_threshold(COLLECT_AFTER)
     link = listening.link

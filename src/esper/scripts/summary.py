@@ -9,8 +9,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from esper.karn.evidence import EndTable, SeedLife
-from esper.karn.report import difference_line, read_evidence, with_interval, write_report
+from esper.karn.evidence import SeedLife
+from esper.karn.report import read_evidence, write_report
+from esper.karn.results import EndTable, difference_line, with_interval
 from esper.karn.words import ABSENT, duration
 
 SEEDS_SHOWN = 12

@@ -12,9 +12,11 @@ from esper.karn.web.server import Listening, listen, make_server
 
 
 @contextlib.contextmanager
-def serving(target: Path, cache: Path, **options: Any) -> Iterator[Listening]:
-    """A server over ``target`` on a free port; it ends with the block."""
-    listening = listen(port=0)
+def serving(
+    target: Path, cache: Path, *, port: int = 0, token: str | None = None, **options: Any
+) -> Iterator[Listening]:
+    """A server over ``target``, on a free port unless one is given; it ends with the block."""
+    listening = listen(port=port, token=token)
     server = make_server(target, listening, cache=cache, **options)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening.socket]}, daemon=True)
     thread.start()

@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("starlette")
 httpx = pytest.importorskip("httpx")
 
-from esper.karn.web.guard import CSP, access_for, is_loopback, new_token  # noqa: E402
+from esper.karn.web.guard import CSP, access_for, is_loopback, kept_token, new_token  # noqa: E402
 from esper.karn.web.server import listen, make_app  # noqa: E402
 from esper.leyline import UsageError  # noqa: E402
 from karn.journals import write_run  # noqa: E402
@@ -141,3 +141,17 @@ def test_a_taken_port_is_said_and_a_default_one_is_stepped_over() -> None:
             listen(port=70000)
     finally:
         first.socket.close()
+
+
+def test_a_kept_token_outlives_the_server_and_is_its_owners_alone(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "token"
+    token = kept_token(path)
+    assert kept_token(path) == token and path.stat().st_mode & 0o777 == 0o600
+    another = kept_token(path, anew=True)
+    assert another != token and kept_token(path) == another
+    path.chmod(0o644)
+    assert kept_token(path) != another, "what others could read is not trusted"
+    path.write_text("short")
+    assert len(kept_token(path)) >= 43
+    (tmp_path / "file").write_text("")
+    assert kept_token(tmp_path / "file" / "token") != kept_token(tmp_path / "file" / "token"), "not kept, yet given"

@@ -21,14 +21,25 @@ export async function get<T>(path: string, query: Record<string, string | number
   const response = await fetch(`${path}${search ? `?${search}` : ""}`, {
     headers: { Authorization: `Bearer ${sessionStorage.getItem(KEY) ?? ""}` },
   });
-  if (!response.ok) throw new Error((await response.text()).trim() || `${response.status} ${response.statusText}`);
+  if (!response.ok) throw new Refused(response.status, (await response.text()).trim() || response.statusText);
   return (await response.json()) as T;
+}
+
+/** The server answered, and not with what was asked for. */
+export class Refused extends Error {
+  constructor(
+    readonly status: number,
+    text: string,
+  ) {
+    super(text);
+  }
 }
 
 export interface Listener {
   frame(data: ArrayBuffer): void;
   opened(): void;
-  closed(reason: string): void;
+  /** The connection ended, or did not come about: a browser does not say why, so the listener asks. */
+  closed(reason: string, wasOpen: boolean): void;
 }
 
 export class Connection {
@@ -57,23 +68,27 @@ export class Connection {
   }
 
   private open(): void {
-    const scheme = location.protocol === "https:" ? "wss" : "ws";
     const query = this.run === undefined ? "" : `?run=${encodeURIComponent(this.run)}`;
-    const socket = new WebSocket(`${scheme}://${location.host}/ws${query}`, [
+    // beside the page, wherever a proxy has put that
+    const address = new URL(`ws${query}`, location.href.split("#")[0]);
+    address.protocol = location.protocol === "https:" ? "wss:" : "ws:";
+    const socket = new WebSocket(address, [
       WIRE.protocol,
       WIRE.tokenPrefix + this.token,
     ]);
     socket.binaryType = "arraybuffer";
+    let wasOpen = false;
     socket.onopen = () => {
       this.wait = 250;
+      wasOpen = true;
       this.listener.opened();
     };
     socket.onmessage = (event) => this.listener.frame(event.data as ArrayBuffer);
     socket.onclose = (event) => {
       if (this.over) return;
-      this.listener.closed(event.reason);
       this.timer = window.setTimeout(() => this.open(), this.wait);
       this.wait = Math.min(this.wait * 2, 4000);
+      this.listener.closed(event.reason, wasOpen);
     };
     this.socket = socket;
   }

@@ -45,12 +45,13 @@ export function percent(value: Num | undefined, digits = 0): string {
   return typeof value === "number" ? `${(value * 100).toFixed(digits)} %` : number(value);
 }
 
-/** `41 s`, `3 min 5 s`, `2 h 10 min`. */
+/** `41 s`, `3 min 5 s`, `2 h 10 min`, `415 d 15 h`. */
 export function duration(seconds: number): string {
   const whole = Math.max(0, Math.floor(seconds));
   if (whole < 100) return `${whole} s`;
   if (whole < 6000) return `${Math.floor(whole / 60)} min ${whole % 60} s`;
-  return `${Math.floor(whole / 3600)} h ${Math.floor((whole % 3600) / 60)} min`;
+  if (whole < 2 * 86_400) return `${Math.floor(whole / 3600)} h ${Math.floor((whole % 3600) / 60)} min`;
+  return `${WHOLE.format(Math.floor(whole / 86_400))} d ${Math.floor((whole % 86_400) / 3600)} h`;
 }
 
 export function clock(time: number | undefined): string {

@@ -11,6 +11,8 @@ export interface Place {
   /** Events folded at the moment shown; absent while now is shown. */
   at?: number;
   filter?: string;
+  /** Names of the runs to compare, with commas; absent for the newest. */
+  runs?: string;
 }
 
 export function parsePlace(hash: string): Place {
@@ -27,6 +29,7 @@ export function parsePlace(hash: string): Place {
     seed: text("seed"),
     at: whole("at"),
     filter: text("filter"),
+    runs: text("runs"),
   };
 }
 

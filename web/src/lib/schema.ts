@@ -77,7 +77,9 @@ export interface Comparison {
   labels: Record<string, string>;
   metric?: string;
   unit?: string;
-  left_out?: Record<string, string>;
+  left_out: Record<string, string>;
+  compared: number;
+  of: number;
 }
 
 /** Mean metric by epoch. `spread` is a standard deviation, `None` where n is 1; `n` counts the episodes. */
@@ -148,7 +150,7 @@ export interface EnvironmentRow {
   status: string;
   arm?: string;
   policy?: string;
-  seed?: number;
+  seed?: string;
   episode?: number;
   epoch?: number;
   max_epochs?: number;
@@ -237,7 +239,7 @@ export interface HostVitals {
 export interface Leader {
   arm: string;
   policy: string;
-  seed: number;
+  seed: string;
   epochs: number;
   status: string;
   parameters: number;

@@ -1,5 +1,5 @@
 /** What the page knows: the newest view, the contact it has, and where the operator looks. */
-import { Connection, get, takeToken } from "./connection";
+import { Connection, get, Refused, takeToken } from "./connection";
 import { parse, rowSubject, type Filter } from "./filter";
 import { formatPlace, parsePlace, type Place } from "./route";
 import type { EnvironmentRow, Request, Snapshot, View } from "./schema";
@@ -7,6 +7,8 @@ import { advance, columnsAfter, decodeFrame, type Columns } from "./wire";
 
 /** Milliseconds without a frame after which the page says that it has no contact. */
 export const NO_CONTACT = 2000;
+/** Milliseconds after which the folder of runs is looked at again. */
+const RUNS_EVERY = 3000;
 
 export interface Mark {
   events: number;
@@ -52,6 +54,10 @@ class Overwatch {
   /** Milliseconds since the last frame, to the half second. */
   silence = $state(0);
   reason = $state("");
+  /** The server does not know this tab's token: another one was started since. */
+  refused = $state(false);
+  /** The run that was asked for is not among those of the server. */
+  gone = $state(false);
   boardVersion = $state(0);
   columns: Columns | null = null;
 
@@ -120,6 +126,7 @@ class Overwatch {
 
   connect(): void {
     this.connection?.close();
+    this.refused = this.gone = false;
     this.latest = this.view = null;
     this.columns = null;
     this.timeline = null;
@@ -127,14 +134,34 @@ class Overwatch {
     this.connection = new Connection(this.place.run, this.token ?? "", {
       frame: (data) => this.frame(data),
       opened: () => this.resume(),
-      closed: (reason) => (this.reason = reason),
+      closed: (reason, wasOpen) => {
+        this.reason = reason;
+        if (!wasOpen) void this.askWhy();
+      },
     });
     void this.loadRuns();
     void this.loadTimeline();
   }
 
+  /** When the folder of runs is looked at again; 0 while that goes on. */
+  private runsDue = 0;
+
   ask(request: Request): void {
     this.connection?.ask(request);
+  }
+
+  /** Why there is no connection: nobody answers, the token is no longer the right one, or the run is not here. */
+  private async askWhy(): Promise<void> {
+    try {
+      this.runs = await get<RunInfo[]>("api/runs");
+      this.gone = this.place.run !== undefined && !this.runs.some((run) => run.name === this.place.run);
+    } catch (error) {
+      if (error instanceof Refused && error.status === 401) {
+        this.connection?.close();
+        this.connection = null;
+        this.refused = true;
+      }
+    }
   }
 
   /** Change where the operator looks; the address follows, so that every place can be linked to. */
@@ -215,9 +242,12 @@ class Overwatch {
 
   private async loadRuns(): Promise<void> {
     try {
+      const began = performance.now();
       this.runs = await get<RunInfo[]>("api/runs");
+      this.runsDue = performance.now() + Math.max(RUNS_EVERY, 50 * (performance.now() - began));
     } catch (error) {
       this.problem = (error as Error).message;
+      this.runsDue = performance.now() + RUNS_EVERY;
     }
   }
 
@@ -278,9 +308,14 @@ class Overwatch {
   }
 
   private tick(): void {
+    if (this.refused) return;
     const silence = performance.now() - this.lastFrame;
     this.silence = this.token && silence >= NO_CONTACT ? Math.floor(silence / 500) * 500 : 0;
     const count = this.devices?.reduce((sum, group) => sum + group.environments.length, 0) ?? 0;
+    if (this.runsDue && performance.now() > this.runsDue && !this.noContact) {
+      this.runsDue = 0;
+      void this.loadRuns();
+    }
     if (this.filter.filter && count > Object.keys(this.listed ?? {}).length) void this.fetchRows();
     else if (this.everyRow) this.everyRow = null;
     if (performance.now() > this.timelineDue && this.snapshot && this.timeline?.events !== this.snapshot.clock.events) {

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import hmac
 import ipaddress
+import os
 import secrets
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 from esper.leyline import UsageError
@@ -71,6 +73,34 @@ def new_token() -> str:
     return secrets.token_urlsafe(32)
 
 
+def kept_token(path: Path, anew: bool = False) -> str:
+    """The token in ``path``, so that a tab goes on when the server is started again; made where there is none.
+
+    A file that others than its owner may read is replaced. Where nothing can be written, the token is a fresh one.
+    """
+    if not anew:
+        try:
+            about, held = path.stat(), path.read_text(encoding="ascii").strip()
+            if not about.st_mode & 0o077 and about.st_uid == os.getuid() and len(held) >= SHORTEST:
+                return held
+        except (OSError, ValueError):
+            pass
+    token = new_token()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fresh = path.with_name(f"{path.name}.{os.getpid()}")
+        with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(token)
+        fresh.replace(path)
+    except OSError:
+        pass
+    return token
+
+
+SHORTEST: Final = 43
+"""Letters of :func:`new_token`."""
+
+
 def access_for(bind: str, port: int, allowed_hosts: Iterable[str] = (), token: str | None = None) -> Access:
     """Access for a server bound to ``bind``:``port``.
 
@@ -117,9 +147,12 @@ class Guard:
         socket = scope["type"] == "websocket"
         hosts, origins = _values(scope, b"host"), _values(scope, b"origin")
         if len(hosts) != 1 or hosts[0].lower() not in self._access.hosts:
-            return 403, "this host name is not served here"
+            return 403, f"this host name is not served here; {_advice(hosts)}"
         if len(origins) > 1 or (origins and origins[0].lower() not in self._access.origins):
-            return 403, "this origin is not served here"
+            return (
+                403,
+                "this origin is not served here; start Overwatch with --allowed-host and its name if that is meant",
+            )
         if not socket and scope["method"] not in ("GET", "HEAD"):
             return 405, "read-only"
         path = scope["path"]
@@ -132,6 +165,13 @@ class Guard:
         if len(offered) != 1 or not hmac.compare_digest(offered[0].encode(), self._access.token.encode()):
             return 401, "the token is missing or wrong; use the link that Overwatch printed"
         return None
+
+
+def _advice(hosts: list[str]) -> str:
+    """What would let the host in, in printable ASCII: the name comes from anyone."""
+    name = hosts[0].rpartition(":")[0] if len(hosts) == 1 and _has_port(hosts[0]) else "".join(hosts[:1])
+    plain = "".join(mark if mark.isalnum() and mark.isascii() or mark in ".-[]:" else "?" for mark in name[:80])
+    return f"start Overwatch with --allowed-host {plain or 'NAME'} if that is meant"
 
 
 def _offered_tokens(scope: Scope) -> list[str]:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from esper.karn.schema import Figure, Snapshot
+from esper.karn.parts import Figure
+from esper.karn.schema import Snapshot
 
 CONTENT_TYPE = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 

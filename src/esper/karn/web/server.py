@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import socket
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -203,7 +204,7 @@ async def _compare(deck: Deck, request: HttpRequest) -> Response:
     names = [name for name in request.query_params.get("runs", "").split(",") if name] or list(paths)[-MAX_COMPARED:]
     if strange := [name for name in names if name not in paths]:
         raise unknown("run", strange[0], paths)
-    return _json(await anyio.to_thread.run_sync(lambda: compare([paths[name] for name in names])))
+    return _json(await anyio.to_thread.run_sync(lambda: compare([paths[name] for name in names], len(paths))))
 
 
 async def _open_timeline(deck: Deck, request: HttpRequest) -> Timeline:
@@ -293,7 +294,9 @@ class Listening:
         return f"http://{host}:{self.port}/#token={self.access.token}"
 
 
-def listen(bind: str = "127.0.0.1", port: int | None = None, allowed_hosts: Sequence[str] = ()) -> Listening:
+def listen(
+    bind: str = "127.0.0.1", port: int | None = None, allowed_hosts: Sequence[str] = (), token: str | None = None
+) -> Listening:
     """Take the port, so that the link can be printed before anything else.
 
     Without a ``port`` the usual one, or any free one where that is taken. Raises ``UsageError`` for a port that is
@@ -314,7 +317,7 @@ def listen(bind: str = "127.0.0.1", port: int | None = None, allowed_hosts: Sequ
             failed = UsageError(f"cannot listen on {bind} port {candidate}: {reason}; choose another with --port")
             continue
         got = listener.getsockname()[1]
-        return Listening(listener, access_for(bind, got, allowed_hosts), bind, got)
+        return Listening(listener, access_for(bind, got, allowed_hosts, token), bind, got)
     raise failed
 
 
@@ -333,4 +336,11 @@ def make_server(target: str | Path, listening: Listening, **options: Any) -> uvi
         lifespan="off",
         timeout_graceful_shutdown=1,
     )
+    logging.getLogger("uvicorn.error").addFilter(_told)
     return uvicorn.Server(config)
+
+
+def _told(record: logging.LogRecord) -> bool:
+    """uvicorn takes a handshake that was refused with a body for one that was not answered: a tab with another
+    server's token would fill the terminal with that."""
+    return "without completing handshake" not in record.getMessage()

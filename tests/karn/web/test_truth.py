@@ -1,0 +1,174 @@
+"""The page in a headless Chromium: what it says is so, whatever a run, a server or a file system does."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("starlette")
+
+from esper.karn.web.server import listen, make_server
+from esper.leyline import TelemetryEvent
+from esper.leyline import TelemetryEventType as T
+from karn.journals import write_run
+from karn.streams import Recorder, begin, begin_episode, epoch_done, story
+from karn.web.browser import ARTIFACTS, Browser, go, in_a_browser, rows, turn, until
+from karn.web.serve import serving
+
+pytestmark = in_a_browser()
+
+LONG = "all the words of a reason that somebody else wrote " * 400
+"""Some 20,000 characters with places to break."""
+SOLID = "x" * 20_000
+"""As many without one."""
+VIEWS = ("flight", "flight?env=0&slot=blocks_1", "events", "governor", "compare", "leaders")
+REACH = """() => [...document.querySelectorAll('header nav button, header .tools button')].filter((button) => {
+  const box = button.getBoundingClientRect();
+  const hit = document.elementFromPoint(box.x + box.width / 2, box.y + box.height / 2);
+  return box.right > innerWidth || box.left < 0 || !button.contains(hit);
+}).map((button) => button.innerText)"""
+
+
+def wordy() -> list[TelemetryEvent]:
+    """The story with long texts wherever a run can put one, and a failure at the end."""
+    events = story()
+    for event in events:
+        data = event.data
+        if event.event_type is T.TRAINING_STARTED:
+            data |= {"task": SOLID, "policy": LONG}
+        if event.event_type is T.TRAINING_ENDED:
+            data |= {"status": "failed", "reason": LONG}
+        for name in ("blueprint", "reason", "why_not", "by"):
+            if name in data and event.event_type is not T.TRAINING_ENDED:
+                data[name] = SOLID if name == "blueprint" else LONG
+        if event.event_type in (T.EPISODE_STARTED, T.EPISODE_ENDED):
+            data |= {"policy": SOLID, "arm": SOLID}
+        if event.event_type is T.EPOCH_COMPLETED:
+            data["arm"] = SOLID
+        if event.event_type is T.TELEMETRY_DROPPED:
+            data["reason"] = SOLID
+    return events
+
+
+def test_no_text_of_a_run_pushes_anything_out_of_the_page(browser: Browser, tmp_path: Path) -> None:
+    run = write_run(tmp_path, wordy(), run_id="wordy")
+    with serving(run, tmp_path / "cache") as listening:
+        for width in (1280, 390):
+            go(browser, listening.link, width=width, height=800)
+            for view in VIEWS:
+                turn(browser, f"#/{view}")
+                browser.wait(selector=f"nav [aria-current]:has-text('{view.split('?')[0]}')")
+                assert browser.eval(code=f"({REACH})()") == [], (view, width)
+                assert browser.eval(code="document.documentElement.scrollWidth <= innerWidth"), (view, width)
+                assert browser.eval(code="document.querySelector('main').clientHeight >= 400"), (view, width)
+            assert len(browser.eval(code="document.querySelector('.state').title")) > 20_000
+        browser.shot(path=str(ARTIFACTS / "wordy.png"))
+        assert browser.said() == []
+
+
+def test_seeds_are_shown_to_the_last_digit(browser: Browser, tmp_path: Path) -> None:
+    seed = 7_879_204_788_149_259_239
+    events = story()
+    for event in events:
+        if event.event_type in (T.EPISODE_STARTED, T.EPISODE_ENDED):
+            event.data["seed"] = seed
+    with serving(write_run(tmp_path, events, run_id="seeds"), tmp_path / "cache") as listening:
+        go(browser, listening.link, "#/leaders")
+        until(lambda: str(seed) in browser.text(selector=".view table"))
+
+
+def test_a_failure_is_an_alarm_and_no_quiet_word(browser: Browser, tmp_path: Path) -> None:
+    rec = Recorder()
+    begin(rec, envs=1)
+    begin_episode(rec, 0)
+    epoch_done(rec, 0, 1, 80.0)
+    rec.say(T.TRAINING_ENDED, status="failed", reason="the loss is not finite", seconds=1.0)
+    with serving(write_run(tmp_path, rec.events, run_id="failed"), tmp_path / "cache") as listening:
+        go(browser, listening.link)
+        until(lambda: "run failed: the loss is not finite" in browser.text(selector=".rail"))
+        assert browser.eval(code="document.querySelector('.state span').className").split()[0] == "critical"
+
+
+def test_a_tab_outlives_its_server_and_says_what_it_needs(
+    browser: Browser, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Started again with the same token it goes on by itself; with another one it asks for that, and is quiet."""
+    run = write_run(tmp_path, story(), run_id="again")
+    with serving(run, tmp_path / "cache", token="k" * 43) as listening:
+        go(browser, listening.link)
+        until(lambda: rows(browser))
+        port = listening.port
+    until(lambda: "No contact with Overwatch" in browser.text(selector="[aria-label=Notices]"), 8)
+    with serving(run, tmp_path / "cache", port=port, token="k" * 43):
+        until(lambda: "No contact" not in browser.text(selector="[aria-label=Notices]"), 8)
+    with serving(run, tmp_path / "cache", port=port, token="o" * 43):
+        browser.wait(selector="[role=alert]")
+        assert "does not know this tab's token" in browser.text(selector="main")
+        asked = "performance.getEntriesByType('resource').length"
+        before = browser.eval(code=asked)
+        browser.eval(code="new Promise((done) => setTimeout(done, 1200))")
+        assert browser.eval(code=asked) == before, "it asks no more until it is given another token"
+        browser.fill(selector="form input", text="o" * 43)
+        browser.press(key="Enter")
+        until(lambda: rows(browser))
+    assert capfd.readouterr().err == "", "nothing of this is worth a line in the terminal"
+
+
+def test_runs_that_come_and_go(browser: Browser, tmp_path: Path) -> None:
+    folder = tmp_path / "runs"
+    write_run(folder, story(), run_id="first")
+    with serving(folder, tmp_path / "cache") as listening:
+        go(browser, listening.link, "#/flight?run=first")
+        until(lambda: rows(browser))
+        write_run(folder, story(), run_id="second")
+        until(lambda: any(text.startswith("second") for text in browser.texts(selector="header option")), 12)
+        shutil.move(folder / "first", tmp_path / "elsewhere")
+        browser.eval(code="location.reload()")
+        until(lambda: "There is no run first here" in browser.text(selector="[aria-label=Notices]"), 12)
+        assert "No contact" not in browser.text(selector="body")
+        turn(browser, "#/flight?run=second")
+        until(lambda: rows(browser))
+
+
+def test_behind_a_prefix(browser: Browser, tmp_path: Path) -> None:
+    """A proxy serves the page below a path and takes the path away."""
+    listening = listen(port=0)
+    server = make_server(write_run(tmp_path, story(), run_id="deep"), listening, cache=tmp_path / "cache")
+    inner: Callable[..., Awaitable[None]] = server.config.app  # type: ignore[assignment]
+
+    async def proxy(scope: Any, receive: Any, send: Any) -> None:
+        path = scope.get("path", "")
+        inside = path.removeprefix("/deep/down")
+        if scope["type"] != "lifespan" and inside == path:
+            if scope["type"] == "http":
+                await send({"type": "http.response.start", "status": 404, "headers": []})
+                await send({"type": "http.response.body", "body": b""})
+            return
+        await inner({**scope, "path": inside, "raw_path": inside.encode()}, receive, send)
+
+    server.config.app = proxy
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening.socket]}, daemon=True)
+    thread.start()
+    try:
+        go(browser, listening.link.replace("/#", "/deep/down/#"))
+        until(lambda: rows(browser))
+    finally:
+        server.should_exit = True
+        thread.join(10)
+        listening.socket.close()
+
+
+def test_everything_that_is_pressed_is_large_enough_to_hit(browser: Browser, finished: str) -> None:
+    small = """() => [...document.querySelectorAll('button, summary')].filter((one) => {
+      const box = one.getBoundingClientRect();
+      return box.width && (box.height < 24 || box.width < 24);
+    }).map((one) => one.outerHTML.slice(0, 90))"""
+    for view in ("flight", "flight?env=0", "events", "governor", "compare", "leaders"):
+        go(browser, finished, f"#/{view}")
+        browser.wait(selector="main button, main table", state="attached")
+        assert browser.eval(code=f"({small})()") == [], view
