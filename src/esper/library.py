@@ -20,12 +20,14 @@ from torch.optim.lr_scheduler import LRScheduler
 from esper.karn.evidence import RunEvidence
 from esper.karn.report import markdown, read_evidence, write_report
 from esper.kasmina.trial import modes_kept
-from esper.leyline import EnvSpec, EnvView, GateThresholds, Policy, TelemetryEventType, UsageError
+from esper.leyline import EnvView, GateThresholds, Policy, TelemetryEventType, UsageError
 from esper.run.checks import check_optimizer, made, whole
-from esper.run.open import RunOpening, open_run
+from esper.run.loop import OwnLoop
+from esper.run.open import Job, RunOpening, open_run
 from esper.run.own import Budget, Loader, OwnChoices, OwnModel
-from esper.run.play import EpisodePlan, run_episodes
-from esper.run.resume import DeferredSink
+from esper.run.packed import pack, unpack
+from esper.run.play import EpisodePlan, Episodes
+from esper.run.resume import LIBRARY, CheckpointInfo, DeferredSink, Snapshot, find_newest, find_state
 from esper.run.session import Session, SessionConfig
 from esper.tamiyo.policies import chosen_policy
 from esper.tamiyo.policies.learned import SHIPPED
@@ -76,6 +78,7 @@ def grow(  # noqa: PLR0913
     device: str = "auto",
     run_dir: str | Path | None = None,
     precision: str | None = None,
+    resume: str | Path | None = None,
 ) -> GrowResult:
     """Train ``model`` and let it grow where measurement shows that it pays.
 
@@ -109,11 +112,11 @@ def grow(  # noqa: PLR0913
         group[BASE_RATE] = float(group["lr"])  # where a scheduler has brought it, not where that began
     decider = chosen_policy(policy)
     opening, delivery = _opening(own, decider, run_dir), _Delivery()
-    with modes_kept(model), delivery.outlasting(opening):
-        executor = delivery.executor = own.executor(opening.sink.emit)
-        for (result,), _ in run_episodes(
-            executor, {decider.name: decider}, EpisodePlan(1, choices.budget.epochs, seed)
-        ):
+    executor = delivery.executor = own.executor(opening.sink.emit)
+    episodes = Episodes(executor, {decider.name: decider}, EpisodePlan(1, choices.budget.epochs, seed))
+    opening = _kept(opening, own.subject(decider, seed), choices.budget.checkpoint_every, resume)
+    with modes_kept(model), delivery.outlasting(opening, episodes):
+        for (result,), _ in episodes:
             delivery.write(result)
     return delivery.result()
 
@@ -165,8 +168,11 @@ class Grower:
         self._own = OwnModel.of(model, _splits(val, test), choices, optimizer)
         self._optimizer = innermost(optimizer)
         self._policy = chosen_policy(policy)
+        self._subject = self._own.subject(self._policy)
         self._opening = _opening(self._own, self._policy, run_dir)
+        self._loop = OwnLoop(self._own.executor(self._opening.sink.emit), self._policy, choices.budget.epochs)
         self._delivery = _Delivery()
+        self._entered = False
         self._schedulers = Schedulers(self._optimizer)
         self._stack = ExitStack()
 
@@ -175,23 +181,64 @@ class Grower:
         """The plain model and the evidence. Raises ``UsageError`` before the ``with`` block has ended."""
         return self._delivery.result()
 
+    def state_dict(self) -> dict[str, Any]:
+        """All it takes to go on with the run, for a checkpoint of your own::
+
+            torch.save({"growth": grower.state_dict(), "scheduler": scheduler.state_dict()}, path)
+
+        That is model and optimizer as they are, with all that grows in them, evidence, policy, random generators (those
+        of torch, numpy and ``random`` too), and where the journal stands. ``torch.load(weights_only=True)`` reads it.
+        Yours to save are a ``GradScaler``, schedulers, and where in the data you are. Raises ``UsageError`` outside the
+        block, and between a loss and the :meth:`after_backward` that belongs to it.
+        """
+        if not self._entered:
+            raise UsageError("grower.state_dict() is there inside the with block")
+        if self._untaught:
+            raise UsageError(
+                "grower.state_dict() between loss() and after_backward(): call it before the batch, or after the step"
+            )
+        session = self._delivery.session
+        about = CheckpointInfo(LIBRARY, {}, self._subject, tuple(self._loop.remarks()))
+        shot = Snapshot.of(session, about, self._loop.state(), self._loop.least())
+        return pack(shot, self._loop.views[0].epoch, session.path)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what :meth:`state_dict` gave, in the same run directory; comes before the ``with`` block.
+
+        Entering the block then puts everything back, topology first: the weights of the model, the optimizer, what has
+        grown, and the random generators. Model and optimizer are fresh ones like those of the run; what they hold is
+        overwritten. Raises ``UsageError`` or ``DataError`` where something differs from the run, or its directory is
+        gone.
+        """
+        if self._entered or self._delivery.over:
+            raise UsageError(
+                "grower.load_state_dict() comes before the with block: make a Grower, load the state, then enter it"
+            )
+        loaded, run = unpack(state)
+        asked = self._opening.session.run_dir
+        run = run if asked is None else Path(asked)
+        past = find_state(loaded, run, LIBRARY, self._subject)
+        session = replace(self._opening.session, resume=past.point)
+        self._opening = replace(self._opening, session=session, past=past)
+
     def __enter__(self) -> Self:
+        loop = self._loop
         with ExitStack() as stack:
-            stack.enter_context(self._delivery.outlasting(self._opening))
-            self._executor = self._own.executor(self._opening.sink.emit)
-            spec = EnvSpec(0, 0, 0, self._own.choices.budget.epochs, self._policy.name, self._policy.name)
-            self._views = self._executor.reset([spec])
-            self._policy.reset([spec])
-            self._delivery.executor = self._executor
-            trainer = self._engine.trainer(0)
+            self._delivery.executor = loop.executor
+            stack.enter_context(self._delivery.outlasting(self._opening, loop))
+            if self._opening.past is None:
+                loop.begin()
+            trainer = loop.trainer
             stack.enter_context(trainer.untouched.watching(trainer.model.host_parameters()))
             stack.enter_context(trainer.model.exposed())
-            self._under_way = False
             self._untaught = False
             self._stepped = False
             self._shielded: list[str] = []
             stack.callback(self._schedulers.release)
             stack.callback(self._optimizer.register_step_pre_hook(self._before_step).remove)
+            self._shield()
+            self._entered = True
+            stack.callback(setattr, self, "_entered", False)
             self._stack = stack.pop_all()
         return self
 
@@ -202,14 +249,14 @@ class Grower:
             self._stack.__exit__(kind, error, trace)
             return
         with self._stack:
-            (result,) = self._executor.finish(self._policy.decide(self._views))
-            self._delivery.write(result)
-            if self._under_way and self._views[0].epoch == 0:
+            self._delivery.write(self._loop.finish())
+            epoch = self._loop.views[0].epoch
+            if self._loop.under_way and epoch == 0:
                 raise UsageError(
                     "after_epoch() was never called, so that nothing was measured and nothing could grow; call it when "
                     "the batches of an epoch are done"
                 )
-            if self._stepped and self._views[0].epoch == 0:
+            if self._stepped and epoch == 0:
                 raise UsageError(
                     "grower.loss() was never called, so that nothing was measured and nothing could grow; compute the "
                     "training loss by grower.loss(inputs, targets), which runs the model"
@@ -218,24 +265,27 @@ class Grower:
     @property
     def view(self) -> EnvView:
         """What has grown so far, and what was measured of it."""
-        return self._views[0]
+        if not self._loop.views:
+            raise UsageError("grower.view is there inside the with block")
+        return self._loop.views[0]
 
     def loss(self, inputs: Any, targets: Tensor, criterion: OwnLoss | None = None) -> Tensor:
         """Training loss of one batch; call ``backward`` on it, then :meth:`after_backward`.
 
         ``criterion`` is another loss than that of the choices. Seeds behind the host learn from losses taken here.
         """
-        if not self._under_way:
-            self._begin_epoch()
-        loss = self._engine.trainer(0).loss(inputs, targets, criterion)
+        if not self._loop.under_way:
+            self._loop.begin_epoch()
+            self._shield()
+        loss = self._loop.trainer.loss(inputs, targets, criterion)
         self._untaught = self._untaught or loss.requires_grad
         return loss
 
     def after_backward(self) -> None:
         """Teach the seeds behind the host. Your optimizer steps next."""
-        if not self._under_way:
+        if not self._loop.under_way:
             raise UsageError(f"after_backward() {_WITHOUT_LOSS}")
-        self._engine.trainer(0).after_backward()
+        self._loop.trainer.after_backward()
         self._untaught = False
 
     def step_scheduler(self, scheduler: LRScheduler, *metrics: Any) -> None:
@@ -249,20 +299,14 @@ class Grower:
 
     def after_epoch(self) -> StepReport:
         """Validate and judge. What the policy makes of it is done before the next epoch's first batch."""
-        if not self._under_way:
+        if not self._loop.under_way:
             raise UsageError(f"after_epoch() {_WITHOUT_LOSS}")
-        (report,) = self._executor.complete([self._engine.trainer(0).end_epoch()])
-        self._views = [report.view]
-        self._under_way = self._untaught = False
+        report = self._loop.end_epoch()
+        self._untaught = False
         return report
 
-    def _begin_epoch(self) -> None:
-        done, epochs = self._views[0].epoch, self._own.choices.budget.epochs
-        if done >= epochs:
-            raise UsageError(f"epoch {done + 1} begins, and Budget.epochs is {epochs}; set it to the epochs you train")
-        self._executor.begin(self._policy.decide(self._views))
-        self._engine.begin_epoch(0)
-        self._under_way = True
+    def _shield(self) -> None:
+        """Keep schedulers working where seeds have joined the optimizer since."""
         grown = [slot.slot_id for slot in self._engine.views([0])[0].slots if slot.live]
         if grown != self._shielded:
             self._schedulers.shield()
@@ -277,8 +321,7 @@ class Grower:
 
     @property
     def _engine(self) -> ModuleEngine:
-        assert isinstance(self._executor.engine, ModuleEngine)
-        return self._executor.engine
+        return self._loop.engine
 
 
 _WITHOUT_LOSS: Final = (
@@ -292,16 +335,24 @@ class _Delivery:
     def __init__(self) -> None:
         self.executor: Executor | None = None
         """Once there is one."""
+        self.over = False
+        """Whether the run is closed."""
         self._session: Session | None = None
         self._episode: EpisodeResult | None = None
         self._grown: nn.Module | None = None
         self._result: GrowResult | None = None
 
+    @property
+    def session(self) -> Session:
+        """Once the run is open."""
+        assert self._session is not None
+        return self._session
+
     @contextmanager
-    def outlasting(self, opening: RunOpening) -> Iterator[None]:
+    def outlasting(self, opening: RunOpening, job: Job) -> Iterator[None]:
         """Open the run; when it is closed again the result is made, after an error from the best state so far."""
         try:
-            with open_run(opening) as session:
+            with open_run(opening, job) as session:
                 self._session = session
                 try:
                     yield
@@ -309,10 +360,12 @@ class _Delivery:
                     self._salvage(error)
                     raise
         except BaseException as error:
+            self.over = True
             if self._grown is not None:
                 self._report()
                 error.add_note(f"The model of epoch {self.result().epoch} is in {self.result().run_dir / 'model'}")
             raise
+        self.over = True
         self._report()
 
     def write(self, episode: EpisodeResult) -> None:
@@ -351,8 +404,20 @@ class _Delivery:
 
 
 def _opening(own: OwnModel, policy: Policy, run_dir: str | Path | None) -> RunOpening:
-    where = SessionConfig("library", None if run_dir is None else str(run_dir))
+    where = SessionConfig(LIBRARY, None if run_dir is None else str(Path(run_dir).absolute()))
     return RunOpening(where, own.announcement(policy), DeferredSink())
+
+
+def _kept(opening: RunOpening, subject: Mapping[str, Any], every: int, resume: str | Path | None) -> RunOpening:
+    """The opening of a run that writes checkpoints, and goes on from those of ``resume``."""
+    about = CheckpointInfo(LIBRARY, {}, subject, how="grow(..., resume={run!r}) goes on")
+    opening = replace(opening, about=about, checkpoint_every=every)
+    if resume is None:
+        return opening
+    if opening.session.run_dir is not None and Path(opening.session.run_dir) != Path(resume).absolute():
+        raise UsageError(f"run_dir={opening.session.run_dir!r} with resume={str(resume)!r}: a run goes on where it is")
+    past = find_newest(Path(resume), LIBRARY, subject)
+    return replace(opening, session=replace(opening.session, resume=past.point), past=past)
 
 
 def _splits(val: Loader, test: Loader | None) -> dict[str, Loader]:

@@ -90,8 +90,16 @@ class IsolationMonitor:
         self.violations += 1
         self.largest_norm = norm if math.isnan(norm) else max(self.largest_norm, norm)
 
+    @property
+    def counts(self) -> tuple[int, int, float]:
+        """Passes, violations and the largest norm since :meth:`drain`."""
+        return self.passes, self.violations, self.largest_norm
+
+    @counts.setter
+    def counts(self, counted: tuple[int, int, float]) -> None:
+        self.passes, self.violations, self.largest_norm = counted
+
     def drain(self) -> tuple[int, int, float]:
         """Isolated passes since the last call, how often gradient that is not 0 came through, and its largest norm."""
-        found = self.passes, self.violations, self.largest_norm
-        self.passes, self.violations, self.largest_norm = 0, 0, 0.0
+        found, self.counts = self.counts, (0, 0, 0.0)
         return found

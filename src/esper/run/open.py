@@ -142,6 +142,7 @@ def prepare(request: RunRequest[C]) -> PreparedRun[C]:
         preset = request.presets.get(str(given.get("task", default_of(task))))
         resolved = resolve(of, request.flags, request.file, preset)
     else:
+        assert past.resolved is not None
         resolved = past.resolved
     config = resolved.config
     torch.set_num_threads(config.threads)

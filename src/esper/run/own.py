@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -52,11 +53,15 @@ class Budget:
     """Learning rates over the epochs: as they are, or down to 0 on half a cosine."""
     gates: GateThresholds = field(default_factory=GateThresholds)
     """What a seed must show to be blended in and to be kept."""
+    checkpoint_every: int = field(default=5, compare=False)
+    """Epochs between the checkpoints from which ``grow(..., resume=RUN)`` goes on; 0 writes one only when the run is
+    asked to stop. In a loop of your own save :meth:`Grower.state_dict`."""
 
     def __post_init__(self) -> None:
         checks.whole("Budget.epochs", self.epochs)
         checks.whole("Budget.max_seeds", self.max_seeds, optional=True)
         checks.whole("Budget.parameters", self.parameters, optional=True)
+        checks.whole("Budget.checkpoint_every", self.checkpoint_every, least=0)
         checks.names("Budget.blueprints", self.blueprints)
         checks.positive("Budget.lr", self.lr)
         checks.positive("Budget.seed_lr_multiplier", self.seed_lr_multiplier)
@@ -188,6 +193,32 @@ class OwnModel:
             lambda sink: Governor(metric, on_telemetry=sink, device=self.device),
             ExecutorConfig(test="test" in self.setup.splits, deliver="best"),
         )
+
+    def subject(self, policy: Policy, seed: int = 0) -> dict[str, Any]:
+        """What a run is about: it can be resumed with this and nothing else. JSON-able."""
+        host, budget = self.setup.host, self.choices.budget
+        kind, shape = (
+            type(host),
+            [
+                (name, tuple(tensor.shape), str(tensor.dtype), tensor.requires_grad)
+                for name, tensor in (*host.named_parameters(), *host.named_buffers())
+            ],
+        )
+        digest = hashlib.sha256(repr(shape).encode()).hexdigest()[:8]
+        return {
+            "model": f"{kind.__module__}.{kind.__qualname__} of {self.host_parameters:,} parameters ({digest})",
+            "places": dict(self.task.sites),
+            "blueprints": list(self.task.blueprints),
+            "examples": {name: len(split) for name, split in self.setup.splits.items()},
+            "training batches": len(self.setup.batches),
+            "optimizer": type(self.setup.optimizer).__name__,
+            "metric": self.task.metric.name,
+            "precision": self.choices.precision,
+            "policy": policy.name,
+            "seed": seed,
+            "device": self.device,
+            **{f"Budget.{each.name}": repr(getattr(budget, each.name)) for each in fields(budget) if each.compare},
+        }
 
     def announcement(self, policy: Policy) -> Announcement:
         """What is about to run."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Final, Generic, TypeVar
 
@@ -29,6 +29,9 @@ from esper.tolaria.nested import State, join, split
 
 KEPT: Final = 2
 """Checkpoints that stay: the newest, and one to fall back to should it be damaged."""
+
+LIBRARY: Final = "library"
+"""Kind of the runs of ``grow`` and ``Grower``."""
 
 SAFE: Final = frozenset(
     {
@@ -62,7 +65,8 @@ class ResumableRun(Generic[C]):
 
     directory: RunDirectory
     loaded: Loaded
-    resolved: Resolved[C]
+    resolved: Resolved[C] | None
+    """``None`` for a run that is not configured by settings."""
     overrides: list[str]
     remarks: list[str]
     """What keeps the resume from being exact besides the machine."""
@@ -158,15 +162,8 @@ def find(asked: ResumeRequest, kind: str, of: type[C], given: Mapping[str, Any])
     lock of its journal is not gone on with here.
     """
     directory = RunDirectory.open(asked.run)
-    was = directory.manifest.details.get("kind")
-    if was != kind:
-        raise UsageError(f"{directory.path} is a run of esper train {was}; this is esper train {kind}")
-    end = last_segment(directory.path)
-    loaded = checkpoint.load_newest(directory.checkpoints)
-    extra = loaded.extra
-    if extra.get("run_id") != directory.run_id:
-        raise DataError(f"{loaded.path} belongs to run {extra.get('run_id')!r}, not to {directory.run_id!r}")
-    ended = _journal_end(directory.path, loaded)
+    found, ended = _found(directory, kind, lambda: checkpoint.load_newest(directory.checkpoints))
+    extra = found.loaded.extra
     saved = resolve(of, {}, extra["config"])
     resolved = resolve(of, given, extra["config"])
     changes = {
@@ -178,11 +175,56 @@ def find(asked: ResumeRequest, kind: str, of: type[C], given: Mapping[str, Any])
     if changes:
         _check_changes(asked, changes, overrides, extra["least"])
     if ended == "completed" and not set(changes) & set(extra["least"]):
-        raise UsageError(f"{directory.path}: the run is completed; there is nothing to resume")
+        raise _completed(directory)
+    return replace(found, resolved=resolved, overrides=overrides)
+
+
+def find_newest(run: Path, kind: str, subject: Mapping[str, Any]) -> ResumableRun[Any]:
+    """The run to resume from its newest checkpoint, checked: of a kind that is told by its ``subject`` alone.
+
+    Raises what :func:`find` raises.
+    """
+    directory = RunDirectory.open(run.absolute())
+    found, ended = _found(directory, kind, lambda: checkpoint.load_newest(directory.checkpoints))
+    if ended == "completed":
+        raise _completed(directory)
+    found.require(subject)
+    return found
+
+
+def find_state(loaded: Loaded, run: Path, kind: str, subject: Mapping[str, Any]) -> ResumableRun[Any]:
+    """The run to resume from a state that its user kept, checked; it may have been completed since.
+
+    Raises what :func:`find` raises.
+    """
+    found, _ = _found(RunDirectory.open(run.absolute()), kind, lambda: loaded)
+    found.require(subject)
+    return found
+
+
+def _completed(directory: RunDirectory) -> UsageError:
+    return UsageError(f"{directory.path}: the run is completed; there is nothing to resume")
+
+
+def _found(directory: RunDirectory, kind: str, load: Callable[[], Loaded]) -> tuple[ResumableRun[Any], str | None]:
+    """What can be known of a run and its checkpoint without its settings, and how it ended so far."""
+    was = directory.manifest.details.get("kind")
+    if was != kind:
+        raise UsageError(f"{directory.path} is a run of {_command(was)}; this is {_command(kind)}")
+    end = last_segment(directory.path)
+    loaded = load()
+    extra = loaded.extra
+    if extra.get("run_id") != directory.run_id:
+        raise DataError(f"{loaded.path} belongs to run {extra.get('run_id')!r}, not to {directory.run_id!r}")
+    ended = _journal_end(directory.path, loaded)
     remarks = list(extra["remarks"])
     if extra["esper"] != __version__:
         remarks.append(f"esper: saved with {extra['esper']}, here {__version__}")
-    return ResumableRun(directory, loaded, resolved, overrides, remarks, end)
+    return ResumableRun(directory, loaded, None, [], remarks, end), ended
+
+
+def _command(kind: Any) -> str:
+    return "grow or Grower" if kind == LIBRARY else f"esper train {kind}"
 
 
 def _check_changes(
@@ -243,6 +285,33 @@ class CheckpointInfo:
     subject: Mapping[str, Any]
     remarks: tuple[str, ...] = ()
     """What keeps a resume from being exact, known beforehand."""
+    how: str = "esper train {kind} --resume {run} goes on"
+    """What to do once it has stopped."""
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A run where it stands: ``state`` to be loaded, ``extra`` about it, JSON-able."""
+
+    state: State
+    extra: dict[str, Any]
+
+    @classmethod
+    def of(cls, session: Session, about: CheckpointInfo, state: State, least: Mapping[str, int]) -> Snapshot:
+        """Of what is now, behind the journal: everything said so far is on the disk."""
+        session.hub.flush(barrier=True)
+        extra = {
+            "run_id": session.directory.run_id,
+            "config": dict(about.config),
+            "subject": dict(about.subject),
+            "least": dict(least),
+            "remarks": list(about.remarks),
+            "hub": session.hub.state(),
+            "seconds": session.seconds,
+            "cpu_seconds": session.cpu_seconds,
+            "esper": __version__,
+        }
+        return cls(join({"run": state, "chance": rng.process_state()}), extra)
 
 
 class Checkpointer:
@@ -267,29 +336,15 @@ class Checkpointer:
         if asked is not None:
             self.save(step, "signal")
             message = str(Stopped(asked))
-            raise self.session.stop.stopped(
-                asked, f"{message}; esper train {self.about.kind} --resume {self.session.path} goes on"
-            )
+            how = self.about.how.format(kind=self.about.kind, run=self.session.path)
+            raise self.session.stop.stopped(asked, f"{message}; {how}")
         if self.every and step % self.every == 0:
             self.save(step, "scheduled")
 
     def save(self, step: int, reason: str) -> None:
         """Write a checkpoint of what is now, behind the journal. Raises ``DataError`` where that cannot be."""
-        session, about = self.session, self.about
-        session.hub.flush(barrier=True)
-        hub = session.hub.state()
-        state = join({"run": self._state(), "chance": rng.process_state()})
-        extra = {
-            "run_id": session.directory.run_id,
-            "config": dict(about.config),
-            "subject": dict(about.subject),
-            "least": self._least(),
-            "remarks": list(about.remarks),
-            "hub": hub,
-            "seconds": session.seconds,
-            "cpu_seconds": session.cpu_seconds,
-            "esper": __version__,
-        }
+        session = self.session
+        shot = Snapshot.of(session, self.about, self._state(), self._least())
         where = session.directory.checkpoints
-        saved = checkpoint.save(where, step, state["tensors"], state["plain"], extra, keep=KEPT)
-        session.note(T.CHECKPOINT_SAVED, **saved.to_payload(reason, hub["last_seq"]))
+        saved = checkpoint.save(where, step, shot.state["tensors"], shot.state["plain"], shot.extra, keep=KEPT)
+        session.note(T.CHECKPOINT_SAVED, **saved.to_payload(reason, shot.extra["hub"]["last_seq"]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,7 +21,6 @@ from esper.kasmina.trial import device_of, mode, random_kept, trial
 from esper.leyline import (
     ActionOutcome,
     AlphaConfig,
-    Blend,
     EnvCost,
     EnvSpec,
     EnvView,
@@ -42,6 +41,7 @@ from esper.tolaria import surgery
 from esper.tolaria.diagnostics import DiagnosticsConfig, EnvDiagnostics
 from esper.tolaria.legality import why_illegal
 from esper.tolaria.rng import derive, seeded
+from esper.tolaria.saved import plain_outcome, read_outcome
 from esper.tolaria.setup import GrowthTask, MakeSetup, TrainerConfig
 from esper.tolaria.trainer import Trainer
 
@@ -155,6 +155,12 @@ class ModuleEngine:
         """Make env ``env`` ready for an epoch that is trained by somebody else's loop; see :meth:`trainer`."""
         self._awaken(self._envs[env])
         self._envs[env].trainer.begin_epoch(0)
+
+    def resume_epoch(self, env: int, state: Mapping[str, Any]) -> None:
+        """Be in the midst of the epoch that :meth:`Trainer.epoch_state` was taken in, after :meth:`load`."""
+        kept = self._envs[env]
+        self._stamp(kept, kept.epoch + 1)
+        kept.trainer.load_epoch(state)
 
     def trainer(self, env: int) -> Trainer:
         """The trainer of ``env``, for a loop of the user's own."""
@@ -344,7 +350,7 @@ class ModuleEngine:
             **{name: getattr(kept, name) for name in _SCALARS},
             **{name: list(getattr(kept, name)) for name in _LISTS},
             **{name: dict(getattr(kept, name)) for name in _COUNTS},
-            "last_outcome": None if outcome is None else _plain_outcome(outcome),
+            "last_outcome": None if outcome is None else plain_outcome(outcome),
         }
         return state
 
@@ -362,7 +368,7 @@ class ModuleEngine:
         for name in _COUNTS:
             setattr(kept, name, type(getattr(kept, name))(plain[name]))
         outcome = plain["last_outcome"]
-        kept.last_outcome = None if outcome is None else _read_outcome(outcome)
+        kept.last_outcome = None if outcome is None else read_outcome(outcome)
         self._stamp(kept, kept.epoch)
 
     def rewind(self, env: int, state: Mapping[str, Any]) -> None:
@@ -427,18 +433,6 @@ class ModuleEngine:
         stamp = EventStamp(env_id=env.spec.env_id, episode=env.spec.episode, epoch=epoch)
         for slot in env.slots.values():
             slot.stamp = stamp
-
-
-def _plain_outcome(outcome: ActionOutcome) -> dict[str, Any]:
-    action = asdict(outcome.action)
-    blend = None if outcome.action.blend is None else outcome.action.blend.value
-    return {**asdict(outcome), "action": {**action, "op": outcome.action.op.name, "blend": blend}}
-
-
-def _read_outcome(plain: Mapping[str, Any]) -> ActionOutcome:
-    action = plain["action"]
-    blend = None if action["blend"] is None else Blend(action["blend"])
-    return ActionOutcome(**{**plain, "action": FactoredAction(**{**action, "op": Op[action["op"]], "blend": blend})})
 
 
 def _given(value: G | None) -> G:

@@ -36,7 +36,7 @@ from esper.tolaria.counterfactual import Readout
 from esper.tolaria.event_writer import EpisodeEventWriter
 from esper.tolaria.governor import Governor
 from esper.tolaria.nested import State, join, plain_state, split
-from esper.tolaria.saved import SavedEnvs
+from esper.tolaria.saved import SavedEnvs, plain_outcome, read_outcome
 
 _KEEP: Final = Op.FOSSILIZE
 _WAITING: Final = Decision(FactoredAction(), "nothing is left to decide")
@@ -336,6 +336,15 @@ class Executor:
             env.event_writer.load(saved["own"]["plain"]["narrator"])
         self._set_clock(envs.epoch)
         return self.engine.views(self.envs)
+
+    @property
+    def outcomes(self) -> list[dict[str, Any]]:
+        """What became of the actions with which the epoch under way began, JSON-able."""
+        return [plain_outcome(outcome) for outcome in self._outcomes]
+
+    @outcomes.setter
+    def outcomes(self, plain: Sequence[Mapping[str, Any]]) -> None:
+        self._outcomes = [read_outcome(each) for each in plain]
 
     def _env_state(self, i: int) -> State:
         env = self._envs[i]

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from esper.leyline import EnvSpec
+from esper.leyline import ActionOutcome, Blend, EnvSpec, FactoredAction, Op
 from esper.tolaria.nested import State, join, plain_state, split
 
 
@@ -53,3 +53,17 @@ class SavedEnvs:
         if len(named) != len(envs):
             raise ValueError(f"{len(named)} specs for {len(envs)} rows")
         return cls(epochs.pop(), named, envs)
+
+
+def plain_outcome(outcome: ActionOutcome) -> dict[str, Any]:
+    """What became of an action, JSON-able."""
+    action = asdict(outcome.action)
+    blend = None if outcome.action.blend is None else outcome.action.blend.value
+    return {**asdict(outcome), "action": {**action, "op": outcome.action.op.name, "blend": blend}}
+
+
+def read_outcome(plain: Mapping[str, Any]) -> ActionOutcome:
+    """Undo of :func:`plain_outcome`."""
+    action = plain["action"]
+    blend = None if action["blend"] is None else Blend(action["blend"])
+    return ActionOutcome(**{**plain, "action": FactoredAction(**{**action, "op": Op[action["op"]], "blend": blend})})

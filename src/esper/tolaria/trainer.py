@@ -25,7 +25,9 @@ from esper.kasmina.trial import ForwardCall, held, mode, train
 from esper.leyline import AlphaConfig, EnvSpec, SeedStage, Sink, TrainResult, UsageError
 from esper.tasks.losses import one_number
 from esper.tolaria import ledger, rates, schedules, surgery
+from esper.tolaria.epoch import Epoch
 from esper.tolaria.ledger import Ledger, Macs
+from esper.tolaria.nested import State
 from esper.tolaria.order import Untouched
 from esper.tolaria.rng import Streams
 from esper.tolaria.setup import PRECISIONS, Criterion, GrowthTask, MakeSetup, TrainerConfig
@@ -45,24 +47,6 @@ class Evaluation:
     passes: float
     shared: bool
     seconds: float
-
-
-@dataclass(slots=True)
-class Epoch:
-    """One epoch of training as it goes on."""
-
-    steps: int
-    probing: list[str]
-    """Slots whose seed learns in a second pass."""
-    measured: frozenset[int]
-    """Steps at which gradients are measured."""
-    total: Tensor
-    """Sum of the loss over examples."""
-    step: int = 0
-    examples: int = 0
-    waited: float = 0.0
-    host_norm: float | None = None
-    started: float = field(default_factory=time.perf_counter)
 
 
 @dataclass(eq=False, slots=True)
@@ -355,6 +339,14 @@ class Trainer:
             seconds=time.perf_counter() - epoch.started,
             input_wait_seconds=epoch.waited,
         )
+
+    def epoch_state(self) -> State:
+        """The epoch under way, as it is between two steps of the optimizer."""
+        return self._epoch.state(self.model.slots)
+
+    def load_epoch(self, state: Mapping[str, Any]) -> None:
+        """Undo of :meth:`epoch_state`, after :meth:`load`."""
+        self._epoch = Epoch.load(state, self.model.slots, self.device)
 
     def _probing(self) -> list[str]:
         return [
