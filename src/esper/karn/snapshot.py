@@ -100,7 +100,7 @@ class Builder:
         """The board's row of one environment."""
         fold = state.environments[env_id]
         stale = stale_factor(state, fold, now)
-        key = (*_identity(fold), None if stale is None else stale.text)
+        key = (*_identity(fold), None if stale is None else (stale.measured, stale.text))
         cached = self._rows.get(env_id)
         if cached is not None and cached[0] == key:
             return cached[1]
