@@ -13,7 +13,7 @@ from esper.nissa.wire import NON_FINITE
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=8).filter(lambda text: text not in NON_FINITE)
 NAMES = st.none() | TEXT
-COUNTS = st.none() | st.integers(0, 2**53)
+COUNTS = st.none() | st.integers(0, 2**31 - 1)
 JSON = st.recursive(
     st.booleans() | st.integers() | st.floats() | TEXT,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),

@@ -13,8 +13,8 @@ from event_strategies import note, same_event
 from journal_kit import RUN, committed_lines, leave, write
 
 from esper.leyline import EsperError, TelemetryEvent, TelemetryEventType, UsageError
+from esper.leyline.files import write_all
 from esper.nissa import journal as journal_module
-from esper.nissa.files import write_all
 from esper.nissa.hub import NissaHub, TelemetryError
 from esper.nissa.journal import SYNC_ON, JournalConfig, JournalWriteError, JournalWriter, Supersede
 from esper.nissa.reader import read_journal

@@ -51,5 +51,5 @@ def test_what_is_no_run_or_a_damaged_one_is_a_data_error(tmp_path: Path) -> None
         RunDirectory.open(run.path)
     manifest.unlink()
     manifest.mkdir()
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(DataError, match="not a regular file"):
         RunDirectory.open(run.path)

@@ -18,7 +18,7 @@ from esper.bench.settings import DEFAULT, BenchConfig
 from esper.bench.trial import Work
 from esper.karn.results import with_interval
 from esper.leyline import DataError, Metric, MissingExtraError
-from esper.nissa.files import write_atomically
+from esper.leyline.files import write_atomically
 from esper.tamiyo.policies.learned import training_macs
 
 SCHEMA = 1

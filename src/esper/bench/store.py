@@ -18,7 +18,7 @@ import torch
 from esper.bench.settings import BenchConfig
 from esper.bench.trial import Trial, TrialOutcome, Work, task_of
 from esper.leyline import DataError, UsageError
-from esper.nissa.files import write_all
+from esper.leyline.files import write_all
 from esper.nissa.manifest import Setting as Chosen
 from esper.nissa.rundir import MANIFEST, RunDirectory
 

@@ -20,7 +20,7 @@ from esper.karn.schema import Damage
 from esper.karn.source import damage_of, report_damage
 from esper.karn.words import ABSENT, duration, figure
 from esper.leyline import DataError, MissingExtraError, TelemetryEvent
-from esper.nissa.files import write_atomically
+from esper.leyline.files import write_atomically
 from esper.nissa.reader import read_journal
 
 REPORT_SCHEMA = 1

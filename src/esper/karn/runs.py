@@ -7,15 +7,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-
-import msgspec
+from typing import Any
 
 from esper.karn.words import ABSENT, duration
-from esper.leyline import DataError, TelemetryEvent, UsageError
+from esper.leyline import DataError, TelemetryEvent, UsageError, shown
 from esper.leyline import TelemetryEventType as T
+from esper.leyline.files import open_regular
 from esper.nissa.reader import read_journal
 from esper.nissa.rundir import MANIFEST, RunDirectory, list_runs
 from esper.nissa.segments import list_segments
+from esper.nissa.wire import decode
 
 _TAIL = 1 << 18
 """Bytes at a journal's end that are looked at."""
@@ -104,27 +105,35 @@ def _described(path: Path, signature: tuple[tuple[str, int, int], ...]) -> RunIn
     except DataError as error:
         problem = None if _has_journal(path) else str(error)
     first = _first_event(path)
-    last_time, end_status = _ending(path)
+    try:
+        (last_time, end_status), size = _ending(path), sum(segment.stat().st_size for segment in _segments(path))
+    except (DataError, OSError) as error:
+        last_time, end_status, size, problem = None, None, 0, problem or str(error)
     started = first.data if first is not None and first.event_type is T.TRAINING_STARTED else {}
     return RunInfo(
         path=path,
         run_id=run_id,
         created=created if created is not None else (first.timestamp if first is not None else None),
-        task=started.get("task"),
-        policy=started.get("policy"),
-        kind=started.get("kind"),
+        task=_word(started.get("task")),
+        policy=_word(started.get("policy")),
+        kind=_word(started.get("kind")),
         pid=pid,
         last_time=last_time,
         end_status=end_status,
-        bytes=sum(segment.stat().st_size for segment in _segments(path)),
+        bytes=size,
         problem=problem,
     )
+
+
+def _word(value: Any) -> str | None:
+    """What a payload says under a key that is for text, if it does."""
+    return value if isinstance(value, str) else None
 
 
 def table(runs: Iterable[RunInfo], now: float) -> str:
     """The runs as plain text, one a line."""
     lines = [
-        f"{run.run_id}  {run.task or ABSENT}  {run.policy or ABSENT}  {run.bytes / 1e6:.1f} MB  {run.state(now)}"
+        shown(f"{run.run_id}  {run.task or ABSENT}  {run.policy or ABSENT}  {run.bytes / 1e6:.1f} MB  {run.state(now)}")
         for run in runs
     ]
     return "\n".join(lines) + "\n" if lines else "no runs here\n"
@@ -151,26 +160,23 @@ def _first_event(path: Path) -> TelemetryEvent | None:
     return None
 
 
-_LINE = msgspec.json.Decoder(TelemetryEvent)
-
-
 def _ending(path: Path) -> tuple[float | None, str | None]:
     """Time of the last committed event and the status of the end event behind the last start, read from the end."""
     last_time = None
     for segment in reversed(_segments(path)):
-        with segment.open("rb") as file:
+        with open_regular(segment) as file:
             size = file.seek(0, 2)
             file.seek(max(0, size - _TAIL))
-            lines = file.read().split(b"\n")
+            lines = file.read(_TAIL).split(b"\n")
         commits = [at for at, line in enumerate(lines) if line.startswith(b'{"commit":') and at < len(lines) - 1]
         for line in reversed(lines[: commits[-1]] if commits else []):
             try:
-                event = _LINE.decode(line)
-            except ValueError:
+                event = decode(line, validate=False)
+            except DataError:
                 continue
             last_time = event.timestamp if last_time is None else last_time
             if event.event_type is T.TRAINING_ENDED:
-                return last_time, event.data.get("status")
+                return last_time, _word(event.data.get("status"))
             if event.event_type is T.TRAINING_STARTED:
                 return last_time, None
         if last_time is not None:

@@ -16,6 +16,7 @@ from esper.leyline.actions import (
     FactoredAction,
     Op,
 )
+from esper.leyline.decoding import as_type, decode_json
 from esper.leyline.errors import DataError, EsperError, MissingExtraError, UsageError, unknown
 from esper.leyline.gates import GateCheck, GateResult, GateThresholds
 from esper.leyline.metric import Metric
@@ -37,6 +38,7 @@ from esper.leyline.protocols import (
 )
 from esper.leyline.stages import GATE_FOR, LEGAL_MOVES, LIVE, PRUNABLE, GateLevel, SeedStage
 from esper.leyline.telemetry import SCHEMA_VERSION, SEVERITIES, Delivery, Severity, TelemetryEvent, TelemetryEventType
+from esper.leyline.text import shown
 from esper.leyline.views import EnvView, Fact, Paired, SlotFacts, SlotView
 
 __all__ = [
@@ -93,7 +95,10 @@ __all__ = [
     "TelemetryEventType",
     "TrainResult",
     "UsageError",
+    "as_type",
+    "decode_json",
     "load_attribute",
     "plugins_in",
+    "shown",
     "unknown",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum, auto
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
@@ -12,6 +12,13 @@ SCHEMA_VERSION: Final = 1
 
 Severity = Literal["debug", "info", "warning", "error", "critical"]
 SEVERITIES: Final[tuple[Severity, ...]] = ("debug", "info", "warning", "error", "critical")
+
+
+Seconds = Annotated[float, msgspec.Meta(ge=-1e11, le=1e11)]
+"""Of a clock: three thousand years either way, which every calendar has."""
+Seq = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+"""A whole number that JSON readers in any language keep."""
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
 
 
 class Delivery(StrEnum):
@@ -99,16 +106,16 @@ class TelemetryEvent(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_un
     """
 
     event_type: TelemetryEventType
-    timestamp: float | None = None
+    timestamp: Seconds | None = None
     """Wall clock, seconds since 1970."""
-    t_mono: float | None = None
+    t_mono: Seconds | None = None
     """Monotonic clock, seconds; comparable only within one producer."""
     producer: str | None = None
-    seq: int | None = None
+    seq: Seq | None = None
     schema: int = SCHEMA_VERSION
-    episode: int | None = None
-    epoch: int | None = None
-    env_id: int | None = None
+    episode: Count | None = None
+    epoch: Count | None = None
+    env_id: Count | None = None
     slot_id: str | None = None
     seed_id: str | None = None
     severity: Severity = "info"

@@ -15,7 +15,7 @@ from typing import Final, NoReturn, Self
 
 from esper.leyline import SCHEMA_VERSION, EsperError, TelemetryEvent, UsageError
 from esper.leyline import TelemetryEventType as T
-from esper.nissa.files import fsync_directory, sync_data, write_all
+from esper.leyline.files import fsync_directory, sync_data, write_all
 from esper.nissa.segments import (
     FORMAT_VERSION,
     MAX_BATCH_BYTES,

@@ -14,7 +14,8 @@ from typing import Any, Final, Literal
 import msgspec
 
 from esper._version import __version__
-from esper.leyline import SCHEMA_VERSION, DataError, UsageError, unknown
+from esper.leyline import SCHEMA_VERSION, DataError, UsageError, as_type, decode_json, unknown
+from esper.leyline.telemetry import Seconds
 from esper.nissa.wire import plain, revive_any
 
 Source = Literal["default", "preset", "file", "flag"]
@@ -52,8 +53,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, fo
 
     schema: int
     run_id: str
-    created: float
-    """Seconds since 1970."""
+    created: Seconds
+    """Since 1970."""
     config: dict[str, Setting]
     seeds: dict[str, int]
     details: dict[str, Any]
@@ -112,14 +113,12 @@ def encode_manifest(manifest: Manifest) -> bytes:
 
 def decode_manifest(data: bytes, path: Path) -> Manifest:
     """Raises ``DataError`` for anything but a manifest of a schema that this version reads."""
-    try:
-        loose = msgspec.json.decode(data)
-        schema = loose.get("schema") if isinstance(loose, dict) else None
-        if isinstance(schema, int) and schema > SCHEMA_VERSION:
-            raise DataError(f"{path}: newer schema {schema}; this version reads up to {SCHEMA_VERSION}; upgrade Esper")
-        return msgspec.convert(revive_any(loose), Manifest)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise DataError(f"{path}: damaged manifest: {error}") from None
+    where = f"{path}: damaged manifest"
+    loose = decode_json(data, where)
+    schema = loose.get("schema") if isinstance(loose, dict) else None
+    if isinstance(schema, int) and schema > SCHEMA_VERSION:
+        raise DataError(f"{path}: newer schema {schema}; this version reads up to {SCHEMA_VERSION}; upgrade Esper")
+    return as_type(revive_any(loose), where, Manifest)
 
 
 def _settings(config: Mapping[str, Any]) -> dict[str, Setting]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from esper.leyline import DataError, TelemetryEvent
+from esper.leyline.files import open_regular
 from esper.nissa.segments import (
     Batch,
     Closes,
@@ -16,7 +17,6 @@ from esper.nissa.segments import (
     Position,
     SegmentScan,
     list_segments,
-    read_event_ids,
     read_header,
     segment_path,
 )
@@ -160,7 +160,7 @@ class _Cursor:
             return self.position
         found = read_header(path) if number in self._headers else None
         if found is None:
-            with path.open("rb") as file:
+            with open_regular(path) as file:
                 self._note_tail(path, 0, file.read(1 << 16))
             return None
         header, start = found
@@ -179,7 +179,7 @@ class _Cursor:
             return batch
         if self._passed.intersection(ahead):
             return replace(batch, kept=0)
-        for index, stamp in enumerate(read_event_ids(batch.body)):
+        for index, stamp in enumerate(batch.ids()):
             seq = stamp.seq
             if seq is None:
                 continue
@@ -315,7 +315,7 @@ class JournalTail:
             return
         path = segment_path(self._cursor.directory, position.segment)
         try:
-            with path.open("rb") as file:
+            with open_regular(path) as file:
                 size = file.seek(0, 2)
                 ending = b'"crc32":%d}}\n' % position.crc32
                 file.seek(max(0, position.offset - len(ending)))

@@ -14,7 +14,7 @@ from typing import Any, Final
 import msgspec
 
 from esper.leyline import DataError, UsageError
-from esper.nissa.files import write_atomically
+from esper.leyline.files import MANIFEST_BYTES, read_regular, write_atomically
 from esper.nissa.manifest import Manifest, decode_manifest, describe, encode_manifest
 
 MANIFEST: Final = "run.json"
@@ -65,7 +65,7 @@ class RunDirectory:
         """The run in ``path``. Raises ``DataError`` when there is none or its manifest is damaged."""
         directory = Path(path)
         try:
-            data = (directory / MANIFEST).read_bytes()
+            data = read_regular(directory / MANIFEST, MANIFEST_BYTES)
         except FileNotFoundError:
             raise DataError(f"{directory}: not a run directory (no {MANIFEST})") from None
         except OSError as error:

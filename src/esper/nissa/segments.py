@@ -18,12 +18,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 from zlib import crc32
 
 import msgspec
 
-from esper.leyline import SCHEMA_VERSION, DataError, TelemetryEvent
+from esper.leyline import SCHEMA_VERSION, DataError, TelemetryEvent, as_type, decode_json
+from esper.leyline.decoding import MAX_DEPTH, lines_too_deep, told
+from esper.leyline.files import open_regular
+from esper.leyline.telemetry import Seconds, Seq
 from esper.nissa.wire import NewerSchemaError, WireError, decode, non_finite_lines, revive
 
 FORMAT_VERSION: Final = 1
@@ -36,9 +39,9 @@ _CHUNK: Final = 1 << 20
 _PIECE: Final = 1 << 15
 """Bytes of events to decode at a time; eight times as much, or all, makes indexing a fifth slower."""
 _MARK: Final = b'{"commit":'
-_NAME: Final = re.compile(r"events-(\d{5,})\.jsonl")
+_NAME: Final = re.compile(r"events-(\d{5,9})\.jsonl")
 _COMMIT: Final = re.compile(
-    rb'(\{"commit":\{"count":(0|[1-9]\d*),"last_seq":(null|[1-9]\d*)(?:,"closes":"(segment|journal)")?,"crc32":)(\d{1,10})\}\}\n'
+    rb'(\{"commit":\{"count":(0|[1-9]\d{0,15}),"last_seq":(null|[1-9]\d{0,15})(?:,"closes":"(segment|journal)")?,"crc32":)(\d{1,10})\}\}\n'
 )
 _CLOSES: Final[dict[bytes | None, Closes | None]] = {None: None, b"segment": "segment", b"journal": "journal"}
 _events: Final = msgspec.json.Decoder(TelemetryEvent)
@@ -62,11 +65,11 @@ class Header(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
     schema: int
     run_id: str
     segment: int
-    created: float
+    created: Seconds
     previous_crc32: int | None = None
     """Chained crc at the end of what the segment before has committed; ``None`` in the first."""
     producer: str | None = None
-    supersedes_after: int | None = None
+    supersedes_after: Seq | None = None
     """A resumed run: every earlier event after ``producer``'s event of this seq no longer counts."""
 
 
@@ -92,6 +95,14 @@ class Batch:
     last_seq: int | None
     closes: Closes | None
     """The writer ended the segment with this batch, to go on in the next one or because the run was over."""
+
+    def ids(self) -> list[EventId]:
+        """Whose events these are, and which. Raises :class:`WireError` (file and offset)."""
+        try:
+            return read_event_ids(self.body)
+        except WireError as error:
+            self._one_by_one(slice(None), False)
+            raise WireError(error.reason, self.file, self.start.offset) from None
 
     def events(self, *, superseded: bool = False, validate: bool = False) -> list[TelemetryEvent]:
         """The events that stand, or with ``superseded`` those that do not.
@@ -127,13 +138,15 @@ class Batch:
 
 def _decode_lines(body: bytes) -> list[TelemetryEvent] | None:
     """The event of each line; ``None`` when one of them is none of this schema."""
+    if lines_too_deep(body):
+        return None
     try:
         events: list[TelemetryEvent] = _events.decode_lines(body)
         if max(map(_schema_of, events), default=0) > SCHEMA_VERSION:
             return None
         for number in non_finite_lines(body):
             revive(events[number])
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, IndexError):  # no event for an empty line
+    except (msgspec.DecodeError, UnicodeDecodeError, IndexError):  # no event for an empty line
         return None
     return events
 
@@ -142,15 +155,20 @@ class EventId(msgspec.Struct, gc=False):
     """Whose event it is, and which."""
 
     producer: str | None = None
-    seq: int | None = None
+    seq: Seq | None = None
 
 
 _event_ids: Final = msgspec.json.Decoder(EventId)
 
 
 def read_event_ids(lines: bytes) -> list[EventId]:
-    """Whose events these are, and which, one a line, without the rest of them."""
-    return _event_ids.decode_lines(lines)
+    """Whose events these are, and which, one a line, without the rest of them. Raises :class:`WireError`."""
+    if lines_too_deep(lines):
+        raise WireError(f"nested deeper than {MAX_DEPTH} levels")
+    try:
+        return _event_ids.decode_lines(lines)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise WireError(told(error)) from None
 
 
 def segment_path(directory: Path, number: int) -> Path:
@@ -190,16 +208,14 @@ def read_header(path: Path) -> tuple[Header, Position] | None:
 
     Raises :class:`JournalDamaged` and :class:`NewerSchemaError`.
     """
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         line = file.readline(1 << 16)
     if not line.endswith(b"\n"):
         if len(line) == 1 << 16:
             raise JournalDamaged(path, 0, "the first line is no header")
         return None
     try:
-        loose = msgspec.json.decode(line)
-        if not isinstance(loose, dict):
-            raise msgspec.ValidationError("not an object")
+        loose = decode_json(line, "the first line is no header", dict[str, Any])
         for key, known in (("journal", FORMAT_VERSION), ("schema", SCHEMA_VERSION)):
             if isinstance(loose.get(key), int) and loose[key] > known:
                 raise NewerSchemaError(
@@ -208,9 +224,11 @@ def read_header(path: Path) -> tuple[Header, Position] | None:
                     0,
                 )
         stored = loose.pop("crc32", None)
-        header = msgspec.convert(loose, Header)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise JournalDamaged(path, 0, f"the first line is no header: {error}") from None
+        header = as_type(loose, "the first line is no header", Header)
+    except NewerSchemaError:
+        raise
+    except DataError as error:
+        raise JournalDamaged(path, 0, str(error)) from None
     written, start = encode_header(header)
     if stored != start.crc32 or line != written:
         raise JournalDamaged(path, 0, f"the header is not what was written (checksum {start.crc32}, stored {stored})")
@@ -246,7 +264,7 @@ class SegmentScan:
 
     def __iter__(self) -> Iterator[Batch]:
         buffer = b""
-        with self.path.open("rb") as file:
+        with open_regular(self.path) as file:
             file.seek(self.position.offset)
             for chunk in iter(lambda: file.read(_CHUNK), b""):
                 buffer += chunk

@@ -18,6 +18,7 @@ import msgspec
 from msgspec import inspect
 
 from esper.leyline import REGISTRY, SCHEMA_VERSION, DataError, TelemetryEvent, TelemetryEventType
+from esper.leyline.decoding import MAX_DEPTH, told, too_deep
 
 NON_FINITE: Final = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
@@ -64,6 +65,8 @@ def decode(
 
     Raises :class:`WireError`, or :class:`NewerSchemaError` for what only a newer schema knows; both name the place.
     """
+    if too_deep(line):
+        raise WireError(f"nested deeper than {MAX_DEPTH} levels", file, offset)
     try:
         event = _envelope.decode(line)
         if event.schema > SCHEMA_VERSION:
@@ -74,10 +77,10 @@ def decode(
             )
         elif non_finite_lines(line):
             revive(event)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise _typed(error, line, file, offset) from None
     except _UnknownKey as error:
-        raise WireError(str(error), file, offset) from None
+        raise WireError(told(error), file, offset) from None
     return event
 
 
@@ -329,13 +332,13 @@ def _newer(what: str) -> str:
 def _typed(error: Exception, line: bytes, file: str | Path | None, offset: int | None) -> WireError:
     try:
         loose = msgspec.json.decode(line)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return WireError(f"not JSON: {error}", file, offset)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return WireError(f"not JSON: {told(error)}", file, offset)
     if isinstance(loose, dict):
         schema = loose.get("schema")
         if isinstance(schema, int) and schema > SCHEMA_VERSION:
             return NewerSchemaError(_newer(f"schema {schema}"), file, offset)
         name = loose.get("event_type")
         if isinstance(name, str) and name not in TelemetryEventType.__members__:
-            return NewerSchemaError(_newer(f"event type {name!r}"), file, offset)
-    return WireError(str(error), file, offset)
+            return NewerSchemaError(_newer(f"event type {told(repr(name))}"), file, offset)
+    return WireError(told(error), file, offset)

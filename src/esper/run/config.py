@@ -6,7 +6,6 @@ remembers where it came from, so that ``run.json`` can say so. Importing this lo
 
 from __future__ import annotations
 
-import json
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
@@ -15,7 +14,9 @@ from typing import Any, Final, Generic, Literal, TypeVar, get_type_hints
 
 import msgspec
 
-from esper.leyline import UsageError
+from esper.leyline import DataError, UsageError, decode_json
+from esper.leyline.decoding import MAX_DEPTH, told, value_too_deep
+from esper.leyline.files import read_regular
 from esper.nissa import manifest
 from esper.nissa.manifest import Setting
 
@@ -24,6 +25,8 @@ DECIDE: Final = "who decides"
 HOST: Final = "how hosts train"
 AGAIN: Final = "how to go on after an interruption"
 RECORD: Final = "what to record"
+
+CONFIG_BYTES: Final = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +190,7 @@ def _converted(name: str, value: Any, kind: Any) -> Any:
     try:
         return msgspec.convert(value, kind)
     except msgspec.ValidationError as error:
-        raise UsageError(f"{name} is {value!r}: {error}") from None
+        raise UsageError(f"{name} is {told(repr(value))}: {told(error)}") from None
 
 
 def read_config_file(path: str | Path) -> dict[str, Any]:
@@ -196,12 +199,24 @@ def read_config_file(path: str | Path) -> dict[str, Any]:
     if path.suffix not in (".toml", ".json"):
         raise UsageError(f"configuration file {path}: the name must end in .toml or .json")
     try:
-        text = path.read_text(encoding="utf-8")
-        content = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
+        text = read_regular(path, CONFIG_BYTES, follow=True)
+        content = _toml(text, path) if path.suffix == ".toml" else decode_json(text, path)
     except OSError as error:
         raise UsageError(f"configuration file {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise UsageError(f"configuration file {path}: {error}") from error
+    except DataError as error:
+        raise UsageError(f"configuration file {error}") from error
     if not isinstance(content, dict):
         raise UsageError(f"configuration file {path}: holds a {type(content).__name__}, a table of keys is needed")
     return {key.replace("-", "_"): value for key, value in content.items()}
+
+
+def _toml(text: bytes, path: Path) -> dict[str, Any]:
+    try:
+        content = tomllib.loads(text.decode())
+    except ValueError as error:
+        raise DataError(f"{path}: {told(error)}") from None
+    except RecursionError:
+        content = None
+    if content is None or value_too_deep(content):
+        raise DataError(f"{path}: nested deeper than {MAX_DEPTH} levels")
+    return content

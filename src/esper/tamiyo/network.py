@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from esper.leyline import ALPHA_TARGETS, BLENDS, TEMPOS, ObservationLayout, Op, UsageError
+from esper.leyline import ALPHA_TARGETS, BLENDS, TEMPOS, ObservationLayout, Op, UsageError, as_type
 from esper.tamiyo.normalise import RunningNorm
 from esper.tamiyo.recurrent import Observation, PolicyNetwork, linear
 
@@ -65,12 +65,34 @@ class GrowthNetworkConfig:
 
     @classmethod
     def from_dict(cls, plain: dict[str, Any]) -> GrowthNetworkConfig:
-        """Undo of :meth:`to_dict`, also after JSON. Raises ``UsageError`` for keys it does not know."""
+        """Undo of :meth:`to_dict`, also after JSON. Raises ``UsageError`` for keys it does not know, ``DataError`` for
+        values that are no sizes.
+        """
         strange = plain.keys() - {field.name for field in dataclasses.fields(cls)}
         if strange:
             raise UsageError(f"a saved policy has unknown sizes: {', '.join(sorted(strange))}")
-        sizes: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in plain.items()}
-        return cls(**sizes)
+        return as_type(plain, "sizes of a saved policy", cls)
+
+    def unlike(self, shapes: Mapping[str, tuple[int, ...]]) -> str:
+        """Which of a saved network's ``shapes`` is not of these sizes; empty where each size is seen in one.
+
+        A network of these sizes is then hardly larger than the saved one: no file asks for memory that it does not
+        fill.
+        """
+        expected = {
+            "slot_key.weight": (self.token, self.token),
+            "host_in.weight": (self.features, self.host_width + 2 * self.token),
+            "slot_in.weight": (self.token, self.slot_width + 2 * self.embedding),
+            "cost_in.weight": (self.token, self.embedding + self.cost_width),
+            "blueprint_names.weight": (len(self.blueprints) + 2, self.embedding),
+            "from_front.weight": (self.positions, self.embedding),
+            "others_out.weight": (sum(self.other_choices), self.token),
+        }
+        expected |= {"memory.lstm.weight_hh_l0": (4 * self.cells, self.cells)} if self.cells else {}
+        for name, shape in expected.items():
+            if shapes.get(name) != shape:
+                return f"{name} is {shapes.get(name)}, {shape} is needed"
+        return ""
 
     def vocabulary(self, names: Sequence[str]) -> Tensor:
         """Embedding index of each blueprint name, ``[P]``; 0 for one that this network was not built with."""

@@ -18,20 +18,23 @@ import json
 import os
 import platform
 import re
-import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final, Literal
 
+import msgspec
 import safetensors
 import torch
 from safetensors.torch import load as _load_tensors
 from safetensors.torch import save as _save_tensors
 from torch import Tensor
 
-from esper.leyline import DataError, UsageError
+from esper.leyline import DataError, UsageError, as_type, decode_json
+from esper.leyline.decoding import MAX_DEPTH, told
+from esper.leyline.files import MANIFEST_BYTES, TENSOR_BYTES, Folder
+from esper.leyline.telemetry import Seq
 
 FORMAT: Final = "esper-checkpoint"
 VERSION: Final = 2
@@ -39,9 +42,8 @@ TENSORS: Final = "tensors.safetensors"
 PLAIN: Final = "state.json"
 MANIFEST: Final = "manifest.json"
 
-_NAME: Final = re.compile(r"ckpt-(\d{6,})-step-(\d{8,})")
-_UNFINISHED: Final = re.compile(r"\.ckpt-\d{6,}-step-\d{8,}\.(?:saving|deleting)")
-_MANIFEST_KEYS: Final = {"format", "version", "step", "ordinal", "files", "environment", "extra"}
+_NAME: Final = re.compile(r"ckpt-(\d{6,12})-step-(\d{8,16})")
+_UNFINISHED: Final = re.compile(r"\.ckpt-\d{6,12}-step-\d{8,16}\.(?:saving|deleting)")
 _TAG: Final = "$"
 _EXACT_INTEGERS: Final = 2**53
 """Beyond this, readers of JSON in other languages round integers."""
@@ -106,49 +108,59 @@ def save(
     if step < 0 or (keep is not None and keep < 1):
         raise UsageError(f"a checkpoint needs a step of at least 0 and keeps at least 1; given {step} and {keep}")
     began = time.perf_counter()
-    folder = Path(directory)
+    where = Path(directory)
     files = {TENSORS: _pack(tensors), PLAIN: _to_json(encode(plain))}
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        _clear_unfinished(folder)
-        ordinal = 1 + max((int(match[1]) for match in map(_NAME.fullmatch, os.listdir(folder)) if match), default=0)
-        path = folder / f"ckpt-{ordinal:06d}-step-{step:08d}"
-        files[MANIFEST] = _manifest(step, ordinal, files, dict(extra or {}))
-        _write_whole(path, files)
-        if keep is not None:
-            _delete_old(folder, keep)
+        where.mkdir(parents=True, exist_ok=True)
+        with Folder.open(where, follow=False) as folder:
+            _clear_unfinished(folder)
+            ordinal = 1 + max((int(match[1]) for match in map(_NAME.fullmatch, folder.names()) if match), default=0)
+            name = f"ckpt-{ordinal:06d}-step-{step:08d}"
+            files[MANIFEST] = _manifest(step, ordinal, files, dict(extra or {}))
+            _write_whole(folder, name, files)
+            if keep is not None:
+                _delete_old(folder, keep)
     except OSError as error:
-        raise DataError(f"cannot save a checkpoint of step {step} in {folder}: {error}") from error
+        raise DataError(f"cannot save a checkpoint of step {step} in {where}: {error}") from error
     size = sum(map(len, files.values()))
-    return Saved(path, step, size, time.perf_counter() - began)
+    return Saved(where / name, step, size, time.perf_counter() - began)
 
 
 def load(path: str | os.PathLike[str]) -> Loaded:
     """Read and verify the checkpoint at ``path``. Raises :class:`DataError` naming the file and what is wrong."""
-    folder = Path(path)
+    try:
+        with Folder.open(Path(path), follow=False) as folder:
+            return _load(folder)
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror or error}") from error
+
+
+def _load(folder: Folder) -> Loaded:
     manifest = _read_manifest(folder)
     contents = {}
-    for file, expected in manifest["files"].items():
-        contents[file] = _read(folder / file)
-        if len(contents[file]) != expected["bytes"]:
-            raise DataError(f"{folder / file}: {len(contents[file])} bytes, the manifest says {expected['bytes']}")
-        if _digest(contents[file]) != expected["sha256"]:
-            raise DataError(f"{folder / file}: sha256 differs from the manifest's; the file was altered")
+    for file, expected in manifest.files.items():
+        contents[file] = _read(folder, file, expected.bytes)
+        if len(contents[file]) != expected.bytes:
+            raise DataError(f"{folder.path / file}: {len(contents[file])} bytes, the manifest says {expected.bytes}")
+        if _digest(contents[file]) != expected.sha256:
+            raise DataError(f"{folder.path / file}: sha256 differs from the manifest's; the file was altered")
+    where = folder.path / TENSORS
     try:
         tensors = _load_tensors(contents[TENSORS])
-    except safetensors.SafetensorError as error:
-        raise DataError(f"{folder / TENSORS}: {error}") from error
+    except (safetensors.SafetensorError, LookupError, TypeError, ValueError, RuntimeError) as error:
+        raise DataError(f"{where}: {told(error)}") from error
+    where = folder.path / PLAIN
     try:
-        plain = decode(_from_json(folder / PLAIN, contents[PLAIN]))
-    except (TypeError, ValueError, AttributeError) as error:
-        raise DataError(f"{folder / PLAIN}: a saved value is malformed: {error}") from error
+        plain = decode(decode_json(contents[PLAIN], where))
+    except (TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise DataError(f"{where}: a saved value is malformed: {told(error)}") from error
     return Loaded(
-        path=folder,
-        step=manifest["step"],
+        path=folder.path,
+        step=manifest.step,
         tensors=tensors,
         plain=plain,
-        extra=manifest["extra"],
-        environment=manifest["environment"],
+        extra=manifest.extra,
+        environment=manifest.environment,
         passed_over=[],
     )
 
@@ -159,14 +171,22 @@ def load_newest(directory: str | os.PathLike[str]) -> Loaded:
     Raises :class:`DataError` when there is none.
     """
     passed_over: list[str] = []
-    for path in _checkpoints(Path(directory)):
-        try:
-            loaded = load(path)
-        except DataError as error:
-            passed_over.append(str(error))
-        else:
-            loaded.passed_over.extend(passed_over)
-            return loaded
+    try:
+        folder = Folder.open(Path(directory), follow=False)
+    except OSError as error:
+        raise DataError(f"{directory}: {error.strerror or error}") from error
+    with folder:
+        for name in _checkpoints(folder):
+            try:
+                with folder.folder(name) as found:
+                    loaded = _load(found)
+            except OSError as error:
+                passed_over.append(f"{folder.path / name}: {error.strerror or error}")
+            except DataError as error:
+                passed_over.append(str(error))
+            else:
+                loaded.passed_over.extend(passed_over)
+                return loaded
     why = f": {'; '.join(passed_over)}" if passed_over else ""
     raise DataError(f"no checkpoint that can be used in {directory}{why}")
 
@@ -194,13 +214,14 @@ def exactness(manifest: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def encode(value: Any, where: str = "plain") -> Any:
+def encode(value: Any, where: str = "plain", room: int = MAX_DEPTH - 8) -> Any:
     """``value`` as JSON that :func:`decode` turns back into the very same value.
 
     Legal are ``None``, bool, int and float of any value, str, bytes, lists, tuples and dicts with keys of these, of
-    exactly these types: a subclass (an enum, a numpy scalar) would come back as something else and is refused with a
-    :class:`DataError` that says where. What JSON cannot say is written as ``{"$": kind, "v": ...}``: floats that are
-    not finite, integers beyond 2**53, bytes, tuples, and dicts with other keys than strings or with a key ``"$"``.
+    exactly these types and ``room`` deep: a subclass (an enum, a numpy scalar) would come back as something else and is
+    refused with a :class:`DataError` that says where. What JSON cannot say is written as ``{"$": kind, "v": ...}``:
+    floats that are not finite, integers beyond 2**53, bytes, tuples, and dicts with other keys than strings or with a
+    key ``"$"``.
     """
     kind = type(value)
     if value is None or kind in (bool, str):
@@ -211,13 +232,19 @@ def encode(value: Any, where: str = "plain") -> Any:
         return value if value - value == 0.0 else {_TAG: "float", "v": repr(value)}
     if kind is bytes:
         return {_TAG: "bytes", "v": base64.b64encode(value).decode()}
-    if kind in (list, tuple):
-        items = [encode(item, f"{where}[{i}]") for i, item in enumerate(value)]
-        return items if kind is list else {_TAG: "tuple", "v": items}
+    if kind in (list, tuple, dict) and room <= 0:
+        raise DataError(f"{told(where)} cannot be saved: nested too deep to be read again")
+    if kind is list:
+        return [encode(item, f"{where}[{i}]", room - 1) for i, item in enumerate(value)]
+    if kind is tuple:
+        return {_TAG: "tuple", "v": [encode(item, f"{where}[{i}]", room - 2) for i, item in enumerate(value)]}
     if kind is dict:
         if all(type(key) is str for key in value) and _TAG not in value:
-            return {key: encode(item, f"{where}[{key!r}]") for key, item in value.items()}
-        pairs = [[encode(key, f"a key of {where}"), encode(item, f"{where}[{key!r}]")] for key, item in value.items()]
+            return {key: encode(item, f"{where}[{key!r}]", room - 1) for key, item in value.items()}
+        pairs = [
+            [encode(key, f"a key of {where}", room - 3), encode(item, f"{where}[{key!r}]", room - 3)]
+            for key, item in value.items()
+        ]
         return {_TAG: "dict", "v": pairs}
     raise DataError(
         f"{where} is a {kind.__module__}.{kind.__qualname__} and cannot be saved; "
@@ -245,7 +272,7 @@ def decode(value: Any) -> Any:
         return tuple(decode(item) for item in content)
     if kind == "dict":
         return {decode(key): decode(item) for key, item in content}
-    raise DataError(f"saved value of unknown kind {kind!r}")
+    raise DataError(f"saved value of unknown kind {told(repr(kind))}")
 
 
 def _pack(tensors: Mapping[str, Tensor]) -> bytes:
@@ -269,13 +296,6 @@ def _to_json(value: Any) -> bytes:
     return json.dumps(value, allow_nan=False, separators=(",", ":")).encode()
 
 
-def _from_json(path: Path, content: bytes) -> Any:
-    try:
-        return json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: not JSON: {error}") from error
-
-
 def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
@@ -297,90 +317,93 @@ def _manifest(step: int, ordinal: int, files: Mapping[str, bytes], extra: dict[s
         raise DataError(f"extra of a checkpoint's manifest is not JSON: {error}") from error
 
 
-def _read_manifest(folder: Path) -> dict[str, Any]:
-    path = folder / MANIFEST
-    manifest = _from_json(path, _read(path))
+class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    bytes: Annotated[int, msgspec.Meta(ge=0, le=TENSOR_BYTES)]
+    sha256: str
+
+
+class _Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a checkpoint's manifest holds besides its seal."""
+
+    format: str
+    version: int
+    step: Seq
+    ordinal: Seq
+    files: dict[Literal["tensors.safetensors", "state.json"], _File]
+    environment: dict[str, str | int | bool]
+    extra: dict[str, Any]
+
+
+def _read_manifest(folder: Folder) -> _Manifest:
+    path = folder.path / MANIFEST
+    manifest = decode_json(_read(folder, MANIFEST, MANIFEST_BYTES), path)
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise DataError(f"{path}: not the manifest of an Esper checkpoint")
     if manifest.get("version") != VERSION:
-        raise DataError(f"{path}: format version {manifest.get('version')}; this Esper reads version {VERSION}")
+        version = told(manifest.get("version"))
+        raise DataError(f"{path}: format version {version}; this Esper reads version {VERSION}")
     seal = manifest.pop("sha256", None)
     if seal != _digest(_to_json(manifest)):
         raise DataError(f"{path}: its own sha256 differs; the file was altered")
-    if set(manifest) != _MANIFEST_KEYS or set(manifest["files"]) != {TENSORS, PLAIN}:
-        raise DataError(f"{path}: not what a manifest of version {VERSION} holds")
-    return manifest
+    typed = as_type(manifest, f"{path}: not what a manifest of version {VERSION} holds", _Manifest)
+    if set(typed.files) != {TENSORS, PLAIN}:
+        raise DataError(f"{path}: not what a manifest of version {VERSION} holds: it names other files")
+    return typed
 
 
-def _read(path: Path) -> bytes:
+def _read(folder: Folder, name: str, most: int) -> bytes:
     try:
-        return path.read_bytes()
+        return folder.read(name, most)
     except OSError as error:
-        raise DataError(f"{path}: {error.strerror or error}") from error
+        raise DataError(f"{folder.path / name}: {error.strerror or error}") from error
 
 
-def _write_whole(path: Path, files: Mapping[str, bytes]) -> None:
-    """Make the directory ``path`` with ``files``, all at once."""
-    unfinished = path.parent / f".{path.name}.saving"
-    os.mkdir(unfinished)
+def _write_whole(folder: Folder, name: str, files: Mapping[str, bytes]) -> None:
+    """Make the directory ``name`` with ``files``, all at once."""
+    unfinished = f".{name}.saving"
+    folder.make(unfinished)
     try:
-        for name, content in files.items():
-            _write(unfinished / name, content)
-        _flush(unfinished)
-        os.rename(unfinished, path)
+        with folder.folder(unfinished) as inside:
+            for file, content in files.items():
+                _write(inside, file, content)
+            inside.sync()
+        folder.rename(unfinished, name)
     except OSError:
         # a full disk gets its space back; what cannot be removed now is removed by the next save
-        shutil.rmtree(unfinished, ignore_errors=True)
+        folder.remove(unfinished, ignore_errors=True)
         raise
-    _flush(path.parent)
+    folder.sync()
 
 
-def _write(path: Path, content: bytes) -> None:
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-    try:
-        rest = memoryview(content)
-        while rest:
-            rest = rest[os.write(handle, rest) :]
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def _write(folder: Folder, name: str, content: bytes) -> None:
+    folder.create(name, content)
 
 
-def _flush(folder: Path) -> None:
-    """Make renames in ``folder`` survive a loss of power."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def _checkpoints(folder: Folder) -> list[str]:
+    """Names like a checkpoint's, newest first."""
+    found = [(int(match[1]), match[0]) for match in map(_NAME.fullmatch, folder.names()) if match]
+    return [name for _, name in sorted(found, reverse=True)]
 
 
-def _checkpoints(folder: Path) -> list[Path]:
-    """Directories named like a checkpoint, newest first."""
-    try:
-        names = os.listdir(folder)
-    except OSError as error:
-        raise DataError(f"{folder}: {error.strerror or error}") from error
-    found = [(int(match[1]), folder / match[0]) for match in map(_NAME.fullmatch, names) if match]
-    return [path for _, path in sorted(found, reverse=True)]
+def _ours(folder: Folder, name: str) -> bool:
+    """Whether ``name`` is a folder that holds nothing but what :func:`save` writes."""
+    if not folder.is_folder(name):
+        return False
+    with folder.folder(name) as inside:
+        return set(inside.names()) <= {TENSORS, PLAIN, MANIFEST}
 
 
-def _ours(folder: Path) -> bool:
-    """Whether ``folder`` holds nothing but what :func:`save` writes."""
-    return folder.is_dir() and not folder.is_symlink() and set(os.listdir(folder)) <= {TENSORS, PLAIN, MANIFEST}
-
-
-def _clear_unfinished(folder: Path) -> None:
+def _clear_unfinished(folder: Folder) -> None:
     """Remove what an interrupted save or deletion left behind."""
-    for name in os.listdir(folder):
-        if _UNFINISHED.fullmatch(name) and _ours(folder / name):
-            shutil.rmtree(folder / name)
+    for name in folder.names():
+        if _UNFINISHED.fullmatch(name) and _ours(folder, name):
+            folder.remove(name)
 
 
-def _delete_old(folder: Path, keep: int) -> None:
+def _delete_old(folder: Folder, keep: int) -> None:
     """Delete all but the newest ``keep`` checkpoints; directories that hold anything else are left alone."""
-    for path in _checkpoints(folder)[keep:]:
-        if _ours(path):
-            doomed = folder / f".{path.name}.deleting"
-            os.rename(path, doomed)
-            shutil.rmtree(doomed)
+    for name in _checkpoints(folder)[keep:]:
+        if _ours(folder, name):
+            doomed = f".{name}.deleting"
+            folder.rename(name, doomed)
+            folder.remove(doomed)

@@ -12,7 +12,7 @@ from esper.bench.growtable.record import COLUMNS, Ending, Record
 from esper.bench.growtable.sequences import Choices, choices_of, name_of
 from esper.bench.growtable.worlds import WorldSpec
 from esper.leyline import DataError
-from esper.nissa.files import write_atomically
+from esper.leyline.files import write_atomically
 
 FORMAT = "esper-growtable-part-1"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -11,6 +12,7 @@ import numpy as np
 
 from esper.bench.growtable.worlds import BLUEPRINTS, SLOTS, WorldSpec
 from esper.leyline import Blend, DataError, FactoredAction, Op
+from esper.leyline.decoding import told
 from esper.tamiyo.policies import Entry
 
 STATIC: Final = "static"
@@ -54,8 +56,8 @@ def choices_of(name: str) -> Choices:
     choices = []
     for part in name.split("+"):
         slot, blueprint, epoch = (part.split("-") + ["", ""])[:3]
-        if slot not in SLOTS or blueprint not in BLUEPRINTS or not epoch.isdecimal():
-            raise DataError(f"{name!r} names no sequence of choices")
+        if slot not in SLOTS or blueprint not in BLUEPRINTS or not re.fullmatch("[0-9]{1,6}", epoch):
+            raise DataError(f"{told(repr(name))} names no sequence of choices")
         choices.append(Choice(int(epoch), slot, blueprint))
     return tuple(choices)
 

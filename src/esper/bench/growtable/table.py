@@ -12,10 +12,11 @@ import hashlib
 import json
 import lzma
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, astuple
+from dataclasses import asdict, astuple, fields
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load as unpack
@@ -26,13 +27,16 @@ from esper.bench.growtable.parts import PlayedSequence
 from esper.bench.growtable.record import COLUMNS, Arrays, Ending, Record
 from esper.bench.growtable.sequences import Choices, choices_of, name_of
 from esper.bench.growtable.worlds import WORLDS, WorldFacts
-from esper.leyline import DataError, unknown
-from esper.nissa.files import write_atomically
+from esper.leyline import DataError, decode_json, unknown
+from esper.leyline.decoding import safetensors_header, told
+from esper.leyline.files import read_regular, write_atomically
 
 MAGIC: Final = "esper-growtable"
 VERSION: Final = 1
 STORED: Final = Path(__file__).with_name("worlds.growtable")
 """The table that comes with the package."""
+TABLE_BYTES: Final = 1 << 28
+"""Most bytes of a table, compressed or not."""
 REBUILD: Final = "rebuild it with: esper growtable build"
 
 
@@ -114,7 +118,7 @@ def load_table(path: Path = STORED) -> Table:
     the command that rebuilds it.
     """
     try:
-        content = path.read_bytes()
+        content = read_regular(path, TABLE_BYTES, follow=True)
     except OSError as error:
         raise DataError(f"table {path}: {error.strerror}; {REBUILD}") from error
     head, _, body = content.partition(b"\n")
@@ -125,31 +129,59 @@ def load_table(path: Path = STORED) -> Table:
         raise DataError(f"table {path}: of version {words[1]}, this Esper reads version {VERSION}; {REBUILD}")
     if hashlib.sha256(body).hexdigest() != words[2]:
         raise DataError(f"table {path}: truncated or altered, its checksum does not fit; {REBUILD}")
-    raw = lzma.decompress(body)
     try:
-        arrays, header = unpack(raw), _header(raw)
-    except (SafetensorError, ValueError, KeyError) as error:
-        raise DataError(f"table {path}: {error}; {REBUILD}") from error
-    return _read(arrays, header, path)
+        raw = _unpacked(body)
+        header = decode_json(safetensors_header(raw, path).get("esper", "null"), path, _Header)
+        return _read(unpack(raw), header, path)
+    except (DataError, SafetensorError, LookupError, TypeError, ValueError, ArithmeticError) as error:
+        where = "" if isinstance(error, DataError) else f"{path}: "
+        raise DataError(f"table {where}{told(error)}; {REBUILD}") from error
 
 
-def _header(raw: bytes) -> dict[str, Any]:
-    length = int.from_bytes(raw[:8], "little")
-    header: dict[str, Any] = json.loads(json.loads(raw[8 : 8 + length])["__metadata__"]["esper"])
-    return header
+def _unpacked(body: bytes) -> bytes:
+    """What was compressed. Raises ``ValueError`` for what is none, or more than a table is."""
+    reader = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=TABLE_BYTES)
+    try:
+        raw = reader.decompress(body, TABLE_BYTES)
+    except lzma.LZMAError as error:
+        raise ValueError(f"not compressed as a table is: {error}") from error
+    if not reader.eof or reader.unused_data:
+        raise ValueError(f"not one compressed table of at most {TABLE_BYTES} bytes")
+    return raw
 
 
-def _read(arrays: Arrays, header: Mapping[str, Any], path: Path) -> Table:
+class _Host(msgspec.Struct, frozen=True):
+    start_metric: float
+    sequences: list[str]
+
+
+class _World(msgspec.Struct, frozen=True):
+    fingerprint: str
+    facts: WorldFacts
+    hosts: dict[str, _Host]
+
+
+class _Header(msgspec.Struct, frozen=True):
+    """What a table's file says about its arrays."""
+
+    about: dict[str, Any]
+    worlds: dict[str, _World]
+
+
+def _read(arrays: Arrays, header: _Header, path: Path) -> Table:
+    _check_columns(arrays)
     hosts: list[TableHost] = []
     rows = sequences = 0
-    for name, world in header["worlds"].items():
-        if name not in WORLDS or world["fingerprint"] != WORLDS[name].fingerprint:
-            raise DataError(f"table {path}: this Esper defines world {name} otherwise; {REBUILD}")
-        spec, facts = WORLDS[name], WorldFacts(**world["facts"])
-        for number, host in world["hosts"].items():
+    for name, world in header.worlds.items():
+        if name not in WORLDS or world.fingerprint != WORLDS[name].fingerprint:
+            raise DataError(f"{path}: this Esper defines world {told(name)} otherwise")
+        spec, facts = WORLDS[name], world.facts
+        for number, host in world.hosts.items():
             records: dict[Choices, Record] = {}
-            for choices in map(choices_of, host["sequences"]):
+            for choices in map(choices_of, host.sequences):
                 stem, begin = _stem(choices)
+                if begin > spec.epochs:
+                    raise ValueError(f"{name_of(choices)} chooses after the end of world {name}")
                 end = rows + spec.epochs + 1 - begin
                 own = {column: arrays[column][rows:end] for column in COLUMNS}
                 if begin:
@@ -157,10 +189,24 @@ def _read(arrays: Arrays, header: Mapping[str, Any], path: Path) -> Table:
                     own = {column: np.concatenate([parent[column][:begin], own[column]]) for column in COLUMNS}
                 metric, test, loss, macs, kept = arrays["endings"][sequences].tolist()
                 ending = Ending(metric, test, loss, int(macs), int(kept))
-                records[choices] = Record(own, host["start_metric"], ending)
+                records[choices] = Record(own, host.start_metric, ending)
                 rows, sequences = end, sequences + 1
+            if () not in records:
+                raise ValueError(f"host {told(number)} of world {name} lacks the sequence without a choice")
             hosts.append(TableHost(spec, facts, int(number), records))
-    return Table(hosts, header["about"])
+    if rows != len(arrays["op"]) or sequences != len(arrays["endings"]):
+        raise ValueError(f"{rows} epochs of {sequences} sequences are named, the arrays hold others")
+    return Table(hosts, header.about)
+
+
+def _check_columns(arrays: Arrays) -> None:
+    """Raises ``ValueError`` where the arrays are not the columns of a table."""
+    rows = len(arrays["op"])
+    wanted = {name: (np.dtype(kind), (rows, *shape)) for name, (kind, shape) in COLUMNS.items()}
+    wanted["endings"] = (np.dtype(np.float64), (len(arrays["endings"]), len(fields(Ending))))
+    for name, (kind, shape) in wanted.items():
+        if (arrays[name].dtype, arrays[name].shape) != (kind, shape):
+            raise ValueError(f"column {name} is {arrays[name].dtype} {arrays[name].shape}, {kind} {shape} is needed")
 
 
 def _stem(choices: Choices) -> tuple[Choices, int]:

@@ -8,15 +8,18 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
+import msgspec
 import safetensors
 import torch
+from safetensors.torch import load as unpack
 from safetensors.torch import save as pack
 from torch import Tensor
 
-from esper.leyline import WAIT, DataError, Decision, EnvSpec, EnvView, FactoredAction, UsageError
-from esper.nissa.files import write_atomically
+from esper.leyline import WAIT, DataError, Decision, EnvSpec, EnvView, FactoredAction, UsageError, as_type, decode_json
+from esper.leyline.decoding import safetensors_header, told
+from esper.leyline.files import read_regular, write_atomically
 from esper.tamiyo.batch import action_space, observe, tables
 from esper.tamiyo.distribution import FactoredDistribution
 from esper.tamiyo.heads import growth_heads
@@ -30,6 +33,7 @@ FORMAT: Final = "esper-policy-1"
 SHIPPED: Final = "esper-v1"
 """The policy that comes with the package; ``docs/growtable.md`` says how it was made and what it is worth."""
 SHIPPED_FILE: Final = Path(__file__).with_name(f"{SHIPPED}.safetensors")
+POLICY_BYTES: Final = 1 << 28
 ROWS: Final = 8
 """Rows of every inference: a matrix product of another shape rounds differently, and one bit can turn a choice."""
 
@@ -78,26 +82,54 @@ def save_policy(path: Path, network: GrowthNetwork, card: Mapping[str, Any], *, 
 
 def load_policy(path: Path) -> SavedPolicy:
     """Undo of :func:`save_policy`. Raises ``DataError`` for a file that is missing, damaged or no policy."""
+    where = f"policy {path}"
     try:
-        with safetensors.safe_open(str(path), framework="pt") as file:
-            about = json.loads((file.metadata() or {}).get("esper", "null"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-    except (OSError, safetensors.SafetensorError, ValueError) as error:
-        raise DataError(f"policy {path}: {error}") from error
+        content = read_regular(path, POLICY_BYTES, follow=True)
+        header = safetensors_header(content, where)
+        tensors = unpack(content)
+    except (OSError, safetensors.SafetensorError, KeyError, ValueError) as error:
+        raise DataError(f"{where}: {told(error)}") from error
+    about = decode_json(header.get("esper", "null"), where)
     if not isinstance(about, dict) or about.get("format") != FORMAT:
         found = about.get("format") if isinstance(about, dict) else None
-        raise DataError(f"policy {path}: the format is {found!r}; {FORMAT!r} is needed")
-    try:
-        network, card = GrowthNetwork(GrowthNetworkConfig.from_dict(about["network"])), dict(about["card"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"policy {path}: its header lacks sizes or a card: {error!r}") from error
+        raise DataError(f"{where}: the format is {told(repr(found))}; {FORMAT!r} is needed")
+    known = as_type(about, where, _About)
+    as_type(known.card, f"{where}: its card", _Card)
+    sizes = GrowthNetworkConfig.from_dict(known.network)
+    if wrong := sizes.unlike({name: tuple(tensor.shape) for name, tensor in tensors.items()}):
+        raise DataError(f"{where}: its tensors do not fit its sizes: {wrong}")
+    network = GrowthNetwork(sizes)
     try:
         network.load_state_dict(tensors)
     except RuntimeError as error:
-        raise DataError(f"policy {path}: its tensors do not fit its sizes: {error}") from error
+        raise DataError(f"{where}: its tensors do not fit its sizes: {told(error)}") from error
     if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
-        raise DataError(f"policy {path}: it holds weights that are not finite")
-    return SavedPolicy(network, card, bool(about.get("nurture")))
+        raise DataError(f"{where}: it holds weights that are not finite")
+    return SavedPolicy(network, known.card, known.nurture)
+
+
+class _About(msgspec.Struct, frozen=True):
+    """The file's header."""
+
+    format: str
+    network: dict[str, Any]
+    card: dict[str, Any]
+    nurture: bool = False
+
+
+_Macs = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+
+
+class _Card(msgspec.Struct, frozen=True):
+    """What is computed with in a card; the rest of it is for people."""
+
+    task: str | None = None
+    episode_length: Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)] | None = None
+    policy_macs: _Macs = 0
+    table_macs: _Macs = 0
+    tuning_macs: _Macs = 0
+    run_macs: _Macs = 0
+    earlier_macs: _Macs = 0
 
 
 def training_macs(name: str) -> int:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from esper.nissa import files
-from esper.nissa.files import write_all, write_atomically
+from esper.leyline import files
+from esper.leyline.files import write_all, write_atomically
 
 
 def test_write_all_goes_on_where_the_system_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -26,7 +26,7 @@ def test_an_atomic_write_that_fails_leaves_the_old_file_and_nothing_else(
     path = tmp_path / "run.json"
     write_atomically(path, b"old")
 
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "full")
 
     owner = os if step.startswith("os.") else files
