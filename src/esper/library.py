@@ -6,7 +6,7 @@ torch.save(result.model.state_dict(), "grown.pt")
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -37,6 +37,7 @@ from esper.tasks.losses import OwnLoss
 from esper.tasks.metrics import MetricChoice, Scored
 from esper.tolaria.engine import ModuleEngine
 from esper.tolaria.executor import EpisodeResult, Executor, StepReport
+from esper.tolaria.observed import ObservedStep
 from esper.tolaria.rates import Schedulers, follow, innermost
 from esper.tolaria.setup import Forward, call
 from esper.tolaria.surgery import BASE_RATE
@@ -165,8 +166,8 @@ class Grower:
                 f"Budget.schedule is {choices.budget.schedule!r}; in a loop of your own the rates are yours to move:"
                 " step a scheduler of torch.optim.lr_scheduler"
             )
-        self._own = OwnModel.of(model, _splits(val, test), choices, optimizer)
         self._optimizer = innermost(optimizer)
+        self._own = OwnModel.of(model, _splits(val, test), choices, self._optimizer)
         self._policy = chosen_policy(policy)
         self._subject = self._own.subject(self._policy)
         self._opening = _opening(self._own, self._policy, run_dir)
@@ -274,12 +275,23 @@ class Grower:
 
         ``criterion`` is another loss than that of the choices. Seeds behind the host learn from losses taken here.
         """
-        if not self._loop.under_way:
-            self._loop.begin_epoch()
-            self._shield()
+        self.begin_epoch()
         loss = self._loop.trainer.loss(inputs, targets, criterion)
         self._untaught = self._untaught or loss.requires_grad
         return loss
+
+    @contextmanager
+    def observing(self, step: ObservedStep, examples: int, times: float = 1.0) -> Iterator[Callable[[Tensor], Tensor]]:
+        """Within, a training framework makes its own step; see :meth:`esper.tolaria.trainer.Trainer.observing`."""
+        self.begin_epoch()
+        with self._loop.trainer.observing(step, examples, times) as taken:
+
+            def told(loss: Tensor) -> Tensor:
+                loss = taken(loss)
+                self._untaught = self._untaught or loss.requires_grad
+                return loss
+
+            yield told
 
     def after_backward(self) -> None:
         """Teach the seeds behind the host. Your optimizer steps next."""
@@ -293,7 +305,7 @@ class Grower:
 
         Its own ``step`` does the same, if it was made before the epoch in which a seed joined the optimizer.
         """
-        self._schedulers.add(scheduler)
+        self._schedulers.add(getattr(scheduler, "scheduler", scheduler))
         scheduler.step(*metrics)
         follow(self._optimizer)
 
@@ -304,6 +316,17 @@ class Grower:
         report = self._loop.end_epoch()
         self._untaught = False
         return report
+
+    @property
+    def under_way(self) -> bool:
+        """Whether an epoch has begun, and :meth:`after_epoch` has not ended it."""
+        return self._loop.under_way
+
+    def begin_epoch(self) -> None:
+        """Do what was decided after the last epoch. The epoch's first loss does, where it has not been done."""
+        if not self._loop.under_way:
+            self._loop.begin_epoch()
+            self._shield()
 
     def _shield(self) -> None:
         """Keep schedulers working where seeds have joined the optimizer since."""

@@ -139,20 +139,25 @@ class Schedulers:
         if not any(SLOT in group for group in self._optimizer.param_groups):
             return
         for found in gc.get_objects():
-            if issubclass(type(found), LRScheduler) and getattr(found, "optimizer", None) is self._optimizer:
+            if issubclass(type(found), LRScheduler) and self._knows(found):
                 self.add(found)
 
     def add(self, scheduler: LRScheduler) -> None:
         """One more, known by name. Raises ``UsageError`` for one that was made when seeds had joined."""
-        if scheduler.optimizer is self._optimizer:
+        if self._knows(scheduler):
             rates, groups = len(getattr(scheduler, "base_lrs", ())), len(host_groups(self._optimizer))
             if rates > groups:
                 raise UsageError(
                     f"the {type(scheduler).__name__} was made when a seed had joined the optimizer, and counts {rates}"
                     f" parameter groups for the model's {groups}; make schedulers before the first epoch"
                 )
+            self._shielded.callback(setattr, scheduler, "optimizer", scheduler.optimizer)
             scheduler.optimizer = HostGroups(self._optimizer)  # type: ignore[assignment]
-            self._shielded.callback(setattr, scheduler, "optimizer", self._optimizer)
+
+    def _knows(self, scheduler: LRScheduler) -> bool:
+        """Whether it moves the optimizer, or a wrapper of it."""
+        held = getattr(scheduler, "optimizer", None)
+        return isinstance(held, Optimizer) and innermost(held) is self._optimizer
 
     def release(self) -> None:
         """Leave every scheduler as it was."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import dataclass, field, replace
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -19,7 +19,7 @@ from esper.kasmina.gradients import stacked, tensor_norms, total_norm
 from esper.kasmina.growing import GrowingModel
 from esper.kasmina.incubation import probe_backward
 from esper.kasmina.precision import Autocast
-from esper.kasmina.replay import Tape, evaluate_configs
+from esper.kasmina.replay import evaluate_configs
 from esper.kasmina.state import Incubation
 from esper.kasmina.trial import ForwardCall, held, mode, train
 from esper.leyline import AlphaConfig, EnvSpec, SeedStage, Sink, TrainResult, UsageError
@@ -27,7 +27,9 @@ from esper.tasks.losses import one_number
 from esper.tolaria import ledger, rates, schedules, surgery
 from esper.tolaria.epoch import Epoch
 from esper.tolaria.ledger import Ledger, Macs
+from esper.tolaria.lessons import Lesson, weight
 from esper.tolaria.nested import State
+from esper.tolaria.observed import ObservedStep
 from esper.tolaria.order import Untouched
 from esper.tolaria.rng import Streams
 from esper.tolaria.setup import PRECISIONS, Criterion, GrowthTask, MakeSetup, TrainerConfig
@@ -47,18 +49,6 @@ class Evaluation:
     passes: float
     shared: bool
     seconds: float
-
-
-@dataclass(eq=False, slots=True)
-class _Lesson:
-    """What seeds behind the host need to learn from one loss."""
-
-    criterion: Callable[[Any], Tensor]
-    probing: tuple[str, ...]
-    tape: Tape | None
-    gradients: list[Tensor] = field(default_factory=list)
-    """Of what is minimised with respect to the loss, one for each backward pass that reached it."""
-    over: bool = False
 
 
 class Trainer:
@@ -105,7 +95,7 @@ class Trainer:
         self.on_backward: Callable[[], None] | None = None
         """Called after every backward pass, when all gradients are there."""
         self._epoch = self.begin_epoch(0)
-        self._lessons: list[_Lesson] = []
+        self._lessons: list[Lesson] = []
         """Of the losses that backward has reached since :meth:`after_backward`."""
 
     # --- topology -------------------------------------------------------------------------------------------------
@@ -278,17 +268,43 @@ class Trainer:
         with self.autocast.entered(), self.model.teaching(), ExitStack() as stack:
             tape = stack.enter_context(self.model.record(epoch.probing)) if epoch.probing else None
             loss = one_number(own(self._run(inputs), targets))
-        epoch.total.add_(loss.detach(), alpha=len(targets))
-        epoch.examples += len(targets)
+        lesson = Lesson(lambda output: one_number(own(output, targets)), tuple(epoch.probing), tape)
+        return self._taken(loss, lesson, len(targets))
+
+    @contextmanager
+    def observing(self, step: ObservedStep, examples: int, times: float = 1.0) -> Iterator[Callable[[Tensor], Tensor]]:
+        """Within, the step of somebody else's loop is made. What is given is told its loss, and gives what to minimise.
+
+        ``times`` is what it must be multiplied by to be that of the batch alone.
+        """
+        epoch = self._epoch
+        self.autocast = Autocast.now(self.device)
+        with self.autocast.entered(), self.model.teaching(), ExitStack() as recording:
+            tape = recording.enter_context(self.model.record(epoch.probing)) if epoch.probing else None
+            if tape is not None:
+                step.keep()
+                tape.again = step.again
+
+            def taken(loss: Tensor) -> Tensor:
+                recording.close()
+                if tape is not None:
+                    step.kept()
+                return self._taken(one_number(loss), Lesson(one_number, tuple(epoch.probing), tape, times), examples)
+
+            yield taken
+
+    def _taken(self, loss: Tensor, lesson: Lesson, examples: int) -> Tensor:
+        """Book a loss, and wait for its gradient."""
+        self._epoch.total.add_(loss.detach(), alpha=examples * lesson.times)
+        self._epoch.examples += examples
         if not torch.is_grad_enabled():
             return loss
         if not loss.requires_grad:
             loss = loss.detach().requires_grad_()  # nothing in it learns: backward is for seeds behind the host alone
-        lesson = _Lesson(lambda output: one_number(own(output, targets)), tuple(epoch.probing), tape)
         loss.register_hook(partial(self._reached, lesson))  # type: ignore[no-untyped-call]
         return loss
 
-    def _reached(self, lesson: _Lesson, gradient: Tensor) -> None:
+    def _reached(self, lesson: Lesson, gradient: Tensor) -> None:
         """Backward has begun at a loss, or come to it."""
         if lesson.over:
             raise UsageError("backward went through a loss once more after after_backward(); call loss() again for it")
@@ -312,12 +328,12 @@ class Trainer:
         if self._scaling:
             self.scaler.unscale_(self.optimizer)
         if epoch.step in epoch.measured:
-            epoch.host_norm = self._measure_gradients(1.0 if self._scaling else _weight(lessons))
+            epoch.host_norm = self._measure_gradients(1.0 if self._scaling else weight(lessons))
         if self.on_backward is not None:
             self.on_backward()
         epoch.step += 1
 
-    def _teach(self, lesson: _Lesson) -> None:
+    def _teach(self, lesson: Lesson) -> None:
         """The second pass of each seed that was behind the host when the loss was taken."""
         if lesson.tape is not None:
             with self.model.teaching():
@@ -466,9 +482,3 @@ def _timed(batches: Iterator[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, T
         if batch is None:
             return
         yield *batch, time.perf_counter() - before
-
-
-def _weight(lessons: Sequence[_Lesson]) -> float:
-    """What the losses are multiplied by in what is minimised, together; 1 where nothing of them is left in it."""
-    weight = sum(float(gradient.abs().sum()) for lesson in lessons for gradient in lesson.gradients)
-    return weight if weight > 0.0 else 1.0

@@ -1,0 +1,389 @@
+"""Growth as a callback of Lightning's ``Trainer``::
+
+growth = GrowCallback(OwnChoices(at=["net.1"]))
+Trainer(max_epochs=20, callbacks=[growth]).fit(module, train_loader, val_loader)
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from functools import partial
+from itertools import islice
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from esper.leyline import MissingExtraError, Policy, UsageError
+from esper.library import Grower, GrowResult, OwnChoices
+from esper.stacks.common import attribute, examples_in
+from esper.tamiyo.policies.learned import SHIPPED
+from esper.tolaria.observed import ObservedStep, attributes_kept
+
+try:
+    from lightning.pytorch import Callback, LightningModule, Trainer
+    from lightning.pytorch.loggers.logger import DummyLogger
+    from lightning.pytorch.strategies import SingleDeviceStrategy
+    from torchmetrics import Metric
+except ImportError as error:
+    raise MissingExtraError("esper.stacks.lightning", "lightning") from error
+
+
+class GrowCallback(Callback):
+    """Grows a LightningModule while ``Trainer`` trains it; neither is changed for it.
+
+    ``choices`` says where to grow, how much, and how validation judges. Without a loss in them it is what
+    ``validation_step`` logs as ``monitor``, to be minimised, a mean over batches as Lightning takes it; with one,
+    validation batches are ``(inputs, targets)`` and the module is called with the inputs. ``val`` is a loader for this
+    alone; else it is the Trainer's. ``Budget.epochs`` is the Trainer's number of epochs, whatever the choices say.
+
+    The training loss is what ``training_step`` gives. For a seed that learns behind the host the step is made a second
+    time, on the same batch and the same chance: what it logs then, its metrics and the module's attributes are left
+    alone; what it does to the world besides (a file that it writes) happens twice. With manual optimization, a step
+    calls ``self.manual_backward`` once.
+
+    Checkpoints hold the host's weights as ever, and seeds in the state of this callback; ``trainer.fit(ckpt_path=...)``
+    goes on exactly. After ``fit`` the module is the best that was validated, and :attr:`result` has a plain copy.
+    """
+
+    def __init__(
+        self,
+        choices: OwnChoices | None = None,
+        *,
+        monitor: str = "val_loss",
+        val: Iterable[Any] | None = None,
+        policy: str | Policy = SHIPPED,
+        run_dir: str | None = None,
+    ) -> None:
+        self.choices = OwnChoices(loss=None) if choices is None else choices
+        self.monitor, self.val, self.policy, self.run_dir = monitor, val, policy, run_dir
+        self.grower: Grower | None = None
+        """Once training has started."""
+        self._state: dict[str, Any] = {}
+        self._open = ExitStack()
+        self._training = False
+
+    @property
+    def result(self) -> GrowResult:
+        """The plain module and the evidence. Raises ``UsageError`` before ``fit`` has ended."""
+        if self.grower is None:
+            raise UsageError("the grown module is there when trainer.fit() has ended")
+        return self.grower.result
+
+    # --- what Lightning calls -------------------------------------------------------------------------------------
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse to load a checkpoint for anything but training: its weights are the host's alone."""
+        if stage != "fit" and trainer.ckpt_path is not None:
+            raise UsageError(
+                f"trainer.{stage}(ckpt_path=...) would load the host without its seeds; fit() leaves the best in the "
+                f"module: call trainer.{stage}(module) without ckpt_path"
+            )
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put slots into the module."""
+        _refuse(trainer, pl_module)
+        grower = Grower(
+            pl_module,
+            trainer.optimizers[0],
+            val=_Validation(trainer, self.val),
+            choices=self._choices(trainer, pl_module),
+            policy=self.policy,
+            run_dir=self.run_dir,
+        )
+        if self._state:
+            grower.load_state_dict(self._state)
+            self._state = {}
+        with ExitStack() as stack:
+            with trainer.precision_plugin.train_step_context():
+                stack.enter_context(grower)
+            stack.enter_context(_observed(trainer, pl_module, grower))
+            self.grower, self._open = grower, stack.pop_all()
+        self._training = True
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Begin the epoch before its first step: Lightning makes the step inside of ``optimizer.step``."""
+        if self.grower is not None:
+            self.grower.begin_epoch()
+
+    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Teach the seeds behind the host."""
+        if self.grower is not None:
+            self.grower.after_backward()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Judge before checkpoints are written, where the Trainer validates at the end of an epoch."""
+        if self._training and trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+            self._end_epoch()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Judge, where that has not been done."""
+        self._end_epoch()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Deliver the best that was validated."""
+        self._training = False
+        self._open.close()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Deliver the best so far."""
+        self._training = False
+        self._open.pop_all().__exit__(type(exception), exception, exception.__traceback__)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Seeds, and all it takes to go on exactly."""
+        return self.grower.state_dict() if self.grower is not None and self._training else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Undo of :meth:`state_dict`, done when training starts."""
+        self._state = state_dict
+
+    # --------------------------------------------------------------------------------------------------------------
+
+    def _end_epoch(self) -> None:
+        if self.grower is not None and self.grower.under_way:
+            with torch.inference_mode(False), torch.enable_grad():
+                self.grower.after_epoch()
+
+    def _choices(self, trainer: Trainer, module: LightningModule) -> OwnChoices:
+        choices = replace(
+            self.choices,
+            budget=replace(self.choices.budget, epochs=_epochs(trainer)),
+            device=str(module.device),
+        )
+        return choices if choices.loss is not None else replace(choices, forward=_Monitored(self.monitor))
+
+
+def _refuse(trainer: Trainer, module: LightningModule) -> None:
+    """Raise ``UsageError`` for what cannot be grown under this Trainer."""
+    if trainer.world_size > 1 or not isinstance(trainer.strategy, SingleDeviceStrategy):
+        raise UsageError(
+            f"the Trainer's strategy is {type(trainer.strategy).__name__} on {trainer.world_size} devices; a module "
+            "grows on one: Trainer(devices=1)"
+        )
+    if "dataloader_iter" in inspect.signature(module.training_step).parameters:
+        raise UsageError(
+            "training_step takes a dataloader_iter, and a step is made again on the same batch; let it take the batch"
+        )
+    if len(trainer.optimizers) != 1:
+        raise UsageError(
+            f"configure_optimizers() gives {len(trainer.optimizers)} optimizers; a module grows with one, in which "
+            "seeds get groups of their own"
+        )
+
+
+def _epochs(trainer: Trainer) -> int:
+    """Most epochs that will be trained."""
+    if trainer.max_epochs is not None and trainer.max_epochs > 0:
+        return trainer.max_epochs
+    steps = trainer.num_training_batches / trainer.accumulate_grad_batches
+    if trainer.max_steps < 1 or not math.isfinite(steps):
+        raise UsageError("the Trainer has no last epoch, and growth is planned with it: Trainer(max_epochs=...)")
+    return math.ceil(trainer.max_steps / math.ceil(steps))
+
+
+class _Validation:
+    """A loader's batches as the Trainer gives them to ``validation_step``."""
+
+    def __init__(self, trainer: Trainer, own: Iterable[Any] | None) -> None:
+        """``own``: a loader that is not the Trainer's. Raises ``UsageError`` where there is none, or more than one."""
+        self.trainer, self.limit = trainer, None
+        loader = own
+        if own is None:
+            if trainer.val_dataloaders is None:
+                trainer.fit_loop.epoch_loop.val_loop.setup_data()
+            loader = trainer.val_dataloaders
+            loader = loader[0] if isinstance(loader, list) and len(loader) == 1 else loader
+            self.limit = trainer.num_val_batches[0] if trainer.num_val_batches else None
+        if loader is None or isinstance(loader, list | dict):
+            several = f"{len(loader)} validation loaders" if loader else "no validation loader"
+            raise UsageError(f"the Trainer has {several}, and growth is judged on one: GrowCallback(val=loader)")
+        self.loader = loader
+
+    def __iter__(self) -> Iterator[Any]:
+        trainer, stage = self.trainer, self.trainer.state.stage
+        limit = None if self.limit is None or math.isinf(self.limit) else int(self.limit)
+        try:
+            trainer.validating = True  # what a module does to batches may depend on it
+            for batch in islice(self.loader, limit):
+                yield trainer.strategy.batch_to_device(trainer.precision_plugin.convert_input(batch), dataloader_idx=0)
+        finally:
+            trainer.state.stage = stage
+
+
+class _Monitored:
+    """How validation calls the module: by ``validation_step``. The output holds what that logs as ``monitor``."""
+
+    def __init__(self, monitor: str) -> None:
+        self.monitor = monitor
+
+    def __call__(self, module: nn.Module, batch: Any) -> dict[str, Tensor]:
+        """``{"loss": tensor of one number}``. Raises ``UsageError`` where nothing of the name is logged as a number."""
+        assert isinstance(module, LightningModule)
+        logged: dict[str, Any] = {}
+        step = module.validation_step
+        numbered = len(inspect.signature(step).parameters) > 1
+        with _muted(module, logged):
+            step(*((batch, 0) if numbered else (batch,)))
+        value = logged.get(self.monitor)
+        if value is None:
+            told = ", ".join(sorted(logged)) or "nothing"
+            raise UsageError(
+                f"validation_step logs {told}, and growth is judged by {self.monitor!r}: GrowCallback(monitor=...) "
+                "names another, or choices with a loss of their own"
+            )
+        if isinstance(value, Metric):
+            raise UsageError(
+                f"{self.monitor!r} is logged as an object that reduces over the split ({type(value).__name__}); "
+                "growth is judged by a loss that validation_step logs: GrowCallback(monitor=...)"
+            )
+        return {"loss": torch.as_tensor(value, dtype=torch.float32)}
+
+
+@contextmanager
+def _muted(module: LightningModule, logged: dict[str, Any] | None = None) -> Iterator[None]:
+    """Within, a step of the module leaves its metrics and attributes as they were, and logs into ``logged`` alone."""
+    into = {} if logged is None else logged
+
+    def log(name: str, value: Any, *args: Any, **kwargs: Any) -> None:
+        into[name] = value
+
+    def log_dict(values: Any, *args: Any, **kwargs: Any) -> None:
+        into.update(values.items())
+
+    metrics = [each for each in module.modules() if isinstance(each, Metric)]
+    trainer = module._trainer
+    with ExitStack() as stack:
+        if trainer is not None and trainer.loggers:
+            stack.callback(setattr, trainer, "loggers", trainer.loggers)
+            trainer.loggers = [DummyLogger()]
+        stack.enter_context(attributes_kept([module, *metrics]))
+        vars(module).update(log=log, log_dict=log_dict)
+        yield
+
+
+class _LossFound(Exception):
+    """A step that is made again has come to its loss, behind which its backward pass begins."""
+
+    def __init__(self, loss: Tensor) -> None:
+        super().__init__()
+        self.loss = loss
+
+
+class _Idle:
+    """Stands in for optimizers and schedulers while a step with manual optimization is made again."""
+
+    def __getattr__(self, name: str) -> Any:
+        return self
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self
+
+    def __enter__(self) -> Any:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+
+_OPTIMIZING: Final = ("optimizers", "lr_schedulers", "toggle_optimizer", "untoggle_optimizer", "clip_gradients")
+"""What a module has for manual optimization."""
+
+
+@contextmanager
+def _idle(module: LightningModule) -> Iterator[None]:
+    """Within, a step with manual optimization leaves no trace in the module, its optimizer and its gradients."""
+    gradients = [(parameter, parameter.grad) for parameter in module.parameters()]
+    with _muted(module):
+        vars(module).update(dict.fromkeys(_OPTIMIZING, _Idle()))
+        for parameter, _ in gradients:
+            parameter.grad = None
+        try:
+            yield
+        finally:
+            for parameter, gradient in gradients:
+                parameter.grad = gradient
+
+
+@contextmanager
+def _observed(trainer: Trainer, module: LightningModule, grower: Grower) -> Iterator[None]:
+    """Within, the training steps that the Trainer makes teach the seeds behind the host."""
+    steps = _Steps(trainer, module, grower)
+    with ExitStack() as stack:
+        if module.automatic_optimization:
+            stack.enter_context(attribute(trainer.strategy, "training_step", steps.automatic))
+        else:
+            stack.enter_context(attribute(trainer.strategy, "training_step", steps.manual))
+            stack.enter_context(attribute(trainer.strategy, "backward", steps.backward))
+        yield
+
+
+class _Steps:
+    """Stands before the strategy's ``training_step``, and its ``backward`` where the module calls that itself."""
+
+    def __init__(self, trainer: Trainer, module: LightningModule, grower: Grower) -> None:
+        self.trainer, self.module, self.grower = trainer, module, grower
+        self._step, self._backward = trainer.strategy.training_step, trainer.strategy.backward
+        self._taken: Callable[[Tensor], Tensor] | None = None
+        self._backwards = 0
+
+    def automatic(self, batch: Any, *args: Any) -> Any:
+        """A step that gives its loss."""
+        step = ObservedStep(lambda again: _loss_of(self._step(again, *args)), batch, partial(_muted, self.module))
+        with self._observing(step) as taken:
+            output = self._step(batch, *args)
+            loss = _loss_of(output)
+            if loss is None:  # the step is left out
+                return output
+            loss = taken(loss)
+        return {**output, "loss": loss} if isinstance(output, Mapping) else loss
+
+    def manual(self, batch: Any, *args: Any) -> Any:
+        """A step that sends its loss backward."""
+        step = ObservedStep(lambda again: self._until_backward(again, *args), batch, partial(_idle, self.module))
+        self._backwards = 0
+        with self._observing(step) as self._taken:
+            try:
+                return self._step(batch, *args)
+            finally:
+                self._taken = None
+
+    def backward(self, loss: Tensor, optimizer: Optimizer | None, *args: Any, **kwargs: Any) -> Tensor:
+        """``manual_backward`` of the module. Raises ``UsageError`` for the second in a step."""
+        self._backwards += 1
+        if self._backwards > 1 or self._taken is None:
+            raise UsageError(
+                "training_step calls manual_backward more than once, and a step is made again for seeds up to its first;"
+                " add the losses up, or train in a loop of your own with esper.Grower"
+            )
+        return self._backward(self._taken(loss), optimizer, *args, **kwargs)
+
+    @contextmanager
+    def _observing(self, step: ObservedStep) -> Iterator[Callable[[Tensor], Tensor]]:
+        with (
+            self.trainer.precision_plugin.train_step_context(),
+            self.grower.observing(step, examples_in(step.batch)) as taken,
+        ):
+            yield taken
+
+    def _until_backward(self, batch: Any, *args: Any) -> Tensor:
+        with attribute(self.trainer.strategy, "backward", _found):
+            try:
+                self._step(batch, *args)
+            except _LossFound as found:
+                return found.loss
+        raise UsageError("training_step did not call manual_backward when it was made again on the same batch")
+
+
+def _found(loss: Tensor, *args: Any, **kwargs: Any) -> None:
+    raise _LossFound(loss)
+
+
+def _loss_of(output: Any) -> Any:
+    """The loss in what ``training_step`` gives; ``None`` where the step is left out."""
+    return output["loss"] if isinstance(output, Mapping) else output

@@ -1,0 +1,138 @@
+"""A small training run, to be made by a plain loop with ``Grower`` and by a stack: what its optimizer saw must agree."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from esper.leyline import Blend, Decision, EnvSpec, EnvView, FactoredAction, GateThresholds, Op, SeedStage
+from esper.library import Budget, Grower, OwnChoices
+from own_loop import LOSS, narrow, products
+
+TRAIN = [products(16, seed) for seed in range(4)]
+VALIDATION = [products(16, 50 + seed) for seed in range(8)]
+EPOCHS = 4
+FREE = GateThresholds(min_training_epochs=0, min_gradient_ratio=0.0, min_gradient_health=0.0, ask_for_gain=False)
+
+
+class Script:
+    """Germinates a seed after the first epoch and blends it in after the third."""
+
+    name = "script"
+
+    def reset(self, specs: list[EnvSpec]) -> None:
+        pass
+
+    def decide(self, views: list[EnvView]) -> list[Decision]:
+        (view,), (slot, *_) = views, views[0].slots
+        action = FactoredAction()
+        if view.epoch == 1 and slot.stage is SeedStage.DORMANT:
+            action = FactoredAction(Op.GERMINATE, slot.slot_id, "mlp", Blend.LINEAR, 1.0, 1)
+        elif view.epoch == 3 and slot.stage is SeedStage.TRAINING:
+            action = FactoredAction(Op.ADVANCE, slot.slot_id)
+        return [Decision(action, "as it is written")]
+
+
+def budget(**others: Any) -> Budget:
+    return Budget(epochs=EPOCHS, parameters=10**6, gates=FREE, **others)
+
+
+def choices(at: str, loss: Any = LOSS) -> OwnChoices:
+    return OwnChoices(loss=loss, metric="loss", at={"site": at}, budget=budget(), device="cpu")
+
+
+def optimizer_of(module: nn.Module) -> SGD:
+    return SGD(module.parameters(), lr=0.05, momentum=0.8, weight_decay=0.01)
+
+
+def warm_up(optimizer: Optimizer) -> LambdaLR:
+    return LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / 6))
+
+
+@dataclass
+class Told:
+    """What the optimizer saw at each of its steps, parameter by parameter, seeds last."""
+
+    gradients: list[list[Tensor | None]] = field(default_factory=list)
+    weights: list[list[Tensor]] = field(default_factory=list)
+    rates: list[list[float]] = field(default_factory=list)
+
+    def watch(self, optimizer: Optimizer) -> None:
+        optimizer.register_step_post_hook(self._note)
+
+    def _note(self, optimizer: Optimizer, *arguments: Any) -> None:
+        held = [p for group in optimizer.param_groups for p in group["params"]]
+        self.gradients.append([None if p.grad is None else p.grad.clone() for p in held])
+        self.weights.append([p.detach().clone() for p in held])
+        self.rates.append([float(group["lr"]) for group in optimizer.param_groups])
+
+    def seeds_learnt(self) -> bool:
+        """Whether some seed had a gradient, and not only the host."""
+        few = len(self.gradients[0])
+        return any(g is not None and bool(g.any()) for step in self.gradients for g in step[few:])
+
+
+def assert_equal(one: Told, other: Told, **near: float) -> None:
+    """Bit for bit, or ``near`` where sums are in another order."""
+    near = near or {"rtol": 0.0, "atol": 0.0}
+    assert len(one.gradients) == len(other.gradients) and one.seeds_learnt() and other.seeds_learnt()
+    for name in ("gradients", "weights", "rates"):
+        for step, (left, right) in enumerate(zip(getattr(one, name), getattr(other, name), strict=True)):
+            torch.testing.assert_close(left, right, **near, msg=lambda told, step=step: f"{name}, step {step}: {told}")  # noqa: B023
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a run is made."""
+
+    micro: int = 1
+    clip: float | None = None
+    bf16: bool = False
+    scheduled: bool = False
+
+    def cast(self) -> AbstractContextManager[Any]:
+        return torch.autocast("cpu", torch.bfloat16) if self.bf16 else nullcontext()
+
+
+def plain(
+    where: Path,
+    way: Way,
+    model: nn.Module | None = None,
+    *,
+    batches: list[Any] = TRAIN,
+    loss: Callable[[Grower, Any], Tensor] = lambda grower, batch: grower.loss(*batch),
+    **grower: Any,
+) -> Told:
+    """By a loop of one's own, as the docstring of :class:`Grower` has it."""
+    model, told = model or narrow(), Told()
+    optimizer = optimizer_of(model)
+    scheduler = warm_up(optimizer) if way.scheduled else None
+    told.watch(optimizer)
+    own = replace(choices("1"), precision="bf16-mixed" if way.bf16 else None)
+    options = {"val": VALIDATION, "choices": own, "policy": Script(), "run_dir": where / "plain"} | grower
+    with Grower(model, optimizer, **options) as growing:
+        for _ in range(EPOCHS):
+            model.train()
+            for number, batch in enumerate(batches):
+                with way.cast():
+                    taken = loss(growing, batch)
+                torch.autograd.backward(taken / way.micro)
+                growing.after_backward()
+                if (number + 1) % way.micro:
+                    continue
+                if way.clip is not None:
+                    nn.utils.clip_grad_norm_(model.parameters(), way.clip)
+                optimizer.step()
+                optimizer.zero_grad()
+                if scheduler is not None:
+                    scheduler.step()
+            growing.after_epoch()
+    return told
