@@ -1,4 +1,4 @@
-"""A small training run, to be made by a plain loop with ``Grower`` and by a stack: what its optimizer saw must agree."""
+"""A small training run, made by a plain loop with ``Grower`` and by a stack: what its optimizer saw must agree."""
 
 from __future__ import annotations
 

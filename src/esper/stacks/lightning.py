@@ -53,14 +53,14 @@ class GrowCallback(Callback):
 
     def __init__(
         self,
-        choices: OwnChoices | None = None,
+        choices: OwnChoices,
         *,
         monitor: str = "val_loss",
         val: Iterable[Any] | None = None,
         policy: str | Policy = SHIPPED,
         run_dir: str | None = None,
     ) -> None:
-        self.choices = OwnChoices(loss=None) if choices is None else choices
+        self.choices = choices
         self.monitor, self.val, self.policy, self.run_dir = monitor, val, policy, run_dir
         self.grower: Grower | None = None
         """Once training has started."""
@@ -358,7 +358,7 @@ class _Steps:
         self._backwards += 1
         if self._backwards > 1 or self._taken is None:
             raise UsageError(
-                "training_step calls manual_backward more than once, and a step is made again for seeds up to its first;"
+                "training_step calls manual_backward more than once, and a step is made again for seeds up to one;"
                 " add the losses up, or train in a loop of your own with esper.Grower"
             )
         return self._backward(self._taken(loss), optimizer, *args, **kwargs)
