@@ -133,7 +133,7 @@ class Whole:
         number = signal.Signals(cuts[0].signal)
         assert ended.status == (-9 if number == signal.SIGKILL else 128 + number), (str(cuts[0]), ended)
         for cut in (*cuts[1:], None):
-            ended = run([*self.command[:2], "--resume", str(path)], log, cut)
+            ended = run([*self.command[:4], "--resume", str(path)], log, cut)
             assert ended.status == (0 if cut is None else -9), (str(cut), ended)
         return path
 

@@ -97,6 +97,6 @@ def test_a_run_whose_policy_forgets_is_another(whole: Whole, tmp_path: Path, mon
     """The comparison would notice."""
     run([*TRAIN, "--run-dir", str(tmp_path / "run")], tmp_path / "log", Cut(whole.first_checkpoint + 500))
     monkeypatch.setattr(RandomPolicy, "load", lambda self, state: self.reset([EnvSpec(1, 0, 99, 7)]))
-    assert run(["train", "heuristic", "--resume", str(tmp_path / "run")], tmp_path / "log").status == 0
+    assert run([*TRAIN[:4], "--resume", str(tmp_path / "run")], tmp_path / "log").status == 0
     with pytest.raises(AssertionError):
         assert_same(tmp_path / "run", whole.path)

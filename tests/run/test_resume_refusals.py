@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -65,7 +66,7 @@ def fingerprint(folder: Path) -> dict[str, str]:
 
 def refused(path: Path, capsys: pytest.CaptureFixture[str], *flags: str) -> str:
     before = fingerprint(path)
-    assert main(["train", "heuristic", "--resume", str(path), *flags]) in (1, 2)
+    assert main([*TRAIN[:4], "--resume", str(path), *flags]) in (1, 2)
     said = capsys.readouterr().err
     assert fingerprint(path) == before and len(said.splitlines()) == 1, said
     return said
@@ -115,7 +116,7 @@ def test_a_damaged_checkpoint_is_named(
 def test_behind_a_damaged_checkpoint_an_older_one_is_used_and_that_is_said(cut_run: Path, tmp_path: Path) -> None:
     older, newest = checkpoints(cut_run)
     flip(newest / "state.json")
-    ended = run(["train", "heuristic", "--resume", str(cut_run)], tmp_path / "log")
+    ended = run([*TRAIN[:4], "--resume", str(cut_run)], tmp_path / "log")
     assert ended.status == 0, ended.said
     (loaded,) = [event for event in read_journal(cut_run, validate=True) if event.event_type is T.CHECKPOINT_LOADED]
     assert loaded.data["path"] == str(older) and "sha256" in loaded.data["passed_over"][0]
@@ -157,7 +158,7 @@ def test_settings_change_only_with_override_and_only_where_it_is_safe(
 
 def test_a_run_can_be_made_longer_and_say_more(cut_run: Path, tmp_path: Path) -> None:
     more = ["--override", "--episodes", "3", "--telemetry-level", "debug"]
-    ended = run(["train", "heuristic", "--resume", str(cut_run), *more], tmp_path / "log")
+    ended = run([*TRAIN[:4], "--resume", str(cut_run), *more], tmp_path / "log")
     assert ended.status == 0, ended.said
     events = list(read_journal(cut_run, validate=True))
     (loaded,) = [event for event in events if event.event_type is T.CHECKPOINT_LOADED]
@@ -171,7 +172,7 @@ def test_a_run_can_be_made_longer_and_say_more(cut_run: Path, tmp_path: Path) ->
 
 
 def test_what_keeps_a_resume_from_being_exact_is_said(cut_run: Path) -> None:
-    past = find(ResumeRequest(cut_run), "heuristic", RunConfig, {})
+    past = find(ResumeRequest(cut_run), "heuristic", RunConfig, {"task": "toy:toy_task"})
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
@@ -187,16 +188,16 @@ def test_even_a_quiet_resume_on_another_processor_says_that_it_is_not_exact(
 ) -> None:
     here = {**checkpoint.environment(), "cpu_capability": "ANOTHER"}
     monkeypatch.setattr(checkpoint, "environment", lambda: here)
-    ended = run(["train", "heuristic", "--resume", str(cut_run)], tmp_path / "log")
+    ended = run([*TRAIN[:4], "--resume", str(cut_run)], tmp_path / "log")
     assert ended.status == 0 and "not exact: cpu_capability: saved with" in ended.said, ended.said
 
 
 def test_what_is_over_or_was_never_saved(cut_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["train", "heuristic", "--resume", str(cut_run)], tmp_path / "log").status == 0
+    assert run([*TRAIN[:4], "--resume", str(cut_run)], tmp_path / "log").status == 0
     assert "there is nothing to resume" in refused(cut_run, capsys)
     shutil.rmtree(cut_run / "checkpoints")
     assert "checkpoints: No such file" in refused(cut_run, capsys)
-    assert main(["train", "heuristic", "--resume", str(tmp_path / "nowhere")]) in (1, 2)
+    assert main([*TRAIN[:4], "--resume", str(tmp_path / "nowhere")]) in (1, 2)
     assert main(["train", "heuristic", "--override"]) == 2
 
 
@@ -218,10 +219,85 @@ def test_a_run_that_is_still_going(cut_run: Path, capsys: pytest.CaptureFixture[
 
 def test_a_run_that_another_resume_completed_meanwhile(cut_run: Path, tmp_path: Path) -> None:
     """The lock is free again, and the checkpoint that was found before is not the end any more."""
-    past = find(ResumeRequest(cut_run), "heuristic", RunConfig, {})
-    assert run(["train", "heuristic", "--resume", str(cut_run)], tmp_path / "log").status == 0
+    past = find(ResumeRequest(cut_run), "heuristic", RunConfig, {"task": "toy:toy_task"})
+    assert run([*TRAIN[:4], "--resume", str(cut_run)], tmp_path / "log").status == 0
     before = fingerprint(cut_run)
     with pytest.raises(UsageError, match="another process went on with this run"):
         with open_session(SessionConfig("heuristic", resume=past.point)):
             pass
     assert fingerprint(cut_run) == before
+
+
+def reseal(saved: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Change a checkpoint's manifest and seal it anew, as whoever made it can."""
+    path = saved / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["sha256"]
+    change(manifest["extra"])
+    digest = hashlib.sha256(json.dumps(manifest, separators=(",", ":")).encode()).hexdigest()
+    path.write_text(json.dumps({**manifest, "sha256": digest}))
+
+
+def test_code_that_only_a_checkpoint_names_is_not_imported(
+    cut_run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evil = tmp_path / "code"
+    evil.mkdir()
+    (evil / "evil_task.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\ntask = parts = None\n")
+    monkeypatch.syspath_prepend(str(evil))
+    assert main(["train", "heuristic", "--resume", str(cut_run)]) == 2
+    assert "--task toy:toy_task" in capsys.readouterr().err
+    harmless = {"task": "digits", "policy": "static", "compare": [], "blueprints": None}
+    for name in harmless:
+        value = ["evil_task:parts"] if name in ("compare", "blueprints") else "evil_task:parts"
+        for saved in checkpoints(cut_run):
+            reseal(saved, lambda extra, more={name: value}: extra["config"].update(harmless | more))  # type: ignore[misc]
+        assert f"names code, {name} evil_task:" in refused_plainly(cut_run, capsys)
+    assert not (tmp_path / "ran").exists()
+
+
+def refused_plainly(path: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    before = fingerprint(path)
+    assert main(["train", "heuristic", "--resume", str(path)]) in (1, 2)
+    said = capsys.readouterr().err
+    assert fingerprint(path) == before and len(said.splitlines()) == 1, said
+    return said
+
+
+HUB: dict[str, Any] = {"last_seq": "7", "others": [], "sampled": {"NONE": 1}, "level": "loud", "lifecycle_only": 1}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *(lambda extra, key=key, value=value: extra["hub"].update({key: value}) for key, value in HUB.items()),
+        lambda extra: extra.update(hub=None),
+        lambda extra: extra.update(seconds=-1.0),
+        lambda extra: extra.update(cpu_seconds="x"),
+        lambda extra: extra.update(least={"episodes": None}),
+        lambda extra: extra.pop("remarks"),
+        lambda extra: extra.update(config=[]),
+        lambda extra: extra["hub"].update(last_seq=10**30),
+    ],
+)
+def test_a_resealed_checkpoint_is_refused_before_a_segment_is_opened(
+    change: Callable[[dict[str, Any]], None], cut_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for saved in checkpoints(cut_run):
+        reseal(saved, change)
+    assert "not what a run's checkpoint says" in refused(cut_run, capsys)
+
+
+def test_chance_that_cannot_be_restored_is_found_before_a_segment_is_opened(
+    cut_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for saved in checkpoints(cut_run):
+        state = json.loads((saved / "state.json").read_text())
+        state["chance"]["random"][1][0] = -1
+        content = json.dumps(state).encode()
+        (saved / "state.json").write_bytes(content)
+        manifest = json.loads((saved / "manifest.json").read_text())
+        manifest["files"]["state.json"] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        (saved / "manifest.json").write_text(json.dumps(manifest))
+        reseal(saved, lambda extra: None)
+    assert "not a state that this Esper" in refused(cut_run, capsys)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from esper.leyline import DataError
+from esper.leyline import DataError, UsageError
 from esper.leyline import TelemetryEventType as T
 from esper.nissa.reader import read_journal
 from esper.scripts.eval import main
@@ -24,7 +24,9 @@ def policy(tmp_path: Path) -> Path:
 
 def test_a_policy_stands_beside_its_controls(policy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--episodes", "3", "--search-seeds", "1", "--device", "cpu", "--run-dir", str(tmp_path / "eval")]
-    assert main([str(policy.parent), *flags]) == 0
+    with pytest.raises(UsageError, match="only where named: --task tiny:tiny"):
+        main([str(policy.parent), *flags])
+    assert main([str(policy.parent), *flags, "--task", "tiny:tiny"]) == 0
     shown = capsys.readouterr().out
     assert "best of" in shown
     for arm in ("policy", "static", "random", "schedule", "heuristic"):

@@ -77,6 +77,6 @@ def test_a_learner_that_forgets_where_its_draws_were_is_another(
         self.generator.set_state(fresh)
 
     monkeypatch.setattr(Collector, "restore", forget)
-    assert run(["train", "ppo", "--resume", str(tmp_path / "run")], tmp_path / "log").status == 0
+    assert run([*TRAIN[:4], "--resume", str(tmp_path / "run")], tmp_path / "log").status == 0
     with pytest.raises(AssertionError):
         assert_same(tmp_path / "run", whole.path)

@@ -63,7 +63,7 @@ def test_a_run_goes_on_with_another_number_of_workers(before: int, after: int, w
     command = [*TRAIN, "--workers", str(before), "--run-dir", str(path)]
     ended = run(command, log, Cut(9, function="collect._act"))
     assert ended.status == -9, ended.said
-    ended = run(["train", "ppo", "--resume", str(path), "--workers", str(after), "--override"], log)
+    ended = run([*TRAIN[:4], "--resume", str(path), "--workers", str(after), "--override"], log)
     assert ended.status == 0, ended.said
     assert history(path) == history(whole.path)
     assert_same(path, whole.path)

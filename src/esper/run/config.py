@@ -19,6 +19,7 @@ from esper.leyline.decoding import MAX_DEPTH, told, value_too_deep
 from esper.leyline.files import read_regular
 from esper.nissa import manifest
 from esper.nissa.manifest import Setting
+from esper.tamiyo.policies.registry import LEARNED
 
 GROW: Final = "what to grow"
 DECIDE: Final = "who decides"
@@ -27,6 +28,8 @@ AGAIN: Final = "how to go on after an interruption"
 RECORD: Final = "what to record"
 
 CONFIG_BYTES: Final = 1 << 20
+CODE: Final = ("task", "blueprints", "policy", "compare")
+"""Settings that may name code, as ``module:Attr``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +133,17 @@ class RunConfig(CommonConfig):
     def episode_epochs(self) -> int | None:
         """See :class:`CommonConfig`."""
         return self.max_epochs
+
+
+def named_code(config: Mapping[str, Any]) -> dict[str, str]:
+    """Setting -> its value as a flag takes it, of those settings (name -> value) that name code to import."""
+    found = {}
+    for setting in CODE:
+        value = config.get(setting)
+        names = [value] if isinstance(value, str) else [*value] if isinstance(value, list | tuple) else []
+        if any(":" in name and not name.endswith(LEARNED) for name in map(str, names)):
+            found[setting] = ",".join(map(str, names))
+    return found
 
 
 def flag_of(declared: Field[Any]) -> Flag | None:

@@ -159,6 +159,7 @@ def open_run(opening: RunOpening, job: Job | None = None) -> Iterator[Session]:
     past = opening.past
     if past is not None and job is not None:
         past.restored(job.load)
+        past.restore_chance()  # and again at the end: what is wrong with it is found before anything is written
     with open_session(opening.session) as session:
         opening.sink.open(session)
         if opening.console is not None:

@@ -11,16 +11,21 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Final, Generic, TypeVar
+from typing import Annotated, Any, Final, Generic, TypeVar
+
+import msgspec
 
 from esper._version import __version__
-from esper.leyline import DataError, TelemetryEvent, UsageError
+from esper.leyline import DataError, TelemetryEvent, UsageError, as_type
 from esper.leyline import TelemetryEventType as T
+from esper.leyline.decoding import told
+from esper.leyline.telemetry import Seq
 from esper.nissa.journal import last_segment
+from esper.nissa.levels import Level
 from esper.nissa.reader import read_journal
 from esper.nissa.rundir import RunDirectory
 from esper.run.assembly import Workload
-from esper.run.config import CommonConfig, Resolved, resolve
+from esper.run.config import CommonConfig, Resolved, named_code, resolve
 from esper.run.session import ResumePoint, Session
 from esper.run.stopping import Stopped
 from esper.tolaria import checkpoint, rng
@@ -46,6 +51,36 @@ SAFE: Final = frozenset(
 )
 """Settings that a resume may change: they change what is told and kept, not what is computed. The number of threads
 changes the order of sums; the resume then says that it is not exact."""
+
+MALFORMED: Final = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+"""What comes of loading a state that is not what it should be."""
+
+_Took = Annotated[float, msgspec.Meta(ge=0, le=1e11)]
+
+
+class _Hub(msgspec.Struct, frozen=True):
+    """See :meth:`NissaHub.state`."""
+
+    last_seq: Seq
+    others: dict[str, Seq]
+    sampled: dict[T, Seq]
+    level: Level
+    lifecycle_only: bool
+
+
+class _Extra(msgspec.Struct, frozen=True):
+    """What :class:`Snapshot` says about a run."""
+
+    run_id: str
+    config: dict[str, Any]
+    subject: dict[str, Any]
+    least: dict[str, Seq]
+    remarks: list[str]
+    hub: _Hub
+    seconds: _Took
+    cpu_seconds: _Took
+    esper: str
+
 
 C = TypeVar("C", bound=CommonConfig)
 R = TypeVar("R")
@@ -111,8 +146,8 @@ class ResumableRun(Generic[C]):
     def _whole(self) -> Iterator[None]:
         try:
             yield
-        except (KeyError, TypeError, ValueError, RuntimeError, IndexError) as error:
-            what = f"{type(error).__name__}: {error}"
+        except (*MALFORMED, MemoryError) as error:
+            what = told(f"{type(error).__name__}: {error}")
             raise DataError(
                 f"{self.loaded.path}: not a state that this Esper {__version__} can load: {what}"
             ) from error
@@ -166,6 +201,12 @@ def find(asked: ResumeRequest, kind: str, of: type[C], given: Mapping[str, Any])
     extra = found.loaded.extra
     saved = resolve(of, {}, extra["config"])
     resolved = resolve(of, given, extra["config"])
+    for name, value in named_code(resolved.values).items():
+        if resolved.settings[name].source != "flag":
+            raise UsageError(
+                f"{found.loaded.path} names code, {name} {told(value)}: a resume imports it only where the command "
+                f"line names it, too: {as_flag(name, value)}"
+            )
     changes = {
         each.name: (before, after)
         for each in fields(of)
@@ -213,18 +254,23 @@ def _found(directory: RunDirectory, kind: str, load: Callable[[], Loaded]) -> tu
         raise UsageError(f"{directory.path} is a run of {_command(was)}; this is {_command(kind)}")
     end = last_segment(directory.path)
     loaded = load()
-    extra = loaded.extra
-    if extra.get("run_id") != directory.run_id:
-        raise DataError(f"{loaded.path} belongs to run {extra.get('run_id')!r}, not to {directory.run_id!r}")
+    extra = as_type(loaded.extra, f"{loaded.path}: not what a run's checkpoint says", _Extra)
+    if extra.run_id != directory.run_id:
+        raise DataError(f"{loaded.path} belongs to run {extra.run_id!r}, not to {directory.run_id!r}")
     ended = _journal_end(directory.path, loaded)
-    remarks = list(extra["remarks"])
-    if extra["esper"] != __version__:
-        remarks.append(f"esper: saved with {extra['esper']}, here {__version__}")
+    remarks = list(extra.remarks)
+    if extra.esper != __version__:
+        remarks.append(f"esper: saved with {extra.esper}, here {__version__}")
     return ResumableRun(directory, loaded, None, [], remarks, end), ended
 
 
 def _command(kind: Any) -> str:
     return "grow or Grower" if kind == LIBRARY else f"esper train {kind}"
+
+
+def as_flag(name: str, value: str) -> str:
+    """A setting as the command line has it."""
+    return f"--{name.replace('_', '-')} {value}"
 
 
 def _check_changes(
@@ -285,7 +331,7 @@ class CheckpointInfo:
     subject: Mapping[str, Any]
     remarks: tuple[str, ...] = ()
     """What keeps a resume from being exact, known beforehand."""
-    how: str = "esper train {kind} --resume {run} goes on"
+    how: str = "esper train {kind} --resume {run}{code} goes on"
     """What to do once it has stopped."""
 
 
@@ -336,7 +382,8 @@ class Checkpointer:
         if asked is not None:
             self.save(step, "signal")
             message = str(Stopped(asked))
-            how = self.about.how.format(kind=self.about.kind, run=self.session.path)
+            code = "".join(f" {as_flag(*named)}" for named in named_code(self.about.config).items())
+            how = self.about.how.format(kind=self.about.kind, run=self.session.path, code=code)
             raise self.session.stop.stopped(asked, f"{message}; {how}")
         if self.every and step % self.every == 0:
             self.save(step, "scheduled")

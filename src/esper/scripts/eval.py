@@ -10,7 +10,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from esper.run.config import RunConfig
+from esper.leyline import UsageError
+from esper.run.config import RunConfig, named_code
 from esper.scripts.cli import Parser
 
 
@@ -41,8 +42,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     path = Path(args.policy)
     path = path / "policy.safetensors" if path.is_dir() else path
     card = load_policy(path).card
+    task = str(args.task or card.get("task", "digits"))
+    if args.task is None and named_code({"task": task}):
+        raise UsageError(f"{path}: it was trained on {task!r}, code that is imported only where named: --task {task}")
     config = RunConfig(
-        task=args.task or str(card.get("task", "digits")),
+        task=task,
         policy="ppo",
         compare=tuple(name.strip() for name in args.compare.split(",") if name.strip()),
         episodes=args.episodes,

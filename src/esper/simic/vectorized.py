@@ -16,7 +16,7 @@ import torch
 
 from esper.kasmina import blueprints
 from esper.kasmina.layout import Layout
-from esper.leyline import ActionSpace, Op, TelemetryEvent, UsageError
+from esper.leyline import ActionSpace, DataError, Op, TelemetryEvent, UsageError
 from esper.leyline import TelemetryEventType as T
 from esper.simic.collect import Collector, MaskedObservation
 from esper.simic.detectors import DetectorConfig, PolicyMonitor, RoundFigures
@@ -119,8 +119,16 @@ def fresh_network(seed: int, names: Sequence[str] | None = None, **sizes: Any) -
 
 
 def saved_network(state: Mapping[str, Any]) -> GrowthNetwork:
-    """A network of the sizes of that in a saved :class:`PPORun`, with weights still to be loaded."""
-    return GrowthNetwork(GrowthNetworkConfig.from_dict(state["plain"]["network"]))
+    """A network of the sizes of that in a saved :class:`PPORun`, with weights still to be loaded.
+
+    Raises ``DataError`` where the saved weights are of other sizes.
+    """
+    sizes = GrowthNetworkConfig.from_dict(state["plain"]["network"])
+    own = "learner/network."
+    shapes = {name.removeprefix(own): tuple(each.shape) for name, each in state["tensors"].items() if own in name}
+    if wrong := sizes.unlike(shapes):
+        raise DataError(f"the saved network's weights do not fit its sizes: {wrong}")
+    return GrowthNetwork(sizes)
 
 
 class PPORun:
