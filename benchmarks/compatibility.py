@@ -89,15 +89,18 @@ class Bench:
     cells: dict[str, str] = field(default_factory=dict)
     """Column -> ``passed``, or what was said against it."""
     built: nn.Module | None = None
+    runs: int = 0
+    """Begun so far."""
 
     def make(self, seed: int = 0) -> nn.Module:
         torch.manual_seed(seed)
         return self.model.build()
 
     def batches(self) -> list[tuple[Any, Tensor]]:
+        """The batches of the present run: each has targets of its own."""
         found = []
         for number in range(BATCHES):
-            torch.manual_seed(100 + number)
+            torch.manual_seed(100 * self.runs + number)
             inputs = self.model.inputs()
             examples = next(len(tensor) for _, tensor in tensors(inputs))
             found.append((inputs, torch.randn(examples)))
@@ -119,7 +122,7 @@ class Bench:
 
     def grower(self, model: nn.Module, name: str) -> tuple[Grower, torch.optim.Optimizer]:
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
-        budget = Budget(epochs=EPOCHS, parameters=10**8, seed_lr_multiplier=1000.0, gates=GATES)
+        budget = Budget(epochs=EPOCHS, parameters=10**8, seed_lr_multiplier=100.0, gates=GATES)
         options: dict[str, Any] = {} if self.model.forward is None else {"forward": self.model.forward}
         choices = OwnChoices(loss=loss_of, metric="loss", at=self.model.at, budget=budget, device="cpu", **options)
         grower = Grower(
@@ -138,6 +141,7 @@ class Bench:
 
     def grow(self, model: nn.Module, name: str) -> Grower:
         """A whole run; the seed must be kept."""
+        self.runs += 1
         grower, optimizer = self.grower(model, name)
         torch.manual_seed(1)
         with grower:

@@ -154,13 +154,15 @@ class Odd(nn.Module):
         self.size = Size()
         self.table = Table()
         self.mixer = Mixer()
+        self.widths = nn.Tanh()
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.twice(self.twice(self.embed(x)))
         x = self.written(x)
         x += 1
         self.idle(x)
-        x = x * self.size(x) + self.table(x) + self.mixer(x)
+        x = x * self.size(x) + self.table(x).sum(1) + self.mixer(x[:, None]).squeeze(1)
+        x = self.widths(x) + self.widths(x[:, :4]).repeat(1, 2)
         return self.sum(x)
 
 
@@ -172,7 +174,7 @@ class Size(nn.Module):
 class Table(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(1, 8))
+        self.weight = nn.Parameter(torch.ones(1, 2, 8))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.weight * 2

@@ -157,8 +157,9 @@ def test_maximal_modules_that_have_returned() -> None:
     found = trace.completed_before(block.conv2)
     expected = [host.stem, host.relu, host.blocks[0], block.conv1, block.bn1, block.relu1, block.conv2]
     assert found == tuple((module, 1) for module in expected)
-    assert trace.given[block.conv2].takers == [block.bn2]
-    assert not trace.given[block.conv2].written()
+    (given,) = trace.given[block.conv2]
+    assert given.takers == [block.bn2]
+    assert not given.written()
 
 
 def test_calls_that_raised_do_not_confuse_the_trace() -> None:

@@ -114,9 +114,9 @@ def test_seeds_and_what_is_behind_them() -> None:
     assert idle == Macs(24), "a seed that did not run cost nothing and has nothing behind it"
     assert not seed._forward_hooks and not seed._forward_pre_hooks
 
-    twice = nn.Sequential(seed, seed)
-    with pytest.raises(UsageError, match="runs more than once"):
-        count(lambda: twice(torch.randn(3, 6)), 3, {"r1": seed}, model=twice)
+    twice = nn.Sequential(seed, nn.Linear(6, 6), seed, last)
+    found = count(lambda: twice(torch.randn(3, 6)), 3, {"r1": seed}, model=twice)
+    assert found == Macs(3 * 36 + 12, inside={"r1": 2 * 36}, behind={"r1": 36 + 12})
     assert not seed._forward_hooks and not seed._forward_pre_hooks
 
 

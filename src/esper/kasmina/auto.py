@@ -6,7 +6,7 @@ from types import UnionType
 
 from torch import nn
 
-from esper.kasmina.probe import Place, Site, survey
+from esper.kasmina.probe import Place, Site, Survey, is_felt, survey
 from esper.kasmina.trial import Sample
 from esper.leyline import UsageError
 
@@ -18,7 +18,7 @@ def auto_sites(host: nn.Module, sample: Sample, n: int = DEFAULT_SITES) -> list[
 
     Candidates are the blocks of the kind that prevails in the longest ``Sequential`` or ``ModuleList``, wherever they
     are; else in the module with the most blocks; else the layers of the longest chain that stand before another layer
-    with parameters. The same host gives the same sites. Raises ``UsageError`` where no candidate can carry a slot.
+    with parameters. What no output depends on is passed over. The same host gives the same sites. Raises ``UsageError`` where no candidate can carry a slot.
     """
     if n < 1:
         raise UsageError(f"{n} sites; legal: at least 1")
@@ -28,10 +28,20 @@ def auto_sites(host: nn.Module, sample: Sample, n: int = DEFAULT_SITES) -> list[
         found = survey(host, [Site(path) for path in candidates], sample)
         usable = [path for path in candidates if isinstance(found.places[path], Place)]
         usable.sort(key=lambda path: found.trace.order(host.get_submodule(path)))
-        if usable:
+        while usable:
             count = min(n, len(usable))
-            return [usable[(i + 1) * len(usable) // count - 1] for i in range(count)]
+            chosen = [usable[(i + 1) * len(usable) // count - 1] for i in range(count)]
+            dead = [path for path in chosen if not is_felt(host, _placed(found, path), sample)]
+            if not dead:
+                return chosen
+            usable = [path for path in usable if path not in dead]
     raise UsageError("no submodule of the host can carry a slot by itself; name the sites: at=['path', ...]")
+
+
+def _placed(found: Survey, path: str) -> Place:
+    place = found.places[path]
+    assert isinstance(place, Place)
+    return place
 
 
 def _blocks(host: nn.Module, chains_are: type[nn.Module] | UnionType) -> list[str]:

@@ -15,8 +15,9 @@ from esper.kasmina.auto import auto_sites
 from esper.kasmina.exposure import Exposed, exposed, own_parameters
 from esper.kasmina.mixing import measure
 from esper.kasmina.probe import Place, Site, survey
-from esper.kasmina.replay import Tape, prove, running, same, same_bits
+from esper.kasmina.replay import Tape, prove, running
 from esper.kasmina.slot import SeedSlot, SlotConfig
+from esper.kasmina.structure import same, same_bits
 from esper.kasmina.tap import Tap, tap_of
 from esper.kasmina.trial import Arguments, ForwardCall, Sample, device_of, invoke, random_kept, trial
 from esper.leyline import AlphaConfig, GateThresholds, Sink, UsageError, unknown
@@ -72,8 +73,7 @@ class GrowingModel(nn.Module):
 
         Trial passes over ``sample`` (one batch, as the host takes it) find where the tensor is in each output, its
         axes and its width, prove where work can be shared and measure what a seed may mix; they leave no trace. Raises
-        ``UsageError`` for a site that cannot carry a slot, naming its path: unknown, never called or called twice,
-        giving no dense floating-point tensor, written in place behind the slot, without a batch axis, or of no effect;
+        ``UsageError`` for a site that cannot carry a slot, naming its path: unknown, never called, giving no dense floating-point tensor, written in place behind the slot, without a batch axis, or of no effect;
         and for a host that is compiled, scripted or wrapped for distribution.
         """
         _refuse(host)

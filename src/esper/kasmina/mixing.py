@@ -310,7 +310,7 @@ class _StandIn:
     def __init__(self, kind: Kind, layout: Layout) -> None:
         self.kind = kind
         self.layout = layout
-        self.drawn: dict[int, Tensor] = {}
+        self.drawn: dict[tuple[int, tuple[int, ...]], Tensor] = {}
 
     def __call__(self, h: Tensor, alpha: float | None) -> Tensor:
         axis = self.layout.channel_axis
@@ -333,12 +333,13 @@ class _StandIn:
 
     def _weights(self, number: int, h: Tensor, axes: Sequence[int]) -> Tensor:
         """Numbers away from zero, of either sign, along ``axes`` of ``h``; the same in every pass."""
-        if number not in self.drawn:
+        key = number, tuple(h.shape[each] if each in axes else 1 for each in range(h.ndim))
+        if key not in self.drawn:
             generator = torch.Generator().manual_seed(number)
-            uniform = torch.rand([h.shape[each] if each in axes else 1 for each in range(h.ndim)], generator=generator)
+            uniform = torch.rand(key[1], generator=generator)
             sign = 2 * torch.randint(0, 2, uniform.shape, generator=generator) - 1
-            self.drawn[number] = ((uniform + 0.5) * sign).to(h.device, h.dtype)
-        return self.drawn[number]
+            self.drawn[key] = ((uniform + 0.5) * sign).to(h.device, h.dtype)
+        return self.drawn[key]
 
 
 @contextmanager

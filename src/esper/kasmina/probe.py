@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +13,9 @@ from torch import Tensor, nn
 from esper.kasmina.axes import Batch, batch_axes, canonical
 from esper.kasmina.layout import Layout
 from esper.kasmina.precision import weight_dtype
-from esper.kasmina.structure import Path, get, put, tensors
-from esper.kasmina.trace import Given, Trace, observed
-from esper.kasmina.trial import ForwardCall, Sample, arguments, invoke, trial
+from esper.kasmina.structure import Path, get, mapped, put, same, tensors
+from esper.kasmina.trace import Given, Trace, observed, removed
+from esper.kasmina.trial import ForwardCall, Sample, arguments, invoke, livened, trial
 from esper.leyline import DataError, UsageError, unknown
 
 
@@ -44,6 +45,8 @@ class Place:
     device: torch.device
     dtype: torch.dtype
     """Format of a seed's weights here."""
+    calls: int = 1
+    """How often the module is called in one pass over the sample."""
 
     def take(self, output: Any) -> Tensor:
         """The tensor, in ``layout``."""
@@ -84,9 +87,11 @@ def survey(host: nn.Module, sites: Iterable[Site], sample: Sample) -> Survey:
     for site, module in wanted.items():
         try:
             _check_calls(site.path, module, traces)
-            place = _place(site, trace.given[module], batches.get(module, {}))
-            cast_to = trace.given[module].autocast.to(place.device)
-            places[site.path] = replace(place, dtype=weight_dtype(module, host, place.dtype, cast_to))
+            given = trace.given[module][0]
+            place = _place(site, given, batches.get(module, {}), _felt(host, module, given, sample))
+            _check_alike(place, [each for passed in traces for each in passed.given.get(module, ())])
+            dtype = weight_dtype(module, host, place.dtype, given.autocast.to(place.device))
+            places[site.path] = replace(place, dtype=dtype, calls=max(passed.count(module) for passed in traces))
         except UsageError as error:
             places[site.path] = error
     return Survey(places, trace)
@@ -122,20 +127,71 @@ def _training_trace(host: nn.Module, modules: Iterable[nn.Module], sample: Sampl
 
 def _check_calls(path: str, module: nn.Module, traces: list[Trace]) -> None:
     if traces[0].count(module) == 0:
-        raise UsageError(f"site {path!r} is never called on the sample; a slot needs a module that is called once")
+        raise UsageError(f"site {path!r} is never called on the sample; a slot needs a module that is called")
     for trace in traces:
-        if trace.count(module) > 1:
-            raise UsageError(
-                f"site {path!r} is called {trace.count(module)} times in one pass; a slot needs one that is called once"
-            )
-        if module in trace.given and trace.given[module].written():
+        if any(given.written() for given in trace.given.get(module, ())):
             raise UsageError(
                 f"the output of site {path!r} is written in place behind it (an in-place activation or +=); "
                 "choose the module around it, or make that operation out of place"
             )
 
 
-def _place(site: Site, given: Given, batch: Mapping[Path, Batch]) -> Place:
+def _check_alike(place: Place, calls: Iterable[Given]) -> None:
+    """Raise ``UsageError`` unless every call gives the same kind of feature: one seed serves them all."""
+    for given in calls:
+        tensor = dict(tensors(given.output)).get(place.position)
+        if tensor is None or tensor.ndim != place.layout.rank:
+            raise UsageError(f"site {place.path!r} is called several times, and not all calls give the same tensors")
+        channels = (tensor if place.axes is None else tensor.permute(place.axes)).shape[place.layout.channel_axis]
+        if channels != place.channels:
+            raise UsageError(
+                f"site {place.path!r} is called several times and gives {place.channels} channels, then {channels}; "
+                "a slot needs one width"
+            )
+
+
+NOISES: Final = (0.1, 10.0, 1000.0)
+"""Sizes of noise, as a share of the feature. What is small may be lost on a few examples: in a narrow layer all units
+can be below the threshold of a ReLU."""
+
+
+def _felt(host: nn.Module, module: nn.Module, given: Given, sample: Sample) -> Path | None:
+    """The first of several tensors in a module's output that the host's own output depends on; ``None`` where there is
+    but one, or none of them is felt.
+    """
+    candidates = [path for path, tensor in tensors(given.output) if tensor.is_floating_point() and tensor.ndim >= 2]
+    if len(candidates) < 2:
+        return None
+    plain = _with_noise(host, module, (), 0.0, sample)
+    for size in NOISES:
+        for path in candidates:
+            if not same(_with_noise(host, module, path, size, sample), plain):
+                return path
+    return None
+
+
+def is_felt(host: nn.Module, place: Place, sample: Sample) -> bool:
+    """Whether the host's output depends on the tensor at ``place``: on what stands in its way to no output."""
+    module, position = host.get_submodule(place.path), place.position
+    plain = _with_noise(host, module, position, 0.0, sample)
+    return any(not same(_with_noise(host, module, position, size, sample), plain) for size in NOISES)
+
+
+def _with_noise(host: nn.Module, module: nn.Module, position: Path, size: float, sample: Sample) -> Any:
+    """The host's output where the tensor at ``position`` of the module's has noise of ``size`` in it."""
+
+    def disturb(module: nn.Module, args: Any, output: Any) -> Any:
+        tensor = get(output, position)
+        noise = torch.randn(tensor.shape, generator=torch.Generator().manual_seed(0)).to(tensor.device, tensor.dtype)
+        return put(output, position, tensor + noise * (size * (tensor.abs().mean() + 0.1)))
+
+    with trial(host), livened(host), ExitStack() as stack:
+        if size:
+            stack.enter_context(removed(module.register_forward_hook(disturb)))
+        return mapped(invoke(host, sample), torch.clone)
+
+
+def _place(site: Site, given: Given, batch: Mapping[Path, Batch], felt: Path | None) -> Place:
     name, output = f"site {site.path!r}", given.output
     if isinstance(output, nn.utils.rnn.PackedSequence):
         raise UsageError(f"{name} gives a packed sequence; choose a module that gives [batch, time, channels]")
@@ -144,11 +200,14 @@ def _place(site: Site, given: Given, batch: Mapping[Path, Batch]) -> Place:
         raise UsageError(f"{name} gives no floating-point tensor but {type(output).__name__}")
     if any(tensor.is_nested or tensor.layout is not torch.strided for _, tensor in floats):
         raise UsageError(f"{name} gives a nested or sparse tensor; a slot needs a dense one")
-    position, tensor = next((each for each in floats if each[1].ndim >= 2), floats[0])
+    several = [each for each in floats if each[1].ndim >= 2] or floats
+    position, tensor = next((each for each in several if each[0] == felt), several[0])
     shape = list(tensor.shape)
     if not 2 <= tensor.ndim <= 4:
         raise UsageError(f"{name} gives {tensor.ndim} axes, {shape}; legal: 2, 3 or 4")
     axis = batch.get(position, "has no batch axis") if site.batch_axis is None else site.batch_axis
+    if isinstance(axis, str) and tensor.ndim == 2:
+        axis = 0  # rows, such as the nodes of a graph: whatever they mix, a seed works on each by itself
     if isinstance(axis, str):
         raise UsageError(f"the output of {name}, {shape}, {axis}; if it is a batch, say Site(path, batch_axis=...)")
     if not 0 <= axis < tensor.ndim:

@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import takewhile
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from esper.kasmina.checkpointing import CannotAnswerAgain, computed_anew, reentrant_ones_replaced
 from esper.kasmina.macs import counted
 from esper.kasmina.precision import Autocast
-from esper.kasmina.structure import mapped, tensors, version
+from esper.kasmina.probe import NOISES
+from esper.kasmina.structure import mapped, same, tensors, version
 from esper.kasmina.tap import Forward, Tap, substituted, untapped_forward
 from esper.kasmina.trial import Sample, buffers_kept, device_of, livened, mode, random_kept, trial
 from esper.leyline import AlphaConfig, UsageError
@@ -277,21 +278,8 @@ def seed_macs(model: GrowingModel, slot_id: str) -> int:
         slot = model.slots[slot_id]
         feature = torch.zeros(model.places[slot_id].shape, device=slot.device, dtype=slot.dtype)
         with trial(seed):
-            model.seed_macs[seed] = counted(lambda: seed(feature))
+            model.seed_macs[seed] = model.places[slot_id].calls * counted(lambda: seed(feature))
     return model.seed_macs[seed]
-
-
-def same(one: Any, other: Any) -> bool:
-    """Whether two outputs hold the same tensors, bit for bit, in the same places."""
-    left, right = dict(tensors(one)), dict(tensors(other))
-    return list(left) == list(right) and all(same_bits(left[path], right[path]) for path in left)
-
-
-def same_bits(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors agree in shape, type and every bit (-0.0 is not 0.0)."""
-    if a.shape != b.shape or a.dtype != b.dtype:
-        return False
-    return torch.equal(*(tensor.reshape(-1).contiguous().view(torch.uint8) for tensor in (a, b)))
 
 
 class _Noise:
@@ -320,20 +308,13 @@ def _noise(tap: Tap, size: float) -> Iterator[None]:
 
 
 def _reaching(tap: Tap, whole: Callable[[], Any], plain: Any) -> tuple[float, Any]:
-    """Size of noise at the slot, as a share of the feature, that changes the model's output from ``plain``, and what
-    the output is then.
-
-    What is small may be lost on a few examples: in a narrow layer all units can be below the threshold of a ReLU.
-    """
-    for size in _NOISES:
+    """Size of noise at the slot that changes the model's output from ``plain``, and what the output is then."""
+    for size in NOISES:
         with _noise(tap, size):
             noisy = whole()
         if not same(noisy, plain):
             return size, noisy
     raise UsageError(f"what stands behind site {tap.place.path!r} does not reach the model's output")
-
-
-_NOISES: Final = (0.1, 10.0, 1000.0)
 
 
 @dataclass(frozen=True)
@@ -348,6 +329,8 @@ class Proof:
 def prove(model: GrowingModel, sample: Sample) -> Proof:
     """Compare a replay with a whole pass, with noise at the slot, for each slot. All slots must be empty.
 
+    Where a site is called several times, a pass cannot begin behind it, nor behind what comes after its first call.
+
     Raises ``UsageError`` where the noise does not reach the model's output: a slot there would be idle.
     """
 
@@ -358,8 +341,9 @@ def prove(model: GrowingModel, sample: Sample) -> Proof:
     with trial(model), livened(model):
         plain = whole()
         macs = counted(whole)
-        tape = Tape(model, model.slots)
-        model.sharing = dict.fromkeys(model.slots, True)
+        once = list(takewhile(lambda slot_id: model.places[slot_id].calls == 1, model.slots))
+        tape = Tape(model, once)
+        model.sharing = {slot_id: slot_id in once for slot_id in model.slots}
         with running(model, None, tape):
             whole()
         tape.again = whole

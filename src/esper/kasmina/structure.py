@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields, is_dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 Path = tuple[Any, ...]
@@ -51,6 +52,19 @@ def mapped(value: Any, change: Callable[[Tensor], Any]) -> Any:
 def version(tensor: Tensor) -> int:
     """Counts in-place writes; always 0 for inference tensors, which are not tracked."""
     return 0 if tensor.is_inference() else tensor._version
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two outputs hold the same tensors, bit for bit, in the same places."""
+    left, right = dict(tensors(one)), dict(tensors(other))
+    return list(left) == list(right) and all(same_bits(left[path], right[path]) for path in left)
+
+
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors agree in shape, type and every bit (-0.0 is not 0.0)."""
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    return torch.equal(*(tensor.reshape(-1).contiguous().view(torch.uint8) for tensor in (a, b)))
 
 
 def _items(value: Any) -> Iterable[tuple[Any, Any]]:

@@ -26,7 +26,7 @@ class Call:
 
 @dataclass
 class Given:
-    """The first output of a watched module, and what it was made from and used for."""
+    """What one call of a watched module gave, and what it was made from and used for."""
 
     output: Any
     versions: list[int]
@@ -47,7 +47,8 @@ class Trace:
     """The calls of one pass in the order of entry, and what the watched modules gave."""
 
     calls: list[Call] = field(default_factory=list)
-    given: dict[nn.Module, Given] = field(default_factory=dict)
+    given: dict[nn.Module, list[Given]] = field(default_factory=dict)
+    """Call by call."""
 
     def count(self, module: nn.Module) -> int:
         """How often ``module`` returned."""
@@ -84,7 +85,7 @@ def observed(host: nn.Module, watched: Iterable[nn.Module]) -> Iterator[Trace]:
         trace.calls.append(call)
         pending.append(call)
         taken = {id(tensor) for _, tensor in tensors((args, kwargs))}
-        for given in trace.given.values():
+        for given in (each for calls in trace.given.values() for each in calls):
             if any(id(tensor) in taken for _, tensor in tensors(given.output)):
                 given.takers.append(module)
 
@@ -94,10 +95,10 @@ def observed(host: nn.Module, watched: Iterable[nn.Module]) -> Iterator[Trace]:
         call = pending.pop()
         call.returned = len(returned)
         returned.append(call)
-        if module in watch and module not in trace.given:
+        if module in watch:
             versions = [version(tensor) for _, tensor in tensors(output)]
             makers = [each.module for each in reversed(returned)]
-            trace.given[module] = Given(output, versions, Autocast.now(device), makers)
+            trace.given.setdefault(module, []).append(Given(output, versions, Autocast.now(device), makers))
 
     with ExitStack() as stack:
         for module in host.modules():

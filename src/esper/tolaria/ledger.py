@@ -42,26 +42,28 @@ def count(
 ) -> Macs:
     """MACs per example of ``call()``, a forward pass of ``model`` over ``examples`` examples.
 
-    ``seeds`` (slot -> module, each called at most once) are counted on their own too. The model runs in eval mode
+    ``seeds`` (slot -> module) are counted on their own too, all calls together; behind one is what comes after its
+    first call. The model runs in eval mode
     without gradients, and it and the random generators are left as they were. A share that does not divide (work that
     does not grow with the batch) is rounded up.
     """
     if examples < 1:
         raise UsageError(f"MACs are counted over at least 1 example, not {examples}")
-    entered: dict[str, int] = {}
-    left: dict[str, int] = {}
+    calls: dict[str, list[tuple[int, int]]] = {slot: [] for slot in seeds or {}}
     with ExitStack() as stack:
         stack.enter_context(_undisturbed(model))
         counter = stack.enter_context(counting())
         for slot, seed in (seeds or {}).items():
-            _watch(stack, seed, slot, counter, entered, left)
+            _watch(stack, seed, counter, calls[slot])
         call()
         total = counter.total
-    # a seed runs once in the pass, so all that is counted after it has ended is behind it
+    ran = {slot: noted for slot, noted in calls.items() if noted}
+    inside = {slot: sum(left - entered for entered, left in noted) for slot, noted in ran.items()}
+    again = {slot: inside[slot] - (noted[0][1] - noted[0][0]) for slot, noted in ran.items()}
     return Macs(
         forward=_share(total, examples),
-        inside={slot: _share(left[slot] - entered[slot], examples) for slot in left},
-        behind={slot: _share(total - left[slot], examples) for slot in left},
+        inside={slot: _share(each, examples) for slot, each in inside.items()},
+        behind={slot: _share(total - noted[0][1] - again[slot], examples) for slot, noted in ran.items()},
     )
 
 
@@ -136,23 +138,15 @@ def _share(macs: int, examples: int) -> int:
     return -(-macs // examples)
 
 
-def _watch(
-    stack: ExitStack,
-    seed: nn.Module,
-    slot: str,
-    counter: MacCounter,
-    entered: dict[str, int],
-    left: dict[str, int],
-) -> None:
-    """Note the counter's reading when ``seed`` begins and ends."""
+def _watch(stack: ExitStack, seed: nn.Module, counter: MacCounter, calls: list[tuple[int, int]]) -> None:
+    """Note the counter's reading whenever ``seed`` begins and ends."""
+    begun: list[int] = []
 
     def begins(module: nn.Module, args: Any) -> None:
-        if slot in entered:
-            raise UsageError(f"the seed in slot {slot!r} runs more than once in a forward pass; it cannot be counted")
-        entered[slot] = counter.total
+        begun.append(counter.total)
 
     def ends(module: nn.Module, args: Any, output: Any) -> None:
-        left[slot] = counter.total
+        calls.append((begun.pop(), counter.total))
 
     for handle in (seed.register_forward_pre_hook(begins), seed.register_forward_hook(ends)):
         stack.callback(handle.remove)
