@@ -83,10 +83,10 @@ def test_a_host_of_a_fixed_batch_needs_to_be_told() -> None:
     class Fixed(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.linear = nn.Linear(4, 5)
+            self.linear = nn.Linear(2, 5)
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.linear(x.reshape(3, 4))
+            return self.linear(x.reshape(3, 2, 2))
 
     with pytest.raises(UsageError, match=r"Site\(path, batch_axis=...\)"):
         raise survey(Fixed(), [Site("linear")], torch.randn(3, 4)).places["linear"]  # type: ignore[misc]
