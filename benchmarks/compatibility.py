@@ -18,8 +18,7 @@ import tempfile
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,6 @@ from compatibility_models import PACKAGES, Model
 from torch import Tensor, nn
 
 from esper import Budget, EnvPolicy, EsperError, Grower, OwnChoices
-from esper.bench.report import into_page
 from esper.kasmina.replay import same
 from esper.kasmina.structure import mapped, tensors
 from esper.leyline import WAIT, Blend, Decision, EnvView, FactoredAction, GateThresholds, Op, SeedStage

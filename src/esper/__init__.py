@@ -14,6 +14,7 @@ from esper._version import __version__
 if TYPE_CHECKING:
     from esper.kasmina.blueprints import Blueprint as Blueprint
     from esper.kasmina.export import export as export
+    from esper.kasmina.probe import Site as Site
     from esper.leyline import DataError as DataError
     from esper.leyline import EsperError as EsperError
     from esper.leyline import Metric as Metric
@@ -39,6 +40,7 @@ PUBLIC: Final = MappingProxyType(
         "Metric": "esper.leyline",
         "OwnChoices": "esper.library",
         "Scored": "esper.library",
+        "Site": "esper.kasmina.probe",
         "TaskSpec": "esper.tasks",
         "UsageError": "esper.leyline",
         "export": "esper.kasmina.export",

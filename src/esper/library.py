@@ -6,7 +6,7 @@ torch.save(result.model.state_dict(), "grown.pt")
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,6 +19,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from esper.karn.evidence import RunEvidence
 from esper.karn.report import markdown, read_evidence, write_report
+from esper.kasmina.growing import Sites
 from esper.kasmina.trial import modes_kept
 from esper.leyline import EnvView, GateThresholds, Policy, TelemetryEventType, UsageError
 from esper.run.checks import check_optimizer, made, whole
@@ -72,7 +73,7 @@ def grow(  # noqa: PLR0913
     metric: MetricChoice = "accuracy",
     optimizer: Optimizer | None = None,
     forward: Forward = call,
-    at: str | Sequence[str] | Mapping[str, str] = "auto",
+    at: Sites = "auto",
     policy: str | Policy = SHIPPED,
     budget: Budget | None = None,
     seed: int = 0,

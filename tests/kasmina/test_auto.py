@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from small_hosts import Pointwise, ResidualNet, encoder, mlp
@@ -43,3 +45,37 @@ class Scale(nn.Module):
 def test_what_cannot_carry_a_slot_is_passed_over() -> None:
     host = nn.Sequential(nn.Linear(6, 8), Scale(), nn.Linear(8, 3))
     assert auto_sites(host, torch.randn(4, 6)) == ["1"]
+
+
+class Nested(nn.Module):
+    """Pairs of parts in a list of lists, behind an embedding in a chain of three."""
+
+    class Part(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.linear = nn.LayerNorm(8), nn.Linear(8, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.linear(self.norm(x))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Sequential(nn.Linear(6, 8), nn.LayerNorm(8), nn.Linear(8, 8))
+        self.layers = nn.ModuleList(nn.ModuleList([self.Part(), self.Part()]) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        for first, second in self.layers:
+            x = second(first(x))
+        return x
+
+
+def test_lists_of_lists_hold_blocks() -> None:
+    assert auto_sites(Nested(), torch.randn(4, 6), 4) == ["layers.0.0", "layers.0.1", "layers.1.0", "layers.1.1"]
+
+
+@pytest.mark.parametrize("change", [nn.utils.parametrizations.spectral_norm, nn.utils.parametrizations.orthogonal])
+def test_layers_with_computed_weights_are_layers(change: Any) -> None:
+    layers = [change(nn.Linear(i, 8)) for i in (6, 8, 8)]
+    host = nn.Sequential(*(part for layer in layers for part in (layer, nn.GELU())), nn.Linear(8, 4))
+    assert auto_sites(host, torch.randn(4, 6)) == ["1", "3", "5"]

@@ -171,25 +171,6 @@ def test_a_zero_initialised_head_hides_nothing() -> None:
     assert not host[2].weight.any() and host[2].weight.requires_grad
 
 
-class OptimizedModule(nn.Module):
-    """Named like what ``torch.compile`` returns; the real one loads the compiler, which takes seconds."""
-
-
-@pytest.mark.parametrize(
-    ("host", "order"),
-    [
-        (lambda: nn.Sequential(nn.Linear(6, 6), OptimizedModule()), "submodule '1' is compiled; wrap first"),
-        pytest.param(lambda: torch.compile(mlp(), backend="eager"), "wrap first, then compile", marks=pytest.mark.slow),
-        (lambda: nn.DataParallel(mlp()), "wrap the plain module first"),
-        (lambda: GrowingModel.wrap(mlp(), ["1"], torch.randn(2, 6)), "has a slot already"),
-        (lambda: nn.Sequential(nn.LazyLinear(6), mlp()), "is lazy"),
-    ],
-)
-def test_hosts_that_come_too_late_are_refused(host, order: str) -> None:
-    with pytest.raises(UsageError, match=order):
-        GrowingModel.wrap(host(), ["1"], torch.randn(2, 6))
-
-
 @pytest.mark.slow
 def test_compiled_after_wrapping_it_grows() -> None:
     model, sample = wrapped("mlp")

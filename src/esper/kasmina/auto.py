@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from types import UnionType
 
 from torch import nn
+from torch.nn.utils.parametrize import ParametrizationList, type_before_parametrizations
 
+from esper.kasmina.hosts import check_host
 from esper.kasmina.probe import Place, Site, Survey, is_felt, survey
 from esper.kasmina.trial import Sample
 from esper.leyline import UsageError
@@ -18,10 +21,12 @@ def auto_sites(host: nn.Module, sample: Sample, n: int = DEFAULT_SITES) -> list[
 
     Candidates are the blocks of the kind that prevails in the longest ``Sequential`` or ``ModuleList``, wherever they
     are; else in the module with the most blocks; else the layers of the longest chain that stand before another layer
-    with parameters. What no output depends on is passed over. The same host gives the same sites. Raises ``UsageError`` where no candidate can carry a slot.
+    with parameters. Lists in a list are no blocks, but hold some. What no output depends on is passed over. The same
+    host gives the same sites. Raises ``UsageError`` where no candidate can carry a slot.
     """
     if n < 1:
         raise UsageError(f"{n} sites; legal: at least 1")
+    check_host(host)
     for candidates in (_blocks(host, nn.Sequential | nn.ModuleList), _blocks(host, nn.Module), _layers(host)):
         if not candidates:
             continue
@@ -46,21 +51,36 @@ def _placed(found: Survey, path: str) -> Place:
 
 def _blocks(host: nn.Module, chains_are: type[nn.Module] | UnionType) -> list[str]:
     """Paths of all composite blocks, in any chain, of the kind that prevails in the longest chain."""
-    chains: list[dict[str, nn.Module]] = []
-    for name, chain in host.named_modules():
-        if isinstance(chain, chains_are):
-            children = {f"{name}.{key}" if name else key: child for key, child in chain.named_children()}
-            chains.append({path: child for path, child in children.items() if _is_block(child)})
-    kinds = [type(child) for child in max(chains, key=len, default={}).values()]
+    chains = [
+        {path: child for path, child in _members(name, chain) if _is_block(child)}
+        for name, chain in host.named_modules()
+        if isinstance(chain, chains_are) and not isinstance(chain, ParametrizationList)
+    ]
+    kinds = [_kind(child) for child in max(chains, key=len, default={}).values()]
     prevailing = max(kinds, key=kinds.count, default=None)
-    return [path for chain in chains for path, child in chain.items() if type(child) is prevailing]
+    return list(dict.fromkeys(path for chain in chains for path, child in chain.items() if _kind(child) is prevailing))
+
+
+def _members(name: str, chain: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Path and module of what is called in a chain: what is in its lists, not the lists."""
+    for key, child in chain.named_children():
+        path = f"{name}.{key}" if name else key
+        if isinstance(child, nn.ModuleList | nn.ModuleDict):
+            yield from _members(path, child)
+        else:
+            yield path, child
+
+
+def _kind(module: nn.Module) -> type[nn.Module]:
+    """A layer with parametrized weights is of a class of its own; the one that it was of before."""
+    return type_before_parametrizations(module)
 
 
 def _layers(host: nn.Module) -> list[str]:
     """Paths of the children, in the chain with the most layers with parameters, that stand just before one."""
     best: list[str] = []
     for name, chain in host.named_modules():
-        children = list(chain.named_children())
+        children = [] if isinstance(chain, ParametrizationList) else list(chain.named_children())
         paths = [
             f"{name}.{key}" if name else key
             for (key, _), (_, following) in zip(children, children[1:], strict=False)
@@ -71,7 +91,7 @@ def _layers(host: nn.Module) -> list[str]:
 
 
 def _is_block(module: nn.Module) -> bool:
-    return _has_parameters(module) and any(True for _ in module.children())
+    return _has_parameters(module) and any(name != "parametrizations" for name, _ in module.named_children())
 
 
 def _has_parameters(module: nn.Module) -> bool:

@@ -13,12 +13,13 @@ from torch import Tensor, nn
 
 from esper.kasmina.auto import auto_sites
 from esper.kasmina.exposure import Exposed, exposed, own_parameters
+from esper.kasmina.hosts import check_host
 from esper.kasmina.mixing import measure
 from esper.kasmina.probe import Place, Site, survey
 from esper.kasmina.replay import Tape, prove, running
 from esper.kasmina.slot import SeedSlot, SlotConfig
 from esper.kasmina.structure import same, same_bits
-from esper.kasmina.tap import Tap, tap_of
+from esper.kasmina.tap import Tap
 from esper.kasmina.trial import Arguments, ForwardCall, Sample, device_of, invoke, random_kept, trial
 from esper.leyline import AlphaConfig, GateThresholds, Sink, UsageError, unknown
 
@@ -72,12 +73,13 @@ class GrowingModel(nn.Module):
         """Put a slot on the output of each named submodule. The host's outputs stay the same, bit for bit.
 
         Trial passes over ``sample`` (one batch, as the host takes it) find where the tensor is in each output, its
-        axes and its width, prove where work can be shared and measure what a seed may mix; they leave no trace. Raises
-        ``UsageError`` for a site that cannot carry a slot, naming its path: unknown, never called, giving no dense floating-point tensor, written in place behind the slot, without a batch axis, or of no effect;
-        and for a host that is compiled, scripted or wrapped for distribution.
+        axes and its width, prove where work can be shared and measure what a seed may mix; they leave no trace. A site
+        that is called several times has one seed for all calls. Raises ``UsageError`` for a site that cannot carry a
+        slot, naming its path: unknown, never called, giving no dense floating-point tensor, written in place behind
+        the slot, without a batch axis, or of no effect; and for a host that :func:`check_host` refuses.
         """
-        _refuse(host)
-        named = _named(auto_sites(host, sample) if sites == "auto" else sites)
+        check_host(host)
+        named = named_sites(auto_sites(host, sample) if sites == "auto" else sites)
         found = survey(host, named.values(), sample)
         places: dict[str, Place] = {}
         for slot_id, site in named.items():
@@ -267,40 +269,29 @@ def _call(host: nn.Module, arguments: Arguments) -> Any:
     return host(*args, **kwargs)
 
 
-def _named(sites: Sites) -> dict[str, Site]:
+def named_sites(sites: Sites) -> dict[str, Site]:
+    """slot -> site. Places that would share a name, such as ``b.0`` and ``b_0``, get numbers behind it.
+
+    Raises ``UsageError`` where that is no list or mapping of places.
+    """
     if isinstance(sites, str):
         raise UsageError(f"sites are a list of submodule paths, a mapping slot -> path, or 'auto'; not {sites!r}")
     pairs = list(sites.items()) if isinstance(sites, Mapping) else [(None, each) for each in sites]
     named: dict[str, Site] = {}
     for name, each in pairs:
+        if not isinstance(each, str | Site):
+            raise UsageError(f"a site is the path of a submodule, or a Site; not a {type(each).__name__}")
         site = each if isinstance(each, Site) else Site(each)
-        slot_id = site.path.replace(".", "_") if name is None else name
+        slot_id = name
+        if slot_id is None:
+            plain = slot_id = site.path.replace(".", "_")
+            while slot_id in named and named[slot_id].path != site.path:
+                slot_id = f"{plain}_{sum(other.path.replace('.', '_') == plain for other in named.values()) + 1}"
         if not slot_id or "." in slot_id or hasattr(nn.ModuleDict, slot_id) or slot_id == "training":
             raise UsageError(f"slot name {slot_id!r}; legal: any name without a dot that no dict method has")
         if slot_id in named:
-            raise UsageError(f"slot {slot_id!r} is named twice")
+            raise UsageError(f"site {site.path!r} is named twice")
         named[slot_id] = site
     if not named:
         raise UsageError("no sites given; name at least one submodule, or say 'auto'")
     return named
-
-
-_DISTRIBUTED = {"DistributedDataParallel", "DataParallel", "FullyShardedDataParallel", "FSDPModule"}
-
-
-def _refuse(host: nn.Module) -> None:
-    for name, module in host.named_modules():
-        where = f"submodule {name!r}" if name else "the host"
-        kinds = {kind.__name__ for kind in type(module).__mro__}
-        if "OptimizedModule" in kinds or module._compiled_call_impl is not None:
-            raise UsageError(f"{where} is compiled; wrap first, then compile: torch.compile(GrowingModel.wrap(...))")
-        if kinds & _DISTRIBUTED:
-            raise UsageError(
-                f"{where} is wrapped for distribution ({type(module).__name__}); wrap the plain module first, then that"
-            )
-        if isinstance(module, torch.jit.ScriptModule):
-            raise UsageError(f"{where} is scripted; wrap the eager module")
-        if isinstance(module, GrowingModel) or tap_of(module) is not None:
-            raise UsageError(f"{where} has a slot already; export() gives a plain module to wrap anew")
-        if any(nn.parameter.is_lazy(parameter) for parameter in module.parameters(recurse=False)):
-            raise UsageError(f"{where} is lazy and has no weights yet; run the host once before wrapping")

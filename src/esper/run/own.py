@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
@@ -12,7 +12,10 @@ from torch.optim import Optimizer
 
 from esper.kasmina import blueprints
 from esper.kasmina.auto import auto_sites
+from esper.kasmina.growing import Sites, named_sites
+from esper.kasmina.hosts import check_host, fill_lazy
 from esper.kasmina.layout import Layout
+from esper.kasmina.probe import Site
 from esper.kasmina.trial import ForwardCall, Sample, trial
 from esper.leyline import DataError, GateThresholds, Metric, Policy, Sink, UsageError, unknown
 from esper.run import checks
@@ -81,8 +84,9 @@ class OwnChoices:
     object such as those of torchmetrics, or ``(output, targets) -> [N]``."""
     forward: Forward = call
     """``forward(model, inputs)``: how to call the model where ``model(inputs)`` does not."""
-    at: str | Sequence[str] | Mapping[str, str] = "auto"
-    """Where to grow: paths of submodules, slot -> path, or ``"auto"`` for the repeating blocks."""
+    at: Sites = "auto"
+    """Where to grow: paths of submodules (or :class:`Site`, which says more), slot -> path, or ``"auto"`` for the
+    repeating blocks."""
     budget: Budget = field(default_factory=Budget)
     device: str = "auto"
     """``"auto"`` (the first CUDA device, else the CPU), ``"cpu"`` or ``"cuda:N"``."""
@@ -97,7 +101,7 @@ class OwnChoices:
 @dataclass(frozen=True, slots=True)
 class _OwnTask:
     metric: Metric
-    sites: dict[str, str]
+    sites: dict[str, Site]
     blueprints: tuple[str, ...]
     loss_figure: SplitFigure
     metric_figure: SplitFigure
@@ -139,6 +143,8 @@ class OwnModel:
         model.to(device)
         splits = {name: gather(loader).to(device) for name, loader in loaders.items()}
         sample = splits["validation"].inputs[:2]
+        fill_lazy(model, ForwardCall(sample, choices.forward))
+        check_host(model)
         checks.check_loss(choices.loss)
         checks.check_model(model, choices.forward, sample)
         loss, scored = _figures(model, choices, splits["validation"])
@@ -207,7 +213,7 @@ class OwnModel:
         digest = hashlib.sha256(repr(shape).encode()).hexdigest()[:8]
         return {
             "model": f"{kind.__module__}.{kind.__qualname__} of {self.host_parameters:,} parameters ({digest})",
-            "places": dict(self.task.sites),
+            "places": {slot: site.path for slot, site in self.task.sites.items()},
             "blueprints": list(self.task.blueprints),
             "examples": {name: len(split) for name, split in self.setup.splits.items()},
             "training batches": len(self.setup.batches),
@@ -253,11 +259,8 @@ def _figures(model: nn.Module, choices: OwnChoices, validation: Split) -> tuple[
         return loss, judged_by(choices.metric, FirstBatch(output, targets, choices.loss, loss, validation))
 
 
-def _sites(model: nn.Module, at: str | Sequence[str] | Mapping[str, str], sample: Sample) -> dict[str, str]:
-    """slot -> path; a slot that was not named is called after its path."""
-    if isinstance(at, Mapping):
-        return dict(at)
+def _sites(model: nn.Module, at: Sites, sample: Sample) -> dict[str, Site]:
+    """slot -> site; a slot that was not named is called after its path."""
     if isinstance(at, str) and at != "auto":
         raise UsageError(f"at={at!r}; legal: 'auto', a list of submodule paths, or a mapping slot -> path")
-    paths = auto_sites(model, sample) if at == "auto" else at
-    return {path.replace(".", "_"): path for path in paths}
+    return named_sites(auto_sites(model, sample) if at == "auto" else at)
