@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from esper.karn.words import ABSENT, duration
-from esper.leyline import DataError, TelemetryEvent, UsageError, shown
+from esper.leyline import DataError, TelemetryEvent, UsageError, visible
 from esper.leyline import TelemetryEventType as T
 from esper.leyline.files import open_regular
 from esper.nissa.reader import read_journal
@@ -133,10 +133,12 @@ def _word(value: Any) -> str | None:
 def table(runs: Iterable[RunInfo], now: float) -> str:
     """The runs as plain text, one a line."""
     lines = [
-        shown(f"{run.run_id}  {run.task or ABSENT}  {run.policy or ABSENT}  {run.bytes / 1e6:.1f} MB  {run.state(now)}")
+        visible(
+            f"{run.run_id}  {run.task or ABSENT}  {run.policy or ABSENT}  {run.bytes / 1e6:.1f} MB  {run.state(now)}"
+        )
         for run in runs
     ]
-    return "\n".join(lines) + "\n" if lines else "no runs here\n"
+    return "\n".join(map(visible, lines)) + "\n" if lines else "no runs here\n"
 
 
 def _is_run(path: Path) -> bool:

@@ -38,7 +38,7 @@ from esper.leyline.protocols import (
 )
 from esper.leyline.stages import GATE_FOR, LEGAL_MOVES, LIVE, PRUNABLE, GateLevel, SeedStage
 from esper.leyline.telemetry import SCHEMA_VERSION, SEVERITIES, Delivery, Severity, TelemetryEvent, TelemetryEventType
-from esper.leyline.text import shown
+from esper.leyline.text import visible
 from esper.leyline.views import EnvView, Fact, Paired, SlotFacts, SlotView
 
 __all__ = [
@@ -99,6 +99,6 @@ __all__ = [
     "decode_json",
     "load_attribute",
     "plugins_in",
-    "shown",
+    "visible",
     "unknown",
 ]

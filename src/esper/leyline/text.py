@@ -2,7 +2,7 @@ r"""Foreign text made fit to be shown: what moves a cursor, colours a terminal o
 
 Names and reasons in a run directory come from whoever wrote it. A terminal obeys escape sequences in them, and marks
 of direction or without width make a text read as another, so neither reaches a face raw: ``\x1b`` and ``\u202e``
-stand in their place. Every face uses :func:`shown`, line by line.
+stand in their place. Every face uses :func:`visible`, line by line.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ _SHORT: Final = {"b": "08", "f": "0c", "r": "0d"}
 _CODES: Final = ("\\u00", *(f"\\{short}" for short in _SHORT))
 
 
-def shown(text: object) -> str:
+def visible(text: object) -> str:
     """``text`` as one line in which every character is seen as what it is."""
     line = str(text)
     return line if line.isprintable() else _ANY.sub(lambda found: _spelled(found[0]), line)
 
 
-def shown_json(text: bytes) -> bytes:
-    """JSON text with :func:`shown` applied to its strings; their new lines and tabs stay."""
+def visible_json(text: bytes) -> bytes:
+    """JSON text with :func:`visible` applied to its strings; their new lines and tabs stay."""
     whole = text.decode()
     if whole.isprintable() and not any(code in whole for code in _CODES):
         return text

@@ -215,7 +215,10 @@ def test_history(story_server: Listening) -> None:
         ("/api/events", {"filter": "stge=x"}, "did you mean 'stage'"),
         ("/api/environment/7", {}, "unknown environment '7'"),
         ("/api/snapshot", {"run": "nope"}, "unknown run 'nope'"),
-        ("/api/snapshot", {"events": "x"}, "invalid literal"),
+        ("/api/snapshot", {"events": "x"}, "events 'x': a whole number"),
+        ("/api/environment/" + "9" * 5000, {}, "environment '999"),
+        ("/api/events", {"before": "9" * 4999}, "a whole number of at most 18 digits"),
+        ("/api/snapshot", {"run": "\x1b[31m\u202e"}, r"unknown run '\x1b[31m\u202e'"),
     ],
 )
 def test_bad_requests_in_one_line(story_server: Listening, path: str, params: dict[str, str], message: str) -> None:

@@ -25,7 +25,7 @@ from esper.karn.state import RunState
 from esper.karn.watch import RunWatch
 from esper.karn.web.columns import BoardColumns, Columns
 from esper.karn.web.frames import Mode, Sight, View, encode_frame
-from esper.leyline import EsperError
+from esper.leyline import DataError, EsperError, decode_json
 
 _log = logging.getLogger(__name__)
 
@@ -202,9 +202,9 @@ class Client:
     async def handle(self, raw: str | bytes) -> None:
         """Follow a request. One that makes no sense is answered in the next frame's mode."""
         try:
-            request = msgspec.json.decode(raw, type=Request)
-        except ValueError as problem:
-            self._note = f"request not understood: {problem}"
+            request = decode_json(raw, "request not understood", Request)
+        except DataError as problem:
+            self._note = str(problem)
             return
         self._note = ""
         if request.envs is not None:

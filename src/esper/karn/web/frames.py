@@ -26,6 +26,7 @@ import numpy as np
 from esper.karn.diff import diff
 from esper.karn.schema import EnvironmentDetail, Snapshot
 from esper.karn.web.columns import BoardColumns, unpack
+from esper.leyline.text import visible_json
 
 MAGIC: Final = b"EOW1"
 _HEADER: Final = struct.Struct("<4s7I")
@@ -73,6 +74,7 @@ def encode_frame(sequence: int, missed: int, before: Sight | None, now: Sight) -
     else:
         environments = slots = rows = 0
         columns = b""
+    body = visible_json(body)
     body += b" " * (-len(body) % 8)
     header = _HEADER.pack(
         MAGIC, sequence, missed & 0xFFFFFFFF, len(body), environments, slots, int(before is None), rows

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 from esper.karn.parts import Figure
 from esper.karn.schema import Snapshot
+from esper.leyline import visible
 
 CONTENT_TYPE = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 
@@ -49,12 +50,16 @@ def _lines(snapshot: Snapshot) -> Iterator[str]:
                 yield f'esper_{name}{{env="{row.env}"}} {_number(figure)}'
     yield from _family("esper_slots", "gauge", "slots by stage, over all environments")
     for stage, count in snapshot.stages.items():
-        yield f'esper_slots{{stage="{stage}"}} {count}'
+        yield f'esper_slots{{stage="{_label(stage)}"}} {count}'
 
 
 def _family(name: str, kind: str, text: str) -> Iterator[str]:
     yield f"# TYPE {name} {kind}"
     yield f"# HELP {name} {text}"
+
+
+def _label(text: str) -> str:
+    return visible(text).replace("\\", "\\\\").replace('"', '\\"')
 
 
 def _number(figure: Figure) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import re
 import socket
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -24,6 +25,8 @@ from esper.karn.filter import parse
 from esper.karn.replay import ReadProgress, Timeline
 from esper.karn.snapshot import build, feed_item
 from esper.leyline import DataError, EsperError, MissingExtraError, UsageError, unknown
+from esper.leyline.decoding import told
+from esper.leyline.text import visible, visible_json
 from esper.nissa.rundir import list_runs
 
 try:
@@ -38,6 +41,7 @@ try:
 except ImportError:
     raise MissingExtraError("Overwatch in the browser", "web") from None
 
+from esper.karn.web.connections import BACKLOG, MOST_WAITING, WaitingRoom, protocol
 from esper.karn.web.feed import Client, RunFeed
 from esper.karn.web.guard import PROTOCOL, Access, Asgi, Guard, access_for
 from esper.karn.web.metrics import CONTENT_TYPE, openmetrics
@@ -92,7 +96,7 @@ def make_app(target: str | Path, access: Access, *, static: Path | None = None, 
     routes: list[Any] = [
         Route("/api/runs", _answer(hangar, _runs)),
         Route("/api/snapshot", _answer(hangar, _snapshot)),
-        Route("/api/environment/{env:int}", _answer(hangar, _environment)),
+        Route("/api/environment/{env}", _answer(hangar, _environment)),
         Route("/api/timeline", _answer(hangar, _timeline)),
         Route("/api/events", _answer(hangar, _events)),
         Route("/api/compare", _answer(hangar, _compare)),
@@ -117,15 +121,22 @@ def _answer(deck: Deck, handler: Handler) -> Callable[[HttpRequest], Awaitable[R
         try:
             return await handler(deck, request)
         except DataError as problem:
-            return PlainTextResponse(f"{problem}\n", 404)
+            return PlainTextResponse(f"{visible(problem)}\n", 404)
         except (EsperError, ValueError) as problem:
-            return PlainTextResponse(f"{problem}\n", 400)
+            return PlainTextResponse(f"{visible(problem)}\n", 400)
 
     return endpoint
 
 
 def _json(content: Any) -> Response:
-    return Response(msgspec.json.encode(content, order="deterministic"), media_type="application/json")
+    return Response(visible_json(msgspec.json.encode(content, order="deterministic")), media_type="application/json")
+
+
+def _whole(text: str, name: str) -> int:
+    """A number in a request. Raises ``UsageError`` for what is none, or longer than any there is."""
+    if re.fullmatch("-?[0-9]{1,18}", text) is None:
+        raise UsageError(f"{name} {told(repr(text))}: a whole number of at most 18 digits is needed")
+    return int(text)
 
 
 async def _runs(deck: Deck, request: HttpRequest) -> Response:
@@ -146,7 +157,7 @@ async def _snapshot(deck: Deck, request: HttpRequest) -> Response:
     feed = deck.feed(request.query_params.get("run"))
     if "events" not in request.query_params:
         return _json(await feed.whole())
-    events = int(request.query_params["events"])
+    events = _whole(request.query_params["events"], "events")
     timeline = await _open_timeline(deck, request)
 
     def then() -> Any:
@@ -157,10 +168,10 @@ async def _snapshot(deck: Deck, request: HttpRequest) -> Response:
 
 
 async def _environment(deck: Deck, request: HttpRequest) -> Response:
-    feed, env = deck.feed(request.query_params.get("run")), request.path_params["env"]
+    feed, env = deck.feed(request.query_params.get("run")), _whole(request.path_params["env"], "environment")
     if "events" not in request.query_params:
         return _json(await feed.detail(env))
-    events = int(request.query_params["events"])
+    events = _whole(request.query_params["events"], "events")
     timeline = await _open_timeline(deck, request)
 
     def then() -> Any:
@@ -187,9 +198,9 @@ async def _timeline(deck: Deck, request: HttpRequest) -> Response:
 
 async def _events(deck: Deck, request: HttpRequest) -> Response:
     wanted = parse(request.query_params.get("filter", ""))
-    limit = max(1, min(int(request.query_params.get("limit", "200")), MAX_EVENTS))
+    limit = max(1, min(_whole(request.query_params.get("limit", "200"), "limit"), MAX_EVENTS))
     timeline = await _open_timeline(deck, request)
-    before = min(int(request.query_params.get("before", str(timeline.events))), timeline.events)
+    before = min(_whole(request.query_params.get("before", str(timeline.events)), "before"), timeline.events)
 
     def search() -> list[dict[str, Any]]:
         found = timeline.history(lambda event: wanted.item(feed_item(event)), before, limit)
@@ -329,7 +340,9 @@ def make_server(target: str | Path, listening: Listening, **options: Any) -> uvi
         ws_max_size=MAX_MESSAGE,
         ws_per_message_deflate=False,
         h11_max_incomplete_event_size=16 * 1024,
-        limit_concurrency=2 * MAX_CLIENTS,
+        http=protocol(WaitingRoom()),
+        backlog=BACKLOG,
+        limit_concurrency=MOST_WAITING + 2 * MAX_CLIENTS,
         server_header=False,
         access_log=False,
         log_level="warning",
