@@ -92,11 +92,11 @@ def forward_slice(output: Any, i: int) -> Any:
     return output
 
 
-def plant(trainer: Trainer, stage: SeedStage = SeedStage.TRAINING, alpha: float = 0.0) -> None:
+def plant(trainer: Trainer, stage: SeedStage = SeedStage.TRAINING, alpha: float = 0.0, blueprint: str = "mlp") -> None:
     """A seed with weights that matter, in ``stage``, without asking a gate."""
     slot = trainer.model.slots["slot"]
     torch.manual_seed(7)
-    assert slot.germinate("mlp").passed
+    assert slot.germinate(blueprint).passed
     assert slot.state is not None
     slot.state.stage, slot.state.alpha = stage, alpha
     with torch.no_grad():

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from esper.kasmina.checkpointing import CannotAnswerAgain, reentrant_ones_replaced
 from esper.kasmina.exposure import hidden
@@ -24,14 +24,34 @@ def probe_backward(
 ) -> float:
     """Loss of the recorded batch with the slot's seed at alpha 1; its gradient is added to the seed's ``.grad``.
 
+    See :func:`probe_gradients`. Call it before the optimizer steps, since the tape belongs to the weights it was
+    recorded with.
+    """
+    loss, gradients = probe_gradients(model, tape, loss_fn, slot_id, gradient)
+    for parameter, found in gradients:
+        if parameter.grad is None:
+            parameter.grad = found
+        else:
+            parameter.grad.add_(found)
+    return float(loss.detach())
+
+
+def probe_gradients(
+    model: GrowingModel,
+    tape: Tape,
+    loss_fn: Callable[[Any], Tensor],
+    slot_id: str,
+    gradient: Tensor | None = None,
+) -> tuple[Tensor, list[tuple[nn.Parameter, Tensor]]]:
+    """Loss of the recorded batch with the slot's seed at alpha 1, and its gradient by parameter of the seed.
+
     ``gradient`` is that of what is minimised with respect to the loss (default: 1): what a loss is multiplied by on its
     way to ``backward``, a scale or a share of several micro-batches, reaches the seed as it reaches the host.
 
     The part behind the slot runs once more, from what the tape holds of the part in front, or as a whole pass where
     that cannot be shared. The host is a constant to it: no gradient of a host parameter is computed, buffers (all but
-    the seed's own) and random number streams are afterwards as before. Call it before the optimizer steps, since the
-    tape belongs to the weights it was recorded with. ``loss_fn`` maps the model's output to a scalar; the state of
-    autocast is that of the recorded pass. Parts behind checkpoints are computed anew in its backward pass.
+    the seed's own) and random number streams are afterwards as before. ``loss_fn`` maps the model's output to a scalar;
+    the state of autocast is that of the recorded pass. Parts behind checkpoints are computed anew in its backward pass.
     """
     others = [slot.seed for other, slot in model.slots.items() if other != slot_id and slot.seed is not None]
     kept = [*model.buffered, *(module for seed in others for module in seed.modules())]
@@ -57,11 +77,5 @@ def probe_backward(
         loss, gradients = taught(whole=False)
     except CannotAnswerAgain:
         loss, gradients = taught(whole=True)
-    for parameter, found in zip(parameters, gradients, strict=False):
-        if found is None:
-            continue
-        if parameter.grad is None:
-            parameter.grad = found
-        else:
-            parameter.grad.add_(found)
-    return float(loss.detach())
+    found = zip(parameters, gradients, strict=False)
+    return loss, [(parameter, its) for parameter, its in found if its is not None]

@@ -4,9 +4,7 @@ A MAC is one multiplication with its addition. Counted are matrix products, conv
 attention; elementwise work, normalisation and pooling are not (the field's convention), nor are custom kernels. Causal
 attention counts in full.
 
-A backward pass of a part whose weights are trained counts twice its forward: once for the gradient of the weights, once
-for that of the inputs. That is one input gradient too many for the first layer of a network. A frozen part that
-gradient only passes through counts once; a part in front of everything that is trained counts nothing.
+What a training step of a host takes is counted too, backward passes as well (:mod:`esper.tolaria.work`).
 """
 
 from __future__ import annotations
@@ -25,16 +23,15 @@ from esper.leyline import DataError, UsageError
 
 @dataclass(frozen=True, slots=True)
 class Macs:
-    """MACs of one example's forward pass: of everything, ``inside`` each slot's seed, and ``behind`` each slot."""
+    """MACs of one example's forward pass: of everything, and ``inside`` each slot's seed."""
 
     forward: int
     inside: Mapping[str, int] = field(default_factory=dict)
-    behind: Mapping[str, int] = field(default_factory=dict)
 
 
-def backward(trained: int, passed: int = 0) -> int:
-    """MACs of a backward pass through parts whose forward takes ``trained`` (weights learn) and ``passed`` (frozen)."""
-    return 2 * trained + passed
+def backward(forward: int) -> int:
+    """MACs of the backward pass of a part in which all weights learn: their gradients, and those of its inputs."""
+    return 2 * forward
 
 
 def count(
@@ -42,10 +39,9 @@ def count(
 ) -> Macs:
     """MACs per example of ``call()``, a forward pass of ``model`` over ``examples`` examples.
 
-    ``seeds`` (slot -> module) are counted on their own too, all calls together; behind one is what comes after its
-    first call. The model runs in eval mode
-    without gradients, and it and the random generators are left as they were. A share that does not divide (work that
-    does not grow with the batch) is rounded up.
+    ``seeds`` (slot -> module) are counted on their own too, all calls together. The model runs in eval mode without
+    gradients, and it and the random generators are left as they were. A share that does not divide (work that does not
+    grow with the batch) is rounded up.
     """
     if examples < 1:
         raise UsageError(f"MACs are counted over at least 1 example, not {examples}")
@@ -56,15 +52,10 @@ def count(
         for slot, seed in (seeds or {}).items():
             _watch(stack, seed, counter, calls[slot])
         call()
-        total = counter.total
-    ran = {slot: noted for slot, noted in calls.items() if noted}
-    inside = {slot: sum(left - entered for entered, left in noted) for slot, noted in ran.items()}
-    again = {slot: inside[slot] - (noted[0][1] - noted[0][0]) for slot, noted in ran.items()}
-    return Macs(
-        forward=_share(total, examples),
-        inside={slot: _share(each, examples) for slot, each in inside.items()},
-        behind={slot: _share(total - noted[0][1] - again[slot], examples) for slot, noted in ran.items()},
-    )
+    inside = {
+        slot: share(sum(left - entered for entered, left in noted), examples) for slot, noted in calls.items() if noted
+    }
+    return Macs(share(counter.total, examples), inside)
 
 
 @dataclass
@@ -133,7 +124,8 @@ _PURPOSES: Final = tuple(
 )
 
 
-def _share(macs: int, examples: int) -> int:
+def share(macs: int, examples: int) -> int:
+    """MACs of one example of a batch."""
     # up, so that no work is free because its share of one example is small
     return -(-macs // examples)
 

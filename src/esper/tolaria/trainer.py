@@ -33,6 +33,7 @@ from esper.tolaria.observed import ObservedStep
 from esper.tolaria.order import Untouched
 from esper.tolaria.rng import Streams
 from esper.tolaria.setup import PRECISIONS, Criterion, GrowthTask, MakeSetup, TrainerConfig
+from esper.tolaria.work import StepMacs, count_step
 
 Floats = npt.NDArray[np.float64]
 
@@ -90,6 +91,8 @@ class Trainer:
         """slot -> time of birth of its live seed, epochs."""
         self.past_births: list[float] = []
         self._macs: Macs | None = None
+        self._step_counted: tuple[tuple[tuple[str, ...], tuple[bool, ...]], StepMacs] | None = None
+        """A step's MACs, and what they were counted for: who learns behind the host, and what learns at all."""
         self.untouched = Untouched()
         """Asked before seeds are taught; it knows of what is watched in a loop of the user's own."""
         self.on_backward: Callable[[], None] | None = None
@@ -111,14 +114,14 @@ class Trainer:
             group |= {rates.HOST_GROUP: number, rates.MULTIPLE: multiple}
             rates.follow(self.optimizer)
         self.births[slot] = float(self.completed)
-        self._macs = None
+        self._macs = self._step_counted = None
 
     def release(self, slot: str, seed_id: str) -> None:
         """Forget a pruned seed: its parameter group, its schedule, and book what it cost as discarded."""
         surgery.remove_seed_group(self.optimizer, slot)
         self.past_births.append(self.births.pop(slot))
         self.ledger.discard(seed_id)
-        self._macs = None
+        self._macs = self._step_counted = None
 
     @property
     def macs(self) -> Macs:
@@ -179,7 +182,7 @@ class Trainer:
         self.ledger = Ledger.load(plain["ledger"])
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(plain["scaler"])
-        self._macs = None
+        self._macs = self._step_counted = None
 
     def rewind(self, state: Mapping[str, Any]) -> None:
         """:meth:`load` an earlier state; rates that somebody else moves stay where they are."""
@@ -207,7 +210,7 @@ class Trainer:
                 self.adopt(slot_id)
             elif slot.state is not None:
                 slot.clear()
-        self._macs = None
+        self._macs = self._step_counted = None
 
     def _seed_named(self, slot: str) -> list[tuple[str, nn.Parameter]]:
         return list(self.model.slots[slot].named_parameters())
@@ -399,23 +402,20 @@ class Trainer:
         return bool(torch.isfinite(norms).all())
 
     def _charge_training(self, examples: int, probing: Sequence[str]) -> None:
-        macs = self.macs
-        taken = {slot: n for slot, n in macs.inside.items() if slot not in probing}
-        forward = macs.forward - sum(macs.inside[slot] for slot in probing)
-        self._charge("train_forward", examples, forward, taken)
-        self._charge("train_backward", examples, ledger.backward(forward), {s: 2 * n for s, n in taken.items()})
-        for slot in probing:
-            seed, behind = (
-                macs.inside[slot],
-                macs.behind[slot]
-                - sum(macs.inside[other] for other in probing if other != slot and other in self._behind(slot)),
-            )
-            work = seed + behind + ledger.backward(seed, passed=behind)
+        step = self._step_macs(tuple(probing))
+        self._charge("train_forward", examples, step.forward, dict(step.inside))
+        self._charge("train_backward", examples, step.backward, step.backward_inside())
+        for slot, work in step.probe.items():
             self._charge("probe", examples, work, {slot: work})
 
-    def _behind(self, slot: str) -> list[str]:
-        order = list(self.model.slots)
-        return order[order.index(slot) + 1 :]
+    def _step_macs(self, probing: tuple[str, ...]) -> StepMacs:
+        """MACs of a step in the present topology, counted anew where it, or what learns, is another."""
+        learning = tuple(parameter.requires_grad for parameter in self.model.parameters())
+        if self._step_counted is None or self._step_counted[0] != (probing, learning):
+            with self.as_trained():
+                counted = count_step(self.model, lambda: self._run(self.setup.sample), len(self.setup.sample), probing)
+            self._step_counted = (probing, learning), counted
+        return self._step_counted[1]
 
     def _charge(self, purpose: str, examples: int, each: int, seeds: dict[str, int] | None = None) -> None:
         ids = {slot_id: slot.state.seed_id for slot_id, slot in self.model.slots.items() if slot.state is not None}
