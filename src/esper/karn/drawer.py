@@ -10,13 +10,14 @@ from esper.karn.plain import shown
 from esper.karn.schema import Action, EnvironmentDetail, Seed, Slot
 from esper.karn.words import GLYPHS, asked
 from esper.karn.words import figure as number
+from esper.leyline import visible
 
 _BARS = "▁▂▃▄▅▆▇█"
 
 
 def drawer_text(detail: EnvironmentDetail, unit: str = "") -> str:
     """Everything known of one environment, the worst first."""
-    return "\n".join(_lines(detail, unit))
+    return "\n".join(map(visible, _lines(detail, unit)))
 
 
 def sparkline(curve: Curve) -> str:

@@ -5,14 +5,15 @@ The same evidence gives the same SVG bytes: fixed identifiers, no date, text as 
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Final
 
 from esper.karn.evidence import RunEvidence, SeedLife, Track
 from esper.karn.results import STATIC
-from esper.leyline import MissingExtraError
+from esper.leyline import MissingExtraError, visible
+from esper.leyline.files import Folder
 
 STAGE_COLOURS: Final = {
     "GERMINATED": "#f0e442",
@@ -47,8 +48,8 @@ STYLE: Final[dict[Any, Any]] = {
 }
 
 
-def draw(evidence: RunEvidence, folder: Path) -> list[str]:
-    """Draw what the evidence has data for, as SVG and PNG, and return the figures' names.
+def draw(evidence: RunEvidence, report: Folder) -> list[str]:
+    """Draw what the evidence has data for, as SVG and PNG in ``report``'s folder ``figures``, and return their names.
 
     The episode shown is the one of the growing arm with the best validation result, said in each title.
     """
@@ -65,14 +66,15 @@ def draw(evidence: RunEvidence, folder: Path) -> list[str]:
         for life in evidence.seeds
         if (life.env_id, life.episode, life.arm) == (shown.env_id, shown.episode, shown.arm)
     }
-    folder.mkdir(parents=True, exist_ok=True)
     names = []
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(STYLE), report.folder("figures", make=True) as folder:
         for name, painter in (("course", _course), ("contribution", _contribution), ("alpha", _alpha)):
             figure = Figure(figsize=(8.0, 4.6), dpi=144, facecolor="white", layout="constrained")
             if painter(figure, evidence, shown, lives):
-                figure.savefig(folder / f"{name}.svg", metadata={"Date": None, "Creator": None})
-                figure.savefig(folder / f"{name}.png", metadata={"Software": None})
+                for kind, about in (("svg", {"Date": None, "Creator": None}), ("png", {"Software": None})):
+                    drawn = io.BytesIO()
+                    figure.savefig(drawn, format=kind, metadata=about)
+                    folder.write(f"{name}.{kind}", drawn.getvalue())
                 names.append(name)
     return names
 
@@ -142,7 +144,7 @@ def _swimlanes(axes: Any, track: Track, slots: list[str]) -> None:
             if length >= 0.1 * last:
                 box = {"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 1.2}
                 axes.text(since + length / 2, row, stage.lower(), ha="center", va="center", fontsize=7.5, bbox=box)
-    axes.set_yticks(range(len(slots)), slots)
+    axes.set_yticks(range(len(slots)), list(map(visible, slots)))
     axes.set_ylim(len(slots) - 0.4, -0.6)
     dress(axes, "", "", grid=False)
 
@@ -215,7 +217,7 @@ def _label_ends(axes: Any, labels: list[tuple[int, float, str, str]]) -> None:
         at = max(y, below + room)
         below = at
         axes.annotate(
-            text,
+            visible(text),
             (x, y),
             xytext=(x, at),
             textcoords="data",
@@ -242,5 +244,5 @@ def dress(axes: Any, ylabel: str, title: str, grid: bool = True) -> None:
     if grid:
         axes.grid(True, axis="y", color=GRID, linewidth=0.8)
         axes.set_axisbelow(True)
-    axes.set_ylabel(ylabel)
-    axes.set_title(title, loc="left", fontsize=11)
+    axes.set_ylabel(visible(ylabel))
+    axes.set_title(visible(title), loc="left", fontsize=11)

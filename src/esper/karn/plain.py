@@ -10,6 +10,7 @@ from esper.karn.parts import Figure
 from esper.karn.schema import Chip, EnvironmentRow, HostVitals, Pulse, RunHeader, Snapshot
 from esper.karn.words import ABSENT, duration
 from esper.karn.words import figure as number
+from esper.leyline import visible
 
 FEED_SHOWN = 20
 LEADERS_SHOWN = 5
@@ -17,7 +18,7 @@ LEADERS_SHOWN = 5
 
 def render(snapshot: Snapshot, wanted: Filter | None = None) -> str:
     """The whole snapshot as text, environments and events limited to those that ``wanted`` matches."""
-    return "\n".join(_lines(snapshot, wanted or Filter("", ()))) + "\n"
+    return "\n".join(map(visible, _lines(snapshot, wanted or Filter("", ())))) + "\n"
 
 
 def shown(value: Figure | Any, unit: str = "", epoch: int | Any = None) -> str:

@@ -20,7 +20,8 @@ from esper.karn.schema import Damage
 from esper.karn.source import damage_of, report_damage
 from esper.karn.words import ABSENT, duration, figure
 from esper.leyline import DataError, MissingExtraError, TelemetryEvent
-from esper.leyline.files import write_atomically
+from esper.leyline.files import Folder
+from esper.leyline.text import ascii_json, visible
 from esper.nissa.reader import read_journal
 
 REPORT_SCHEMA = 1
@@ -39,28 +40,26 @@ def write_report(directory: str | Path, *, figures: bool | None = None) -> Path:
     evidence, damage = read_evidence(directory)
     if not evidence.events:
         raise DataError(f"{directory}: the journal holds no event yet, there is nothing to report")
-    out = directory / "report"
-    out.mkdir(exist_ok=True)
     drawn: list[str] = []
     missing = ""
-    if figures is not False:
-        try:
-            from esper.karn.figures import draw
+    with Folder.open(directory) as run, run.folder("report", make=True) as out:
+        if figures is not False:
+            try:
+                from esper.karn.figures import draw
 
-            drawn = draw(evidence, out / "figures")
-        except MissingExtraError as error:
-            if figures:
-                raise
-            missing = str(error)
-    write_atomically(out / "report.json", encode_report(evidence, damage))
-    path = out / "report.md"
-    write_atomically(path, markdown(evidence, damage, drawn, missing).encode())
-    return path
+                drawn = draw(evidence, out)
+            except MissingExtraError as error:
+                if figures:
+                    raise
+                missing = str(error)
+        out.write("report.json", encode_report(evidence, damage))
+        out.write("report.md", markdown(evidence, damage, drawn, missing).encode())
+    return directory / "report" / "report.md"
 
 
 def read_evidence(directory: str | Path) -> tuple[RunEvidence, list[Damage]]:
     """Evidence of the run in ``directory``, up to where its journal can be read, and what stood against more."""
-    reading = read_journal(directory)
+    reading = read_journal(directory, validate=True)
     problems: list[Damage] = []
 
     def events() -> Iterator[TelemetryEvent]:
@@ -77,13 +76,13 @@ def encode_report(evidence: RunEvidence, damage: Sequence[Damage]) -> bytes:
     """``report.json``: deterministic, non-finite values by name, unmeasured ones left out."""
     plain = msgspec.to_builtins(evidence, str_keys=True)
     content = wire_safe({"schema": REPORT_SCHEMA, "damage": msgspec.to_builtins(list(damage)), **_without_none(plain)})
-    return msgspec.json.format(msgspec.json.encode(content, order="deterministic"), indent=2) + b"\n"
+    return ascii_json(msgspec.json.format(msgspec.json.encode(content, order="deterministic"), indent=2)) + b"\n"
 
 
 def markdown(evidence: RunEvidence, damage: Sequence[Damage], drawn: Sequence[str], missing: str = "") -> str:
     """``report.md``."""
     run = evidence.run
-    title = f"# {run.get('task', 'Run')} · {run.get('policy', 'unknown policy')}"
+    title = f"# {_text(run.get('task', 'Run'))} · {_text(run.get('policy', 'unknown policy'))}"
     parts = [title, _opening(evidence), *_warnings(evidence, damage), "## Result", result_table(evidence.table)]
     parts += _difference_lines(evidence.table)
     parts += ["## What was grown", _seed_table(evidence.seeds)]
@@ -96,9 +95,10 @@ def markdown(evidence: RunEvidence, damage: Sequence[Damage], drawn: Sequence[st
 
 def result_table(table: EndTable) -> str:
     """Markdown table of the arms, means over episodes with 95 % t intervals."""
-    unit = f" ({table.unit})" if table.unit else ""
+    unit = f" ({_text(table.unit)})" if table.unit else ""
+    metric = _text(table.metric)
     head = [
-        f"| arm | episodes | test {table.metric}{unit} | validation | parameters | total MACs | seeds kept | time |",
+        f"| arm | episodes | test {metric}{unit} | validation | parameters | total MACs | seeds kept | time |",
         "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     rows = [
@@ -111,17 +111,17 @@ def result_table(table: EndTable) -> str:
 
 
 def _difference_lines(table: EndTable) -> list[str]:
-    lines = [f"- {difference_line(difference, table)}" for difference in table.differences]
+    lines = [f"- {_text(difference_line(difference, table))}" for difference in table.differences]
     note = "Positive means better. Every MAC is counted: training, probes, counterfactuals, discarded seeds."
     return ["\n".join(lines), note] if lines else ["There is no other arm to compare with."]
 
 
 def _opening(evidence: RunEvidence) -> str:
     run, end = evidence.run, evidence.end
-    sizes = ", ".join(f"{figure(count)} {name}" for name, count in run.get("examples", {}).items())
-    state = f"Run {run.get('run_id', 'of unknown id')}"
-    state += f" {end['status']} after {duration(end.get('seconds', 0.0))}" if end else " has no end event"
-    why = f" ({end['reason']})" if end and end.get("reason") else ""
+    sizes = ", ".join(f"{figure(count)} {_text(name)}" for name, count in run.get("examples", {}).items())
+    state = f"Run {_text(run.get('run_id', 'of unknown id'))}"
+    state += f" {_text(end['status'])} after {duration(end.get('seconds', 0.0))}" if end else " has no end event"
+    why = f" ({_text(end['reason'])})" if end and end.get("reason") else ""
     host = f" The host has {figure(run['host_parameters'])} parameters." if "host_parameters" in run else ""
     return f"{state}{why}. {figure(evidence.events)} events.{f' Examples: {sizes}.' if sizes else ''}{host}"
 
@@ -158,14 +158,16 @@ def _cost(seed: SeedLife) -> str:
     return figure(seed.removal_cost) + (f" (se {figure(seed.removal_cost_se)})" if seed.removal_cost_se else "")
 
 
-def _text(value: str | None) -> str:
-    """Free text inside a table cell: no markup of its own, no new cell, no new line."""
+def _text(value: object) -> str:
+    """Free text: no markup or link of its own, no new cell, no new line, nothing hidden."""
     if value is None:
         return ABSENT
-    flat = " ".join(str(value).split())
-    for mark in "\\`*_[]|#":
+    flat = visible(" ".join(str(value).split()))
+    for mark in "\\`*_[]|#~$":
         flat = flat.replace(mark, "\\" + mark)
-    return flat.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    for mark, name in (("&", "amp"), ("<", "lt"), (">", "gt"), ("://", "#58;//"), ("@", "#64"), ("www.", "#119;ww.")):
+        flat = flat.replace(mark, f"&{name}" if ";" in name else f"&{name};")
+    return flat
 
 
 def _whole(value: float | None) -> str:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from typing import Final
 
 import msgspec
 
 from esper.karn.state import EpisodeRecord, RunFold
-from esper.karn.stats import Interval, interval
+from esper.karn.stats import Interval, interval, total
 from esper.karn.words import ABSENT
+from esper.leyline import visible
 
 STATIC: Final = "static"
 """The arm that others are compared with when it is there."""
@@ -71,7 +71,7 @@ class EndTable(msgspec.Struct, omit_defaults=True):
             return "No episode has ended."
         widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
         lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in (head, *rows)]
-        return "\n".join([*lines, *(difference_line(difference, self) for difference in self.differences)])
+        return "\n".join(map(visible, [*lines, *(difference_line(each, self) for each in self.differences)]))
 
 
 def end_table(episodes: Sequence[EpisodeRecord], run: RunFold) -> EndTable:
@@ -167,4 +167,4 @@ def _known(values: Iterable[float | None]) -> list[float]:
 
 def _mean(values: Iterable[float | int | None]) -> float | None:
     known = _known(values)
-    return math.fsum(known) / len(known) if known else None
+    return total(known) / len(known) if known else None

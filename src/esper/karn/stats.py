@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
@@ -27,12 +27,21 @@ def interval(values: Sequence[float], confidence: float = 0.95) -> Interval | No
     n = len(values)
     if n == 0:
         return None
-    mean = math.fsum(values) / n
+    mean = total(values) / n
     if n == 1 or not math.isfinite(mean):
         return Interval(mean, n)
-    spread = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1))
+    spread = math.sqrt(total((value - mean) * (value - mean) for value in values) / (n - 1))
     half = t_quantile(0.5 + confidence / 2, n - 1) * spread / math.sqrt(n)
     return Interval(mean, n, mean - half, mean + half)
+
+
+def total(values: Iterable[float]) -> float:
+    """Their sum, rounded once; infinite where floats have no room for it."""
+    listed = list(values)
+    try:
+        return math.fsum(listed)
+    except (OverflowError, ValueError):  # ValueError: infinities of both signs
+        return sum(listed, 0.0)
 
 
 def t_quantile(p: float, freedom: int) -> float:

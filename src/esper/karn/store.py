@@ -23,7 +23,9 @@ from esper.karn.parts import wire_safe
 from esper.karn.schema import Damage
 from esper.karn.source import damage_of, report_damage
 from esper.karn.words import ABSENT, figure, moment
-from esper.leyline import DataError, MissingExtraError, UsageError
+from esper.leyline import DataError, MissingExtraError, UsageError, visible
+from esper.leyline.decoding import told
+from esper.leyline.text import ascii_json
 from esper.nissa.reader import read_journal
 
 _COLUMNS: Final = {
@@ -129,7 +131,8 @@ class Result:
     def text(self) -> str:
         """An aligned table for a terminal."""
         head = self.columns
-        cells = [head, *([_cell(*cell) for cell in zip(row, head, strict=True)] for row in self.rows)]
+        rows = [head, *([_cell(*cell) for cell in zip(row, head, strict=True)] for row in self.rows)]
+        cells = [[visible(cell) for cell in row] for row in rows]
         widths = [max(len(row[i]) for row in cells) for i in range(len(self.columns))]
         lines = [
             "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells
@@ -137,20 +140,23 @@ class Result:
         lines.insert(1, "  ".join("-" * width for width in widths))
         return "\n".join(lines) + f"\n({len(self.rows)} row{'s' if len(self.rows) != 1 else ''})\n"
 
-    def csv(self) -> str:
-        """CSV; an unmeasured value is an empty cell, NaN is ``NaN``."""
+    def csv(self, exact: bool = True) -> str:
+        """CSV; an unmeasured value is an empty cell, NaN is ``NaN``. What is not ``exact`` is fit for a terminal."""
+        spelled = _spelled if exact else lambda value: visible(_spelled(value))
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
-        writer.writerow(self.columns)
-        writer.writerows([["" if value is None else _spelled(value) for value in row] for row in self.rows])
+        writer.writerow(map(spelled, self.columns))
+        writer.writerows([["" if value is None else spelled(value) for value in row] for row in self.rows])
         return out.getvalue()
 
     def json(self) -> str:
         """One object per line; an unmeasured value has no key."""
         encoder = msgspec.json.Encoder(enc_hook=str, decimal_format="number")
         return "".join(
-            encoder.encode(
-                {name: wire_safe(value) for name, value in zip(self.columns, row, strict=True) if value is not None}
+            ascii_json(
+                encoder.encode(
+                    {name: wire_safe(value) for name, value in zip(self.columns, row, strict=True) if value is not None}
+                )
             ).decode()
             + "\n"
             for row in self.rows
@@ -198,10 +204,14 @@ class SqlStore:
         """Run ``sql``. Raises ``UsageError`` with DuckDB's first line when it cannot be run."""
         try:
             answer = self._connection.execute(sql)
-            columns = [column[0] for column in answer.description or []]
+            if answer is None:
+                raise UsageError("query: there is no statement in it")
+            columns = _different([column[0] for column in answer.description or []])
             return Result(columns, answer.fetchall() if columns else [])
         except self._duckdb.Error as error:
-            raise UsageError(f"query: {str(error).strip().splitlines()[0]}") from None
+            raise UsageError(f"query: {_first_line(error)}") from None
+        except (ArithmeticError, ValueError) as error:  # a value that Python has no room for, such as a year 20000
+            raise UsageError(f"query: {_first_line(error)}") from None
 
     def parquet(self, sql: str, path: str | Path) -> int:
         """Write the answer to a Parquet file and return its rows. Raises :class:`MissingExtraError` without pyarrow."""
@@ -221,13 +231,14 @@ class SqlStore:
         self._connection.execute(f"CREATE TABLE events (row_id BIGINT, run_id VARCHAR, {names})")
         described = ", ".join(f"{name}: '{kind}'" for name, kind in _COLUMNS.items())
         for directory in directories:
+            statement = f"""INSERT INTO events BY NAME
+                SELECT row_number() OVER () AS row_id, ? AS run_id, * FROM read_json(?,
+                  format = 'newline_delimited', columns = {{{described}}}, maximum_object_size = 67108864)"""
             with _committed(directory, self.damage) as path:
-                self._connection.execute(
-                    f"""INSERT INTO events BY NAME
-                        SELECT row_number() OVER () AS row_id, ? AS run_id, * FROM read_json(?,
-                          format = 'newline_delimited', columns = {{{described}}}, maximum_object_size = 67108864)""",
-                    [directory.name, str(path)],
-                )
+                try:
+                    self._connection.execute(statement, [directory.name, str(path)])
+                except self._duckdb.Error as error:
+                    raise DataError(f"{directory}: {_first_line(error)}") from None
         self._connection.execute("UPDATE events SET severity = coalesce(severity, 'info'), data = coalesce(data, '{}')")
 
 
@@ -240,6 +251,7 @@ def _committed(directory: Path, damage: list[Damage]) -> Iterator[Path]:
         with os.fdopen(handle, "wb") as file:
             try:
                 for batch in reading.batches():
+                    batch.events()  # DuckDB takes an object for an event whatever is in it
                     body = batch.body
                     file.write(
                         body if batch.kept == batch.count else b"".join(body.splitlines(keepends=True)[: batch.kept])
@@ -254,6 +266,22 @@ def _committed(directory: Path, damage: list[Damage]) -> Iterator[Path]:
 
 _MOMENTS: Final = frozenset({"timestamp", "started", "ended"})
 """Columns of the views that hold seconds since 1970: a table shows them as dates, CSV and JSON as they are."""
+
+
+def _first_line(error: Exception) -> str:
+    return told((str(error).strip() or type(error).__name__).splitlines()[0])
+
+
+def _different(names: Sequence[str]) -> list[str]:
+    """Names of columns, the second ``a`` as ``a_1``: no form of an answer has two of one name."""
+    found: dict[str, None] = {}
+    for name in names:
+        number, other = 0, name
+        while other in found or (number and other in names):
+            number += 1
+            other = f"{name}_{number}"
+        found[other] = None
+    return list(found)
 
 
 def _cell(value: Any, column: str) -> str:

@@ -19,7 +19,7 @@ from esper.karn.replay import ReadProgress
 from esper.karn.schema import EnvironmentRow, Snapshot
 from esper.karn.watch import RunWatch
 from esper.karn.words import duration
-from esper.leyline import DataError, MissingExtraError, UsageError
+from esper.leyline import DataError, MissingExtraError, UsageError, visible
 
 try:
     from rich.segment import Segment
@@ -118,7 +118,7 @@ class BoardView(ScrollView, can_focus=False):
             return Strip.blank(self.size.width, GROUND)
         row, chosen = content
         segments = [Segment(">" if chosen else " ", PLAIN)]
-        segments += [Segment(text, STYLES.get(style, PLAIN)) for text, style in row_pieces(row)]
+        segments += [Segment(visible(text), STYLES.get(style, PLAIN)) for text, style in row_pieces(row)]
         strip = Strip(segments).crop_extend(self.scroll_offset.x, self.scroll_offset.x + self.size.width, PLAIN)
         return strip.apply_style(CHOSEN if chosen else GROUND)
 
@@ -249,14 +249,14 @@ class Overwatch(App[None]):
         if self.pane == "events":
             items = [item for item in shot.feed if self.wanted.item(item)]
             lines = [f"[{item.severity}] {_place(item)}{item.text}" for item in reversed(items)]
-            return "\n".join([f"EVENTS  {len(items)} of {len(shot.feed)}, newest first", *lines])
+            return "\n".join([f"EVENTS  {len(items)} of {len(shot.feed)}, newest first", *map(visible, lines)])
         chosen = self.query_one(BoardView).chosen
         if chosen is None:
             return "no environment yet"
         try:
             return drawer_text(self.viewer.detail(chosen), shot.run.unit)
         except UsageError as gone:
-            return str(gone)
+            return visible(gone)
 
     def _show_pane(self, pane: str | None) -> None:
         self.pane = pane
@@ -305,7 +305,7 @@ class Overwatch(App[None]):
         try:
             self.wanted = parse(event.value)
         except UsageError as problem:
-            self.query_one("#foot", Words).show(str(problem))
+            self.query_one("#foot", Words).show(visible(problem))
             return
         self._stop_asking()
         self.paint()
@@ -364,7 +364,7 @@ class Overwatch(App[None]):
         try:
             move(self.viewer.replay())
         except DataError as problem:
-            self.query_one("#foot", Words).show(str(problem))
+            self.query_one("#foot", Words).show(visible(problem))
             return
         self.advance()
 
@@ -390,7 +390,7 @@ def head_text(shot: Snapshot) -> str:
     lost = sum(drop.count for drop in shot.drops)
     if lost or shot.missing:
         lines.append(f"LOST  {lost} dropped, {shot.missing} missing from the sequence")
-    return "\n".join(lines)
+    return "\n".join(map(visible, lines))
 
 
 def run_tui(directory: str | Path, *, replay: bool = False, progress: ReadProgress | None = None) -> None:

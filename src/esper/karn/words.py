@@ -49,6 +49,8 @@ def figure(value: Any) -> str:
 
 def duration(seconds: float) -> str:
     """``41 s``, ``3 min 5 s``, ``2 h 10 min``, ``415 d 15 h``."""
+    if not -1e11 < seconds < 1e11:  # nor NaN
+        return f"{figure(seconds)} s"
     whole = int(seconds)
     if whole < 100:
         return f"{whole} s"

@@ -11,13 +11,12 @@ from typing import IO, Any, Final
 from rich.console import Console
 from rich.text import Text
 
-from esper.leyline import SEVERITIES, TelemetryEvent
+from esper.leyline import SEVERITIES, TelemetryEvent, visible
 from esper.leyline import TelemetryEventType as T
 
 PROGRESS_SECONDS: Final = 10.0
 """Where there is no terminal to keep a progress line on, one is printed this often."""
 
-_CONTROL: Final = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))}
 _PLAIN: Final = str.maketrans({"·": "|", "→": ">", "✗": "x", "✓": "+", "–": "-", "±": "+-", "×": "x"})
 _SEVERITY_STYLE: Final = {"debug": "dim", "info": "", "warning": "yellow", "error": "bold red", "critical": "bold red"}
 
@@ -129,7 +128,7 @@ class ConsoleSink:
     def _line(self, pieces: list[Piece]) -> Text:
         line = Text()
         for text, style in pieces:
-            shown = text.translate(_CONTROL)
+            shown = visible(text)
             if not self._utf8:
                 shown = shown.translate(_PLAIN).encode("ascii", "backslashreplace").decode()
             line.append(shown, style or None)

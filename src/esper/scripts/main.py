@@ -7,7 +7,7 @@ from collections.abc import Callable
 from importlib import import_module
 
 from esper._version import __version__
-from esper.leyline import EsperError, unknown
+from esper.leyline import EsperError, unknown, visible
 from esper.run.stopping import Stopped, as_program
 
 COMMANDS = {
@@ -62,7 +62,7 @@ def guarded(run: Callable[[], int]) -> int:
     try:
         return run()
     except (EsperError, Stopped) as error:
-        print(f"esper: {error}", file=sys.stderr)
+        print(f"esper: {visible(error)}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("esper: interrupted; what was committed so far stays readable", file=sys.stderr)
@@ -71,7 +71,7 @@ def guarded(run: Callable[[], int]) -> int:
         sys.stderr.close()
         return 0
     except OSError as error:
-        print(f"esper: {error}", file=sys.stderr)
+        print(f"esper: {visible(error)}", file=sys.stderr)
         return 1
 
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from esper.karn.mirror import mirror
 from esper.karn.runs import resolve_run
 from esper.karn.trackers import TRACKERS
+from esper.leyline import visible
 from esper.nissa.rundir import RunDirectory
 from esper.scripts.cli import Parser
 
@@ -35,6 +36,10 @@ def main(argv: Sequence[str]) -> int:
     settings = {name: setting.value for name, setting in run.manifest.config.items()}
     tracker = TRACKERS[given.to](run.path, run.run_id, settings, given.into)
     print(f"{given.to}: {tracker.place}", flush=True)
-    points = mirror(run.path, tracker, follow=given.follow, note=lambda text: print(f"esper: {text}", file=sys.stderr))
+    points = mirror(run.path, tracker, follow=given.follow, note=_note)
     print(f"{points} points")
     return 0
+
+
+def _note(text: str) -> None:
+    print(f"esper: {visible(text)}", file=sys.stderr)

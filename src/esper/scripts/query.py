@@ -9,6 +9,7 @@ from pathlib import Path
 
 from esper.karn.runs import resolve_run
 from esper.karn.store import SqlStore
+from esper.leyline import visible
 from esper.scripts.cli import Parser
 
 
@@ -29,12 +30,15 @@ def main(argv: Sequence[str]) -> int:
     arguments = build_parser().parse_args(argv)
     with SqlStore([resolve_run(arguments.run)]) as store:
         for problem in store.damage:
-            print(f"esper: {problem.text}", file=sys.stderr)
+            print(f"esper: {visible(problem.text)}", file=sys.stderr)
         if arguments.parquet is not None:
             rows = store.parquet(arguments.sql, arguments.parquet)
             print(f"{rows} rows in {arguments.parquet}")
             return 0
         result = store.query(arguments.sql)
-    text = result.csv() if arguments.csv else result.json() if arguments.json else result.text()
+    if arguments.csv:
+        text = result.csv(exact=not sys.stdout.isatty())
+    else:
+        text = result.json() if arguments.json else result.text()
     sys.stdout.write(text if text.endswith("\n") else f"{text}\n")
     return 0

@@ -13,6 +13,7 @@ from esper.karn.evidence import SeedLife
 from esper.karn.report import read_evidence, write_report
 from esper.karn.results import EndTable, difference_line, with_interval
 from esper.karn.words import ABSENT, duration
+from esper.leyline import visible
 
 SEEDS_SHOWN = 12
 PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
@@ -24,7 +25,7 @@ def print_summary(directory: Path, console: Console) -> None:
     console.print()
     console.print(arms_table(evidence.table))
     for difference in evidence.table.differences:
-        console.print(Text(difference_line(difference, evidence.table)), soft_wrap=True)
+        console.print(Text(visible(difference_line(difference, evidence.table))), soft_wrap=True)
     grown = [seed for seed in evidence.seeds if evidence.table.arms and seed.arm == evidence.table.arms[0].arm]
     if grown:
         console.print()
@@ -32,7 +33,7 @@ def print_summary(directory: Path, console: Console) -> None:
         if len(grown) > SEEDS_SHOWN:
             console.print(Text(f"{len(grown) - SEEDS_SHOWN} more stand in the report.", style="dim"))
     for problem in damage:
-        console.print(Text(f"journal: {problem.text}", style="yellow"), soft_wrap=True)
+        console.print(Text(visible(f"journal: {problem.text}"), style="yellow"), soft_wrap=True)
     report = write_report(directory)
     console.print()
     places = [("run", directory), ("report", report)]
@@ -47,13 +48,15 @@ def arms_table(table: EndTable) -> Table:
     unit = f" ({table.unit})" if table.unit else ""
     episodes = max((arm.episodes for arm in table.arms), default=0)
     title = f"test {table.metric}{unit}, means over {episodes} episode{'s' * (episodes != 1)} with 95 % intervals"
-    view = Table(box=box.SIMPLE_HEAD, title=title, title_style="dim", title_justify="left", pad_edge=False)
+    view = Table(
+        box=box.SIMPLE_HEAD, title=Text(visible(title)), title_style="dim", title_justify="left", pad_edge=False
+    )
     view.add_column("arm", style="bold", no_wrap=True)
     for heading in ("test", "params", "MACs/pass", "spent", "kept", "time"):
         view.add_column(heading, justify="right", no_wrap=True)
     for arm in table.arms:
         view.add_row(
-            arm.arm,
+            Text(visible(arm.arm)),
             with_interval(arm.test),
             ABSENT if arm.parameters is None else f"{arm.parameters:,.0f}",
             short(arm.inference_macs),
@@ -75,11 +78,11 @@ def seeds_table(seeds: list[SeedLife], unit: str) -> Table:
         ended = "" if seed.end_epoch is None else f"–{seed.end_epoch}"
         view.add_row(
             str(seed.episode),
-            seed.slot,
-            seed.blueprint or "?",
+            Text(visible(seed.slot)),
+            Text(visible(seed.blueprint or "?")),
             began + ended,
             Text(seed.outcome, style=styles.get(seed.outcome, "yellow")),
-            Text(_why(seed, unit)),
+            Text(visible(_why(seed, unit))),
         )
     return view
 
