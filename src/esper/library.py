@@ -6,7 +6,8 @@ torch.save(result.model.state_dict(), "grown.pt")
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,7 +20,9 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from esper.karn.evidence import RunEvidence
 from esper.karn.report import markdown, read_evidence, write_report
+from esper.kasmina.exposure import Exposure
 from esper.kasmina.growing import Sites
+from esper.kasmina.leaving import leave
 from esper.kasmina.trial import modes_kept
 from esper.leyline import EnvView, GateThresholds, Policy, TelemetryEventType, UsageError
 from esper.run.checks import check_optimizer, made, whole
@@ -36,12 +39,13 @@ from esper.tasks.answers import Accuracy
 from esper.tasks.loader import LoaderBatches
 from esper.tasks.losses import OwnLoss
 from esper.tasks.metrics import MetricChoice, Scored
+from esper.tolaria.alone import host_alone
 from esper.tolaria.engine import ModuleEngine
 from esper.tolaria.executor import EpisodeResult, Executor, StepReport
 from esper.tolaria.observed import ObservedStep
-from esper.tolaria.rates import Schedulers, follow, innermost
+from esper.tolaria.rates import Schedulers, follow, innermost, rates_kept
 from esper.tolaria.setup import Forward, call
-from esper.tolaria.surgery import BASE_RATE
+from esper.tolaria.surgery import join_seeds
 
 __all__ = ["Accuracy", "Budget", "GateThresholds", "GrowResult", "Grower", "OwnChoices", "Scored", "grow"]
 
@@ -110,14 +114,13 @@ def grow(  # noqa: PLR0913
         check_optimizer(model, optimizer)
     own = OwnModel.of(model, _splits(val, test), choices, optimizer)
     own = replace(own, setup=replace(own.setup, batches=LoaderBatches(train, device=own.device)))
-    for group in own.setup.optimizer.param_groups:
-        group[BASE_RATE] = float(group["lr"])  # where a scheduler has brought it, not where that began
     decider = chosen_policy(policy)
     opening, delivery = _opening(own, decider, run_dir), _Delivery()
     executor = delivery.executor = own.executor(opening.sink.emit)
     episodes = Episodes(executor, {decider.name: decider}, EpisodePlan(1, choices.budget.epochs, seed))
     opening = _kept(opening, own.subject(decider, seed), choices.budget.checkpoint_every, resume)
-    with modes_kept(model), delivery.outlasting(opening, episodes):
+    optimizer = own.setup.optimizer
+    with _leaving(model, optimizer), rates_kept(optimizer), modes_kept(model), delivery.outlasting(opening, episodes):
         for (result,), _ in episodes:
             delivery.write(result)
     return delivery.result()
@@ -140,6 +143,8 @@ class Grower:
     around them, and ``seed_lr_multiplier`` times its rate at every step, however you move it: a scheduler, or by hand.
     ``budget.epochs`` is the most epochs that you will train; leave the block earlier whenever you like. The model is
     then the best that was validated, in place and as ``result.model``, also where an error or Ctrl-C ends the block.
+    In place it is a plain model with what was kept built in, ready to be trained on or grown again: the optimizer holds
+    its parameters, those of seeds in the group that they grew beside, so that schedulers go on too.
 
     Within, ``model.parameters()`` gives the seeds too: ``clip_grad_norm_`` and ``model.zero_grad()`` reach them.
     Do to the loss what you would: scale it (``GradScaler``), share it out over micro-batches, add several of them up,
@@ -175,6 +180,10 @@ class Grower:
         self._loop = OwnLoop(self._own.executor(self._opening.sink.emit), self._policy, choices.budget.epochs)
         self._delivery = _Delivery()
         self._entered = False
+        self._exposures: list[Exposure] = []
+        self._saved = False
+        """Whether the run was saved since the last batch."""
+        self._told = False
         self._schedulers = Schedulers(self._optimizer)
         self._stack = ExitStack()
 
@@ -199,6 +208,7 @@ class Grower:
             raise UsageError(
                 "grower.state_dict() between loss() and after_backward(): call it before the batch, or after the step"
             )
+        self._saved = True
         session = self._delivery.session
         about = CheckpointInfo(LIBRARY, {}, self._subject, tuple(self._loop.remarks()))
         shot = Snapshot.of(session, about, self._loop.state(), self._loop.least())
@@ -226,13 +236,15 @@ class Grower:
     def __enter__(self) -> Self:
         loop = self._loop
         with ExitStack() as stack:
+            stack.enter_context(_leaving(self._own.setup.host, self._optimizer, self._exposures))
             self._delivery.executor = loop.executor
             stack.enter_context(self._delivery.outlasting(self._opening, loop))
             if self._opening.past is None:
                 loop.begin()
             trainer = loop.trainer
             stack.enter_context(trainer.untouched.watching(trainer.model.host_parameters()))
-            stack.enter_context(trainer.model.exposed())
+            self._exposures.append(stack.enter_context(trainer.model.exposed()))
+            stack.enter_context(host_alone(self._optimizer))
             self._untaught = False
             self._stepped = False
             self._shielded: list[str] = []
@@ -251,6 +263,7 @@ class Grower:
             self._stack.__exit__(kind, error, trace)
             return
         with self._stack:
+            self._tell_left_out()
             self._delivery.write(self._loop.finish())
             epoch = self._loop.views[0].epoch
             if self._loop.under_way and epoch == 0:
@@ -314,6 +327,7 @@ class Grower:
         """Validate and judge. What the policy makes of it is done before the next epoch's first batch."""
         if not self._loop.under_way:
             raise UsageError(f"after_epoch() {_WITHOUT_LOSS}")
+        self._tell_left_out()
         report = self._loop.end_epoch()
         self._untaught = False
         return report
@@ -325,9 +339,23 @@ class Grower:
 
     def begin_epoch(self) -> None:
         """Do what was decided after the last epoch. The epoch's first loss does, where it has not been done."""
+        self._tell_left_out()
         if not self._loop.under_way:
             self._loop.begin_epoch()
             self._shield()
+
+    def _tell_left_out(self) -> None:
+        """Warn once where the model was saved while seeds lived, and the run was not."""
+        (exposure,) = self._exposures
+        if exposure.left_out and not self._saved and not self._told:
+            self._told = True
+            warnings.warn(
+                f"model.state_dict() is the host's alone, without the seeds in {', '.join(sorted(exposure.left_out))}:"
+                " save grower.state_dict() beside it, from which the run goes on with all that grows",
+                stacklevel=4,
+            )
+        exposure.left_out.clear()
+        self._saved = False
 
     def _shield(self) -> None:
         """Keep schedulers working where seeds have joined the optimizer since."""
@@ -427,8 +455,19 @@ class _Delivery:
         self._result = GrowResult(self._grown, read_evidence(path)[0], path, told.delivered_epoch)
 
 
+@contextmanager
+def _leaving(model: nn.Module, optimizer: Optimizer, exposures: Sequence[Exposure] = ()) -> Iterator[None]:
+    """Afterwards, however it ends, the model is a plain one with what has grown, and its parameters are optimized."""
+    try:
+        yield
+    finally:
+        leave(model, [copied for exposure in exposures for copied in exposure.copies])
+        join_seeds(optimizer, model)
+
+
 def _opening(own: OwnModel, policy: Policy, run_dir: str | Path | None) -> RunOpening:
-    where = SessionConfig(LIBRARY, None if run_dir is None else str(Path(run_dir).absolute()))
+    given = None if run_dir is None else str(Path(run_dir).absolute())
+    where = SessionConfig(LIBRARY, given, str(Path("runs").absolute()))  # user code may change directory meanwhile
     return RunOpening(where, own.announcement(policy), DeferredSink())
 
 

@@ -11,7 +11,6 @@ from small_hosts import CASES, put_seed, wrapped
 from torch import Tensor, nn
 
 from esper.kasmina.export import export
-from esper.kasmina.exposure import own_parameters
 from esper.kasmina.growing import GrowingModel
 from esper.kasmina.incubation import probe_backward
 from esper.leyline import SeedStage
@@ -40,7 +39,7 @@ def test_whoever_asks_the_host_or_a_module_around_the_site_is_given_the_seed() -
         names = [name for name, _ in host.named_parameters()]
         assert len(names) == len(set(names)) and sum(name.startswith("blocks.0.seed.") for name in names) == len(seeds)
     assert ids(host.parameters()) == bare
-    assert "named_parameters" not in host.__dict__
+    assert "named_modules" not in host.__dict__
 
 
 def test_clipping_and_zeroing_reach_the_seed() -> None:
@@ -65,26 +64,35 @@ def test_a_seed_that_comes_later_is_there_and_one_that_went_is_not() -> None:
         assert len(list(model.host.parameters())) == bare
 
 
+def test_a_module_around_the_host_is_answered_too_and_the_hosts_own_come_first() -> None:
+    model, _ = grown("mlp")
+    around = nn.Sequential(model.host, nn.Linear(2, 2))
+    bare = [id(parameter) for parameter in model.host.parameters()]
+    with model.exposed():
+        seeds = ids(model.seed_parameters("1"))
+        assert ids(around.parameters()) >= seeds
+        assert [id(parameter) for parameter in model.host.parameters()][: len(bare)] == bare
+        assert {type(module) for module in model.host.modules()} >= {type(model.slots["1"].seed)}
+
+
 def test_a_copy_and_an_export_answer_for_themselves() -> None:
     model, sample = wrapped("mlp")
     put_seed(model, "3", SeedStage.HOLDING, 0.5)
-    before = ids(model.host.parameters())
+    put_seed(model, "1", SeedStage.TRAINING)
     with model.exposed():
+        before, names = ids(model.host.parameters()), [name for name, _ in model.host.named_parameters()]
         plain = export(model)
-        taps = {id(tap): tap for tap in model.taps.values()}  # a copy of a slot is another matter
-        twin = copy.deepcopy(model.host, taps)
-        again = copy.deepcopy(twin, dict(taps))
-    assert not any("named_parameters" in module.__dict__ for module in plain.modules())
-    for each in (twin, again):
-        assert len(list(each.parameters())) == len(before) and not ids(each.parameters()) & before
-    for each in twin.modules():
-        each._forward_hooks.clear()
-    with io.BytesIO() as file:
-        torch.save(twin, file)
-        file.seek(0)
-        read = torch.load(file, weights_only=False)
-    assert len(list(read.parameters())) == len(before)
-    assert read(sample).shape == model(sample).shape
+        twin = copy.deepcopy(model.host)
+        again = copy.deepcopy(twin)
+        with io.BytesIO() as file:
+            torch.save(twin, file)
+            file.seek(0)
+            read = torch.load(file, weights_only=False)
+        expected = model(sample)
+    assert not any("named_modules" in module.__dict__ for module in plain.modules())
+    for each in (twin, again, read):
+        assert [name for name, _ in each.named_parameters()] == names and not ids(each.parameters()) & before
+        assert torch.equal(each(sample), expected)
 
 
 def test_a_penalty_on_the_models_parameters_is_no_second_one_in_the_second_pass() -> None:
@@ -106,6 +114,6 @@ def test_a_penalty_on_the_models_parameters_is_no_second_one_in_the_second_pass(
 def test_every_kind_of_host_can_be_asked() -> None:
     for name in CASES:
         model, _ = wrapped(name)
-        bare = [name for name, _ in own_parameters(model.host)]
+        bare = [name for name, _ in model.host.named_parameters()]
         with model.exposed():
             assert [name for name, _ in model.host.named_parameters()] == bare

@@ -14,8 +14,8 @@ from torch.optim import SGD, Adam, AdamW, Optimizer, lr_scheduler
 
 from esper.leyline import UsageError
 from esper.tolaria import rates
-from esper.tolaria.rates import HOST_GROUP, MULTIPLE, Schedulers, follow, host_rates_kept, inherited, neighbour
-from esper.tolaria.surgery import BASE_RATE, add_seed_group, seed_groups
+from esper.tolaria.rates import MULTIPLE, Schedulers, follow, host_rates_kept, inherited, neighbour
+from esper.tolaria.surgery import BASE_RATE, HOST_GROUP, add_seed_group, seed_groups
 
 
 def host() -> nn.Sequential:

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from esper.kasmina.growing import GrowingModel
+from esper.kasmina.leaving import strip
 from esper.kasmina.portable import Grown, fill, graft, read_tensors
 from esper.kasmina.precision import Autocast, tolerance
 from esper.kasmina.source import CannotWrite, Source
@@ -60,14 +61,7 @@ def _bare_host(model: GrowingModel) -> nn.Module:
         host = copy.deepcopy(model.host, memo)
     except Exception as error:
         raise UsageError(f"the host cannot be copied: {error}") from error
-    for module in host.modules():
-        if isinstance(module.__dict__.get("forward"), Inside):
-            del module.__dict__["forward"]
-        if module.__dict__.get("named_parameters") == module.named_parameters:
-            del module.__dict__["named_parameters"]  # what a module leaves in its copies that answers for seeds
-        for key, hook in list(module._forward_hooks.items()):
-            if isinstance(hook, Tap):
-                del module._forward_hooks[key]
+    strip(host)
     return host
 
 

@@ -12,14 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from esper.kasmina.auto import auto_sites
-from esper.kasmina.exposure import Exposed, exposed, own_parameters
+from esper.kasmina.copies import Twin
+from esper.kasmina.exposure import Exposure, hidden
 from esper.kasmina.hosts import check_host
+from esper.kasmina.leaving import leave, strip
 from esper.kasmina.mixing import measure
 from esper.kasmina.probe import Place, Site, survey
 from esper.kasmina.replay import Tape, prove, running
 from esper.kasmina.slot import SeedSlot, SlotConfig
 from esper.kasmina.structure import same, same_bits
-from esper.kasmina.tap import Tap
+from esper.kasmina.tap import Tap, tap_of
 from esper.kasmina.trial import Arguments, ForwardCall, Sample, device_of, invoke, random_kept, trial
 from esper.leyline import AlphaConfig, GateThresholds, Sink, UsageError, unknown
 
@@ -54,8 +56,8 @@ class GrowingModel(nn.Module):
         self.buffered = [module for module in host.modules() if module._buffers]
         """Modules of the host that have buffers of their own."""
         self.seed_macs: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
-        self.exposures: list[Exposed] = []
-        """What answers for seeds among the host's parameters."""
+        self.exposures: list[Exposure] = []
+        """What answers for seeds among the host's modules: one, or none."""
         self._tape: Tape | None = None
 
     @classmethod
@@ -79,6 +81,8 @@ class GrowingModel(nn.Module):
         the slot, without a batch axis, or of no effect; and for a host that :func:`check_host` refuses.
         """
         check_host(host)
+        if any(isinstance(tap_of(module), Twin) for module in host.modules()):
+            leave(host)  # a copy of one that grows: what has grown in it becomes part of it
         named = named_sites(auto_sites(host, sample) if sites == "auto" else sites)
         found = survey(host, named.values(), sample)
         places: dict[str, Place] = {}
@@ -109,9 +113,13 @@ class GrowingModel(nn.Module):
         model.training = host.training
         model.slots.train(host.training)  # type: ignore[attr-defined]
         model.cuts = {slot_id: found.trace.completed_before(modules[slot_id]) for slot_id in order}
-        model._attach(sample)
-        for slot_id, may_mix in measure(model, sample).items():
-            slots[slot_id].may_mix = may_mix
+        try:
+            model._attach(sample)
+            for slot_id, may_mix in measure(model, sample).items():
+                slots[slot_id].may_mix = may_mix
+        except BaseException:
+            strip(host)
+            raise
         return model
 
     def _attach(self, sample: Sample) -> None:
@@ -129,16 +137,8 @@ class GrowingModel(nn.Module):
             if minds or not same(output(), bare):  # a module that computes otherwise when there are hooks
                 for slot_id, tap in self.taps.items():
                     tap.attach_inside(self.sites[slot_id])
-        try:
-            proof = prove(self, sample)
-        except UsageError:
-            self._detach()
-            raise
+        proof = prove(self, sample)
         self.sharing, self.macs, self.macs_behind = proof.sharing, proof.macs, proof.macs_behind
-
-    def _detach(self) -> None:
-        for slot_id, tap in self.taps.items():
-            tap.detach(self.sites[slot_id])
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the host gives for these arguments, grown."""
@@ -226,18 +226,39 @@ class GrowingModel(nn.Module):
                 tap.training = training
 
     @contextmanager
-    def exposed(self) -> Iterator[None]:
-        """Within, whoever asks the host, or a module around a site, for its parameters is given the seeds' too."""
-        with exposed(self.host, {place.path: self.slots[slot_id] for slot_id, place in self.places.items()}) as answers:
-            self.exposures = answers
+    def exposed(self) -> Iterator[Exposure]:
+        """Within, whoever asks the host, or a module around or in it, for its parameters is given the seeds' too."""
+        exposure = Exposure(self.host, {place.path: self.taps[slot_id] for slot_id, place in self.places.items()})
+        with exposure.open():
+            self.exposures = [exposure]
             try:
-                yield
+                yield exposure
             finally:
                 self.exposures = []
 
+    def named_modules(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Module]]:
+        """Host and slots, each seed in its slot."""
+        modules = super().named_modules(*args, **kwargs)
+        if self.exposures:
+            with hidden(self.exposures):
+                modules = iter(list(modules))
+        yield from modules
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Of host and slots."""
+        with hidden(self.exposures):
+            return super().state_dict(*args, **kwargs)
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Undo of :meth:`state_dict`, for the same topology."""
+        with hidden(self.exposures):
+            return super().load_state_dict(*args, **kwargs)
+
     def host_parameters(self) -> Iterator[nn.Parameter]:
         """Parameters of the host alone."""
-        return (parameter for _, parameter in own_parameters(self.host))
+        with hidden(self.exposures):
+            found = list(self.host.parameters())
+        return iter(found)
 
     def seed_parameters(self, slot_id: str) -> Iterator[nn.Parameter]:
         """Parameters of the slot's seed; none without one."""

@@ -7,7 +7,7 @@ from typing import Final
 import torch
 from torch import nn
 
-from esper.kasmina.tap import tap_of
+from esper.kasmina.tap import Tap, tap_of
 from esper.kasmina.trial import Sample, invoke, modes_kept
 from esper.leyline import UsageError
 
@@ -34,7 +34,7 @@ def check_host(host: nn.Module) -> None:
                 f"{where} is a {type(module).__name__}, which spreads its work over devices; give the module inside, "
                 f"{'its' if name else 'model'}.module, which is then trained on one device"
             )
-        if "GrowingModel" in kinds or tap_of(module) is not None:
+        if "GrowingModel" in kinds or isinstance(tap_of(module), Tap):
             raise UsageError(f"{where} is being grown already; leave that block first, or give another copy")
         if _is_lazy(module):
             raise UsageError(

@@ -21,6 +21,21 @@ def run_seed(seed: nn.Module, h: Tensor) -> Tensor:
     return s.to(h.dtype)
 
 
+def blended(output: Any, seed: nn.Module, alpha: float, position: tuple[Any, ...], axes: tuple[int, ...] | None) -> Any:
+    """A module's output with ``h``, the tensor that ``position`` leads to, replaced by ``lerp(h, seed(h), alpha)``.
+
+    ``axes`` permutes ``h`` to what the seed takes.
+    """
+    h = get(output, position)
+    if axes is not None:
+        h = h.permute(axes)
+    s = run_seed(seed, h)
+    h = s if alpha == 1.0 else torch.lerp(h, s, alpha)
+    if axes is not None:
+        h = h.permute([axes.index(axis) for axis in range(len(axes))])
+    return put(output, position, h)
+
+
 class Grown(nn.Module):
     """A module of the host with a seed on its output; arguments, keywords and attributes go through to the module."""
 
@@ -42,15 +57,7 @@ class Grown(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The module's output, with ``h`` in it replaced by ``lerp(h, seed(h), alpha)``."""
-        output = self.module(*args, **kwargs)
-        h = get(output, self.position)
-        if self.axes is not None:
-            h = h.permute(self.axes)
-        s = run_seed(self.seed, h)
-        h = s if self.alpha == 1.0 else torch.lerp(h, s, self.alpha)
-        if self.axes is not None:
-            h = h.permute([self.axes.index(axis) for axis in range(len(self.axes))])
-        return put(output, self.position, h)
+        return blended(self.module(*args, **kwargs), self.seed, self.alpha, self.position, self.axes)
 
     def __getattr__(self, name: str) -> Any:
         """Attributes of its own first, then the module's."""

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from esper.kasmina.checkpointing import computed_anew
+from esper.kasmina.copies import Twin
 from esper.kasmina.probe import Place
 from esper.kasmina.slot import SeedSlot
 
@@ -31,6 +32,22 @@ class Tap:
         self.alpha: float | None = None
         self.muted = False
         self.listener: Callable[[Any], None] | None = None
+
+    @property
+    def seed(self) -> nn.Module | None:
+        """The slot's living seed."""
+        return self.slot.seed
+
+    @property
+    def seed_id(self) -> str | None:
+        """Its name; ``None`` where there is none."""
+        return None if self.slot.seed is None or self.slot.state is None else self.slot.state.seed_id
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Twin:
+        return Twin.of(self, memo)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Twin, (self.seed, self.seed_id, self.slot.alpha, self.place)
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
         """The output with the slot's tensor in place of the host's; ``None`` where nothing changes."""
@@ -69,7 +86,7 @@ class Tap:
 class Inside:
     """A module's ``forward`` with a tap behind it."""
 
-    def __init__(self, inner: Forward, tap: Tap, module: nn.Module) -> None:
+    def __init__(self, inner: Forward, tap: Tap | Twin, module: nn.Module) -> None:
         self.inner = inner
         self.tap = tap
         self.module = module
@@ -81,12 +98,12 @@ class Inside:
         return output if changed is None else changed
 
 
-def tap_of(module: nn.Module) -> Tap | None:
-    """The tap on ``module``, if there is one."""
+def tap_of(module: nn.Module) -> Tap | Twin | None:
+    """The tap on ``module``, or what stands for one in a copy, if there is one."""
     inside = module.__dict__.get("forward")
     if isinstance(inside, Inside):
         return inside.tap
-    return next((hook for hook in module._forward_hooks.values() if isinstance(hook, Tap)), None)
+    return next((hook for hook in module._forward_hooks.values() if isinstance(hook, Tap | Twin)), None)
 
 
 def untapped_forward(module: nn.Module) -> Forward:

@@ -30,7 +30,8 @@ class SessionConfig:
 
     kind: str
     run_dir: str | None = None
-    """A directory that does not exist yet or is empty; ``None`` makes a fresh one below ``runs/``."""
+    """A directory that does not exist yet or is empty; ``None`` makes a fresh one below ``base``."""
+    base: str = "runs"
     level: str = "normal"
     lifecycle_only: bool = False
     manifest: Mapping[str, Any] = field(default_factory=dict)
@@ -179,7 +180,7 @@ def open_session(config: SessionConfig) -> Iterator[Session]:
 
 
 def _created(config: SessionConfig) -> tuple[RunDirectory, JournalWriter]:
-    where = Path("runs") if config.run_dir is None else Path(config.run_dir).absolute()
+    where = Path(config.base) if config.run_dir is None else Path(config.run_dir).absolute()
     base, run_id = (where, None) if config.run_dir is None else (where.parent, where.name)
     manifest = {"kind": config.kind, "pid": os.getpid(), **config.manifest}
     directory = RunDirectory.create(base, run_id, manifest)

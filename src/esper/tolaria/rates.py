@@ -17,13 +17,10 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from esper.leyline import UsageError
-from esper.tolaria.surgery import BASE_RATE, SLOT, host_groups, seed_groups, set_rate
-
-HOST_GROUP: Final = "host_group"
-"""Key of a seed's group: number of the host's group that it follows."""
+from esper.tolaria.surgery import BASE_RATE, HOST_GROUP, SLOT, host_groups, seed_groups, set_rate
 
 MULTIPLE: Final = "host_rate_multiple"
-"""Key of a seed's group: its learning rate over that of the host's group."""
+"""Key of a seed's group that follows the rate of one of the host's: its own over that."""
 
 
 def neighbour(optimizer: Optimizer, host: nn.Module, path: str) -> int:
@@ -83,7 +80,7 @@ def follow(optimizer: Optimizer) -> None:
     """Give every seed's group that follows one of the host's what that has now."""
     hosts = host_groups(optimizer)
     for group in seed_groups(optimizer).values():
-        if HOST_GROUP not in group:
+        if MULTIPLE not in group:
             continue
         group.update(inherited(optimizer, group[HOST_GROUP]))
         set_rate(group, float(hosts[group[HOST_GROUP]]["lr"]) * group[MULTIPLE])
@@ -97,6 +94,24 @@ def host_rates_kept(optimizer: Optimizer) -> Iterator[None]:
     for group, options in zip(host_groups(optimizer), before, strict=True):
         group.update(options)
     follow(optimizer)
+
+
+@contextmanager
+def rates_kept(optimizer: Optimizer) -> Iterator[None]:
+    """Within, schedules start from the rates as they are, not from where a scheduler began; then both are back."""
+    groups = host_groups(optimizer)
+    before = [(float(group["lr"]), group.get(BASE_RATE)) for group in groups]
+    for group, (rate, _) in zip(groups, before, strict=True):
+        group[BASE_RATE] = rate
+    try:
+        yield
+    finally:
+        for group, (rate, base) in zip(groups, before, strict=True):
+            set_rate(group, rate)
+            if base is None:
+                group.pop(BASE_RATE, None)
+            else:
+                group[BASE_RATE] = base
 
 
 def innermost(optimizer: Optimizer) -> Optimizer:

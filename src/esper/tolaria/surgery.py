@@ -21,6 +21,9 @@ from esper.leyline import DataError, UsageError, unknown
 SLOT: Final = "slot_id"
 """Key that marks a seed's parameter group. The host's groups lack it."""
 
+HOST_GROUP: Final = "host_group"
+"""Key of a seed's group: number of the host's group that it grows beside."""
+
 BASE_RATE: Final = "initial_lr"
 """Key of the learning rate that schedules multiply; the name that ``torch.optim.lr_scheduler`` uses for it."""
 
@@ -83,6 +86,28 @@ def remove_seed_group(optimizer: Optimizer, slot_id: str) -> None:
     optimizer.param_groups[:] = [group for group in optimizer.param_groups if group is not gone]
     for parameter in gone["params"]:
         optimizer.state.pop(parameter, None)
+
+
+def join_seeds(optimizer: Optimizer, model: nn.Module) -> None:
+    """Let every seed that is part of ``model`` join the host's group that it grew beside; the others are forgotten.
+
+    There are as many groups as before there were seeds, so that schedulers go on. A seed keeps its state and takes the
+    options and the rate of its group, in which parameters stand in the order of ``model`` if they did before.
+    """
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    order = {parameter: place for place, parameter in enumerate(names)}
+    for slot_id, group in seed_groups(optimizer).items():
+        if not all(parameter in names for parameter in group["params"]):
+            remove_seed_group(optimizer, slot_id)
+            continue
+        host = host_groups(optimizer)[group[HOST_GROUP]]
+        places = [order.get(parameter, -1) for parameter in host["params"]]
+        host["params"] = [*host["params"], *group["params"]]
+        if places == sorted(places):
+            host["params"].sort(key=lambda parameter: order.get(parameter, -1))
+        optimizer.param_groups[:] = [each for each in optimizer.param_groups if each is not group]
+        if "param_names" in host:
+            host["param_names"] = [names[parameter] for parameter in host["params"]]
 
 
 def set_rates(optimizer: Optimizer, host: float, seeds: Mapping[str, float]) -> None:

@@ -110,8 +110,9 @@ class Trainer:
         base = float(beside.get(surgery.BASE_RATE, beside["lr"])) * multiple
         options = rates.inherited(self.optimizer, number)
         group = surgery.add_seed_group(self.optimizer, slot, self._seed_named(slot), lr=base, **options)
+        group[surgery.HOST_GROUP] = number
         if self.config.schedule.shape == "external":
-            group |= {rates.HOST_GROUP: number, rates.MULTIPLE: multiple}
+            group[rates.MULTIPLE] = multiple
             rates.follow(self.optimizer)
         self.births[slot] = float(self.completed)
         self._macs = self._step_counted = None
@@ -199,8 +200,13 @@ class Trainer:
     def become(self, network: Mapping[str, Any], seeds: Collection[str]) -> None:
         """Compute what :meth:`network` was taken from; of its seeds only those with the ids ``seeds`` live on.
 
-        The optimizer keeps what it knows of the host, and begins anew with the seeds.
+        The optimizer keeps what it knows of the host and of the seeds that live now.
         """
+        known = {
+            slot.state.seed_id: [self.optimizer.state.get(parameter) for parameter in slot.seed_parameters()]
+            for slot in self.model.slots.values()
+            if slot.state is not None
+        }
         for slot_id in list(self.births):
             surgery.remove_seed_group(self.optimizer, slot_id)
         self.births.clear()
@@ -208,6 +214,9 @@ class Trainer:
         for slot_id, slot in self.model.slots.items():
             if slot.state is not None and slot.state.seed_id in seeds:
                 self.adopt(slot_id)
+                for parameter, entries in zip(slot.seed_parameters(), known.get(slot.state.seed_id, ()), strict=False):
+                    if entries is not None:
+                        self.optimizer.state[parameter] = entries
             elif slot.state is not None:
                 slot.clear()
         self._macs = self._step_counted = None
