@@ -184,7 +184,7 @@ def test_places_of_like_names_are_two(tmp_path: Path) -> None:
     with Grower(
         model, torch.optim.SGD(model.parameters(), 0.1), val=VALIDATION, choices=choices, run_dir=tmp_path / "run"
     ) as grower:
-        assert [slot.slot_id for slot in grower.view.slots] == ["inner_b_0", "inner_b_0_"]
+        assert [slot.slot_id for slot in grower.view.slots] == ["inner_b_0", "inner_b_0_2"]
         epoch(grower, torch.optim.SGD(model.parameters(), 0.1))
 
 
