@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import re
 import signal
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -17,6 +20,7 @@ from esper.leyline import WAIT, Blend, Decision, EnvSpec, EsperError, FactoredAc
 from esper.leyline import TelemetryEventType as T
 from esper.run.assembly import FORGIVING, build_executor, workload
 from esper.run.config import RunConfig, resolve
+from esper.simic import workers
 from esper.simic.mdp import GrowthMDP, MDPConfig
 from esper.simic.ppo_config import PPORunConfig
 from esper.simic.rewards import RewardConfig
@@ -31,7 +35,7 @@ from esper.simic.workers import (
     WorkerPool,
     portable,
 )
-from esper.simic.workers_process import ProcessWorker, _serve
+from esper.simic.workers_process import ProcessWorker, Sender, _serve
 from esper.tolaria.executor import Executor
 
 CONFIG = RunConfig(task="tiny:tiny", device="cpu")
@@ -172,6 +176,74 @@ def test_patience_ends() -> None:
         pool.begin(specs())
 
 
+class Silent(LocalWorker):
+    """Answers when it was waited for so often."""
+
+    def __init__(self, waits: int) -> None:
+        super().__init__(EnvShard(make))
+        self.waits = waits
+
+    def wait(self, seconds: float) -> bool:
+        time.sleep(0.01)
+        self.waits -= 1
+        return self.waits < 0
+
+    def condition(self) -> str:
+        return "it sleeps"
+
+
+def test_a_worker_that_is_silent_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "SILENT_SECONDS", 0.03)
+    said: list[str] = []
+    pool = WorkerPool(lambda: Silent(15), 1, lambda event: None, tell=said.append)
+    pool.begin(specs(2))
+    assert 1 <= len(said) <= 3, "once, and again each time that doubles"
+    assert re.fullmatch(
+        r"worker 0 \(this process, environments 0, 1\) has not answered for 0 s; it sleeps; "
+        "--workers-timeout SECONDS limits that",
+        said[0],
+    )
+    pool.step(decisions(0, 2))
+    assert pool._longest >= 0.15 and len(said) <= 3, "what takes long is not silence the second time"
+
+
+def test_and_is_not_waited_for_for_ever() -> None:
+    pool = WorkerPool(lambda: Silent(10**9), 1, lambda event: None, timeout=0.05)
+    with pytest.raises(EsperError, match=r"has not answered for .* it sleeps; --workers-timeout 0.05 is over"):
+        pool.begin(specs(2))
+
+
+def test_a_signal_waits_for_a_moment_of_waiting_to_be_over() -> None:
+    """Ray would make another error of what a handler raises in it."""
+    waiting = [False]
+
+    @contextmanager
+    def shield() -> Iterator[None]:
+        waiting[0] = True
+        yield
+        waiting[0] = False
+        raise KeyboardInterrupt
+
+    class Attentive(Silent):
+        def wait(self, seconds: float) -> bool:
+            assert waiting[0] and seconds <= 0.2
+            return False
+
+    pool = WorkerPool(lambda: Attentive(1), 1, lambda event: None)
+    pool.shield = shield
+    with pytest.raises(KeyboardInterrupt):
+        pool.begin(specs(2))
+
+
+def test_what_is_sent_to_a_worker_that_reads_nothing_is_not_waited_for() -> None:
+    ours, its = multiprocessing.Pipe()
+    sender = Sender(ours)
+    sender.send(bytes(1 << 22))
+    its.close()
+    sender.join()
+    ours.close()
+
+
 def test_what_was_said_before_an_error_is_told() -> None:
     events: list[TelemetryEvent] = []
     pool = crew_of(2, events)
@@ -250,6 +322,20 @@ def test_processes_do_the_same_and_are_replaced_when_they_are_killed(alone: tupl
     (replaced,) = [event for event in events if event.event_type is T.WORKER_REPLACED]
     assert replaced.data["reason"] == "killed by SIGKILL" and replaced.data["epochs_repeated"] == 3
     assert isinstance(last, ProcessWorker) and not last.process.is_alive()
+
+
+@pytest.mark.slow
+def test_a_process_that_was_stopped_says_so_and_takes_what_is_sent() -> None:
+    factory = EnvFactory(CONFIG, tiny_task.tiny().data.digest)
+    with WorkerPool(lambda: ProcessWorker(factory), 1, lambda event: None) as pool:
+        pool.begin(specs())
+        victim = pool.workers[0]
+        assert isinstance(victim, ProcessWorker) and victim.process.pid is not None
+        os.kill(victim.process.pid, signal.SIGSTOP)
+        pool._timeout = 1.0
+        with pytest.raises(EsperError, match=r"it was stopped \(SIGSTOP\).*--workers-timeout 1 is over"):
+            pool.step(decisions(0))
+    assert not victim.process.is_alive()
 
 
 @pytest.mark.parametrize("asked", [0, 1, 2])

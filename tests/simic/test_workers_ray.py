@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -65,7 +66,7 @@ def test_an_actor_that_is_killed_in_mid_episode_changes_nothing() -> None:
 
     alone: list[TelemetryEvent] = []
     expected = play(crew_of(1, alone))
-    assert workers_ray.connect("ray", rows=5) == 2, "an actor for each CPU, and each node has one"
+    assert workers_ray.connect("ray", envs=5) == 2, "an actor for each CPU, and each node has one"
     assert len(ray.nodes()) == 2
     events: list[TelemetryEvent] = []
     factory = EnvFactory(CONFIG, tiny_task.tiny().data.digest)
@@ -99,6 +100,78 @@ def test_hosts_on_accelerators_are_not_for_actors() -> None:
 
     with pytest.raises(UsageError, match="--device cpu"):
         workers_ray.hiring(EnvFactory(replace(CONFIG, device="cuda:0"), ""))
+
+
+def test_one_that_cannot_be_born_says_its_own_reason() -> None:
+    """What Ray says of three of them; the first line of the last is empty."""
+    pytest.importorskip("ray")
+    from ray.exceptions import RayActorError, RayError
+
+    from esper.simic.workers_ray import reason_of
+
+    born = (
+        "The actor died because of an error raised in its creation task, \x1b[36mray::A.__init__()\x1b[39m (pid=7)\n"
+        "  At least one of the input arguments for this task could not be computed:\n"
+        "ModuleNotFoundError: No module named 'mine'\n"
+    )
+    killed = "The actor died unexpectedly.\n\tclass_name: A\nThe actor is dead because it was killed by `ray.kill`.\nOh"
+    assert reason_of(RayError(born)) == "RayError: it could not be born: ModuleNotFoundError: No module named 'mine'"
+    assert reason_of(RayError(killed)) == "RayError: The actor is dead because it was killed by `ray.kill`."
+    assert reason_of(RayError("")) == "RayError" and reason_of(RayActorError()).startswith("RayActorError: ")
+
+
+@pytest.mark.parametrize(
+    ("free", "after", "hired"),
+    [([4.0], 4.0, 3), ([2.0], 2.0, 2), ([0.0, 1.0, 2.0], 2.0, 2), ([0.0, 1.0, 1.0, 1.0, 1.0, 1.0], 2.0, 1)],
+)
+def test_cpus_that_are_free_are_waited_for(
+    free: list[float], after: float, hired: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("ray")
+    from esper.simic import workers_ray
+
+    monkeypatch.setattr(workers_ray, "_SETTLING_SECONDS", 0.3)
+    left = iter(free)
+    monkeypatch.setattr(workers_ray, "_cpus", lambda: (next(left), after))
+    assert workers_ray.free_cpus("ray", 3, 30.0, lambda text: None) == hired
+
+
+def test_a_cluster_without_a_free_cpu_is_told_of_and_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("ray")
+    from esper.simic import workers_ray
+
+    monkeypatch.setattr(workers_ray, "_SETTLING_SECONDS", 0.0)
+    monkeypatch.setattr(workers_ray, "_cpus", lambda: (0.0, 0.0))
+    said: list[str] = []
+    with pytest.raises(UsageError, match=r"--workers ray: the cluster has no free CPU: 0 of 0"):
+        workers_ray.free_cpus("ray", 3, 0.05, said.append)
+    assert said == ["waiting for a free CPU of the cluster: 0 of 0; at most 0.05 s in all"]
+
+
+@pytest.mark.slow
+@pytest.mark.signals
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_run_without_a_free_cpu_ends_by_itself_and_by_a_signal(number: int, tmp_path: Path) -> None:
+    train = [sys.executable, "-m", "esper.scripts.main", *"train ppo --task tiny:tiny --envs 2 --workers ray".split()]
+    code = "import ray; ray.init(num_cpus=0, include_dashboard=False); import time; time.sleep(120)"
+    environment = {**os.environ, "PYTHONPATH": HERE, "RAY_USAGE_STATS_ENABLED": "0", "RAY_TMPDIR": str(tmp_path)}
+    environment.pop("RAY_ADDRESS", None)
+    with subprocess.Popen([sys.executable, "-c", code], env=environment) as other:
+        try:
+            environment["RAY_ADDRESS"] = "auto"
+            command = [*train, "--run-dir", str(tmp_path / "run")]
+            with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as waiting:
+                assert waiting.stderr is not None
+                if number == signal.SIGTERM:
+                    said = waiting.stderr.read()
+                    assert waiting.wait(90) == 2
+                    assert "esper: --workers ray: the cluster has no free CPU: 0 of 0\n" in said
+                else:
+                    waiting.stderr.readline()
+                    waiting.send_signal(number)
+                    waiting.wait(20)
+        finally:
+            other.kill()
 
 
 @pytest.mark.slow

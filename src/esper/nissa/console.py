@@ -141,6 +141,12 @@ class ConsoleSink:
             self._progress_shown = False
 
 
+def warn(text: str) -> None:
+    """One line on standard error about what is going on now; without a reader it is lost, and nothing else is."""
+    with suppress(OSError, ValueError):
+        print(f"esper: {text}", file=sys.stderr, flush=True)
+
+
 class LastingConsole(Console):
     """A console for what a run says besides: without a reader it falls silent, and the run goes on to its end."""
 

@@ -6,6 +6,8 @@ remembers where it came from, so that ``run.json`` can say so. Importing this lo
 
 from __future__ import annotations
 
+import codecs
+import math
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
@@ -106,6 +108,8 @@ class CommonConfig:
             value, flag = getattr(self, each.name), flag_of(each)
             if flag is None or value is None:
                 continue
+            if isinstance(value, float) and not math.isfinite(value):
+                raise UsageError(f"{each.name} is {value}; it must be a finite number")
             if flag.least is not None and not value >= flag.least:
                 raise UsageError(f"{each.name} is {value}; it must be {flag.least} or more")
             if flag.above is not None and not value > flag.above:
@@ -213,7 +217,8 @@ def read_config_file(path: str | Path) -> dict[str, Any]:
     if path.suffix not in (".toml", ".json"):
         raise UsageError(f"configuration file {path}: the name must end in .toml or .json")
     try:
-        text = read_regular(path, CONFIG_BYTES, follow=True)
+        # editors on Windows write a mark before the first key
+        text = read_regular(path, CONFIG_BYTES, follow=True).removeprefix(codecs.BOM_UTF8)
         content = _toml(text, path) if path.suffix == ".toml" else decode_json(text, path)
     except OSError as error:
         raise UsageError(f"configuration file {path}: {error.strerror}") from error

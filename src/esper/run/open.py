@@ -161,10 +161,10 @@ def open_run(opening: RunOpening, job: Job | None = None) -> Iterator[Session]:
         past.restored(job.load)
         past.restore_chance()  # and again at the end: what is wrong with it is found before anything is written
     with open_session(opening.session) as session:
-        opening.sink.open(session)
         if opening.console is not None:
             session.hub.add_sink(opening.console, name="console")
         session.announce(opening.session.kind, opening.what)
+        opening.sink.open(session)
         if (threads := torch.get_num_threads()) > 1:
             opening.tell([f"{threads} threads: their sums differ in the last bits from those of 1"])
         if past is not None:

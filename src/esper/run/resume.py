@@ -26,7 +26,7 @@ from esper.nissa.reader import read_journal
 from esper.nissa.rundir import RunDirectory
 from esper.run.assembly import Workload
 from esper.run.config import CommonConfig, Resolved, named_code, resolve
-from esper.run.session import ResumePoint, Session
+from esper.run.session import RUN, ResumePoint, Session
 from esper.run.stopping import Stopped
 from esper.tolaria import checkpoint, rng
 from esper.tolaria.checkpoint import Loaded
@@ -47,6 +47,7 @@ SAFE: Final = frozenset(
         "export",
         "threads",
         "workers",
+        "workers_timeout",
     }
 )
 """Settings that a resume may change: they change what is told and kept, not what is computed. The number of threads
@@ -305,17 +306,25 @@ def _journal_end(path: Path, loaded: Loaded) -> str | None:
 
 
 class DeferredSink:
-    """Where a run's events go: nowhere before the run is open, for a state is loaded without a word."""
+    """Where a run's events go: nowhere before the run is open, for a state is loaded without a word. What is said of
+    the run itself meanwhile waits.
+    """
 
     def __init__(self) -> None:
         self._session: Session | None = None
+        self._waiting: list[TelemetryEvent] = []
 
     def open(self, session: Session) -> None:
         """From now on events go to ``session``."""
         self._session = session
+        for event in self._waiting:
+            self.emit(event)
 
     def emit(self, event: TelemetryEvent) -> None:
         """Send an event on."""
+        if self._session is None and event.producer == RUN:
+            self._waiting.append(event)
+            return
         if self._session is None:
             raise RuntimeError(f"{event.event_type.name} was emitted before the run was open")
         self._session.hub.emit(event)

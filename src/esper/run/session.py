@@ -99,6 +99,11 @@ class Session:
         """The same in CPU time, of all processes."""
         return time.process_time() + self.elsewhere() - self._cpu_started
 
+    @property
+    def took(self) -> dict[str, float]:
+        """Both."""
+        return {"seconds": self.seconds, "cpu_seconds": self.cpu_seconds}
+
     def emit(self, event: TelemetryEvent) -> None:
         """Send an event to every sink."""
         self.hub.emit(event)
@@ -150,14 +155,19 @@ def open_session(config: SessionConfig) -> Iterator[Session]:
     (see :class:`StopRequests`); both are written down.
     """
     directory, journal = _resumed(config.resume) if config.resume is not None else _created(config)
-    stop = StopRequests()
+
+    def last_words(stopped: Stopped) -> None:
+        session.say(T.TRAINING_ENDED, status=stopped.status, reason=str(stopped), **session.took)
+        hub.close()
+
+    stop = StopRequests(last_words)
     hub = _ShieldedHub(stop, level=config.level, lifecycle_only=config.lifecycle_only)
     if config.resume is not None:
         hub.resume(config.resume.hub)
     hub.add_sink(journal, name="journal")
     status, reason = "completed", None
+    session = Session(directory, hub, stop, config.resume)
     with stop:
-        session = Session(directory, hub, stop, config.resume)
         try:
             yield session
         except Stopped as error:
@@ -174,8 +184,7 @@ def open_session(config: SessionConfig) -> Iterator[Session]:
                 stop.end()
             with stop.shielded():
                 why = {} if reason is None else {"reason": reason}
-                took = {"seconds": session.seconds, "cpu_seconds": session.cpu_seconds}
-                session.say(T.TRAINING_ENDED, status=status, **why, **took)
+                session.say(T.TRAINING_ENDED, status=status, **why, **session.took)
                 hub.close()
 
 

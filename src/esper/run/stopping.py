@@ -11,9 +11,9 @@ from contextlib import contextmanager, suppress
 from types import FrameType, TracebackType
 from typing import Any, Final, Self
 
-PATIENCE: Final = b"\nesper: stopping when this epoch is over, with a checkpoint; once more stops at once\n"
+from esper.run.watchdog import GRACE_SECONDS, ON_ITS_WAY_SECONDS, Watchdog
 
-ON_ITS_WAY_SECONDS: Final = 1.0
+PATIENCE: Final = b"\nesper: stopping when this epoch is over, with a checkpoint; once more stops at once\n"
 
 
 class Stopped(BaseException):
@@ -37,9 +37,12 @@ class StopRequests:
     none raises before its end. A run that ends for a signal is not cut short by more of them. Where another handler
     than Python's own was set for SIGINT (a shell lets background jobs ignore it) or SIGHUP (``nohup`` ignores it) that
     one stays. Outside the main thread there are no signals, and nothing is done.
+
+    Where the main thread cannot be made to raise, a second signal ends the process all the same
+    (:class:`~esper.run.watchdog.Watchdog`), with ``last_words`` said before.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, last_words: Callable[[Stopped], None] = lambda stopped: None) -> None:
         self.requested: int | None = None
         self._holding = False
         self._shields = 0
@@ -47,24 +50,35 @@ class StopRequests:
         """A signal that raises when the shield is down."""
         self._raised_at: float | None = None
         self._ending = False
+        self._begun: float | None = None
+        """When the main thread last began to end."""
         self._before: dict[int, Any] = {}
+        self._last_words = last_words
+        self._watchdog: Watchdog | None = None
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            self._before[signal.SIGTERM] = signal.signal(signal.SIGTERM, self._take)
-            if signal.getsignal(signal.SIGINT) in (signal.default_int_handler, _interrupt):
-                self._before[signal.SIGINT] = signal.signal(signal.SIGINT, self._take)
-            if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
-                self._before[signal.SIGHUP] = signal.signal(signal.SIGHUP, self._take)
+            taken = [signal.SIGTERM]
+            taken += [signal.SIGINT] * (signal.getsignal(signal.SIGINT) in (signal.default_int_handler, _interrupt))
+            taken += [signal.SIGHUP] * (signal.getsignal(signal.SIGHUP) is signal.SIG_DFL)
+            self._watchdog = Watchdog(taken, lambda: self._begun, self._force)
+            for number in taken:
+                self._before[number] = signal.signal(number, self._take)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for number, handler in self._before.items():
-            over = handler is _interrupt and isinstance(error, Stopped)
-            signal.signal(number, signal.SIG_IGN if over else handler)
+            if handler is _interrupt and isinstance(error, Stopped):
+                signal.signal(number, signal.SIG_IGN)
+                _end_by_then(GRACE_SECONDS, error.exit_code)
+            else:
+                signal.signal(number, handler)
         self._before.clear()
+        if self._watchdog is not None:
+            self._watchdog.close()
+            self._watchdog = None
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -91,12 +105,14 @@ class StopRequests:
 
     def stopped(self, number: int, message: str = "") -> Stopped:
         """What to raise for a signal: those that come right after it are not heard."""
-        self._raised_at, self._waiting = time.monotonic(), None
+        self._raised_at = self._begun = time.monotonic()
+        self._waiting = None
         return Stopped(number, message)
 
     def end(self) -> None:
-        """The run is ending for a signal or a failure: from now on none is heard."""
+        """The run is ending for a signal or a failure: from now on none is heard, but by the watchdog."""
         self._ending = True
+        self._begun = time.monotonic()
 
     def _take(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGHUP:
@@ -112,6 +128,14 @@ class StopRequests:
         else:
             raise self.stopped(number)
 
+    def _force(self, number: int) -> None:
+        """In the watchdog's thread: say what is happening, then what the run has to say."""
+        stopped = Stopped(number)
+        stopped = Stopped(number, f"{stopped}, in the midst of what could not be interrupted")
+        self._last_words(stopped)
+        with suppress(OSError):
+            os.write(2, f"\nesper: {stopped}; what was committed so far stays readable\n".encode())
+
 
 def as_program(run: Callable[[], int]) -> int:
     """``run`` in a process that is nothing else, and ends with it: Ctrl-C raises ``KeyboardInterrupt`` once, and never
@@ -123,6 +147,13 @@ def as_program(run: Callable[[], int]) -> int:
         return run()
     finally:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _end_by_then(seconds: float, status: int) -> None:
+    """End the process if it is still there after so many seconds: Ctrl-C is not heard any more."""
+    timer = threading.Timer(seconds, os._exit, (status,))
+    timer.daemon = True
+    timer.start()
 
 
 _interrupted_at: list[float] = []

@@ -20,7 +20,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("sql", help='for example: "select * from gates where not passed"')
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--csv", action="store_true", help="comma-separated values")
-    form.add_argument("--json", action="store_true", help="one JSON list of rows")
+    form.add_argument("--json", action="store_true", help="JSON Lines: one object a row; what is unknown has no key")
     form.add_argument("--parquet", type=Path, metavar="FILE", help="write a Parquet file")
     return parser
 

@@ -41,6 +41,10 @@ class PPORunConfig(CommonConfig):
     )
     """1 is this process alone; Ray's actors: ``ray`` for a Ray of this machine (or that of ``RAY_ADDRESS``). Rollouts
     are the same with any."""
+    workers_timeout: float | None = setting(
+        None, LEARN, "a worker that is silent for longer fails the run; also how long to wait for a free CPU of Ray's "
+        "(default: 25, and no limit to an answer)", metavar="SECONDS", above=0,
+    )  # fmt: skip
     episode_length: int | None = setting(None, LEARN, "epochs of an episode", metavar="N", least=1)
     reward: Literal["objective", "simplified", "sparse", "shaped"] = setting(
         "objective", LEARN, "what the policy is paid for"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from esper.leyline import ActionSpace, Metric, TelemetryEventType, UsageError
-from esper.nissa.console import ConsoleSink
+from esper.nissa.console import ConsoleSink, warn
 from esper.run.assembly import FORGIVING, Workload, build_executor
 from esper.run.open import PreparedRun, RunRequest, open_run, prepare
 from esper.run.resume import ResumeRequest
@@ -54,6 +54,7 @@ class PPOTraining:
             what = ready.announcement("ppo", config.rounds, config.envs)
             with open_run(ready.opening(what, ConsoleSink(quiet=True), tell), run) as session:
                 session.elsewhere = lambda: pool.cpu_seconds
+                pool.shield = session.stop.shielded
                 if ready.past is None and config.policy_checkpoint is not None:
                     _begin_from(session, run, config.policy_checkpoint)
                 try:
@@ -71,11 +72,14 @@ def make_crew(hub: Hub, load: Workload, config: PPORunConfig) -> WorkerPool:
             lambda emit: build_executor(load, config, emit, governor=FORGIVING, test=False), hub.emit
         )
     factory = EnvFactory(replace(config, device=load.device), load.task.data.digest)
+    timeout = config.workers_timeout
     if isinstance(config.workers, int):
-        return WorkerPool(lambda: ProcessWorker(factory), config.workers, hub.emit)
+        return WorkerPool(lambda: ProcessWorker(factory), config.workers, hub.emit, timeout=timeout, tell=warn)
     from esper.simic import workers_ray
 
-    return WorkerPool(workers_ray.hiring(factory), workers_ray.connect(config.workers, config.envs), hub.emit)
+    hire = workers_ray.hiring(factory)
+    size = workers_ray.connect(config.workers, config.envs, timeout, warn)
+    return WorkerPool(hire, size, hub.emit, timeout=timeout, tell=warn)
 
 
 def make_run(pool: WorkerPool, hub: Hub, load: Workload, config: PPORunConfig, network: GrowthNetwork) -> PPORun:

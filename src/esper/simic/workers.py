@@ -10,9 +10,11 @@ is replaced, and its envs repeat their episode from its beginning, or from where
 
 from __future__ import annotations
 
+import math
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, Protocol, Self, TypeVar
@@ -47,6 +49,11 @@ MakeExecutor = Callable[[Sink], Executor]
 
 PATIENCE: Final = 3
 """Workers that may be lost one after the other over one request; a fourth loss fails the run."""
+SILENT_SECONDS: Final = 30.0
+"""A worker that has not answered for so long is told of, and again each time that doubles; later where a request took
+longer than a third of it before."""
+_SLICE_SECONDS: Final = 0.2
+"""Signals are heard this often while an answer is waited for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,8 +232,14 @@ class Worker(Protocol):
     def ask(self, request: WorkerRequest) -> None:
         """Let it begin; a worker that is lost shows in :meth:`answer`."""
 
+    def wait(self, seconds: float) -> bool:
+        """Whether :meth:`answer` has something to say within so many seconds."""
+
     def answer(self) -> WorkerAnswer:
-        """Wait for the answer to the last request. Raises :class:`WorkerLost`."""
+        """The answer to the last request. Raises :class:`WorkerLost`."""
+
+    def condition(self) -> str:
+        """Why it may be silent, in words; empty where nothing is known."""
 
     def close(self) -> None:
         """Let it go, whatever it is doing."""
@@ -245,6 +258,14 @@ class LocalWorker:
         """The work is done in :meth:`answer`."""
         self._asked = request
 
+    def wait(self, seconds: float) -> bool:
+        """Nothing is waited for."""
+        return True
+
+    def condition(self) -> str:
+        """It is never silent."""
+        return ""
+
     def answer(self) -> WorkerAnswer:
         """Its CPU time is this process's own and is not counted twice."""
         answer = self.share.answer(self._asked)
@@ -260,10 +281,26 @@ V = TypeVar("V")
 class WorkerPool:
     """Workers that drive envs as if they were one. It is closed by leaving it."""
 
-    def __init__(self, hire: Callable[[], Worker], size: int, emit: Sink) -> None:
-        """``hire`` starts a worker, ``size`` are wanted. Events go to ``emit``."""
+    def __init__(
+        self,
+        hire: Callable[[], Worker],
+        size: int,
+        emit: Sink,
+        *,
+        timeout: float | None = None,
+        tell: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        """``hire`` starts a worker, ``size`` are wanted. Events go to ``emit``, lines about silent workers to ``tell``.
+
+        A worker that has not answered after ``timeout`` seconds fails the run.
+        """
         self.epoch = 0
         """Epochs that the episode under way has done."""
+        self.shield: Callable[[], AbstractContextManager[None]] = nullcontext
+        """Entered around every moment of waiting: signals must not raise in it."""
+        self._timeout, self._tell = timeout, tell
+        self._longest = 0.0
+        """Seconds that an answer took at most."""
         self._hire, self._emit = hire, emit
         self._workers = [hire() for _ in range(size)]
         self._past: list[list[WorkerRequest]] = [[] for _ in range(size)]
@@ -365,13 +402,34 @@ class WorkerPool:
         """The answer of worker ``k``, or of who comes after it."""
         for _ in range(PATIENCE):
             try:
-                return self._workers[k].answer()
+                return self._heard(k)
             except WorkerLost as lost:
                 self._replace(k, str(lost), request)
         try:
-            return self._workers[k].answer()
+            return self._heard(k)
         except WorkerLost as lost:
             raise EsperError(f"worker {k} was lost {PATIENCE + 1} times over one step: {lost}") from lost
+
+    def _heard(self, k: int) -> WorkerAnswer:
+        """The answer of worker ``k``. Raises :class:`WorkerLost`, and ``EsperError`` when it is waited for in vain."""
+        worker, began, told_at = self._workers[k], time.monotonic(), max(SILENT_SECONDS, 3 * self._longest)
+        limit = math.inf if self._timeout is None else self._timeout
+        while True:
+            with self.shield():
+                there = worker.wait(min(_SLICE_SECONDS, limit))
+            if there:
+                answer = worker.answer()
+                self._longest = max(self._longest, time.monotonic() - began)
+                return answer
+            silent = time.monotonic() - began
+            if silent >= min(limit, told_at):
+                env_ids = ", ".join(str(self._env_ids[env]) for env in self._dealt[k])
+                why = f"; {condition}" if (condition := worker.condition()) else ""
+                said = f"worker {k} ({worker.where}, environments {env_ids}) has not answered for {silent:.0f} s{why}"
+                if silent >= limit:
+                    raise EsperError(f"{said}; --workers-timeout {limit:g} is over")
+                told_at *= 2
+                self._tell(f"{said}; --workers-timeout SECONDS limits that")
 
     def _replace(self, k: int, reason: str, request: WorkerRequest) -> None:
         """Hire another, who repeats what is past without a word and is then asked again."""
@@ -390,7 +448,7 @@ class WorkerPool:
         for done in past:
             new.ask(done)
             try:
-                answer = new.answer()
+                answer = self._heard(k)
             except WorkerLost:
                 break  # whoever waits for the next answer finds it lost as well
             if answer.error is not None:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import multiprocessing
 import signal
+import threading
+from contextlib import suppress
 from multiprocessing.connection import Connection
+from multiprocessing.reduction import ForkingPickler
 from multiprocessing.util import Finalize
+from pathlib import Path
 from typing import Final
 
 from esper.simic.workers import EnvFactory, EnvShard, WorkerAnswer, WorkerLost, WorkerRequest, portable
@@ -24,15 +28,25 @@ class ProcessWorker:
         self.process.start()
         far_end.close()
         self.where = f"process {self.process.pid}"
+        self._sender = Sender(self._pipe)
         # multiprocessing would wait at exit for a process that waits for its pipe
-        self._end = Finalize(self, _end, (self.process, self._pipe), exitpriority=1)
+        self._end = Finalize(self, _end, (self.process, self._pipe, self._sender), exitpriority=1)
 
     def ask(self, request: WorkerRequest) -> None:
         """Send it."""
+        self._sender.send(bytes(ForkingPickler.dumps(request)))
+
+    def wait(self, seconds: float) -> bool:
+        """Also true when the process has ended."""
+        return self._pipe.poll(seconds)
+
+    def condition(self) -> str:
+        """Whether somebody has stopped the process, as far as ``/proc`` tells."""
         try:
-            self._pipe.send(request)
-        except OSError:
-            pass  # the loss shows where the answer is waited for
+            state = Path(f"/proc/{self.process.pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[0]
+        except (OSError, IndexError, ValueError):
+            return ""
+        return "it was stopped (SIGSTOP); kill -CONT lets it go on" if state in "tT" else ""
 
     def answer(self) -> WorkerAnswer:
         """Raises :class:`WorkerLost` when the process has ended."""
@@ -48,10 +62,34 @@ class ProcessWorker:
         self._end()
 
 
-def _end(process: multiprocessing.process.BaseProcess, pipe: Connection) -> None:
-    pipe.close()
+class Sender:
+    """Sends in a thread: a process that was stopped takes nothing, and what is too long for the pipe would wait."""
+
+    def __init__(self, pipe: Connection) -> None:
+        self._pipe = pipe
+        self._thread: threading.Thread | None = None
+
+    def send(self, message: bytes) -> None:
+        """Once what was sent before has gone."""
+        self.join()
+        self._thread = threading.Thread(target=self._send, args=(message,), daemon=True)
+        self._thread.start()
+
+    def join(self) -> None:
+        """Wait until all has gone, or the pipe is broken."""
+        if self._thread is not None:
+            self._thread.join()
+
+    def _send(self, message: bytes) -> None:
+        with suppress(OSError):  # the loss shows where the answer is waited for
+            self._pipe.send_bytes(message)
+
+
+def _end(process: multiprocessing.process.BaseProcess, pipe: Connection, sender: Sender) -> None:
     process.kill()
     process.join()
+    sender.join()
+    pipe.close()
 
 
 def _how(exitcode: int | None) -> str:
