@@ -121,6 +121,15 @@ def test_unfit_sites_are_refused_by_path(path: str, why: str) -> None:
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in host.modules())
 
 
+def test_a_host_without_a_number_in_evaluation_is_told_so_and_not_that_a_site_is_idle() -> None:
+    class Broken(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x) * (1.0 if self.training else float("nan"))
+
+    with pytest.raises(UsageError, match=r"no finite number in eval\(\)"):
+        GrowingModel.wrap(nn.Sequential(nn.Linear(6, 8), Broken(8, 3)), ["0"], torch.randn(4, 6))
+
+
 def test_dropout_in_place_behind_a_site_is_refused_though_it_writes_in_training_only() -> None:
     host = nn.Sequential(nn.Linear(6, 8), nn.Dropout(0.5, inplace=True), nn.Linear(8, 3)).eval()
     with pytest.raises(UsageError, match="'0' is written in place"):

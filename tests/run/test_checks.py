@@ -113,3 +113,24 @@ def test_what_is_right_passes_without_a_trace_and_errors_are_left_to_training() 
     check_model(host, lambda m, x: m(x, x), BATCH)
     assert host.training and torch.equal(torch.get_rng_state(), random)
     assert all(torch.equal(before[name], tensor) for name, tensor in host.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("shift", "what"), [(float("nan"), "NaN"), (float("inf"), "infinity alone"), (-float("inf"), "infinity alone")]
+)
+def test_a_model_that_breaks_in_evaluation_alone_is_told(shift: float, what: str) -> None:
+    class Broken(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x) if self.training else super().forward(x) + shift
+
+    with pytest.raises(UsageError, match=rf"the model gives {what} in eval\(\) and numbers in train\(\)"):
+        check_model(Broken(3, 2), lambda model, x: model(x), BATCH)
+
+
+def test_a_class_that_is_ruled_out_is_no_fault() -> None:
+    class Masked(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            out = super().forward(x)
+            return out if self.training else out.index_fill(1, torch.tensor([0]), -float("inf"))
+
+    check_model(Masked(3, 2), lambda model, x: model(x), BATCH)

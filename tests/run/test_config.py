@@ -95,3 +95,18 @@ def test_optimizer_options_come_from_a_table_or_from_flags(tmp_path: Path) -> No
     assert said["optimizer"] == {"betas": [0.8, 0.9], "amsgrad": True}
     with pytest.raises(UsageError, match="NAME=VALUE is needed"):
         given_flags(["ppo", "--optimizer-option", "amsgrad"])
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan"), float("-inf")])
+@pytest.mark.parametrize("name", ["lr", "weight_decay", "seed_lr_multiplier"])
+def test_what_is_no_finite_number_is_refused_in_one_line(name: str, value: float, tmp_path: Path) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text(f"{name} = {value}\n")
+    with pytest.raises(UsageError, match=rf"{name} is {value}; it must be a finite number"):
+        resolve(RunConfig, {}, read_config_file(path))
+
+
+@pytest.mark.parametrize(("name", "text"), [("run.toml", "episodes = 2\n"), ("run.json", '{"episodes": 2}')])
+def test_a_mark_of_its_encoding_before_a_file_is_passed_over(name: str, text: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(text, encoding="utf-8-sig")
+    assert read_config_file(tmp_path / name) == {"episodes": 2}

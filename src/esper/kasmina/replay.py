@@ -314,6 +314,10 @@ def _reaching(tap: Tap, whole: Callable[[], Any], plain: Any) -> tuple[float, An
             noisy = whole()
         if not same(noisy, plain):
             return size, noisy
+    if not any(bool(tensor.isfinite().any()) for _, tensor in tensors(plain)):
+        raise UsageError(
+            "the model's output holds no finite number in eval(): look at the running statistics of its norms"
+        )
     raise UsageError(f"what stands behind site {tap.place.path!r} does not reach the model's output")
 
 

@@ -86,7 +86,7 @@ def check_loss(loss: Any) -> None:
 def check_model(model: nn.Module, forward: Callable[[nn.Module, Any], Any], inputs: Any) -> None:
     """Try the model in both modes on a few examples, without a trace.
 
-    Raises ``UsageError`` for a model that gives NaN in evaluation alone. What raises here on its own is left for
+    Raises ``UsageError`` for a model that gives NaN, or nothing finite, in evaluation alone. What raises here on its own is left for
     training to raise, where all examples are there.
     """
     said: dict[bool, Any] = {}
@@ -96,11 +96,15 @@ def check_model(model: nn.Module, forward: Callable[[nn.Module, Any], Any], inpu
                 said[training] = forward(model, mapped(inputs, torch.clone))
         except Exception:
             return
-    if _has_nan(said[False]) and not _has_nan(said[True]):
+    if (what := _no_number(said[False])) and not _no_number(said[True]):
         raise UsageError(
-            "the model gives NaN in eval() and numbers in train(): look at the running statistics of its norms"
+            f"the model gives {what} in eval() and numbers in train(): look at the running statistics of its norms"
         )
 
 
-def _has_nan(output: Any) -> bool:
-    return any(bool(t.isnan().any()) for _, t in tensors(output) if t.is_floating_point() or t.is_complex())
+def _no_number(output: Any) -> str:
+    """What is wrong with an output; minus infinity for a class that is ruled out is not."""
+    floats = [t for _, t in tensors(output) if t.is_floating_point() or t.is_complex()]
+    if any(bool(t.isnan().any()) for t in floats):
+        return "NaN"
+    return "infinity alone" if any(t.numel() and not bool(t.isfinite().any()) for t in floats) else ""

@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import re
+import signal
+import threading
 import time
 import warnings
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, Final
 
 from esper.leyline import MissingExtraError, UsageError
@@ -109,10 +111,20 @@ def connect(address: str, envs: int, patience: float | None = None, tell: Callab
             with warnings.catch_warnings():
                 # the error below says it
                 warnings.filterwarnings("ignore", message="Ray Client connection timed out")
-                ray.init(**where, log_to_driver=False, logging_level=logging.ERROR)
+                with _own_sigterm():
+                    ray.init(**where, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise UsageError(f"--workers {address}: no Ray cluster can be joined: {error}") from error
     return free_cpus(address, envs, PLACING_SECONDS if patience is None else patience, tell)
+
+
+@contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Ray's handler prints a stack of its own, and exits with status 15."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, before)
 
 
 def free_cpus(address: str, envs: int, patience: float, tell: Callable[[str], None]) -> int:
