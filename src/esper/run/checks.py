@@ -86,8 +86,8 @@ def check_loss(loss: Any) -> None:
 def check_model(model: nn.Module, forward: Callable[[nn.Module, Any], Any], inputs: Any) -> None:
     """Try the model in both modes on a few examples, without a trace.
 
-    Raises ``UsageError`` for a model that gives NaN, or nothing finite, in evaluation alone. What raises here on its own is left for
-    training to raise, where all examples are there.
+    Raises ``UsageError`` for a model that gives NaN, or nothing finite, in evaluation alone. What raises here on its
+    own is left for training to raise, where all examples are there.
     """
     said: dict[bool, Any] = {}
     for training in (False, True):
