@@ -18,6 +18,7 @@ from esper.leyline import TelemetryEventType
 from esper.nissa import journal
 from esper.nissa.reader import read_journal
 from esper.scripts.main import COMMANDS, main
+from esper.scripts.streams import settle
 
 TINY = ["train", "heuristic", "--task", "toy:toy_task", "--episodes", "1", "--max-epochs", "4", "--quiet"]
 
@@ -71,6 +72,7 @@ def test_a_wrong_configuration_file_is_named(
 
 ASK_FOR_HELP = """
 import contextlib, io, sys
+from esper.scripts.streams import settle
 from esper.scripts.main import COMMANDS, main
 
 asked = [[], ["--help"], ["--version"], ["train", "heuristic", "--help"], ["train", "ppo", "--help"]]
@@ -110,6 +112,7 @@ def test_a_run_goes_on_without_a_reader_of_what_it_prints(command: list[str], tm
         reader, writer = os.pipe()
         os.close(reader)
         os.dup2(writer, 1)
+        settle()
         return main([*command, "--run-dir", str(tmp_path / "run")])
 
     ended = in_child(work, tmp_path / "log")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -17,7 +16,9 @@ from esper.leyline import TelemetryEventType as T
 PROGRESS_SECONDS: Final = 10.0
 """Where there is no terminal to keep a progress line on, one is printed this often."""
 
-_PLAIN: Final = str.maketrans({"·": "|", "→": ">", "✗": "x", "✓": "+", "–": "-", "±": "+-", "×": "x"})
+ASCII_SIGNS: Final = str.maketrans(
+    {"·": "|", "→": ">", "✗": "x", "✓": "+", "–": "-", "±": "+-", "×": "x", "…": "...", "•": "*"}
+)
 _SEVERITY_STYLE: Final = {"debug": "dim", "info": "", "warning": "yellow", "error": "bold red", "critical": "bold red"}
 
 Piece = tuple[str, str]
@@ -130,7 +131,7 @@ class ConsoleSink:
         for text, style in pieces:
             shown = visible(text)
             if not self._utf8:
-                shown = shown.translate(_PLAIN).encode("ascii", "backslashreplace").decode()
+                shown = shown.translate(ASCII_SIGNS).encode("ascii", "backslashreplace").decode()
             line.append(shown, style or None)
         line.rstrip()
         return line
@@ -145,18 +146,6 @@ def warn(text: str) -> None:
     """One line on standard error about what is going on now; without a reader it is lost, and nothing else is."""
     with suppress(OSError, ValueError):
         print(f"esper: {text}", file=sys.stderr, flush=True)
-
-
-class LastingConsole(Console):
-    """A console for what a run says besides: without a reader it falls silent, and the run goes on to its end."""
-
-    def on_broken_pipe(self) -> None:
-        """What is still in the stream's buffer goes nowhere, where rich would end the program."""
-        self.quiet = True
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        with suppress(OSError):  # not every stream is a file
-            os.dup2(nowhere, self.file.fileno())
-        os.close(nowhere)
 
 
 class _Console(Console):

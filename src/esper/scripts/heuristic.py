@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+from rich.console import Console
+
 from esper.leyline import TelemetryEventType
-from esper.nissa.console import ConsoleSink, LastingConsole
+from esper.nissa.console import ConsoleSink
 from esper.run.assembly import build_executor
 from esper.run.config import RunConfig
 from esper.run.open import RunRequest, open_run, prepare
@@ -25,7 +27,7 @@ def run_heuristic(flags: Mapping[str, Any], file: Mapping[str, Any], asked: Resu
     ready = prepare(RunRequest("heuristic", RunConfig, flags, file, asked))
     config, load = ready.config, ready.load
     policies = {name: make_seeded(name, config.seed) for name in dict.fromkeys((config.policy, *config.compare))}
-    console = LastingConsole(highlight=False)
+    console = Console(highlight=False)
     plan = EpisodePlan(config.episodes, load.max_epochs, config.seed)
     progress = ConsoleProgress(plan, list(policies), load.task.metric, console, quiet=config.quiet)
     episodes = Episodes(build_executor(load, config, ready.sink.emit, deliver="best"), policies, plan, progress.epoch)

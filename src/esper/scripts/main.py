@@ -9,6 +9,7 @@ from importlib import import_module
 from esper._version import __version__
 from esper.leyline import EsperError, unknown, visible
 from esper.run.stopping import Stopped, as_program
+from esper.scripts.streams import settle
 
 COMMANDS = {
     "train": "train a host that grows: heuristic, ppo",
@@ -37,6 +38,8 @@ def usage() -> str:
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit status (0 done, 1 failed, 2 usage, 130 interrupted)."""
     arguments = sys.argv[1:] if argv is None else argv
+    if argv is None:
+        settle()
     if not arguments or arguments[0] in ("-h", "--help"):
         print(usage())
         return 0
@@ -67,9 +70,6 @@ def guarded(run: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         print("esper: interrupted; what was committed so far stays readable", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        sys.stderr.close()
-        return 0
     except OSError as error:
         print(f"esper: {visible(error)}", file=sys.stderr)
         return 1

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from rich.console import Console
 from rich.text import Text
 
 from esper.leyline import Metric
-from esper.nissa.console import LastingConsole
 from esper.run.resume import ResumeRequest
 from esper.simic.ppo_config import PPORunConfig
 from esper.simic.training import PPOTraining
@@ -17,11 +17,11 @@ from esper.simic.vectorized import RoundReport
 
 def run_ppo(flags: Mapping[str, Any], file: Mapping[str, Any], asked: ResumeRequest | None = None) -> int:
     """Learn and save, or go on with the run that was ``asked`` for, showing each round; returns the exit status."""
-    training, console = PPOTraining(flags, file, asked), LastingConsole(highlight=False)
+    training, console = PPOTraining(flags, file, asked), Console(highlight=False)
     config, metric = training.config, training.metric
-    shown = LastingConsole(highlight=False, quiet=config.quiet)
+    shown = Console(highlight=False, quiet=config.quiet)
     path = training.train(
-        lambda report: shown.print(line(report, config, metric)),
+        lambda report: shown.print(line(report, config, metric), soft_wrap=True),
         lambda lines: shown.print(*lines, sep="\n", soft_wrap=True),
     )
     console.print(Text.assemble(("policy ", "dim"), str(path)), soft_wrap=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import json
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,6 +41,13 @@ def main(argv: Sequence[str]) -> int:
     if arguments.csv:
         text = result.csv(exact=not sys.stdout.isatty())
     else:
-        text = result.json() if arguments.json else result.text()
+        text = _escaped(result.json()) if arguments.json else result.text()
     sys.stdout.write(text if text.endswith("\n") else f"{text}\n")
     return 0
+
+
+def _escaped(json_lines: str) -> str:
+    """As it is where the terminal has Unicode; elsewhere in JSON's own escapes."""
+    if (sys.stdout.encoding or "").lower().startswith("utf"):
+        return json_lines
+    return re.sub(r"[^\x00-\x7f]", lambda sign: json.dumps(sign[0])[1:-1], json_lines)

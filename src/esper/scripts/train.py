@@ -142,5 +142,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 if __name__ == "__main__":
     from esper.run.stopping import as_program
     from esper.scripts.main import guarded
+    from esper.scripts.streams import settle
 
+    settle()
     sys.exit(as_program(lambda: guarded(main)))
