@@ -1,17 +1,20 @@
-"""Tensors inside what a module takes or returns: tuples, named tuples, lists, dicts, dataclasses, model outputs.
+"""Tensors inside what a module takes or returns: tuples, named tuples, lists, mappings, dataclasses, model outputs.
 
-Objects of other kinds (numbers, strings, caches) are passed through untouched.
+``torch.utils._pytree`` walks through the containers that it knows; those that it does not, such as ``BatchEncoding``,
+dataclasses and subclasses of ``dict``, are opened here. Objects of other kinds (numbers, strings, caches) are passed
+through untouched.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 Path = tuple[Any, ...]
 """Index, key or field name at every level; empty where the value itself is the tensor."""
@@ -19,17 +22,18 @@ Path = tuple[Any, ...]
 
 def tensors(value: Any, path: Path = ()) -> Iterator[tuple[Path, Tensor]]:
     """Every tensor in ``value`` with its path, depth first."""
-    if isinstance(value, Tensor):
-        yield path, value
-        return
-    for key, item in _items(value):
-        yield from tensors(item, (*path, key))
+    for keys, leaf in pytree.tree_flatten_with_path(value, is_leaf=_own_tuple)[0]:
+        here = (*path, *map(_name, keys))
+        if isinstance(leaf, Tensor):
+            yield here, leaf
+        elif (inside := _opened(leaf)) is not None:
+            yield from tensors(inside, here)
 
 
 def get(value: Any, path: Path) -> Any:
     """What stands at ``path``."""
     for key in path:
-        value = value[key] if isinstance(value, dict | tuple | list) else getattr(value, key)
+        value = value[key] if isinstance(value, Mapping | tuple | list) else getattr(value, key)
     return value
 
 
@@ -38,15 +42,13 @@ def put(value: Any, path: Path, new: Any) -> Any:
     if not path:
         return new
     key, *rest = path
-    return _rebuilt(value, [(key, put(get(value, (key,)), tuple(rest), new))])
+    return _rebuilt(value, {key: put(get(value, (key,)), tuple(rest), new)})
 
 
 def mapped(value: Any, change: Callable[[Tensor], Any]) -> Any:
     """A copy of ``value``, of the same type and with containers of its own, with every tensor changed."""
-    if isinstance(value, Tensor):
-        return change(value)
-    items = [(key, mapped(item, change)) for key, item in _items(value)]
-    return _rebuilt(value, items) if items else value
+    leaves, spec = pytree.tree_flatten(value)
+    return pytree.tree_unflatten([_changed(leaf, change) for leaf in leaves], spec)
 
 
 def version(tensor: Tensor) -> int:
@@ -67,25 +69,42 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
     return torch.equal(*(tensor.reshape(-1).contiguous().view(torch.uint8) for tensor in (a, b)))
 
 
-def _items(value: Any) -> Iterable[tuple[Any, Any]]:
-    if isinstance(value, dict):
-        return value.items()
+def _own_tuple(value: Any) -> bool:
+    """Named tuples are gone through by index, as tuples are."""
+    return isinstance(value, tuple) and type(value) is not tuple
+
+
+def _name(key: Any) -> Any:
+    """Index, key or field name, as ``pytree`` wraps it."""
+    return next(getattr(key, each) for each in ("idx", "key", "name") if hasattr(key, each))
+
+
+def _changed(leaf: Any, change: Callable[[Tensor], Any]) -> Any:
+    if isinstance(leaf, Tensor):
+        return change(leaf)
+    inside = _opened(leaf)
+    return leaf if not inside else _rebuilt(leaf, mapped(inside, change))
+
+
+def _opened(value: Any) -> dict[Any, Any] | None:
+    """What is in a container that ``pytree`` does not know; ``None`` where it is none."""
+    if isinstance(value, Mapping):
+        return dict(value)
     if isinstance(value, tuple | list):
-        return enumerate(value)
+        return dict(enumerate(value))
     if is_dataclass(value) and not isinstance(value, type):
-        return ((field.name, getattr(value, field.name)) for field in fields(value))
-    return ()
+        return {field.name: getattr(value, field.name) for field in fields(value)}
+    return None
 
 
-def _rebuilt(value: Any, items: list[tuple[Any, Any]]) -> Any:
+def _rebuilt(value: Any, items: Mapping[Any, Any]) -> Any:
+    """A copy of a container of any kind, with other ``items`` in it."""
     if isinstance(value, tuple):
-        entries = list(value)
-        for index, item in items:
-            entries[index] = item
+        entries = [items.get(index, item) for index, item in enumerate(value)]
         return value._make(entries) if hasattr(value, "_make") else type(value)(entries)
     new = copy.copy(value)
-    for key, item in items:
-        if isinstance(value, dict | list):
+    for key, item in items.items():
+        if isinstance(value, Mapping | list):
             new[key] = item
         else:
             object.__setattr__(new, key, item)
