@@ -38,6 +38,10 @@ WAITING = Decision(WAIT, "")
 SCHEDULE = schedules.ScheduleConfig()
 
 
+def _leave(config: int, output: object) -> None:
+    """Outputs are not looked at."""
+
+
 def plain_loop(network: nn.Module, behind: Callable[[nn.Module, torch.Tensor, torch.Tensor], None] | None) -> None:
     """EPOCHS epochs of training and validation, written by hand."""
     train, validation = TASK.data.train, TASK.data.validation
@@ -174,12 +178,12 @@ def main() -> None:
         names = list(TASK.sites)
         leave_one_out = [{}, *({name: 0.0} for name in names)]
         subsets = [{n: 0.0 for i, n in enumerate(names) if not mask >> i & 1} for mask in range(7, -1, -1)]
-        one = lambda: lambda: [evaluate_configs(model, inputs, [{}]) for _ in range(30)]  # noqa: E731
+        one = lambda: lambda: [evaluate_configs(model, inputs, [{}], _leave) for _ in range(30)]  # noqa: E731
         for name, configs, target in (
             ("leave-one-out of three seeds / one pass", leave_one_out, 2.0),
             ("eight subsets for Shapley values / one pass", subsets, 2.5),
         ):
-            many = lambda configs=configs: lambda: [evaluate_configs(model, inputs, configs) for _ in range(30)]  # noqa: E731
+            many = lambda configs=configs: lambda: [evaluate_configs(model, inputs, configs, _leave) for _ in range(30)]  # noqa: E731
             report(name, paired(many, one), target)
         hub.close()
 

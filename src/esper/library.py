@@ -36,7 +36,7 @@ from esper.run.session import Session, SessionConfig
 from esper.tamiyo.policies import chosen_policy
 from esper.tamiyo.policies.learned import SHIPPED
 from esper.tasks.answers import Accuracy
-from esper.tasks.loader import LoaderBatches
+from esper.tasks.loader import LoaderBatches, Unpack
 from esper.tasks.losses import OwnLoss
 from esper.tasks.metrics import MetricChoice, Scored
 from esper.tolaria.alone import host_alone
@@ -73,7 +73,7 @@ def grow(  # noqa: PLR0913
     train: Loader,
     val: Loader,
     test: Loader | None = None,
-    loss: OwnLoss,
+    loss: OwnLoss | None = None,
     metric: MetricChoice = "accuracy",
     optimizer: Optimizer | None = None,
     forward: Forward = call,
@@ -85,19 +85,23 @@ def grow(  # noqa: PLR0913
     run_dir: str | Path | None = None,
     precision: str | None = None,
     resume: str | Path | None = None,
+    unpack: Unpack | None = None,
+    steps_per_epoch: int | None = None,
 ) -> GrowResult:
     """Train ``model`` and let it grow where measurement shows that it pays.
 
-    ``train``, ``val`` and ``test`` give batches of ``(inputs, targets)`` and can be read again each epoch, such as a
-    ``DataLoader``; validation drives every decision, test is looked at once. ``loss`` maps ``(output, targets)`` to a
-    scalar, and is evaluated as it reduces itself, on whole batches. ``metric`` is ``"accuracy"`` (percent; an
+    ``train``, ``val`` and ``test`` can be read again each epoch, such as a ``DataLoader``; validation drives every
+    decision, test is looked at once. A batch is ``(inputs, targets)``, each a tensor, or tuples, lists and mappings of
+    them; ``unpack(batch)`` makes that of any other. ``steps_per_epoch`` is for a ``train`` without a length. ``loss``
+    maps ``(output, targets)`` to a scalar, and is evaluated as it reduces itself, on whole batches; without it the
+    model is given the whole batch, and its output has the ``loss``. ``metric`` is ``"accuracy"`` (percent; an
     :class:`Accuracy` where shapes do not tell what is asked), ``"loss"``, ``"mae"``, an object with ``update``,
     ``compute`` and ``reset`` that reduces over a split (torchmetrics), a function ``(output, targets) -> [N]`` of which
     more is better, or a :class:`Scored` that says what it is. ``budget.gates`` is what a seed must show.
-    ``forward(model, inputs)`` says how to call the model where ``model(inputs)`` does not. ``at`` names submodules by
-    path (``["layer3.1"]``), or ``"auto"``. ``policy`` is a name (``esper-v1``, ``heuristic``, ``frugal``, ``static``,
-    ...), a learned one's file, or a policy of your own. An ``optimizer`` that has trained already keeps its state. The
-    model is trained in place; the one in the result is a plain copy. None that was seen was better on validation, and
+    ``forward(model, inputs)`` says how to call the model; see :class:`OwnChoices`. ``at`` names submodules by path
+    (``["layer3.1"]``), or ``"auto"``. ``policy`` is a name (``esper-v1``, ``heuristic``, ``frugal``, ``static``, ...),
+    a learned one's file, or a policy of your own. An ``optimizer`` that has trained already keeps its state. The model
+    is trained in place; the one in the result is a plain copy. None that was seen was better on validation, and
     whatever breaks the run off leaves the best so far in the run directory; a note on the error says where.
 
     ``precision`` is ``"bf16-mixed"`` or ``"16-mixed"`` (autocast, the latter with a scaled loss), or as the model is.
@@ -107,13 +111,16 @@ def grow(  # noqa: PLR0913
 
     Raises ``UsageError`` or ``DataError`` naming what is wrong and what is legal.
     """
-    choices = OwnChoices(loss, metric, forward, at, Budget() if budget is None else budget, device, precision)
+    choices = OwnChoices(loss, metric, forward, at, Budget() if budget is None else budget, device, precision, unpack)
     whole("seed", seed, least=0)
+    whole("steps_per_epoch", steps_per_epoch, optional=True)
     made("model", model, nn.Module)
     if optimizer is not None:
         check_optimizer(model, optimizer)
+    batches = LoaderBatches(train, batches=steps_per_epoch, unpacking=choices.unpacking)
     own = OwnModel.of(model, _splits(val, test), choices, optimizer)
-    own = replace(own, setup=replace(own.setup, batches=LoaderBatches(train, device=own.device)))
+    batches.device = own.device
+    own = replace(own, setup=replace(own.setup, batches=batches))
     decider = chosen_policy(policy)
     opening, delivery = _opening(own, decider, run_dir), _Delivery()
     executor = delivery.executor = own.executor(opening.sink.emit)
@@ -284,11 +291,14 @@ class Grower:
             raise UsageError("grower.view is there inside the with block")
         return self._loop.views[0]
 
-    def loss(self, inputs: Any, targets: Tensor, criterion: OwnLoss | None = None) -> Tensor:
+    def loss(self, inputs: Any, targets: Any = None, criterion: OwnLoss | None = None) -> Tensor:
         """Training loss of one batch; call ``backward`` on it, then :meth:`after_backward`.
 
-        ``criterion`` is another loss than that of the choices. Seeds behind the host learn from losses taken here.
+        ``loss(batch)`` takes a batch apart as those of ``val`` are. ``criterion`` is another loss than that of the
+        choices. Seeds behind the host learn from losses taken here.
         """
+        if targets is None:
+            inputs, targets = self._own.choices.unpacking(inputs, "the batch")
         self.begin_epoch()
         loss = self._loop.trainer.loss(inputs, targets, criterion)
         self._untaught = self._untaught or loss.requires_grad

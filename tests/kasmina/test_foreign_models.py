@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from configs import evaluated
 from safetensors.torch import save_file
 from small_hosts import BLUEPRINT
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from esper.kasmina.export import export, save_export
 from esper.kasmina.growing import GrowingModel
 from esper.kasmina.incubation import probe_backward
-from esper.kasmina.replay import evaluate_configs, same
+from esper.kasmina.replay import same
 from esper.kasmina.structure import tensors
 from esper.kasmina.trial import arguments
 from esper.leyline import SeedStage
@@ -186,7 +187,7 @@ def grown(code: str) -> tuple[GrowingModel, Any]:
     epoch(slots)
     with torch.no_grad(), model.alphas(dict.fromkeys(slots, 0.0)):
         without = model(*args, **kwargs)
-    assert same(evaluate_configs(model, sample, [{}]).outputs[0], without)
+    assert same(evaluated(model, sample, [{}]).outputs[0], without)
     for slot in model.slots.values():
         assert slot.state is not None
         slot.state.stage, slot.state.alpha = SeedStage.HOLDING, 1.0
@@ -201,7 +202,7 @@ def check_without_esper(models: dict[str, str], folder: Path) -> None:
         configs = [{}, *({slot_id: 0.0} for slot_id in model.slots)]
         with torch.no_grad():
             args, kwargs = arguments(sample)
-            for config, output in zip(configs, evaluate_configs(model, sample, configs).outputs, strict=True):
+            for config, output in zip(configs, evaluated(model, sample, configs).outputs, strict=True):
                 with model.alphas(config):
                     assert same(first(model(*args, **kwargs)), first(output)), (name, config)
             output = first(model(*args, **kwargs))

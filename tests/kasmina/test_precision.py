@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from configs import evaluated
 from small_hosts import mlp, put_seed
 from torch import Tensor, nn
 
@@ -15,7 +16,6 @@ from esper.kasmina.growing import GrowingModel
 from esper.kasmina.incubation import probe_backward
 from esper.kasmina.layout import Layout
 from esper.kasmina.precision import TOLERANCE, Autocast, tolerance
-from esper.kasmina.replay import evaluate_configs
 from esper.kasmina.slot import SeedSlot, SlotConfig
 from esper.kasmina.trial import ForwardCall
 from esper.leyline import SeedStage
@@ -165,7 +165,7 @@ def test_evaluation_is_made_through_the_users_call() -> None:
     sample = torch.randn(4, 6)
     model = GrowingModel.wrap(mlp(), ["1"], ForwardCall(sample, cast))
     put_seed(model, "1", SeedStage.HOLDING, 0.5)
-    found = evaluate_configs(model, ForwardCall(sample, cast), [{}, {"1": 0.0}])
+    found = evaluated(model, ForwardCall(sample, cast), [{}, {"1": 0.0}])
     assert [output.dtype for output in found.outputs] == [NARROW, NARROW]
     with model.alphas({"1": 0.0}):
         assert torch.equal(found.outputs[1], model.eval().run(ForwardCall(sample, cast)))

@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+from configs import evaluated
 from hypothesis import given
 from hypothesis import strategies as st
 from small_hosts import CASES, Pointwise, grow, put_seed, wrapped
 from torch import Tensor, nn
 
 from esper.kasmina.growing import GrowingModel
-from esper.kasmina.replay import evaluate_configs, same
+from esper.kasmina.replay import same
 from esper.kasmina.trial import ForwardCall
 from esper.leyline import AlphaConfig, SeedStage, UsageError
 
@@ -44,12 +45,12 @@ def test_every_configuration_has_the_bits_of_a_whole_pass(name: str) -> None:
     configs = [*powerset(list(model.slots)), dict.fromkeys(model.slots, 1.0), {}]
     expected = whole_passes(model, sample, configs)
 
-    found = evaluate_configs(model, sample, configs)
+    found = evaluated(model, sample, configs)
 
     assert all(same(output, reference) for output, reference in zip(found.outputs, expected, strict=True))
-    assert found.runs == len(configs) - 1
-    assert found.passes <= found.runs
-    assert found.shared is any(model.sharing.values())
+    assert found.cost.runs == len(configs) - 1
+    assert found.cost.passes <= found.cost.runs
+    assert found.cost.shared is any(model.sharing.values())
     assert same(whole_passes(model, sample, [{}]), expected[:1])
 
 
@@ -65,7 +66,7 @@ def test_any_set_of_configurations(name: str, alphas: list[list[float | None]], 
         put_seed(model, slots[index], SeedStage.HOLDING, 0.3)
     model.eval()
     configs = [{slot: a for slot, a in zip(slots, row, strict=False) if a is not None} for row in alphas]
-    found = evaluate_configs(model, sample, configs)
+    found = evaluated(model, sample, configs)
     for output, reference in zip(found.outputs, whole_passes(model, sample, configs), strict=True):
         assert same(output, reference)
 
@@ -118,9 +119,9 @@ def test_what_the_proof_refuses_would_give_other_bits() -> None:
     put_seed(model, "middle", SeedStage.HOLDING, 1.0)
     model.eval()
     expected = whole_passes(model, sample, [{}, {"middle": 0.0}])
-    assert same(evaluate_configs(model, sample, [{}, {"middle": 0.0}]).outputs, expected)
+    assert same(evaluated(model, sample, [{}, {"middle": 0.0}]).outputs, expected)
     model.sharing, model.macs_behind = {"middle": True}, {"middle": model.macs}
-    assert not same(evaluate_configs(model, sample, [{}, {"middle": 0.0}]).outputs, expected)
+    assert not same(evaluated(model, sample, [{}, {"middle": 0.0}]).outputs, expected)
 
 
 def test_work_is_what_was_measured() -> None:
@@ -128,22 +129,22 @@ def test_work_is_what_was_measured() -> None:
     grow(model)
     model.eval()
     slots = list(model.slots)
-    one_out = evaluate_configs(model, sample, [{}, *({slot: 0.0} for slot in slots)])
-    assert one_out.runs == 4 and one_out.passes < 2.0
-    all_eight = evaluate_configs(model, sample, powerset(slots))
-    assert all_eight.runs == 8 and all_eight.passes < 2.5
-    assert evaluate_configs(model, sample, [{}, {slots[0]: 0.6}, {}]).runs == 2
-    assert evaluate_configs(model, sample, []).passes == 0.0
+    one_out = evaluated(model, sample, [{}, *({slot: 0.0} for slot in slots)])
+    assert one_out.cost.runs == 4 and one_out.cost.passes < 2.0
+    all_eight = evaluated(model, sample, powerset(slots))
+    assert all_eight.cost.runs == 8 and all_eight.cost.passes < 2.5
+    assert evaluated(model, sample, [{}, {slots[0]: 0.6}, {}]).cost.runs == 2
+    assert evaluated(model, sample, []).cost.passes == 0.0
     writer, sample = wrapped("writer")
     grow(writer)
-    found = evaluate_configs(writer, sample, [{}, {"middle": 0.0}])
-    assert (found.runs, found.shared) == (2, False) and 1.0 < found.passes < 2.0
+    found = evaluated(writer, sample, [{}, {"middle": 0.0}])
+    assert (found.cost.runs, found.cost.shared) == (2, False) and 1.0 < found.cost.passes < 2.0
 
 
 def test_a_slot_without_a_seed_makes_no_difference() -> None:
     model, sample = wrapped("pointwise")
-    found = evaluate_configs(model, sample, powerset(list(model.slots)))
-    assert found.runs == 1 and found.passes == 1.0
+    found = evaluated(model, sample, powerset(list(model.slots)))
+    assert found.cost.runs == 1 and found.cost.passes == 1.0
 
 
 def test_modules_in_front_of_the_first_difference_run_once() -> None:
@@ -152,7 +153,7 @@ def test_modules_in_front_of_the_first_difference_run_once() -> None:
     counts = dict.fromkeys(model.sites, 0)
     for slot_id, site in model.sites.items():
         site[0].register_forward_hook(lambda *_, slot_id=slot_id: counts.__setitem__(slot_id, counts[slot_id] + 1))
-    evaluate_configs(model.eval(), sample, powerset(list(model.slots)))
+    evaluated(model.eval(), sample, powerset(list(model.slots)))
     assert counts == {"blocks_0": 1, "blocks_1": 2, "blocks_2": 4}
 
 
@@ -193,7 +194,7 @@ def test_an_exception_inside_leaves_no_trace() -> None:
     random = torch.get_rng_state()
 
     with pytest.raises(ArithmeticError, match="boom"):
-        evaluate_configs(model, sample, powerset(list(model.slots)))
+        evaluated(model, sample, powerset(list(model.slots)))
 
     assert same(dict(model.state_dict()), state)
     assert [module.training for module in model.modules()] == modes
@@ -214,7 +215,7 @@ def test_hosts_that_draw_random_numbers_see_the_same_ones_under_each_configurati
     model = GrowingModel.wrap(host, ["0", "2"], torch.randn(4, 6))
     put_seed(model, "0", SeedStage.TRAINING)
     put_seed(model, "2", SeedStage.TRAINING)
-    one, other, third = evaluate_configs(model, torch.randn(4, 6), [{}, {"0": 0.0}, {"2": 0.0}]).outputs
+    one, other, third = evaluated(model, torch.randn(4, 6), [{}, {"0": 0.0}, {"2": 0.0}]).outputs
     assert same(one, other) and same(one, third)
 
 
@@ -253,7 +254,7 @@ def test_inference_mode_around_it_is_fine() -> None:
     model.eval()
     configs = powerset(list(model.slots))
     with torch.inference_mode():
-        found = evaluate_configs(model, sample.clone(), configs)
+        found = evaluated(model, sample.clone(), configs)
     for output, reference in zip(found.outputs, whole_passes(model, sample, configs), strict=True):
         assert same(output, reference)
 
@@ -264,9 +265,9 @@ def test_a_custom_call_is_shared_too() -> None:
     model.eval()
     configs = powerset(list(model.slots))
     call = ForwardCall({"x": sample, "y": 3}, lambda m, batch: m(batch["x"]).softmax(-1))
-    found = evaluate_configs(model, call, configs)
+    found = evaluated(model, call, configs)
     for output, reference in zip(found.outputs, whole_passes(model, sample, configs), strict=True):
         assert same(output, reference.softmax(-1))
-    assert found.shared
+    assert found.cost.shared
     with pytest.raises(UsageError, match="unknown slot"):
-        evaluate_configs(model, sample, [{"blocks": 0.0}])
+        evaluated(model, sample, [{"blocks": 0.0}])

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from esper.tasks.answers import ignored_by
 from esper.tasks.base import Split
+from esper.tasks.facts import TargetFacts
 from esper.tasks.losses import own_loss
 from esper.tasks.metrics import FirstBatch, Judged, judged_by
 
@@ -28,13 +30,15 @@ def classes(*shape: int, of: int, seed: int = 1) -> Tensor:
 
 def judged(metric: Any, output: Any, targets: Tensor, loss: Callable[..., Tensor] = CE) -> Judged:
     """As it is at set-up, in one batch."""
-    figure = own_loss(loss, output, targets, 8)
-    return judged_by(metric, FirstBatch(output, targets, loss, figure, Split(targets, targets)))
+    figure = own_loss(loss, output, targets, 8, len(targets))
+    facts = TargetFacts(ignored_by(metric, loss))
+    facts.add(targets)
+    return judged_by(metric, FirstBatch(output, targets, len(targets), loss, figure, Split(targets, targets), facts))
 
 
 def measured(metric: Any, output: Any, targets: Tensor, loss: Callable[..., Tensor] = CE) -> float:
     tally = judged(metric, output, targets, loss).figure.tally(1, 1)
-    tally.add([output], targets)
+    tally.add(0, output, targets, len(targets))
     return float(tally.summary().value[0])
 
 

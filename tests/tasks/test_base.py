@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from esper.leyline import DataError, Metric, UsageError
-from esper.tasks.base import Data, Split, TaskBudget, TaskSpec, check_task, digest_of, require_finite
+from esper.tasks.base import Data, Split, TaskBudget, TaskSpec, check_task, digest_of
 from esper.tasks.scoring import accuracy, cross_entropy
+from esper.tasks.tree import require_finite
 
 
 def split(count: int = 6, start: int = 0) -> Split:
@@ -123,9 +124,11 @@ def test_a_loss_that_is_not_per_example_is_refused() -> None:
         check_task(replace(spec(), loss=lambda output, target: cross_entropy(output, target).mean()))
 
 
-def test_a_split_lies_in_its_own_batches_or_in_pieces_of_one_size() -> None:
-    split = Split(torch.zeros(7, 2), torch.zeros(7))
-    assert split.chunks(3) == [slice(0, 3), slice(3, 6), slice(6, 7)]
-    own = Split(split.inputs, split.targets, (4, 1, 2))
-    assert own.chunks(3) == own.to("cpu").chunks(99) == [slice(0, 4), slice(4, 5), slice(5, 7)]
-    assert own.take(torch.arange(2)).batches is None
+def test_a_split_is_read_in_batches_of_at_most_so_many() -> None:
+    split = Split(torch.arange(14.0).reshape(7, 2), torch.arange(7))
+    with split.reading(3) as batches:
+        found = list(batches)
+    assert [n for *_, n in found] == [3, 3, 1] and split.parts(3) == 3
+    assert torch.equal(torch.cat([inputs for inputs, *_ in found]), split.inputs)
+    with split.reading(None) as batches:
+        assert [n for *_, n in batches] == [7] and split.parts(None) == 1

@@ -24,7 +24,8 @@ def tallied(figure: BatchLoss, outputs: list[Any], targets: list[Tensor]) -> Sum
     """The figure of a model and of one whose outputs are half as large."""
     tally = figure.tally(2, len(targets))
     for output, target in zip(outputs, targets, strict=True):
-        tally.add([output, 0.5 * output], target)
+        for config, factor in enumerate((1.0, 0.5)):
+            tally.add(config, factor * output, target, len(target))
     return tally.summary()
 
 
@@ -53,7 +54,7 @@ def test_by_what_counts_it_is_that_of_the_split_at_once(
     case: tuple[nn.Module, list[Tensor], list[Tensor]],
 ) -> None:
     loss, outputs, targets = case
-    figure = own_loss(loss, outputs[0], targets[0], len(targets))
+    figure = own_loss(loss, outputs[0], targets[0], len(targets), len(targets[0]))
     assert figure.each is not None, "each example has a loss of its own"
     summary = tallied(figure, outputs, targets)
     for factor, value in zip((1.0, 0.5), summary.value, strict=True):
@@ -81,11 +82,13 @@ CASES: dict[str, tuple[Any, list[Tensor], list[Tensor]]] = {
 @pytest.mark.parametrize("name", CASES)
 def test_losses_that_know_their_examples(name: str) -> None:
     loss, outputs, targets = CASES[name]
-    figure = own_loss(loss, outputs[0], targets[0], 3)
+    figure = own_loss(loss, outputs[0], targets[0], 3, len(targets[0]))
     assert figure.each is not None
     summary = tallied(figure, outputs, targets)
     assert summary.value[0] == pytest.approx(float(loss(torch.cat(outputs), torch.cat(targets))), rel=1e-5)
-    by_lambda = tallied(own_loss(lambda out, y: loss(out, y), outputs[0], targets[0], 3), outputs, targets)
+    by_lambda = tallied(
+        own_loss(lambda out, y: loss(out, y), outputs[0], targets[0], 3, len(targets[0])), outputs, targets
+    )
     assert by_lambda.value.tolist() == pytest.approx(summary.value.tolist())
     # 16 groups of 21 examples know the error roughly
     assert by_lambda.se[1] == pytest.approx(summary.se[1], rel=0.5)
@@ -112,7 +115,7 @@ class Pretender(nn.Module):
 @pytest.mark.parametrize("loss", [contrastive, Pretender()], ids=["contrastive", "pretender"])
 def test_what_examples_do_to_one_another_is_left_in(loss: Callable[[Tensor, Tensor], Tensor]) -> None:
     outputs, targets = batches(6), [torch.zeros(n).long() for n in (8, 8, 5)]
-    figure = own_loss(loss, outputs[0], targets[0], 3)
+    figure = own_loss(loss, outputs[0], targets[0], 3, len(targets[0]))
     assert figure.each is None
     value = tallied(figure, outputs, targets).value[0]
     own_loop = sum(float(loss(out, y)) * len(y) for out, y in zip(outputs, targets, strict=True)) / 21
@@ -122,7 +125,7 @@ def test_what_examples_do_to_one_another_is_left_in(loss: Callable[[Tensor, Tens
 def test_a_sum_is_a_sum_of_the_batch() -> None:
     outputs, targets = batches(4), batches(4, seed=1)
     loss = nn.MSELoss(reduction="sum")
-    figure = own_loss(loss, outputs[0], targets[0], 3)
+    figure = own_loss(loss, outputs[0], targets[0], 3, len(targets[0]))
     own_loop = sum(float(loss(out, y)) * len(y) for out, y in zip(outputs, targets, strict=True)) / 21
     assert tallied(figure, outputs, targets).value[0] == pytest.approx(own_loop)
 
@@ -131,7 +134,7 @@ def test_a_batch_without_a_label_does_not_count() -> None:
     outputs, targets = batches(3), [torch.ones(n).long() for n in (8, 8, 5)]
     targets[1][:] = -100
     loss = nn.CrossEntropyLoss()
-    value = tallied(own_loss(loss, outputs[0], targets[0], 3), outputs, targets).value[0]
+    value = tallied(own_loss(loss, outputs[0], targets[0], 3, len(targets[0])), outputs, targets).value[0]
     assert value == pytest.approx(float(loss(torch.cat(outputs), torch.cat(targets))))
 
 
@@ -141,14 +144,14 @@ def test_a_batch_without_a_label_does_not_count() -> None:
         (nn.MSELoss(reduction="none"), r"a tensor of shape \(8, 3\); one number"),
         (lambda out, y: 1.0, "a float; one number"),
         (lambda out, y: F.cross_entropy(out, y.float().flatten()), "fails on the first validation batch"),
-        (lambda out, y: (out * torch.arange(8)[:, None]).sum() * y.sum(), "cannot be taken of a part of a batch"),
+        (lambda out, y: (out * torch.arange(8)[:, None]).sum() * y.sum(), "batches cannot be divided"),
     ],
 )
 def test_what_is_no_loss_is_refused(loss: Callable[..., Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        own_loss(loss, batches(3)[0], batches(3, seed=1)[0], 1)
+        own_loss(loss, batches(3)[0], batches(3, seed=1)[0], 1, 8)
 
 
 def test_with_enough_batches_whole_ones_will_do() -> None:
-    figure = own_loss(lambda out, y: (out * torch.arange(8)[:, None]).sum(), batches(3)[0], batches(3)[0], 8)
+    figure = own_loss(lambda out, y: (out * torch.arange(8)[:, None]).sum(), batches(3)[0], batches(3)[0], 8, 8)
     assert figure.each is None and not figure.divisible

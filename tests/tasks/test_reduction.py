@@ -41,7 +41,8 @@ def taken(figure: SplitFigure, outputs: Sequence[Tensor], targets: Tensor, sizes
     tally = figure.tally(len(outputs), len(sizes))
     pieces = [torch.split(output, list(sizes)) for output in outputs]
     for i, part in enumerate(torch.split(targets, list(sizes))):
-        tally.add([piece[i] for piece in pieces], part)
+        for config, piece in enumerate(pieces):
+            tally.add(config, piece[i], part, len(part))
     return tally.summary()
 
 
@@ -75,7 +76,9 @@ def test_a_ratio_of_equal_weights_is_a_mean() -> None:
 @pytest.mark.parametrize("sizes", [(N,), (128, 128, 44), (10,) * 30, (7,) * 42 + (6,)])
 def test_a_loss_that_only_takes_batches_has_the_error_that_its_examples_have(sizes: tuple[int, ...]) -> None:
     one, other, targets = example()
-    figure = own_loss(lambda out, y: F.cross_entropy(out, y), one[: sizes[0]], targets[: sizes[0]], len(sizes))
+    figure = own_loss(
+        lambda out, y: F.cross_entropy(out, y), one[: sizes[0]], targets[: sizes[0]], len(sizes), sizes[0]
+    )
     assert figure.each is None and figure.divisible
     summary = taken(figure, (one, other), targets, sizes)
     losses = [F.cross_entropy(each, targets, reduction="none").double() for each in (one, other)]
@@ -87,8 +90,8 @@ def test_a_loss_that_only_takes_batches_has_the_error_that_its_examples_have(siz
 
 def test_whole_batches_alone_give_an_error_too() -> None:
     one, other, targets = example()
-    figure = BatchLoss(lambda out, y: F.cross_entropy(out, y), lambda y: torch.tensor(len(y)), divisible=False)
-    parted = BatchLoss(lambda out, y: F.cross_entropy(out, y), lambda y: torch.tensor(len(y)))
+    figure = BatchLoss(lambda out, y: F.cross_entropy(out, y), lambda y, n: torch.tensor(n), divisible=False)
+    parted = BatchLoss(lambda out, y: F.cross_entropy(out, y), lambda y, n: torch.tensor(n))
     whole = taken(figure, (one, other), targets, (30,) * 10)
     assert whole.se[1] == pytest.approx(taken(parted, (one, other), targets, (30,) * 10).se[1], rel=0.6)
     assert math.isnan(taken(figure, (one, other), targets, (N,)).se[1]), "one group says nothing of the noise"
@@ -140,9 +143,9 @@ def test_a_metric_of_several_numbers_is_refused() -> None:
 def test_what_cannot_be_divided_says_why() -> None:
     one, _, targets = example()
     fixed = torch.arange(N)
-    assert divisible(lambda out, y: F.cross_entropy(out, y), one, targets) is None
-    assert divisible(lambda out, y: (out["all"] * fixed[:, None]).sum(), {"all": one}, targets) is not None
-    assert "does not hold one row" in str(divisible(lambda out, y: out[0].sum(), (one, torch.zeros(3)), targets))
+    assert divisible(lambda out, y: F.cross_entropy(out, y), one, targets, N) is None
+    assert divisible(lambda out, y: (out["all"] * fixed[:, None]).sum(), {"all": one}, targets, N) is not None
+    assert "does not hold one row" in str(divisible(lambda out, y: out[0].sum(), (one, torch.zeros(3)), targets, N))
 
 
 def test_the_jackknife_of_a_mean_is_its_standard_error() -> None:

@@ -94,7 +94,7 @@ class FakeEngine:
             metric[n, : len(each)] = [self._metric(self.envs[i], config) for config in each]
         zeros = np.zeros_like(metric)
         ones = np.ones(len(envs))
-        return EvalResult(metric, 3.0 - metric / 50.0, zeros + 0.1, zeros + 0.01, 400, ones, ones > 1, ones * 0.01)
+        return EvalResult(metric, 3.0 - metric / 50.0, zeros + 0.1, zeros + 0.01, 400, 400, ones, ones > 1, ones * 0.01)
 
     def apply(
         self, envs: Sequence[int], actions: Sequence[FactoredAction], reasons: Sequence[str] | None = None

@@ -31,7 +31,9 @@ def training(name: str) -> SlotView:
 def answer(metric: list[float], loss: list[float]) -> EvalResult:
     zeros = np.zeros((1, len(metric)))
     one = np.ones(1)
-    return EvalResult(np.array([metric]), np.array([loss]), zeros + 0.5, zeros + 0.01, 400, one, one.astype(bool), one)
+    return EvalResult(
+        np.array([metric]), np.array([loss]), zeros + 0.5, zeros + 0.01, 400, 400, one, one.astype(bool), one
+    )
 
 
 def test_a_host_without_seeds_is_evaluated_once() -> None:

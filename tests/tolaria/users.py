@@ -74,6 +74,7 @@ def trainer_of(
         batches=Batches((x, y)),
         splits={"validation": Split(x, y)},
         sample=x[:2],
+        sample_examples=min(2, len(x)),
         criterion=criterion,
         forward=forward,
     )

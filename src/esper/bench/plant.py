@@ -89,9 +89,9 @@ def by_gradient(
 
 
 def _one_batch(trainer: Trainer) -> tuple[torch.Tensor, torch.Tensor]:
-    split = trainer.setup.splits["train"]
-    size = min(trainer.config.batch_size, len(split))
-    return split.inputs[:size].to(trainer.config.device), split.targets[:size].to(trainer.config.device)
+    with trainer.setup.splits["train"].reading(trainer.config.batch_size) as batches:
+        inputs, targets, _ = next(batches)
+    return inputs, targets
 
 
 def _norm_at_birth(trainer: Trainer, each: Planted, inputs: torch.Tensor, targets: torch.Tensor) -> float:

@@ -157,9 +157,13 @@ def running(model: GrowingModel, start: tuple[str, Tape] | None, onto: Tape | No
             tap.muted, tap.listener = muted, listener
 
 
+Take = Callable[[int, Any], None]
+"""``(number of the configuration, output)``"""
+
+
 @dataclass(frozen=True)
-class ConfigOutputs:
-    """Outputs of one batch under each configuration, and what they cost.
+class ConfigCost:
+    """What it took to run one batch under some configurations.
 
     ``passes`` counts whole passes of the first configuration: every run's multiply-accumulates, measured at wrap for
     the host and on first use for a seed, over those of that pass (elementwise work is not in it). Where the host does
@@ -167,27 +171,25 @@ class ConfigOutputs:
     run began behind a slot.
     """
 
-    outputs: list[Any]
     passes: float
     runs: int
     shared: bool
 
 
-def evaluate_configs(
-    model: GrowingModel,
-    sample: Sample,
-    configs: Sequence[AlphaConfig],
-) -> ConfigOutputs:
-    """The model's output on ``sample`` under each configuration of alphas, bit-equal to a whole pass for each.
+def evaluate_configs(model: GrowingModel, sample: Sample, configs: Sequence[AlphaConfig], take: Take) -> ConfigCost:
+    """Give ``take`` the model's output on ``sample`` under each configuration of alphas, bit-equal to a whole pass.
 
-    Evaluation mode, no gradients. Every pass sees the same random numbers. The configurations are walked as a tree
-    over the slots in network order, so that each shares the longest possible beginning with one before it. Nothing in
-    the model is changed, also when a pass raises.
+    The first configuration comes first, the others in any order; no output is kept. Evaluation mode, no gradients.
+    Every pass sees the same random numbers. The configurations are walked as a tree over the slots in network order, so
+    that each shares the longest possible beginning with one before it. Nothing in the model is changed, also when a
+    pass raises.
     """
     for config in configs:
         model.check_slots(config)
     live = [slot_id for slot_id, slot in model.slots.items() if slot.seed is not None]
-    keys = [tuple(config.get(slot_id) for slot_id in live) for config in configs]
+    asked: dict[Key, list[int]] = {}
+    for i, config in enumerate(configs):
+        asked.setdefault(tuple(config.get(slot_id) for slot_id in live), []).append(i)
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
         stack.enter_context(reentrant_ones_replaced())
@@ -195,11 +197,15 @@ def evaluate_configs(
             stack.enter_context(mode(model, False))
         if model.writes_buffers:
             stack.enter_context(buffers_kept(model.modules()))
-        walk = _Walk(model, partial(model.run, sample), live)
-        if keys:
-            walk.solve(list(dict.fromkeys(keys)), None, {})
-    outputs = [walk.outputs[key] for key in keys]
-    return ConfigOutputs(outputs, walk.passes, len(walk.starts), any(start is not None for _, start in walk.starts))
+        walk = _Walk(model, partial(model.run, sample), live, lambda key, output: _give(take, asked[key], output))
+        if asked:
+            walk.solve(list(asked), None, {})
+    return ConfigCost(walk.passes, len(walk.starts), any(start is not None for _, start in walk.starts))
+
+
+def _give(take: Take, numbers: Iterable[int], output: Any) -> None:
+    for i in numbers:
+        take(i, output)
 
 
 Key = tuple[float | None, ...]
@@ -209,12 +215,14 @@ Key = tuple[float | None, ...]
 class _Walk:
     """Depth-first walk over the tree of configurations."""
 
-    def __init__(self, model: GrowingModel, call: Callable[[], Any], live: list[str]) -> None:
+    def __init__(
+        self, model: GrowingModel, call: Callable[[], Any], live: list[str], take: Callable[[Key, Any], None]
+    ) -> None:
         self.model = model
         self.call = call
         self.live = live
+        self.take = take
         self.device = device_of(model)
-        self.outputs: dict[Key, Any] = {}
         self.starts: list[tuple[Key, str | None]] = []
 
     def solve(self, keys: list[Key], start: str | None, tapes: dict[str, Tape]) -> None:
@@ -239,8 +247,9 @@ class _Walk:
             self.model.alphas(config),
             running(self.model, None if start is None else (start, tapes[start]), onto if onto.slot_ids else None),
         ):
-            self.outputs[key] = self.call()
+            output = self.call()
         self.starts.append((key, start))
+        self.take(key, output)
 
     @staticmethod
     def _divergence(one: Key, other: Key) -> int:

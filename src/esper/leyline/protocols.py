@@ -52,8 +52,9 @@ class TrainResult:
 class EvalResult:
     """Envs times configurations, each array ``[envs, configs]``; an env with fewer configurations is padded with NaN.
 
-    ``metric_se`` and ``loss_se`` are standard errors of the paired difference to the env's first configuration, over
-    ``examples`` examples (0 in the first column). ``passes`` is the work done, in whole validation passes, per env.
+    The first configuration's figures are of all ``examples``. ``metric_se`` and ``loss_se`` are standard errors of the
+    paired difference to them, over ``paired`` examples (0 in the first column); where those are fewer, the other
+    figures are the first one's plus that difference. ``passes`` is the work done, in whole validation passes, per env.
     """
 
     metric: npt.NDArray[np.float64]
@@ -61,6 +62,7 @@ class EvalResult:
     metric_se: npt.NDArray[np.float64]
     loss_se: npt.NDArray[np.float64]
     examples: int
+    paired: int
     passes: npt.NDArray[np.float64]
     shared_prefix: npt.NDArray[np.bool_]
     seconds: npt.NDArray[np.float64]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -21,19 +22,23 @@ from esper.leyline import DataError, GateThresholds, Metric, Policy, Sink, Usage
 from esper.run import checks
 from esper.run.assembly import pick_device
 from esper.run.session import Announcement
-from esper.tasks.base import Batch, Split
-from esper.tasks.loader import gather
-from esper.tasks.losses import OwnLoss, own_loss
+from esper.tasks.answers import ignored_by
+from esper.tasks.base import Batch, CountedBatch
+from esper.tasks.loader import LoadedSplit, Unpack, Unpacking
+from esper.tasks.losses import OwnLoss, own_loss, shape_of
 from esper.tasks.metrics import FirstBatch, Judged, MetricChoice, judged_by
-from esper.tasks.reduction import SplitFigure
+from esper.tasks.output_loss import output_loss, own_output_loss
+from esper.tasks.reduction import SplitFigure, by_batch
+from esper.tasks.tree import part
 from esper.tolaria.engine import EngineConfig, ModuleEngine
+from esper.tolaria.evaluation import Reading
 from esper.tolaria.executor import Executor, ExecutorConfig
-from esper.tolaria.governor import Governor
+from esper.tolaria.governor import Governor, GovernorConfig
 from esper.tolaria.schedules import ScheduleConfig
 from esper.tolaria.setup import Forward, TrainerConfig, TrainingSetup, adamw, call, check_precision, trainable
 
 Loader = Iterable[Any]
-"""Batches of ``(inputs, targets)`` that can be read again each epoch, such as a ``DataLoader``."""
+"""Batches that can be read again each epoch, such as a ``DataLoader``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +61,16 @@ class Budget:
     """Learning rates over the epochs: as they are, or down to 0 on half a cosine."""
     gates: GateThresholds = field(default_factory=GateThresholds)
     """What a seed must show to be blended in and to be kept."""
+    evaluation_batch: int | None = None
+    """Most examples in one evaluation pass; ``None`` is what a batch of the loader holds. Larger batches are divided,
+    which the loss must allow."""
+    counterfactual_every: int = 1
+    """Epochs between the counterfactual evaluations of what grows; gates wait for them."""
+    counterfactual_share: float = 1.0
+    """Share of the validation batches that counterfactuals read, evenly spaced and the same for all of them. Loss and
+    metric are always of all."""
+    snapshot_every: int = 1
+    """Epochs between the good states that a rollback goes back to."""
     checkpoint_every: int = field(default=5, compare=False)
     """Epochs between the checkpoints from which ``grow(..., resume=RUN)`` goes on; 0 writes one only when the run is
     asked to stop. In a loop of your own save :meth:`Grower.state_dict`."""
@@ -65,9 +80,15 @@ class Budget:
         checks.whole("Budget.max_seeds", self.max_seeds, optional=True)
         checks.whole("Budget.parameters", self.parameters, optional=True)
         checks.whole("Budget.checkpoint_every", self.checkpoint_every, least=0)
+        checks.whole("Budget.evaluation_batch", self.evaluation_batch, optional=True)
+        checks.whole("Budget.counterfactual_every", self.counterfactual_every)
+        checks.whole("Budget.snapshot_every", self.snapshot_every)
         checks.names("Budget.blueprints", self.blueprints)
         checks.positive("Budget.lr", self.lr)
         checks.positive("Budget.seed_lr_multiplier", self.seed_lr_multiplier)
+        checks.positive("Budget.counterfactual_share", self.counterfactual_share)
+        if self.counterfactual_share > 1.0:
+            raise UsageError(f"Budget.counterfactual_share is {self.counterfactual_share}; legal: above 0, at most 1")
         if self.schedule not in ("constant", "cosine"):
             raise unknown("Budget.schedule", self.schedule, ("constant", "cosine"))
         checks.made("Budget.gates", self.gates, GateThresholds)
@@ -77,13 +98,15 @@ class Budget:
 class OwnChoices:
     """How a user's model is trained, judged and grown."""
 
-    loss: OwnLoss
-    """``(output, targets)`` -> the scalar to minimise."""
+    loss: OwnLoss | None = None
+    """``(output, targets)`` -> the scalar to minimise; ``None`` where the model, called with the whole batch, computes
+    it itself, as ``output.loss`` or ``output["loss"]``. Of a split it is the mean over examples of their batches'."""
     metric: MetricChoice = "accuracy"
     """``"accuracy"`` (percent), ``"loss"``, ``"mae"``, or a metric of your own: :class:`Accuracy`, :class:`Scored`, an
     object such as those of torchmetrics, or ``(output, targets) -> [N]``."""
     forward: Forward = call
-    """``forward(model, inputs)``: how to call the model where ``model(inputs)`` does not."""
+    """``forward(model, inputs)``: how to call the model. Without it a mapping goes to keywords where they are the
+    model's, a tuple or list to as many arguments where the model does not take it as one; else it is the argument."""
     at: Sites = "auto"
     """Where to grow: paths of submodules (or :class:`Site`, which says more), slot -> path, or ``"auto"`` for the
     repeating blocks."""
@@ -92,10 +115,24 @@ class OwnChoices:
     """``"auto"`` (the first CUDA device, else the CPU), ``"cpu"`` or ``"cuda:N"``."""
     precision: str | None = None
     """Of passes that are made here: ``"bf16-mixed"``, ``"16-mixed"``, or as the model is."""
+    unpack: Unpack | None = None
+    """``unpack(batch) -> (inputs, targets)``, where a batch of the loaders is no such pair."""
 
     def __post_init__(self) -> None:
         checks.made("budget", self.budget, Budget)
         check_precision(self.precision)
+        if self.loss is not None:
+            checks.check_loss(self.loss)
+
+    @property
+    def criterion(self) -> OwnLoss:
+        """What is minimised."""
+        return output_loss if self.loss is None else self.loss
+
+    @property
+    def unpacking(self) -> Unpacking:
+        """How a batch is taken apart."""
+        return Unpacking(self.unpack, own_loss=self.loss is None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,13 +178,18 @@ class OwnModel:
         """Move the model to its device and find out all that growing needs to know. ``loaders``: by split."""
         device = pick_device(choices.device)
         model.to(device)
-        splits = {name: gather(loader).to(device) for name, loader in loaders.items()}
-        sample = splits["validation"].inputs[:2]
-        fill_lazy(model, ForwardCall(sample, choices.forward))
+        ignored = ignored_by(choices.metric, choices.loss)
+        splits = {
+            name: LoadedSplit(name, loader, choices.unpacking, device, ignored) for name, loader in loaders.items()
+        }
+        validation = splits["validation"]
+        with validation.reading(None) as batches:
+            first = next(batches)
+        fill_lazy(model, ForwardCall(first[0], choices.forward))
         check_host(model)
-        checks.check_loss(choices.loss)
+        sample, examples = _few(model, choices.forward, first, validation.counted)
         checks.check_model(model, choices.forward, sample)
-        loss, scored = _figures(model, choices, splits["validation"])
+        loss, scored = _figures(model, choices, first, validation)
         everything = dict.fromkeys(name for layout in Layout for name in blueprints.names(layout))
         return cls(
             _OwnTask(
@@ -163,8 +205,10 @@ class OwnModel:
                 batches=_OwnLoop(),
                 splits=splits,
                 sample=sample,
-                criterion=choices.loss,
+                sample_examples=examples,
+                criterion=choices.criterion,
                 forward=choices.forward,
+                counted=validation.counted,
             ),
             choices,
             device,
@@ -174,6 +218,16 @@ class OwnModel:
     def host_parameters(self) -> int:
         """Parameters of the model before it grew."""
         return sum(parameter.numel() for parameter in self.setup.host.parameters())
+
+    def examples(self) -> dict[str, int]:
+        """What the splits hold: examples, or batches where those cannot be counted; and what counterfactuals read."""
+        splits, budget = self.setup.splits, self.choices.budget
+        unit = "" if self.setup.counted else " batches"
+        held = {f"{name}{unit}": len(split) for name, split in splits.items()}
+        if budget.counterfactual_share < 1.0:
+            reading = Reading(budget.evaluation_batch, budget.counterfactual_share)
+            held["batches for counterfactuals"] = reading.paired(splits["validation"].parts(reading.most))
+        return held
 
     def executor(self, emit: Sink) -> Executor:
         """An executor of one env, the model itself."""
@@ -186,18 +240,21 @@ class OwnModel:
                 schedule=ScheduleConfig(shape=shape, seed_multiplier=budget.seed_lr_multiplier),
                 precision=self.choices.precision,
                 thresholds=budget.gates,
+                evaluation_batch=budget.evaluation_batch,
+                counterfactual_share=budget.counterfactual_share,
             ),
             max_seeds=budget.max_seeds,
             parameter_budget=self.host_parameters if budget.parameters is None else budget.parameters,
             rehearse_export=True,
         )
         engine = ModuleEngine(self.task, lambda spec, streams: self.setup, config, emit)
+        governor = GovernorConfig(snapshot_every=budget.snapshot_every)
         return Executor(
             engine,
             metric,
             emit,
-            lambda sink: Governor(metric, on_telemetry=sink, device=self.device),
-            ExecutorConfig(test="test" in self.setup.splits, deliver="best"),
+            lambda sink: Governor(metric, governor, on_telemetry=sink, device=self.device),
+            ExecutorConfig(budget.counterfactual_every, test="test" in self.setup.splits, deliver="best"),
         )
 
     def subject(self, policy: Policy, seed: int = 0) -> dict[str, Any]:
@@ -215,7 +272,7 @@ class OwnModel:
             "model": f"{kind.__module__}.{kind.__qualname__} of {self.host_parameters:,} parameters ({digest})",
             "places": {slot: site.path for slot, site in self.task.sites.items()},
             "blueprints": list(self.task.blueprints),
-            "examples": {name: len(split) for name, split in self.setup.splits.items()},
+            "examples": self.examples(),
             "training batches": len(self.setup.batches),
             "optimizer": type(self.setup.optimizer).__name__,
             "metric": self.task.metric.name,
@@ -238,25 +295,58 @@ class OwnModel:
             envs=1,
             max_epochs=self.choices.budget.epochs,
             device=self.device,
-            examples={name: len(split) for name, split in self.setup.splits.items()},
+            examples=self.examples(),
             host_parameters=self.host_parameters,
         )
 
 
-def _figures(model: nn.Module, choices: OwnChoices, validation: Split) -> tuple[SplitFigure, Judged]:
+def _few(model: nn.Module, forward: Forward, batch: CountedBatch, counted: bool) -> tuple[Any, int]:
+    """The inputs of two examples of a batch, and how many they are; all of it where the model does not take those."""
+    inputs, _, n = batch
+    if not counted or n <= 2:
+        return inputs, n
+    try:
+        few = part(inputs, torch.arange(2), n)
+        with trial(model):
+            forward(model, few)
+    except Exception:  # a user's model may raise anything
+        return inputs, n
+    return few, 2
+
+
+def _figures(
+    model: nn.Module, choices: OwnChoices, first: CountedBatch, validation: LoadedSplit
+) -> tuple[SplitFigure, Judged]:
     """Loss and metric as the user has them, tried on the first validation batch.
 
     Raises ``DataError`` where the model does not take it, ``UsageError`` where it cannot be judged.
     """
-    chunks = validation.chunks(len(validation))
-    inputs, targets = validation.inputs[chunks[0]], validation.targets[chunks[0]]
+    inputs, targets, size = first
+    n = size if validation.counted else None
+    budget = choices.budget
+    batches = Reading(None, budget.counterfactual_share).paired(validation.parts(None))
     with trial(model):
         try:
             output = choices.forward(model, inputs)
-        except (RuntimeError, IndexError, TypeError, ValueError) as error:
-            raise DataError(f"the model does not take the first validation batch: {error}") from error
-        loss = own_loss(choices.loss, output, targets, len(chunks))
-        return loss, judged_by(choices.metric, FirstBatch(output, targets, choices.loss, loss, validation))
+        except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
+            told = "; forward=lambda model, inputs: ... says how to call it" if choices.forward is call else ""
+            raise DataError(
+                f"the model does not take the first validation batch, {shape_of(inputs)}: {error}{told}"
+            ) from error
+        own = None
+        if choices.loss is None:
+            loss, own = own_output_loss(output, targets, batches, n)
+        else:
+            loss = own_loss(choices.loss, output, targets, batches, n)
+        answered = choices.loss if own is None else own.loss
+        judged = judged_by(
+            choices.metric, FirstBatch(output, targets, n, answered, loss, validation, validation.targets, own)
+        )
+    if budget.evaluation_batch is not None and (loss.each is None or choices.loss is None):
+        raise UsageError(
+            "Budget.evaluation_batch divides batches, and the loss has no value by example that allows it; leave it out"
+        )
+    return loss, judged if validation.counted else replace(judged, figure=by_batch(judged.figure))
 
 
 def _sites(model: nn.Module, at: Sites, sample: Sample) -> dict[str, Site]:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from esper.leyline import UsageError
+from esper.tasks.facts import TargetFacts
 from esper.tasks.losses import counts_of, shape_of, takes_classes, takes_logits, takes_probabilities
 from esper.tasks.reduction import Counted
 
@@ -41,14 +42,17 @@ class Accuracy:
     """Targets that do not count; the loss's own, or -100, where not given."""
 
 
+Constant = Callable[[Tensor], Tensor]
+"""``targets of a batch -> the output`` of a model that always answers the same."""
+
+
 @dataclass(frozen=True, slots=True)
 class Answers:
     """How right answers are counted, and which answers pay no heed to the input."""
 
     counted: Counted
     """``(output, targets) -> 100 times what is right [N], what counts [N]``."""
-    constants: Callable[[], Sequence[Tensor]]
-    """Outputs of one example, ``[...]``."""
+    constants: Callable[[], Sequence[Constant]]
 
 
 def scored_part(output: Any, name: str) -> Tensor:
@@ -68,14 +72,19 @@ def scored_part(output: Any, name: str) -> Tensor:
 
 
 def answers(
-    choice: Accuracy, loss: Any, output: Any, targets: Tensor, every: Tensor, *, counting: bool = True
+    choice: Accuracy, loss: Any, output: Any, targets: Any, every: TargetFacts, *, counting: bool = True
 ) -> Answers:
-    """Find out what ``output [N, ...]`` answers of ``targets [N, ...]``; ``every`` holds the targets of the split.
+    """Find out what ``output [N, ...]`` answers of ``targets [N, ...]``; ``every`` knows the targets of the split.
 
     Without ``counting`` a quantity is answered too, though not right or wrong. Raises ``UsageError`` with how to say it
     where it cannot be told.
     """
     part = scored_part(output, "accuracy")
+    if not isinstance(targets, Tensor):
+        raise UsageError(
+            f"metric 'accuracy' cannot tell which part of the targets, a {type(targets).__name__}, is answered; "
+            "give Scored(Metric(...), lambda output, targets: one number per example)"
+        )
     question = _Question(choice, loss, part, isinstance(output, Tensor), targets, every)
     found = question.classes() or question.shares() or question.labels()
     if found is not None:
@@ -83,7 +92,7 @@ def answers(
     if _one_for_one(part, targets) and targets.is_floating_point():
         if not counting:
             return Answers(_uncounted, partial(_middles, part, every))
-        few = ", ".join(f"{value:.3g}" for value in every.flatten()[:3].tolist())
+        few = ", ".join(f"{value:.3g}" for value in targets.flatten()[:3].tolist())
         raise UsageError(
             f"metric 'accuracy' needs classes, and the targets, {shape_of(targets)}, are quantities such as {few}; "
             "legal for them: metric='mae', metric='loss', or a Scored of your own"
@@ -115,7 +124,7 @@ class _Question:
     bare: bool
     """Whether the output is the tensor that is scored."""
     targets: Tensor
-    every: Tensor
+    every: TargetFacts
 
     # --- one class of several --------------------------------------------------------------------------------------
 
@@ -130,7 +139,7 @@ class _Question:
         axis = self._axis(axes)
         return Answers(
             partial(_classes, axis=axis, ignored=self.ignored),
-            lambda: _class_constants(self.part, axis, self._prior(self.part.shape[axis])),
+            lambda: _class_constants(self.part, axis, self.every.class_shares(self.part.shape[axis])),
         )
 
     def _axes(self, shape: Sequence[int]) -> list[int]:
@@ -141,10 +150,9 @@ class _Question:
         ]
 
     def _are_numbers(self, classes: int) -> bool:
-        if not self.every.is_floating_point():
-            return self.every.dtype is not torch.bool
-        kept = self.every[self.every != self.ignored]
-        return bool(((kept >= 0) & (kept < classes) & (kept == kept.round())).all())
+        if not self.targets.is_floating_point():
+            return self.targets.dtype is not torch.bool
+        return self.every.whole and self.every.low >= 0 and self.every.high < classes
 
     def _axis(self, axes: list[int]) -> int:
         if self.choice.class_axis is not None:
@@ -171,53 +179,46 @@ class _Question:
         """Whether the loss does not change when a number is added to all classes: its gradient sums to 0 over them."""
         if not self.bare:
             return False
-        output = self.part.detach().clone().requires_grad_()
-        try:
-            with torch.enable_grad():
-                (gradient,) = torch.autograd.grad(self.loss(output, self.targets), output)
-        except RuntimeError:
-            return False
-        sums, sizes = gradient.double().sum(axis).abs(), gradient.double().abs().sum(axis)
-        return bool(sums.max() <= 1e-3 * sizes.max())
-
-    def _prior(self, classes: int) -> Tensor:
-        """Share of each class ``[C]``."""
-        kept = self.every[self.every != self.ignored].long().flatten()
-        numbers = torch.bincount(kept, minlength=classes)[:classes].double()
-        return numbers / numbers.sum()
+        for few in (2, len(self.part)):
+            try:
+                output = self.part[:few].detach().clone().requires_grad_()
+                with torch.enable_grad():
+                    (gradient,) = torch.autograd.grad(self.loss(output, self.targets[:few]), output)
+            except (RuntimeError, ValueError, IndexError):
+                continue
+            sums, sizes = gradient.double().sum(axis).abs(), gradient.double().abs().sum(axis)
+            if sizes.max() > 0.0:
+                return bool(sums.max() <= 1e-3 * sizes.max())
+        return False
 
     # --- shares of classes -----------------------------------------------------------------------------------------
 
     def shares(self) -> Answers | None:
         """Targets that are probabilities of classes."""
         targets, every = self.targets, self.every
-        if self.part.shape != targets.shape or targets.ndim < 2 or takes_logits(self.loss):
+        if self.part.shape != targets.shape or targets.ndim < 2 or takes_logits(self.loss) or every.negative:
             return None
-        if every.is_floating_point() and bool((every < 0).any()):
-            return None
-        axes = [
-            axis
-            for axis in range(1, targets.ndim)
-            if targets.shape[axis] > 1 and bool(((every.double().sum(axis) - 1.0).abs() < 1e-3).all())
-        ]
+        axes = sorted(every.share_axes or ())
         if not axes:
             return None
         axis = self._axis(axes)
-        prior = every.double().movedim(axis, -1).reshape(-1, targets.shape[axis]).mean(dim=0)
-        return Answers(partial(_shares, axis=axis), lambda: _class_constants(self.part, axis, prior))
+        return Answers(
+            partial(_shares, axis=axis),
+            lambda: _class_constants(self.part, axis, every.mean_shares(axis), shares=True),
+        )
 
     # --- labels ----------------------------------------------------------------------------------------------------
 
     def labels(self) -> Answers | None:
         """One or several labels, each 0 or 1."""
-        kept = self.every[self.every != self.ignored] if self.every.dtype is not torch.bool else self.every
-        soft = takes_logits(self.loss) and bool(((kept >= 0) & (kept <= 1)).all())
-        if not _one_for_one(self.part, self.targets) or not (soft or bool(((kept == 0) | (kept == 1)).all())):
+        ends = self.every.low >= 0 and self.every.high <= 1
+        soft = takes_logits(self.loss) and ends
+        if not _one_for_one(self.part, self.targets) or not (soft or (ends and self.every.whole)):
             return None
         threshold = self._threshold()
         return Answers(
             partial(_labels, threshold=threshold, ignored=self.ignored),
-            lambda: _label_constants(self.part, self.every, self.ignored, threshold),
+            lambda: _label_constants(self.part, self.every, threshold),
         )
 
     def _threshold(self) -> float:
@@ -249,10 +250,15 @@ class _Question:
     @property
     def ignored(self) -> int:
         """Targets that do not count."""
-        if self.choice.ignore_index is not None:
-            return self.choice.ignore_index
-        counts = counts_of(self.loss)
-        return IGNORED if counts is None else counts.ignore_index
+        return ignored_by(self.choice, self.loss)
+
+
+def ignored_by(metric: Any, loss: Any) -> int:
+    """Targets that do not count, by a metric and a loss."""
+    if isinstance(metric, Accuracy) and metric.ignore_index is not None:
+        return metric.ignore_index
+    counts = counts_of(loss)
+    return IGNORED if counts is None else counts.ignore_index
 
 
 def _percent(right: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
@@ -277,25 +283,43 @@ def _labels(output: Any, targets: Tensor, *, threshold: float, ignored: int) -> 
     return _percent(said == (targets > 0.5 if targets.dtype is not torch.bool else targets), kept)
 
 
-def _class_constants(part: Tensor, axis: int, prior: Tensor) -> list[Tensor]:
-    """The logarithm of how often each class occurs; and each class alone, where they are few."""
+def _class_constants(part: Tensor, axis: int, prior: Tensor | None, *, shares: bool = False) -> list[Constant]:
+    """The logarithm of how often each class occurs; and each class alone, where they are few. Targets are class numbers
+    or ``shares``."""
+    if prior is None:
+        return []
     classes = part.shape[axis]
     rows = [prior.clamp(min=1e-12).log()]
-    rows += list(torch.eye(classes, dtype=torch.float64, device=prior.device)) if classes <= MOST_CLASSES else []
-    shape = [1] * (part.ndim - 1)
-    shape[axis - 1] = classes
-    return [row.to(part).reshape(shape).expand(part.shape[1:]) for row in rows]
+    rows += list(torch.eye(classes, dtype=torch.float64)) if classes <= MOST_CLASSES else []
+
+    def answered(row: Tensor, targets: Tensor) -> Tensor:
+        sizes = list(targets.shape)
+        if not shares:
+            sizes = [*sizes[: part.ndim - 1]]
+            sizes.insert(axis, classes)
+        shape = [1] * part.ndim
+        shape[axis] = classes
+        return row.to(part).reshape(shape).expand(sizes)
+
+    return [partial(answered, row) for row in rows]
 
 
-def _label_constants(part: Tensor, every: Tensor, ignored: int, threshold: float) -> list[Tensor]:
+def _label_constants(part: Tensor, every: TargetFacts, threshold: float) -> list[Constant]:
     """How often each label is 1, as a logit where 0 is the threshold."""
-    known = every.double().masked_fill(every == ignored, torch.nan)
-    often = known.nanmean(dim=0).clamp(1e-6, 1.0 - 1e-6)
-    answer = torch.logit(often) if threshold == 0.0 else often
-    return [answer.to(part).reshape(part.shape[1:])]
+    often = every.often()
+    if often is None:
+        return []
+    often = often.clamp(1e-6, 1.0 - 1e-6)
+    return _everywhere(part, [torch.logit(often) if threshold == 0.0 else often])
 
 
-def _middles(part: Tensor, every: Tensor) -> list[Tensor]:
+def _middles(part: Tensor, every: TargetFacts) -> list[Constant]:
     """Median and mean."""
-    middles = (every.double().median(dim=0).values, every.double().mean(dim=0))
-    return [middle.to(part).reshape(part.shape[1:]) for middle in middles]
+    return _everywhere(part, every.middles())
+
+
+def _everywhere(part: Tensor, answers: Sequence[Tensor]) -> list[Constant]:
+    def answered(answer: Tensor, targets: Tensor) -> Tensor:
+        return answer.to(part).reshape(part.shape[1:]).expand(len(targets), *part.shape[1:])
+
+    return [partial(answered, answer) for answer in answers]

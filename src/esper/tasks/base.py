@@ -10,8 +10,8 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, fields
-from itertools import accumulate
 from typing import Any, Protocol
 
 import torch
@@ -19,15 +19,19 @@ from torch import Generator, Tensor, nn
 
 from esper.leyline import DataError, Metric, UsageError, unknown
 from esper.tasks.reduction import MeanOf, SplitFigure
+from esper.tasks.tree import require_finite
 
-PerExample = Callable[[Any, Tensor], Tensor]
+PerExample = Callable[[Any, Any], Tensor]
 """``(output of the host, targets) -> [N]``, one value per example."""
 
 Augment = Callable[[Tensor, Generator], Tensor]
 """``(inputs [N, ...], generator) -> inputs [N, ...]``: draws only from the generator, changes a batch at once."""
 
-Batch = tuple[Tensor, Tensor]
-"""``inputs [B, ...], targets [B, ...]``."""
+Batch = tuple[Any, Any]
+"""Inputs and targets, each a tree of tensors; of the built-in tasks ``inputs [B, ...], targets [B, ...]``."""
+
+CountedBatch = tuple[Any, Any, int]
+"""Inputs, targets, and how many examples they count as."""
 
 Streams = Mapping[str, Generator]
 """Named CPU generators; a source of batches draws from ``order`` and ``augment``."""
@@ -49,6 +53,19 @@ class BatchSource(Protocol):
         """Undo of :meth:`state`: the next epoch is the one that followed it."""
 
 
+class SplitSource(Protocol):
+    """What a model is judged on: batches that are read again at every evaluation, never all of them at once."""
+
+    def __len__(self) -> int:
+        """Examples; batches where examples cannot be counted."""
+
+    def parts(self, most: int | None) -> int:
+        """Batches of one reading."""
+
+    def reading(self, most: int | None) -> AbstractContextManager[Iterator[CountedBatch]]:
+        """One reading, with at most ``most`` examples a batch; it leaves no trace in any random stream."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Split:
     """Examples along the first axis: ``inputs [N, ...]`` and ``targets [N, ...]``.
@@ -58,8 +75,6 @@ class Split:
 
     inputs: Tensor
     targets: Tensor
-    batches: tuple[int, ...] | None = None
-    """Examples of each batch that it came in, where it came in any."""
 
     def __post_init__(self) -> None:
         for part in ("inputs", "targets"):
@@ -80,22 +95,17 @@ class Split:
 
     def to(self, device: torch.device | str) -> Split:
         """The same examples on ``device``; no copy when they are there already."""
-        return Split(self.inputs.to(device), self.targets.to(device), self.batches)
+        return Split(self.inputs.to(device), self.targets.to(device))
 
-    def chunks(self, most: int) -> list[slice]:
-        """Where each batch lies: those that it came in, else ``most`` examples at a time."""
-        sizes = self.batches or [min(most, len(self) - begin) for begin in range(0, len(self), most)]
-        ends = list(accumulate(sizes))
-        return [slice(end - size, end) for size, end in zip(sizes, ends, strict=True)]
+    def parts(self, most: int | None) -> int:
+        """See :class:`SplitSource`."""
+        return 1 if most is None else -(-len(self) // most)
 
-
-def require_finite(what: str, values: Tensor) -> None:
-    """Raise ``DataError`` naming ``what`` and the first bad example when ``values [N, ...]`` hold NaN or infinity."""
-    if not values.is_floating_point() or bool(torch.isfinite(torch.stack(torch.aminmax(values))).all()):
-        return
-    bad = (~torch.isfinite(values)).reshape(len(values), -1).any(dim=1)
-    first = int(bad.nonzero()[0])
-    raise DataError(f"{what}: {int(bad.sum()):,} of {len(bad):,} examples hold NaN or infinity, the first is {first}")
+    @contextmanager
+    def reading(self, most: int | None) -> Iterator[Iterator[CountedBatch]]:
+        """See :class:`SplitSource`; batches are views."""
+        pieces = zip(*(torch.split(part, most or len(self)) for part in (self.inputs, self.targets)), strict=True)
+        yield ((inputs, targets, len(targets)) for inputs, targets in pieces)
 
 
 def digest_of(*splits: Split) -> str:

@@ -18,10 +18,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from esper.kasmina.structure import tensors
 from esper.leyline import UsageError
 from esper.tasks.reduction import BatchLoss, Counted, divisible
 
-OwnLoss = Callable[[Any, Tensor], Tensor]
+OwnLoss = Callable[[Any, Any], Tensor]
 """``(output, targets) -> scalar``"""
 
 FEWEST_BATCHES = 8
@@ -90,33 +91,39 @@ def _reduction(loss: Any) -> Any:
     return getattr(loss, "reduction", "mean")
 
 
-def own_loss(loss: OwnLoss, output: Any, targets: Tensor, batches: int) -> BatchLoss:
-    """``loss`` as a figure; ``output`` and ``targets`` are one batch of the split, which has ``batches``.
+def own_loss(loss: OwnLoss, output: Any, targets: Any, batches: int, n: int | None) -> BatchLoss:
+    """``loss`` as a figure; ``output`` and ``targets`` are one batch of ``n`` examples, of ``batches`` in the split.
 
-    Raises ``UsageError`` where the loss does not take them, is not one number, or has no standard error.
+    Where the examples cannot be counted ``n`` is ``None``. Raises ``UsageError`` where the loss does not take them, is
+    not one number, or has no standard error.
     """
     whole = _tried(loss, output, targets)
     counts = counts_of(loss)
 
-    def weigh(those: Tensor) -> Tensor:
-        return torch.full((), len(those), device=those.device) if counts is None else counts(those).sum()
+    def weigh(those: Any, examples: int) -> Tensor:
+        return torch.tensor(float(examples)) if counts is None else counts(those).sum()
 
-    each = _by_example(loss, counts, output, targets, whole)
+    each = None if n is None else _by_example(loss, counts, output, targets, whole)
     if each is not None:
         return BatchLoss(loss, weigh, each)
-    against = divisible(loss, output, targets)
+    if n is None:
+        against: str | None = "they do not tell how many examples they hold"
+    else:
+        against = divisible(loss, output, targets, n)
     if against is not None and batches < FEWEST_BATCHES:
         raise UsageError(
-            f"the loss has no value by example and cannot be taken of a part of a batch ({against}), and validation "
+            f"the loss has no value by example and its batches cannot be divided ({against}), and validation "
             f"has {batches} batch{'es' if batches > 1 else ''}; give it at least {FEWEST_BATCHES}, so that differences "
             "have a standard error"
         )
     return BatchLoss(loss, weigh, divisible=against is None)
 
 
-def _tried(loss: OwnLoss, output: Any, targets: Tensor) -> Tensor:
+def _tried(loss: OwnLoss, output: Any, targets: Any) -> Tensor:
     try:
         value = loss(output, targets)
+    except UsageError:
+        raise
     except Exception as error:  # a user's function may raise anything
         raise UsageError(
             f"loss(output, targets) fails on the first validation batch, with targets {shape_of(targets)}: "
@@ -133,15 +140,17 @@ def one_number(value: Any) -> Tensor:
     return value if value.ndim == 0 else value.reshape(())
 
 
-def shape_of(tensor: Tensor) -> str:
-    """Type and shape, for people."""
-    return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
+def shape_of(tree: Any) -> str:
+    """Type and shape of the tensors in it, for people."""
+    if isinstance(tree, Tensor):
+        return f"{str(tree.dtype).removeprefix('torch.')} {tuple(tree.shape)}"
+    return ", ".join(shape_of(tensor) for _, tensor in tensors(tree)) or f"a {type(tree).__name__}"
 
 
-def _by_example(loss: OwnLoss, counts: Counts | None, output: Any, targets: Tensor, whole: Tensor) -> Counted | None:
+def _by_example(loss: OwnLoss, counts: Counts | None, output: Any, targets: Any, whole: Tensor) -> Counted | None:
     """The loss by example where that provably is the same loss: on this batch it adds up to what the loss says."""
     unreduced = _unreduced(loss)
-    if unreduced is None:
+    if unreduced is None or not isinstance(targets, Tensor):
         return None
     for weights in (_counted(counts),) if counts is not None else (_elements, _examples):
         counted = partial(_sums, unreduced, weights)

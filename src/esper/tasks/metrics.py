@@ -12,12 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from esper.kasmina.structure import tensors
 from esper.leyline import Metric, UsageError, unknown
-from esper.tasks.answers import Accuracy, answers, scored_part
-from esper.tasks.base import PerExample, Split
+from esper.tasks.answers import Accuracy, Constant, answers, scored_part
+from esper.tasks.base import PerExample, SplitSource
+from esper.tasks.facts import TargetFacts
 from esper.tasks.losses import OwnLoss, shape_of
-from esper.tasks.reduction import BatchLoss, Collected, MeanOf, RatioOf, SplitFigure, SplitMetric
+from esper.tasks.output_loss import Explanation
+from esper.tasks.reduction import BatchLoss, Collected, MeanOf, RatioOf, SplitFigure, SplitMetric, Tally
 
 NAMES = ("accuracy", "loss", "mae")
 
@@ -42,10 +43,17 @@ class FirstBatch:
     """The first validation batch and what the untouched model says of it."""
 
     output: Any
-    targets: Tensor
-    loss: OwnLoss
+    targets: Any
+    n: int | None
+    """Examples, if they can be counted."""
+    loss: OwnLoss | None
+    """What tells how targets are answered; ``None`` where nothing does."""
     loss_figure: BatchLoss
-    validation: Split
+    validation: SplitSource
+    facts: TargetFacts
+    """Of the targets of the whole split."""
+    own: Explanation | None = None
+    """What the loss is that the model itself computes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,9 +102,26 @@ def _named(name: str, first: FirstBatch) -> Judged:
 
 
 def _accuracy(choice: Accuracy, first: FirstBatch) -> Judged:
-    found = answers(choice, first.loss, first.output, first.targets, first.validation.targets)
-    judged = Judged(Metric("accuracy", "%", low=0.0, high=100.0), RatioOf(found.counted))
+    asked: Callable[[Any], Any] = _as_they_are
+    if first.own is not None:
+        asked = first.own.asked
+        choice = choice if choice.class_axis is not None else replace(choice, class_axis=first.own.class_axis)
+    elif first.loss is None:
+        raise UsageError(
+            "metric 'accuracy' cannot tell how the output answers the targets, since the model computes a loss of its "
+            "own; give metric='loss', or Scored(Metric(...), lambda output, targets: one number per example)"
+        )
+    found = answers(choice, first.loss, first.output, asked(first.targets), first.facts)
+
+    def counted(output: Any, targets: Any) -> tuple[Tensor, Tensor]:
+        return found.counted(output, asked(targets))
+
+    judged = Judged(Metric("accuracy", "%", low=0.0, high=100.0), RatioOf(counted))
     return replace(judged, metric=replace(judged.metric, chance=_best_constant(judged, found.constants, first)))
+
+
+def _as_they_are(targets: Any) -> Any:
+    return targets
 
 
 def _figure(score: Any, name: str, first: FirstBatch) -> SplitFigure:
@@ -105,7 +130,7 @@ def _figure(score: Any, name: str, first: FirstBatch) -> SplitFigure:
         figure = Collected(score, lambda output: scored_part(output, name))
         try:
             tally = figure.tally(1, 1)
-            tally.add([first.output], first.targets)
+            tally.add(0, first.output, first.targets, first.n or 1)
             tally.summary()
         except UsageError:
             raise
@@ -116,20 +141,21 @@ def _figure(score: Any, name: str, first: FirstBatch) -> SplitFigure:
         value = score(first.output, first.targets)
     except Exception as error:  # a user's function may raise anything
         raise _unfit(name, first, error) from error
-    n = len(first.targets)
-    if not isinstance(value, Tensor) or tuple(value.shape) != (n,):
+    wanted = value.shape if first.n is None and isinstance(value, Tensor) and value.ndim == 1 else (first.n,)
+    if not isinstance(value, Tensor) or tuple(value.shape) != tuple(wanted):
         found = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+        held = "a batch whose examples cannot be counted" if first.n is None else f"{first.n} examples"
         raise UsageError(
-            f"metric {name!r} gives {found} for {n} examples; one number per example is needed, or an object with "
+            f"metric {name!r} gives {found} for {held}; one number per example is needed, or an object with "
             "update, compute and reset for a metric that reduces over the split"
         )
     return MeanOf(score)
 
 
 def _unfit(name: str, first: FirstBatch, error: Exception) -> UsageError:
-    found = ", ".join(shape_of(tensor) for _, tensor in tensors(first.output)) or type(first.output).__name__
     return UsageError(
-        f"metric {name!r} fails on the first validation batch, output {found}, targets {shape_of(first.targets)}: "
+        f"metric {name!r} fails on the first validation batch, output {shape_of(first.output)}, targets "
+        f"{shape_of(first.targets)}: "
         f"{type(error).__name__}: {error}"
     )
 
@@ -150,12 +176,17 @@ def _described(choice: Any) -> Metric:
     return replace(metric, low=low, high=high) if scaled else metric
 
 
-def _absolute_error(output: Any, targets: Tensor) -> Tensor:
+def _absolute_error(output: Any, targets: Any) -> Tensor:
     answer, target = _aligned(scored_part(output, "mae"), targets)
     return (answer - target).abs().reshape(len(targets), -1).mean(dim=1)
 
 
-def _aligned(answer: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+def _aligned(answer: Tensor, targets: Any) -> tuple[Tensor, Tensor]:
+    if not isinstance(targets, Tensor):
+        raise UsageError(
+            f"metric 'mae' cannot tell which part of the targets, a {type(targets).__name__}, is answered; "
+            "give Scored(Metric(...), lambda output, targets: one number per example)"
+        )
     if [size for size in answer.shape if size != 1] != [size for size in targets.shape if size != 1]:
         raise UsageError(
             f"metric 'mae' compares an output of shape {tuple(answer.shape)} with targets of shape "
@@ -166,36 +197,45 @@ def _aligned(answer: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
 
 def _with_chance(judged: Judged, first: FirstBatch) -> Judged:
     """With the chance level of a metric that is no accuracy, where the loss and the shapes say what is constant."""
+    if first.loss is None or not isinstance(first.output, Tensor):
+        return judged
     try:
-        found = answers(Accuracy(), first.loss, first.output, first.targets, first.validation.targets, counting=False)
+        found = answers(Accuracy(), first.loss, first.output, first.targets, first.facts, counting=False)
     except UsageError:
         return judged
     return replace(judged, metric=replace(judged.metric, chance=_best_constant(judged, found.constants, first)))
 
 
-def _best_constant(judged: Judged, constants: Callable[[], Sequence[Tensor]], first: FirstBatch) -> float | None:
+def _best_constant(judged: Judged, constants: Callable[[], Sequence[Constant]], first: FirstBatch) -> float | None:
     """The best score of a constant answer over the validation split."""
-    if not isinstance(first.output, Tensor):
+    batches = first.validation.parts(None)
+    tallies = [(constant, judged.figure.tally(1, batches)) for constant in constants()]
+    if not tallies:
         return None
-    values = []
-    for constant in constants():
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                values.append(_scored(judged.figure, constant, first.validation))
-        except Exception:
-            continue
+    with torch.no_grad(), warnings.catch_warnings(), first.validation.reading(None) as reading:
+        warnings.simplefilter("ignore")
+        for _, targets, n in reading:
+            tallies = [(constant, tally) for constant, tally in tallies if _taken(tally, constant, targets, n)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        values = [_value(tally) for _, tally in tallies]
     known = [value for value in values if math.isfinite(value)]
     if not known:
         return None
     return max(known) if judged.metric.higher_is_better else min(known)
 
 
-def _scored(figure: SplitFigure, constant: Tensor, split: Split) -> float:
-    chunks = split.chunks(1024)
-    tally = figure.tally(1, len(chunks))
-    with torch.no_grad():
-        for chunk in chunks:
-            targets = split.targets[chunk]
-            tally.add([constant.expand(len(targets), *constant.shape)], targets)
-    return float(tally.summary().value[0])
+def _taken(tally: Tally, constant: Constant, targets: Any, n: int) -> bool:
+    """Whether the metric takes the constant answer."""
+    try:
+        tally.add(0, constant(targets), targets, n)
+    except Exception:  # a user's function may raise anything
+        return False
+    return True
+
+
+def _value(tally: Tally) -> float:
+    try:
+        return float(tally.summary().value[0])
+    except Exception:  # a user's object may raise anything
+        return math.nan

@@ -1,8 +1,8 @@
-"""How a figure over a split comes about, one batch at a time, under several configurations of a model at once.
+"""How a figure over a split comes about, one batch at a time, under several configurations of a model.
 
-No outputs are kept. Each figure knows the standard error of its paired differences: from the examples where it is made
-of one value per example, else from a jackknife that leaves out one group of examples after another (Quenouille 1956;
-Efron and Stein 1981).
+No outputs are kept: each is taken in as soon as there is one. Each figure knows the standard error of its paired
+differences: from the examples where it is made of one value per example, else from a jackknife that leaves out one
+group of examples after another (Quenouille 1956; Efron and Stein 1981).
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain
 from typing import Any, Protocol, runtime_checkable
 
@@ -19,15 +20,15 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from esper.kasmina.structure import mapped
 from esper.leyline import UsageError
+from esper.tasks.tree import part
 
 Floats = npt.NDArray[np.float64]
 
 GROUPS = 16
 """Fewest groups of a jackknife: of as many batches or more each goes to a group as a whole, fewer are divided."""
 
-Counted = Callable[[Any, Tensor], tuple[Tensor, Tensor]]
+Counted = Callable[[Any, Any], tuple[Tensor, Tensor]]
 """``(output, targets) -> sums [N], weights [N]``: what each example adds, and how much of it counts."""
 
 
@@ -42,8 +43,8 @@ class Summary:
 class Tally(Protocol):
     """A figure in the making."""
 
-    def add(self, outputs: Sequence[Any], targets: Tensor) -> None:
-        """Take in one batch: its output under each configuration."""
+    def add(self, config: int, output: Any, targets: Any, n: int) -> None:
+        """Take in the output on one batch of ``n`` examples under one configuration. The first comes first."""
 
     def summary(self) -> Summary:
         """The figure over all that was added."""
@@ -60,7 +61,7 @@ class SplitFigure(Protocol):
 class MeanOf:
     """The mean of one value per example."""
 
-    each: Callable[[Any, Tensor], Tensor]
+    each: Callable[[Any, Any], Tensor]
     """``(output, targets) -> [N]``"""
 
     def tally(self, configs: int, batches: int) -> Tally:
@@ -69,13 +70,12 @@ class MeanOf:
 
 
 class _Means:
-    def __init__(self, each: Callable[[Any, Tensor], Tensor], configs: int) -> None:
+    def __init__(self, each: Callable[[Any, Any], Tensor], configs: int) -> None:
         self._each = each
         self._values: list[list[Tensor]] = [[] for _ in range(configs)]
 
-    def add(self, outputs: Sequence[Any], targets: Tensor) -> None:
-        for kept, output in zip(self._values, outputs, strict=True):
-            kept.append(self._each(output, targets))
+    def add(self, config: int, output: Any, targets: Any, n: int) -> None:
+        self._values[config].append(self._each(output, targets))
 
     def summary(self) -> Summary:
         values = torch.stack([torch.cat(kept).double() for kept in self._values])
@@ -103,12 +103,11 @@ class _Ratios:
         self._sums: list[list[Tensor]] = [[] for _ in range(configs)]
         self._weights: list[Tensor] = []
 
-    def add(self, outputs: Sequence[Any], targets: Tensor) -> None:
-        for i, output in enumerate(outputs):
-            sums, weights = self._counted(output, targets)
-            self._sums[i].append(sums.double())
-            if i == 0:
-                self._weights.append(weights.double())
+    def add(self, config: int, output: Any, targets: Any, n: int) -> None:
+        sums, weights = self._counted(output, targets)
+        self._sums[config].append(sums.double())
+        if config == 0:
+            self._weights.append(weights.double())
 
     def summary(self) -> Summary:
         weights = torch.cat(self._weights)
@@ -127,9 +126,9 @@ class _Ratios:
 class BatchLoss:
     """A loss of whole batches, as it reduces them: the mean over batches, each by the weight of what it counts."""
 
-    loss: Callable[[Any, Tensor], Tensor]
-    weigh: Callable[[Tensor], Tensor]
-    """``targets -> how much of the batch counts``"""
+    loss: Callable[[Any, Any], Tensor]
+    weigh: Callable[[Any, int], Tensor]
+    """``(targets, examples) -> how much of the batch counts``"""
     each: Counted | None = None
     """The same loss by example, for standard errors; ``None`` where an example has no loss of its own."""
     divisible: bool = True
@@ -145,44 +144,48 @@ class _BatchLosses:
         self._of, self._configs = of, configs
         self._pieces = -(-GROUPS // batches) if of.divisible else 1
         self._pairs = _Ratios(of.each, configs) if of.each is not None and configs > 1 else None
-        self._taken: list[Tensor] = []
-        """Of each batch ``[configs + 1]``: losses times weight, and the weight."""
-        self._left_out: list[Tensor] = []
+        self._taken: list[list[Tensor]] = [[] for _ in range(configs)]
+        """By configuration and batch ``[2]``: the loss times its weight, and the weight."""
+        self._left_out: list[list[Tensor]] = [[] for _ in range(configs)]
         """The same of each part that a jackknife leaves out."""
 
-    def add(self, outputs: Sequence[Any], targets: Tensor) -> None:
-        taken = self._take(outputs, targets)
-        self._taken.append(taken)
+    def add(self, config: int, output: Any, targets: Any, n: int) -> None:
+        taken = self._take(output, targets, n)
+        self._taken[config].append(taken)
         if self._configs == 1:
             return
         if self._pairs is not None:
-            self._pairs.add(outputs, targets)
+            self._pairs.add(config, output, targets, n)
             return
-        n = len(targets)
         if min(self._pieces, n) < 2:
-            self._left_out.append(taken)
+            self._left_out[config].append(taken)
             return
-        for rest in _all_but(n, self._pieces, targets.device):
-            rest_taken = self._take([_part(output, rest, n) for output in outputs], targets[rest])
-            self._left_out.append(taken - rest_taken)
+        for rest in _all_but(n, self._pieces):
+            rest_taken = self._take(part(output, rest, n), part(targets, rest, n), len(rest))
+            self._left_out[config].append(taken - rest_taken)
 
-    def _take(self, outputs: Sequence[Any], targets: Tensor) -> Tensor:
-        weight = self._of.weigh(targets).double()
-        losses = torch.stack([self._of.loss(output, targets).double().reshape(()) for output in outputs])
+    def _take(self, output: Any, targets: Any, n: int) -> Tensor:
+        loss = self._of.loss(output, targets).double().reshape(())
+        weight = self._of.weigh(targets, n).double().to(loss.device)
         # where nothing counts a mean is NaN
-        return torch.cat([torch.where(weight > 0.0, weight * losses, 0.0), weight.reshape(1)])
+        return torch.stack([torch.where(weight > 0.0, weight * loss, 0.0), weight])
 
     def summary(self) -> Summary:
-        whole = torch.stack(self._taken).sum(dim=0).cpu().numpy()
+        whole = _stacked(self._taken).sum(axis=1)
         with np.errstate(invalid="ignore"):
-            value = whole[:-1] / whole[-1]
+            value = whole[:, 0] / whole[:, 1]
         if self._configs == 1:
             return Summary(value, np.zeros(1))
         if self._pairs is not None:
             return Summary(value, self._pairs.summary().se)
-        groups = _in_groups(torch.stack(self._left_out).cpu().numpy())
-        rests = [whole - group for group in groups if group[-1] < whole[-1]]
-        return Summary(value, jackknife([rest[:-1] / rest[-1] for rest in rests], self._configs))
+        groups = _in_groups(_stacked(self._left_out).swapaxes(0, 1))
+        rests = [whole - group for group in groups if group[0, 1] < whole[0, 1]]
+        return Summary(value, jackknife([rest[:, 0] / rest[:, 1] for rest in rests], self._configs))
+
+
+def _stacked(parts: Sequence[Sequence[Tensor]]) -> Floats:
+    """``[configs, parts, 2]``"""
+    return torch.stack([torch.stack(list(each)) for each in parts]).cpu().numpy()
 
 
 def _in_groups(parts: Floats) -> list[Floats]:
@@ -205,32 +208,20 @@ def jackknife(without: Sequence[Floats], configs: int) -> Floats:
     return errors
 
 
-def _all_but(n: int, pieces: int, device: torch.device) -> Iterator[Tensor]:
+def _all_but(n: int, pieces: int) -> Iterator[Tensor]:
     """Indices of ``n`` examples without one block of neighbours after another."""
-    everything = torch.arange(n, device=device)
+    everything = torch.arange(n)
     for block in torch.tensor_split(everything, min(pieces, n)):
         yield torch.cat([everything[: block[0]], everything[block[-1] + 1 :]])
 
 
-def _part(output: Any, index: Tensor, n: int) -> Any:
-    """The examples at ``index`` of an output. Raises ``UsageError`` where a tensor does not hold one row an example."""
-
-    def taken(tensor: Tensor) -> Tensor:
-        if tensor.ndim == 0 or len(tensor) != n:
-            raise UsageError(f"an output of shape {tuple(tensor.shape)} does not hold one row for each of {n} examples")
-        return tensor[index.to(tensor.device)]
-
-    return mapped(output, taken)
-
-
-def divisible(loss: Callable[[Any, Tensor], Tensor], output: Any, targets: Tensor) -> str | None:
-    """Why ``loss`` cannot be taken of a part of this batch, ``None`` where it can."""
-    n = len(targets)
+def divisible(loss: Callable[[Any, Any], Tensor], output: Any, targets: Any, n: int) -> str | None:
+    """Why ``loss`` cannot be taken of a part of this batch of ``n`` examples, ``None`` where it can."""
     if n < 2:
         return "its batches hold one example"
-    rest = next(_all_but(n, GROUPS, targets.device))
+    rest = next(_all_but(n, GROUPS))
     try:
-        value = loss(_part(output, rest, n), targets[rest])
+        value = loss(part(output, rest, n), part(targets, rest, n))
     except Exception as error:  # a user's function may raise anything
         return str(error).splitlines()[0] if str(error) else type(error).__name__
     return None if isinstance(value, Tensor) and value.numel() == 1 else "of a part it is no single number"
@@ -257,6 +248,8 @@ class Collected:
     metric: SplitMetric
     scored: Callable[[Any], Any]
     """``output -> what the metric is given``"""
+    divisible: bool = True
+    """Whether a batch can be divided by examples."""
 
     def tally(self, configs: int, batches: int) -> Tally:
         """See :class:`SplitFigure`."""
@@ -266,27 +259,26 @@ class Collected:
 class _Collections:
     def __init__(self, of: Collected, configs: int, batches: int) -> None:
         self._of = of
-        self._by_batch = batches >= GROUPS
-        self._left_out = 0
+        self._by_batch = batches >= GROUPS or not of.divisible
+        groups = min(GROUPS, batches) if self._by_batch else GROUPS
+        self._left_out = [0] * configs
         """Batches, or parts of them, that a copy has not seen so far; the copies take turns."""
-        copies = 1 + (GROUPS if configs > 1 else 0)
+        copies = 1 + (groups if configs > 1 else 0)
         self._metrics = [[_fresh(of.metric) for _ in range(copies)] for _ in range(configs)]
+        self._groups = groups
         self._placed = False
 
-    def add(self, outputs: Sequence[Any], targets: Tensor) -> None:
-        n = len(targets)
-        nothing = torch.zeros(0, dtype=torch.int64, device=targets.device)
-        rests = [nothing] if self._by_batch else list(_all_but(n, GROUPS, targets.device))
-        turns = {(self._left_out + i) % GROUPS: rest for i, rest in enumerate(rests)}
-        self._left_out += len(rests)
-        for copies, output in zip(self._metrics, outputs, strict=True):
-            scored = self._of.scored(output)
-            self._place(scored)
-            for g, each in enumerate(copies, start=-1):
-                if g not in turns:
-                    each.update(scored, targets)
-                elif len(turns[g]):
-                    each.update(_part(scored, turns[g], n), targets[turns[g]])
+    def add(self, config: int, output: Any, targets: Any, n: int) -> None:
+        rests = [torch.zeros(0, dtype=torch.int64)] if self._by_batch else list(_all_but(n, GROUPS))
+        turns = {(self._left_out[config] + i) % self._groups: rest for i, rest in enumerate(rests)}
+        self._left_out[config] += len(rests)
+        scored = self._of.scored(output)
+        self._place(scored)
+        for g, each in enumerate(self._metrics[config], start=-1):
+            if g not in turns:
+                each.update(scored, targets)
+            elif len(turns[g]):
+                each.update(part(scored, turns[g], n), part(targets, turns[g], n))
 
     def _place(self, scored: Any) -> None:
         """Metrics that can move are where their tensors are."""
@@ -301,6 +293,22 @@ class _Collections:
         if len(values) == 1:
             return Summary(values[:, 0], np.zeros(1))
         return Summary(values[:, 0], jackknife(list(values[:, 1:].T), len(values)))
+
+
+def by_batch(figure: SplitFigure) -> SplitFigure:
+    """The same figure where examples cannot be counted: its standard error is that of whole batches."""
+    if isinstance(figure, MeanOf | RatioOf):
+        return RatioOf(partial(_summed, figure))
+    return replace(figure, divisible=False) if isinstance(figure, Collected) else figure
+
+
+def _summed(figure: MeanOf | RatioOf, output: Any, targets: Any) -> tuple[Tensor, Tensor]:
+    """A batch as if it were one example."""
+    if isinstance(figure, MeanOf):
+        values = figure.each(output, targets)
+        return values.double().sum().reshape(1), torch.full((1,), len(values), device=values.device)
+    sums, weights = figure.counted(output, targets)
+    return sums.double().sum().reshape(1), weights.double().sum().reshape(1)
 
 
 def _fresh(metric: SplitMetric) -> Any:

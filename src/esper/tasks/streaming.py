@@ -14,8 +14,9 @@ import numpy.typing as npt
 import torch
 
 from esper.leyline import DataError, UsageError
-from esper.tasks.base import Augment, Batch, Split, Streams, require_finite
+from esper.tasks.base import Augment, Batch, Split, Streams
 from esper.tasks.pipeline import SeededSource
+from esper.tasks.tree import require_finite
 
 
 class Chunks(Protocol):

@@ -67,8 +67,8 @@ def read(plan: CounterfactualPlan, result: EvalResult, env: int, metric: Metric)
         gain = direction * sign * (result.metric[env, i] - result.metric[env, 0])
         gain_loss = -direction * (result.loss[env, i] - result.loss[env, 0])
         return (
-            Paired(float(gain), float(result.metric_se[env, i]), result.examples),
-            Paired(float(gain_loss), float(result.loss_se[env, i]), result.examples),
+            Paired(float(gain), float(result.metric_se[env, i]), result.paired),
+            Paired(float(gain_loss), float(result.loss_se[env, i]), result.paired),
         )
 
     facts: dict[str, SlotFacts] = {}

@@ -65,7 +65,7 @@ class EnvDiagnostics:
     def _loss(self) -> float:
         tally = self._trainer.task.loss_figure.tally(1, 1)
         output, targets = self._trainer.outputs("validation")
-        tally.add([output], targets)
+        tally.add(0, output, targets, len(targets))
         return float(tally.summary().value[0])
 
 

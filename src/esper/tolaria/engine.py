@@ -195,6 +195,7 @@ class ModuleEngine:
             metric_se=table("metric_se"),
             loss_se=table("loss_se"),
             examples=runs[0].examples if runs else 0,
+            paired=runs[0].paired if runs else 0,
             passes=np.array([run.passes for run in runs]),
             shared_prefix=np.array([run.shared for run in runs], dtype=bool),
             seconds=np.array([run.seconds for run in runs]),

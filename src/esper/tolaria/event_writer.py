@@ -113,7 +113,7 @@ class EpisodeEventWriter:
             )
             data |= {
                 "unit": self._metric.unit,
-                "examples": result.examples,
+                "examples": result.paired,
                 "shared_prefix": bool(result.shared_prefix[row]),
                 "passes": float(result.passes[row]),
                 "alpha": slot.alpha,

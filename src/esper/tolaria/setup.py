@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from esper.kasmina.slot import SlotConfig
 from esper.leyline import EnvSpec, GateThresholds, Metric, UsageError, unknown
-from esper.tasks.base import BatchSource, Split, TaskSpec
+from esper.tasks.base import BatchSource, SplitSource, TaskSpec
 from esper.tasks.pipeline import training_batches
 from esper.tasks.reduction import SplitFigure
 from esper.tolaria.rng import Streams, derive, seeded
@@ -25,7 +25,7 @@ Parameters = Iterable[nn.Parameter] | Iterable[dict[str, Any]]
 OptimizerFactory = Callable[[Parameters, float, float], Optimizer]
 """``(parameters, lr, weight_decay) -> optimizer``"""
 
-Criterion = Callable[[Any, Tensor], Tensor]
+Criterion = Callable[[Any, Any], Tensor]
 """``(output, targets) -> scalar``"""
 
 Forward = Callable[[nn.Module, Any], Any]
@@ -59,8 +59,24 @@ def trainable(host: nn.Module) -> Parameters:
 
 
 def call(model: nn.Module, inputs: Any) -> Any:
-    """The plain way to run a model."""
+    """The plain way to run a model: as its ``forward`` takes its inputs.
+
+    A mapping goes to keywords, where they are ``forward``'s; a tuple or list goes to as many arguments, where
+    ``forward`` does not take it as one. Everything else, and what fits neither, is the one argument.
+    """
+    if isinstance(inputs, Mapping) and _takes(model, (), inputs):
+        return model(**inputs)
+    if isinstance(inputs, tuple | list) and not _takes(model, (inputs,), {}) and _takes(model, inputs, {}):
+        return model(*inputs)
     return model(inputs)
+
+
+def _takes(model: nn.Module, arguments: Sequence[Any], keywords: Mapping[Any, Any]) -> bool:
+    try:
+        inspect.signature(model.forward).bind(*arguments, **keywords)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 PRECISIONS: Final = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
@@ -88,8 +104,10 @@ class TrainerConfig:
     thresholds: GateThresholds = field(default_factory=GateThresholds)
     gradient_samples: int = 2
     """Training steps per epoch at which gradient norms are measured."""
-    evaluation_batch: int = 1024
-    """Most examples in one evaluation pass."""
+    evaluation_batch: int | None = 1024
+    """Most examples in one evaluation pass; ``None`` is what a batch of the split holds."""
+    counterfactual_share: float = 1.0
+    """Share of validation that is read under other alphas than the env's own."""
     precision: str | None = None
     """``"bf16-mixed"``, ``"16-mixed"``, or ``None``: as weights and inputs are."""
 
@@ -128,13 +146,17 @@ class TrainingSetup:
     host: nn.Module
     optimizer: Optimizer
     batches: BatchSource
-    splits: Mapping[str, Split]
+    splits: Mapping[str, SplitSource]
     """``validation`` and ``test``."""
     sample: Any
     """A few inputs as ``forward`` takes them, for trial passes."""
+    sample_examples: int
+    """How many examples those are."""
     criterion: Criterion
     """Training loss."""
     forward: Forward = call
+    counted: bool = True
+    """Whether the examples of a batch can be counted; where they cannot, a batch counts as one."""
 
 
 MakeSetup = Callable[[EnvSpec, Streams], TrainingSetup]
@@ -158,6 +180,7 @@ def from_task(task: TaskSpec, config: TrainerConfig) -> MakeSetup:
             batches=training_batches(task, config.batch_size, streams, config.device),
             splits=splits,
             sample=splits["train"].inputs[:2],
+            sample_examples=len(splits["train"].inputs[:2]),
             criterion=criterion,
         )
 

@@ -6,12 +6,10 @@ import math
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -19,13 +17,15 @@ from esper.kasmina.gradients import stacked, tensor_norms, total_norm
 from esper.kasmina.growing import GrowingModel
 from esper.kasmina.incubation import probe_backward
 from esper.kasmina.precision import Autocast
-from esper.kasmina.replay import evaluate_configs
 from esper.kasmina.state import Incubation
 from esper.kasmina.trial import ForwardCall, held, mode, train
 from esper.leyline import AlphaConfig, EnvSpec, SeedStage, Sink, TrainResult, UsageError
+from esper.tasks.base import Batch
 from esper.tasks.losses import one_number
-from esper.tolaria import ledger, rates, schedules, surgery
+from esper.tasks.tree import size
+from esper.tolaria import evaluation, ledger, rates, schedules, surgery
 from esper.tolaria.epoch import Epoch
+from esper.tolaria.evaluation import Evaluation, Reading
 from esper.tolaria.ledger import Ledger, Macs
 from esper.tolaria.lessons import Lesson, weight
 from esper.tolaria.nested import State
@@ -34,22 +34,6 @@ from esper.tolaria.order import Untouched
 from esper.tolaria.rng import Streams
 from esper.tolaria.setup import PRECISIONS, Criterion, GrowthTask, MakeSetup, TrainerConfig
 from esper.tolaria.work import StepMacs, count_step
-
-Floats = npt.NDArray[np.float64]
-
-
-@dataclass(frozen=True, slots=True)
-class Evaluation:
-    """One env under its configurations: arrays ``[configs]``; standard errors are of the difference to the first."""
-
-    metric: Floats
-    loss: Floats
-    metric_se: Floats
-    loss_se: Floats
-    examples: int
-    passes: float
-    shared: bool
-    seconds: float
 
 
 class Trainer:
@@ -129,15 +113,9 @@ class Trainer:
         """MACs per example of the present topology with every live seed in play."""
         if self._macs is None:
             seeds = {slot_id: slot.seed for slot_id, slot in self.model.slots.items() if slot.seed is not None}
-            split = self.setup.splits["validation"]
-            inputs = split.inputs[:2].to(self.config.device)
+            inputs, n = self.setup.sample, self.setup.sample_examples
             with self.as_trained(), self.model.alphas(dict.fromkeys(seeds, 1.0)):
-                self._macs = ledger.count(
-                    lambda: self._run(inputs),
-                    len(inputs),
-                    seeds,
-                    model=self.model,
-                )
+                self._macs = ledger.count(lambda: self._run(inputs), n, seeds, model=self.model)
         return self._macs
 
     def state(self) -> dict[str, Any]:
@@ -269,7 +247,7 @@ class Trainer:
         self._epoch = Epoch(steps, self._probing(), measured, torch.zeros((), device=self.config.device))
         return self._epoch
 
-    def loss(self, inputs: Any, targets: Tensor, criterion: Criterion | None = None) -> Tensor:
+    def loss(self, inputs: Any, targets: Any, criterion: Criterion | None = None) -> Tensor:
         """Training loss of one batch, by ``criterion`` or the set-up's own.
 
         What seeds behind the host need to learn from it is kept for their second pass, as long as the loss is. What is
@@ -281,7 +259,7 @@ class Trainer:
             tape = stack.enter_context(self.model.record(epoch.probing)) if epoch.probing else None
             loss = one_number(own(self._run(inputs), targets))
         lesson = Lesson(lambda output: one_number(own(output, targets)), tuple(epoch.probing), tape)
-        return self._taken(loss, lesson, len(targets))
+        return self._taken(loss, lesson, size(inputs, targets) if self.setup.counted else 1)
 
     @contextmanager
     def observing(self, step: ObservedStep, examples: int, times: float = 1.0) -> Iterator[Callable[[Tensor], Tensor]]:
@@ -435,34 +413,21 @@ class Trainer:
 
     def evaluate(self, configs: Sequence[AlphaConfig], split: str) -> Evaluation:
         """Metric and loss under each configuration, without a trace in model, buffers or random state."""
-        started = time.perf_counter()
-        data = self.setup.splits[split]
-        chunks = data.chunks(self.config.evaluation_batch)
-        loss = self.task.loss_figure.tally(len(configs), len(chunks))
-        metric = self.task.metric_figure.tally(len(configs), len(chunks))
-        passes, shared, examples = 0.0, False, len(data)
+        reading = Reading(self.config.evaluation_batch, self.config.counterfactual_share)
         with torch.no_grad(), self.as_trained(), mode(self.model, False), self.streams.active("counterfactual"):
-            for chunk in chunks:
-                inputs, targets = data.inputs[chunk].to(self.config.device), data.targets[chunk].to(self.config.device)
-                run = evaluate_configs(self.model, ForwardCall(inputs, self.setup.forward), configs)
-                loss.add(run.outputs, targets)
-                metric.add(run.outputs, targets)
-                passes += run.passes * len(targets) / examples
-                shared = shared or run.shared
-        scores, losses = metric.summary(), loss.summary()
-        self._charge_evaluation(examples, passes, split, configs[0])
-        seconds = time.perf_counter() - started
-        return Evaluation(scores.value, losses.value, scores.se, losses.se, examples, passes, shared, seconds)
+            data, forward = self.setup.splits[split], self.setup.forward
+            found = evaluation.evaluate(self.model, self.task, data, configs, reading, forward)
+        self._charge_evaluation(found, split, configs[0])
+        return found
 
     @torch.no_grad()
     def outputs(self, split: str) -> tuple[Any, Tensor]:
-        """What the model as it is says of a split, in eval mode, with the targets."""
+        """What the model as it is says of a split whose outputs and targets are tensors, in eval mode, with targets."""
         data = self.setup.splits[split]
-        parts = [data.inputs[c].to(self.config.device) for c in data.chunks(self.config.evaluation_batch)]
-        with self.as_trained(), mode(self.model, False):
-            outputs = [self._run(inputs) for inputs in parts]
+        with self.as_trained(), mode(self.model, False), data.reading(self.config.evaluation_batch) as batches:
+            outputs, targets = zip(*((self._run(inputs), each) for inputs, each, _ in batches), strict=True)
         self._charge("validation", len(data), self.macs.forward)
-        return torch.cat(outputs), data.targets.to(self.config.device)
+        return torch.cat(outputs), torch.cat(targets)
 
     def _run(self, inputs: Any) -> Any:
         """One pass, as the user makes it."""
@@ -472,18 +437,18 @@ class Trainer:
         """Within, passes are computed in the precision of the training passes."""
         return self.autocast.entered()
 
-    def _charge_evaluation(self, examples: int, passes: float, split: str, first: AlphaConfig) -> None:
-        """``passes`` counts passes of the first configuration, in which a seed at alpha 0 does no work."""
+    def _charge_evaluation(self, found: Evaluation, split: str, first: AlphaConfig) -> None:
+        """Passes are counted in those of the first configuration, in which a seed at alpha 0 does no work."""
         seeds = self.macs.inside.items()
         whole = self.macs.forward - sum(n for slot, n in seeds if first.get(slot, self.model.slots[slot].alpha) == 0.0)
         if split == "test":
-            self._charge("test", examples, whole)
+            self._charge("test", found.examples, whole)
             return
-        self._charge("validation", examples, whole)
-        self.ledger.charge("counterfactual", max(0, round((passes - 1.0) * whole * examples)))
+        self._charge("validation", found.examples, whole)
+        self.ledger.charge("counterfactual", max(0, round((found.passes - 1.0) * whole * found.examples)))
 
 
-def _timed(batches: Iterator[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor, float]]:
+def _timed(batches: Iterator[Batch]) -> Iterator[tuple[Any, Any, float]]:
     """Each batch with the seconds it kept its consumer waiting."""
     while True:
         before = time.perf_counter()
