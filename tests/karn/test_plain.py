@@ -23,7 +23,7 @@ def test_says_what_matters() -> None:
     text = render(build(fold(story()), START + 41))
     for part in (
         "ESPER  digits · heuristic",
-        "state  ended, completed",
+        "STATE      completed after 12 s",
         "done   24 of 24 epochs",
         "! panic: 1 governor panic in the last 5 epochs (weight 0.6)",
         "blocks_1: conv3 fossilized, alpha 1, G5 passed",

@@ -39,7 +39,10 @@ def _line(app: Overwatch, y: int) -> str:
 async def test_board_and_drill_down(tmp_path: Path) -> None:
     app = _app(tmp_path)
     async with app.run_test(size=(160, 40)) as pilot:
-        assert "ended, completed" in _text(app, "#head")
+        assert "STATE      completed after 12 s" in _text(app, "#head")
+        await pilot.press("v")
+        assert "HELD BACK  G2 refused 1 time" in _text(app, "#detail")
+        await pilot.press("escape")
         assert _line(app, 0).startswith(">~      1 grown")
         assert "●blocks_1:conv3 1 G5+" in _line(app, 1)
         await pilot.press("j", "enter")

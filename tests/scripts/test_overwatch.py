@@ -27,7 +27,7 @@ def test_once_prints_a_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 def test_once_with_a_filter(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = write_run(tmp_path, story())
     assert overwatch.main([str(run), "--once", "--filter", "env=0"]) == 0
-    assert "ended, completed" in capsys.readouterr().out
+    assert "STATE      completed after" in capsys.readouterr().out
 
 
 def test_a_long_reading_says_how_far_it_is_each_second(capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,7 +17,7 @@ from msgspec.structs import replace
 
 from esper.karn.parts import Level, number
 from esper.karn.schema import Factor
-from esper.karn.state import AnomalyFold, EnvironmentFold, Measured, RunState
+from esper.karn.state import AnomalyFold, EnvironmentFold, RunState
 from esper.karn.words import duration
 from esper.leyline import SeedStage
 
@@ -148,7 +148,7 @@ def _evidence(state: RunState, environment: EnvironmentFold) -> dict[str, float]
     if best is not None and best.epoch is not None and environment.metric.seen >= MIN_EPOCHS:
         if epoch - best.epoch > _STALLED:
             evidence["stalled"] = float(epoch - best.epoch)
-        if (lost := _lost_share(environment, best)) > _FALLING:
+        if (lost := lost_share(environment)) > _FALLING:
             evidence["falling"] = lost
     if environment.best_objective is not None and (lost := _reward_lost(environment)) > _REWARD:
         evidence["reward_falling"] = lost
@@ -169,10 +169,12 @@ def _recent(epochs: list[int], allowed: int, epoch: int) -> float:
     return float(len(epochs) - bisect.bisect_right(epochs, epoch - RECENT))
 
 
-def _lost_share(environment: EnvironmentFold, best: Measured) -> float:
+def lost_share(environment: EnvironmentFold) -> float:
     """Share of the progress from the first to the best metric that is lost again; 0 within twice the usual wobble."""
-    first, last = environment.first_metric, environment.metric.buckets[-1].last
-    return 0.0 if first is None else _lost(first, float(best.value), last, environment.wobble)
+    first, best, last = environment.first_metric, environment.best, environment.metric.last
+    if first is None or best is None or last is None:
+        return 0.0
+    return _lost(first, float(best.value), last, environment.wobble)
 
 
 def _reward_lost(environment: EnvironmentFold) -> float:

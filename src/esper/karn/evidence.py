@@ -12,11 +12,14 @@ from typing import Any, Final
 import msgspec
 
 from esper.karn import words
+from esper.karn.advice import About
 from esper.karn.aggregator import apply
 from esper.karn.fold_common import known_seed
 from esper.karn.results import EndTable, end_table
-from esper.karn.snapshot import in_order
+from esper.karn.schema import Verdict
+from esper.karn.snapshot import in_order, run_header
 from esper.karn.state import EnvironmentFold, EpisodeRecord, GateFold, Measured, RunState, SeedFold, SlotFold, view
+from esper.karn.verdict import make_verdict
 from esper.leyline import SeedStage, TelemetryEvent
 from esper.leyline import TelemetryEventType as T
 
@@ -74,18 +77,22 @@ class RunEvidence(msgspec.Struct, omit_defaults=True):
     episodes: list[EpisodeRecord]
     seeds: list[SeedLife]
     tracks: list[Track]
+    verdict: Verdict
     rollbacks: int = 0
     vetoes: int = 0
     dropped: int = 0
     events: int = 0
 
 
-def gather(events: Iterable[TelemetryEvent]) -> RunEvidence:
-    """Fold a run's events, and keep of the fold what a report needs and a face forgets."""
+def gather(events: Iterable[TelemetryEvent], known: About | None = None) -> RunEvidence:
+    """Fold a run's events, and keep of the fold what a report needs and a face forgets.
+
+    ``known`` is what the run's directory says of it besides.
+    """
     state, recorder = RunState(), _Recorder()
     for event in events:
         recorder.note(apply(state, event), event)
-    return recorder.evidence(state)
+    return recorder.evidence(state, known or About())
 
 
 class _Life(msgspec.Struct):
@@ -134,7 +141,7 @@ class _Recorder:
         if kind in _LIFE and event.slot_id in environment.slots:
             self._seed(environment, environment.slots[event.slot_id], event)
 
-    def evidence(self, state: RunState) -> RunEvidence:
+    def evidence(self, state: RunState, known: About) -> RunEvidence:
         """What was kept."""
         run = state.run
         return RunEvidence(
@@ -144,6 +151,7 @@ class _Recorder:
             episodes=self.episodes,
             seeds=[_told(life, self.results.get(course)) for (course, _), life in self.lives.items()],
             tracks=list(self.tracks.values()),
+            verdict=make_verdict(state, run_header(state, state.last_time or 0.0), known),
             rollbacks=self.counts[T.GOVERNOR_ROLLBACK],
             vetoes=self.counts[T.TRANSITION_VETOED],
             dropped=sum(drop.count for drop in state.drops),

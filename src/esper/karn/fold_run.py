@@ -31,6 +31,8 @@ _CHOICES: Final = ("blueprint", "blend", "alpha_target", "tempo")
 """Heads of an action besides op and slot, as the payload names them."""
 _RELEVANT: Final = {op.name: frozenset(heads) for op, heads in RELEVANT_HEADS.items()}
 LEADERS = 50
+RESULTS = 2000
+"""Newest episodes that a result is taken over."""
 
 
 _OF_RUN: Final = payload_keys(TrainingStarted, str, int, into=RunFacts)
@@ -46,7 +48,7 @@ def training_started(state: RunState, event: TelemetryEvent, environment: Enviro
         run.started = event.timestamp
     else:
         run.resumed += 1
-    run.end_status = run.end_reason = None
+    run.end_status = run.end_reason = run.end_seconds = None
     for name in _OF_RUN:
         setattr(run, name, data.get(name))
     run.blueprints = list(data.get("blueprints", ()))
@@ -55,12 +57,14 @@ def training_started(state: RunState, event: TelemetryEvent, environment: Enviro
     metric = data.get("metric", {})
     run.metric, run.unit = metric.get("name"), metric.get("unit", "")
     run.higher_is_better, run.chance = metric.get("higher_is_better", True), metric.get("chance")
+    run.low, run.high = metric.get("low"), metric.get("high")
 
 
 def training_ended(state: RunState, event: TelemetryEvent, environment: EnvironmentFold | None) -> None:
     """The only event that ends a run."""
     run, data = state.run, event.data
     run.end_status, run.end_reason = data.get("status"), data.get("reason")
+    run.end_seconds = data.get("seconds")
 
 
 def episode_started(state: RunState, event: TelemetryEvent, environment: EnvironmentFold | None) -> None:
@@ -92,6 +96,8 @@ def episode_ended(state: RunState, event: TelemetryEvent, environment: Environme
         environment.result, environment.status = result, result.status
         measure(environment.loose_facts, asdict(result), ("test_metric", "test_loss"), event)
     state.run.episodes_ended += 1
+    state.results.append(result)
+    trim(state.results, RESULTS)
     host, total = result.host_parameters, result.total_parameters
     state.leaderboard.append(
         view(
@@ -114,7 +120,11 @@ def episode_ended(state: RunState, event: TelemetryEvent, environment: Environme
 
 def _result(event: TelemetryEvent, arm: str) -> EpisodeRecord:
     data = event.data
-    seeds = [DeliveredSeed(seed["seed_id"], seed.get("stage"), seed.get("reason")) for seed in data.get("seeds", ())]
+    known = ("stage", "reason", "blueprint", "parameters")
+    seeds = [
+        DeliveredSeed(seed["seed_id"], slot=seed.get("slot_id"), **{name: seed.get(name) for name in known})
+        for seed in data.get("seeds", ())
+    ]
     return EpisodeRecord(
         arm=data.get("arm", arm),
         policy=data.get("policy", ""),

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 from esper.karn import words
 from esper.karn.fold_common import measure, measure_aged, retire, seed_of, slot_of, tally, trim
 from esper.karn.schema import Census, Stretch
-from esper.karn.state import EnvironmentFold, GateFold, Measured, RunState, SeedFold, SlotFold, payload_keys
+from esper.karn.state import EnvironmentFold, GateFold, Measured, Refusal, RunState, SeedFold, SlotFold, payload_keys
 from esper.leyline import SeedStage, TelemetryEvent
 from esper.leyline.payloads.measured import CounterfactualComputed
 
@@ -48,6 +48,8 @@ def germinated(state: RunState, event: TelemetryEvent, environment: EnvironmentF
     seed.tempo, seed.alpha_target = data.get("tempo"), data.get("alpha_target")
     _health(seed, event)
     _count(state, seed.blueprint, germinated=1)
+    arm = _arm(environment)
+    state.germinated[arm] = state.germinated.get(arm, 0) + 1
     if slot.gate is not None and slot.gate.gate == "G0":
         seed.gates.setdefault("G0", slot.gate)
 
@@ -81,9 +83,22 @@ def gate_evaluated(state: RunState, event: TelemetryEvent, environment: Environm
         blueprint = data.get("blueprint") or (seed.blueprint if seed is not None else None)
         if blueprint is not None:
             _count(state, blueprint, refused=1)
+        _refused(state.refusals.setdefault(_arm(environment), {}), record, slot.slot)
         if event.epoch is not None:
             environment.gate_failures.append(event.epoch)
             trim(environment.gate_failures, RECENT)
+
+
+def _arm(environment: EnvironmentFold | None) -> str:
+    return "" if environment is None else environment.arm or ""
+
+
+def _refused(refusals: dict[str, Refusal], gate: GateFold, slot: str) -> None:
+    for check in gate.checks:
+        if not check.get("passed"):
+            key = f"{gate.gate} {check.get('id')}"
+            before = refusals.get(key)
+            refusals[key] = Refusal(1 + (0 if before is None else before.count), gate.gate, check, gate.epoch, slot)
 
 
 def stage_changed(state: RunState, event: TelemetryEvent, environment: EnvironmentFold | None) -> None:

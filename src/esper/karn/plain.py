@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 from esper.karn.filter import Filter
 from esper.karn.parts import Figure
-from esper.karn.schema import Chip, EnvironmentRow, HostVitals, Pulse, RunHeader, Snapshot
+from esper.karn.schema import Chip, EnvironmentRow, HostVitals, Pulse, Snapshot, Verdict
+from esper.karn.verdict import lines
 from esper.karn.words import ABSENT, duration
 from esper.karn.words import figure as number
 from esper.leyline import visible
@@ -31,11 +32,6 @@ def shown(value: Figure | Any, unit: str = "", epoch: int | Any = None) -> str:
     if value.stale and epoch is not None:
         return f"{text} (stale, {epoch - value.epoch} epochs old)"
     return text
-
-
-def state_words(run: RunHeader) -> str:
-    """How the run is; silence is no verdict on the process."""
-    return run.text if run.state != "silent" else f"NO CONTACT: {run.text}; it has not said that it ended"
 
 
 def brief(pulse: Pulse, value: Any = None) -> str:
@@ -92,6 +88,8 @@ def _amount(value: float | None, form: str, unit: float = 1.0) -> str:
 
 def _lines(snapshot: Snapshot, wanted: Filter) -> Iterator[str]:
     yield from _head(snapshot)
+    yield from verdict_lines(snapshot.verdict)
+    yield ""
     yield from _warnings(snapshot)
     if snapshot.pulse:
         yield ""
@@ -143,13 +141,19 @@ def _head(snapshot: Snapshot) -> Iterator[str]:
     run, progress = snapshot.run, snapshot.run.progress
     names = [str(name) for name in (run.task, run.policy, run.run_id) if name is not None]
     yield f"ESPER  {' · '.join(names) or 'no run yet'}"
-    yield f"state  {state_words(run)}"
     done = f"{progress.epochs_done} epochs"
     if progress.epochs_total is not None:
         done = f"{progress.epochs_done} of {progress.epochs_total} epochs"
     if progress.eta_seconds is not None and run.state == "running":
         done += f", about {duration(progress.eta_seconds)} left"
     yield f"done   {done}, {run.episodes_ended} episodes ended, {snapshot.clock.events} events"
+
+
+def verdict_lines(verdict: Verdict, only: Collection[str] | None = None) -> Iterator[str]:
+    """The verdict, a line each, as all text faces print it; ``only`` those about something."""
+    for about, text in lines(verdict):
+        if only is None or about in only:
+            yield f"{about.upper():<10} {text}"
 
 
 def _warnings(snapshot: Snapshot) -> Iterator[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from esper.karn.advice import about
 from esper.karn.replay import ReadProgress, Timeline
 from esper.karn.schema import Damage, Snapshot
 from esper.karn.snapshot import Builder
@@ -27,7 +28,8 @@ class Player:
         self._open: Callable[[], Timeline] = lambda: Timeline(directory, cache=cache, progress=progress)
         self._clock = clock
         self._timeline = self._open()
-        self.builder = Builder()
+        self._known = about(directory)
+        self.builder = Builder(self._known)
         self._ticked = clock()
         self.state: RunState = self._timeline.at(0)
         self.now = self._timeline.start_time or 0.0
@@ -84,4 +86,4 @@ class Player:
 
     def _show(self, state: RunState) -> None:
         self.state, self.now = state, state.last_time or 0.0
-        self.builder = Builder()
+        self.builder = Builder(self._known)

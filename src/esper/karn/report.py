@@ -7,16 +7,18 @@ report/figures/*.svg  and *.png
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from esper.karn.advice import about
 from esper.karn.evidence import RunEvidence, SeedLife, gather
 from esper.karn.parts import wire_safe
 from esper.karn.results import EndTable, difference_line, with_interval
-from esper.karn.schema import Damage
+from esper.karn.schema import Damage, Verdict
 from esper.karn.source import damage_of, report_damage
 from esper.karn.words import ABSENT, duration, figure
 from esper.leyline import DataError, MissingExtraError, TelemetryEvent
@@ -68,7 +70,7 @@ def read_evidence(directory: str | Path) -> tuple[RunEvidence, list[Damage]]:
         except DataError as problem:
             problems.append(damage_of(problem))
 
-    evidence = gather(events())
+    evidence = gather(events(), about(directory, shlex.quote(Path(directory).name)))
     return evidence, [*report_damage(reading.report), *problems]
 
 
@@ -83,7 +85,14 @@ def markdown(evidence: RunEvidence, damage: Sequence[Damage], drawn: Sequence[st
     """``report.md``."""
     run = evidence.run
     title = f"# {_text(run.get('task', 'Run'))} · {_text(run.get('policy', 'unknown policy'))}"
-    parts = [title, _opening(evidence), *_warnings(evidence, damage), "## Result", result_table(evidence.table)]
+    parts = [
+        title,
+        _verdict(evidence.verdict),
+        _opening(evidence),
+        *_warnings(evidence, damage),
+        "## Result",
+        result_table(evidence.table),
+    ]
     parts += _difference_lines(evidence.table)
     parts += ["## What was grown", _seed_table(evidence.seeds)]
     if drawn:
@@ -114,6 +123,14 @@ def _difference_lines(table: EndTable) -> list[str]:
     lines = [f"- {_text(difference_line(difference, table))}" for difference in table.differences]
     note = "Positive means better. Every MAC is counted: training, probes, counterfactuals, discarded seeds."
     return ["\n".join(lines), note] if lines else ["There is no other arm to compare with."]
+
+
+def _verdict(verdict: Verdict) -> str:
+    """The verdict as every face has it: the headline, its lines, and the next command."""
+    rows = [f"- *{finding.about}*: {_text(finding.text)}" for finding in verdict.findings]
+    if verdict.command is not None:
+        rows += [f"- *next*: {_text(verdict.why)}", f"\n      {verdict.command}"]
+    return "\n".join([f"**{_text(verdict.headline)}.**", "", *rows])
 
 
 def _opening(evidence: RunEvidence) -> str:

@@ -100,7 +100,11 @@ def difference_line(difference: ArmDifference, table: EndTable) -> str:
     if found is None:
         return f"{head}: nothing to compare, no pair of episodes was measured."
     split = "test" if difference.test is not None else "validation"
-    pairs = f"{found.n} pair{'s' if found.n != 1 else ''} of episodes"
+    pairs = (
+        f"{found.n} pair{'s' if found.n != 1 else ''} of episodes"
+        if found.n == difference.pairs
+        else (f"{difference.pairs} pairs of episodes on {found.n} seed{'s' if found.n != 1 else ''}")
+    )
     text = f"{head}: {with_interval(found, sign=True)} {table.unit} on the {split} split".replace("  ", " ")
     text += f", {pairs} of the same seed"
     if found.low is not None and found.high is not None:
@@ -142,19 +146,30 @@ def _differences(episodes: Sequence[EpisodeRecord], higher_is_better: bool) -> l
 
 
 def _difference(episodes: Sequence[EpisodeRecord], arm: str, control: str, sign: float) -> ArmDifference:
-    sides = [{(e.episode, e.seed): e for e in episodes if e.arm == name} for name in (arm, control)]
-    pairs = [(sides[0][key], sides[1][key]) for key in sides[0] if key in sides[1]]
+    """A learner plays the same host again and again, and its twin that does not grow once: a control's episode of the
+    same seed serves where there is none of the same number. Pairs of one seed count as one, by their mean.
+    """
+    own = [episode for episode in episodes if episode.arm == arm]
+    theirs = [episode for episode in episodes if episode.arm == control]
+    by_seed = {episode.seed: episode for episode in theirs}
+    exact = {(episode.episode, episode.seed): episode for episode in theirs}
+    found = ((e, exact.get((e.episode, e.seed)) or by_seed.get(e.seed)) for e in own)
+    pairs = [(mine, other) for mine, other in found if other is not None]
 
     def paired(field: str) -> Interval | None:
-        measured = [(getattr(a, field), getattr(b, field)) for a, b in pairs]
-        return interval([sign * (a - b) for a, b in measured if a is not None and b is not None])
+        by_host: dict[int, list[float]] = {}
+        for mine, other in pairs:
+            a, b = getattr(mine, field), getattr(other, field)
+            if a is not None and b is not None:
+                by_host.setdefault(mine.seed, []).append(sign * (a - b))
+        return interval([math.fsum(values) / len(values) for values in by_host.values()])
 
     ratios = [a.total_macs / b.total_macs for a, b in pairs if a.total_macs is not None and b.total_macs]
     return ArmDifference(
         arm=arm,
         control=control,
         pairs=len(pairs),
-        unpaired=len(sides[0]) + len(sides[1]) - 2 * len(pairs),
+        unpaired=len(own) - len(pairs) + len(theirs) - len({id(other) for _, other in pairs}),
         test=paired("test_metric"),
         validation=paired("validation_metric"),
         macs_ratio=_mean(ratios),

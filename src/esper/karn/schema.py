@@ -136,6 +136,8 @@ class Seed(SeedFacts, kw_only=True):
     veto: str | None = None
     ended: str | None = None
     """How and why it was kept or pruned."""
+    left_out: str | None = None
+    """Why it is not in the network that is delivered, though it was kept."""
     alpha: Curve | None = None
     contribution: Curve | None = None
 
@@ -249,6 +251,9 @@ class RunFacts(Shared, kw_only=True):
     unit: str = ""
     higher_is_better: bool = True
     chance: float | None = None
+    low: float | None = None
+    high: float | None = None
+    """Ends of the metric's range, where it has them."""
     slots: list[str] = []
     """In network order, with any the events named besides."""
     blueprints: list[str] = []
@@ -362,9 +367,48 @@ class Leader(Part, kw_only=True, frozen=True):
     seconds: Number
     env: int | None = None
     episode: int | None = None
+    delivered: str | None = None
+    """``best`` or ``last``: which state of the network is handed over."""
+    delivered_epoch: int | None = None
+    """Epoch that the ``best`` one is of."""
     validation: Number | None = None
     test: Number | None = None
     total_macs: float | None = None
+
+
+class ArmResult(Part, kw_only=True, frozen=True):
+    """What one arm came to, the mean over its episodes; without ``low`` and ``high`` there is no interval."""
+
+    arm: str
+    split: str
+    mean: Number
+    n: int
+    low: Number | None = None
+    high: Number | None = None
+    parameters: float | None = None
+    judged: bool = False
+    """Whether it is the arm that the verdict is about."""
+
+
+class Finding(Part, kw_only=True, frozen=True):
+    """One line of a verdict: what it is about, in one word, and what there is to say."""
+
+    about: str
+    text: str
+    level: Level
+
+
+class Verdict(Part, kw_only=True, frozen=True):
+    """Is the run good, why, and what next. :mod:`esper.karn.verdict` finds the words for every face."""
+
+    level: Level
+    headline: str
+    findings: list[Finding]
+    arms: list[ArmResult] = []
+    command: str | None = None
+    """What to type next."""
+    why: str = ""
+    """What that would tell, or what there is to wait for."""
 
 
 class Drop(Part, kw_only=True, frozen=True):
@@ -400,6 +444,7 @@ class Snapshot(Part, kw_only=True, frozen=True):
     schema: int
     clock: Clock
     run: RunHeader
+    verdict: Verdict
     pulse: list[Pulse]
     learner: dict[str, Figure] = {}
     """Of the policy's last round: ``chose.OP``, and ``restricted.HEAD`` and ``forced.HEAD`` by masks, as shares."""

@@ -9,6 +9,7 @@ from typing import Any, Final
 import msgspec
 
 from esper.karn import anomaly, bound, words
+from esper.karn.advice import About
 from esper.karn.fold_run import LEADERS, standing
 from esper.karn.parts import Figure, Level, number, travelling
 from esper.karn.pulse import PULSE
@@ -29,6 +30,7 @@ from esper.karn.schema import (
     StepSplit,
 )
 from esper.karn.state import EnvironmentFold, Facts, Measured, RunState, SlotFold, view
+from esper.karn.verdict import make_verdict
 from esper.leyline import TelemetryEvent
 
 STALE_EPOCHS: Final = 2
@@ -47,9 +49,13 @@ _Part = tuple[tuple[float | None, ...], tuple[str, ...]]
 
 
 class Builder:
-    """Builds snapshots, keeping the rows of environments that said nothing since the last one."""
+    """Builds snapshots, keeping the rows of environments that said nothing since the last one.
 
-    def __init__(self) -> None:
+    ``known`` is what the run's directory says of it, for the commands that a verdict ends with.
+    """
+
+    def __init__(self, known: About | None = None) -> None:
+        self._known = known or About()
         self._rows: dict[int, tuple[tuple[Any, ...], EnvironmentRow]] = {}
         self._parts: dict[int, tuple[tuple[Any, ...], _Part]] = {}
         self._items: dict[str, FeedItem] = {}
@@ -73,10 +79,12 @@ class Builder:
         ended, better = state.run.end_status is not None, state.run.higher_is_better
         parts = [self._part(fold) for fold in state.environments.values()]
         steps = _steps(parts)
+        header = run_header(state, now)
         return Snapshot(
             schema=SNAPSHOT_SCHEMA,
             clock=_clock(state, now, ended),
-            run=_header(state, now),
+            run=header,
+            verdict=make_verdict(state, header, self._known),
             pulse=_pulse(state),
             learner={name: figure(measured, None) for name, measured in sorted(state.learner.items())},
             operations=dict(sorted(state.op_counts.items())),
@@ -131,9 +139,15 @@ class Builder:
         return feeds
 
 
-def build(state: RunState, now: float, damage: Sequence[Damage] = (), host: HostVitals | None = None) -> Snapshot:
+def build(
+    state: RunState,
+    now: float,
+    damage: Sequence[Damage] = (),
+    host: HostVitals | None = None,
+    known: About | None = None,
+) -> Snapshot:
     """One snapshot from scratch; :class:`Builder` gives the same one faster in a series."""
-    return Builder().build(state, now, damage, host)
+    return Builder(known).build(state, now, damage, host)
 
 
 def opening(now: float, done: int, total: int) -> Snapshot:
@@ -289,7 +303,8 @@ def _clock(state: RunState, now: float, ended: bool) -> Clock:
     return Clock(events=state.events, now=now, time=state.last_time, silent_for=silent)
 
 
-def _header(state: RunState, now: float) -> RunHeader:
+def run_header(state: RunState, now: float) -> RunHeader:
+    """What runs, and how it is at wall clock ``now``."""
     kind, text = _condition(state, now)
     return view(RunHeader, state.run, state=kind, text=text, progress=_progress(state))
 

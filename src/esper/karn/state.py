@@ -92,6 +92,9 @@ class DeliveredSeed(msgspec.Struct, omit_defaults=True):
     stage: str | None = None
     reason: str | None = None
     """Why it is there, where no gate had passed it."""
+    slot: str | None = None
+    blueprint: str | None = None
+    parameters: int | None = None
 
 
 class EpisodeRecord(msgspec.Struct, omit_defaults=True):
@@ -119,6 +122,16 @@ class EpisodeRecord(msgspec.Struct, omit_defaults=True):
     """``best`` or ``last``: which state of the network."""
     delivered_epoch: int | None = None
     seeds: list[DeliveredSeed] = []
+
+
+class Refusal(msgspec.Struct, omit_defaults=True):
+    """How often one check kept seeds of one arm from moving on, and the newest time."""
+
+    count: int
+    gate: str
+    check: dict[str, Any]
+    epoch: int | None = None
+    slot: str | None = None
 
 
 class AnomalyFold(msgspec.Struct, omit_defaults=True):
@@ -194,6 +207,7 @@ class RunFold(RunFacts, kw_only=True):
     """The run itself."""
 
     end_reason: str | None = None
+    end_seconds: float | None = None
 
 
 class ProducerFold(msgspec.Struct, omit_defaults=True):
@@ -221,6 +235,12 @@ class RunState(msgspec.Struct, omit_defaults=True):
     census: dict[str, Census] = {}
     epochs_done: int = 0
     leaderboard: list[Leader] = []
+    results: list[EpisodeRecord] = []
+    """What the newest episodes came to."""
+    germinated: dict[str, int] = {}
+    """Arm -> seeds that germinated."""
+    refusals: dict[str, dict[str, Refusal]] = {}
+    """Arm -> gate and check -> how often it failed."""
     feed: list[TelemetryEvent] = []
     alarms: list[TelemetryEvent] = []
     """Warnings and worse, kept longer than the feed."""

@@ -37,6 +37,8 @@ except ImportError:
 
 RATE = 2.0
 """Frames per second asked for; the header shows what was achieved."""
+HEAD_LINES = frozenset({"verdict", "state", "now", "result", "next"})
+"""Lines of the verdict that always stand there; the whole of it is one key away."""
 SPEEDS = (0.25, 1.0, 4.0, 16.0, 64.0, 256.0)
 
 HELP = """\
@@ -44,7 +46,7 @@ j k, up down   move            Enter  open the environment    Esc  close, clear 
 g G            first, last     /      filter                  e    events
 space          play or pause   h l    one event back, on      H L  100 events back, on
 [ ]            slower, faster  0 $    start, end of the run   n    now (live)
-?              this help       q      quit
+?              this help       v      verdict                 q    quit
 
 filter: env=3 stage=blending severity>=warning text"""
 
@@ -170,6 +172,7 @@ class Overwatch(App[None]):
             ("escape", "close"),
             ("slash", "ask"),
             ("e", "events"),
+            ("v", "verdict"),
             ("space", "play"),
             ("h,left", "step(-1)"),
             ("l,right", "step(1)"),
@@ -246,6 +249,8 @@ class Overwatch(App[None]):
     def _pane_text(self, shot: Snapshot) -> str:
         if self.pane == "help":
             return HELP
+        if self.pane == "verdict":
+            return "\n".join(plain.verdict_lines(shot.verdict))
         if self.pane == "events":
             items = [item for item in shot.feed if self.wanted.item(item)]
             lines = [f"[{item.severity}] {_place(item)}{item.text}" for item in reversed(items)]
@@ -277,6 +282,10 @@ class Overwatch(App[None]):
     def action_events(self) -> None:
         """Show the event feed, or close it."""
         self._show_pane(None if self.pane == "events" else "events")
+
+    def action_verdict(self) -> None:
+        """Show the whole verdict, or close it."""
+        self._show_pane(None if self.pane == "verdict" else "verdict")
 
     def action_help(self) -> None:
         """Show the keys, or close them."""
@@ -378,7 +387,7 @@ def head_text(shot: Snapshot) -> str:
         done += f" ({progress.share:.0%})"
     if progress.eta_seconds is not None and run.state == "running":
         done += f", {duration(progress.eta_seconds)} left"
-    lines = [f"ESPER  {names or 'no run yet'}  {done}", f"state  {plain.state_words(run)}"]
+    lines = [f"ESPER  {names or 'no run yet'}  {done}", *plain.verdict_lines(shot.verdict, HEAD_LINES)]
     if shot.levels:
         lines.append(f"envs   {plain.levels_words(shot)}")
     if judged := [pulse for pulse in shot.pulse if pulse.threshold is not None]:

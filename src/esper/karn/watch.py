@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from esper.karn import state as states
+from esper.karn.advice import about
 from esper.karn.detail import build_detail
 from esper.karn.player import Player
 from esper.karn.replay import ReadProgress, Timeline
@@ -43,7 +44,7 @@ class RunWatch:
         self.player: Player | None = None
         """What shows another time; ``None`` while now is shown."""
         self._clock, self._cache, self._progress = clock, cache, progress
-        self._builder = Builder()
+        self._builder = Builder(about(self.directory))
         self._sampler: Sampler | None = None
         self._vitals: HostVitals | None = None
         self._vitals_at = -VITALS_EVERY

@@ -47,6 +47,13 @@ def figure(value: Any) -> str:
     return {"NaN": "NaN", "Infinity": "∞", "-Infinity": "-∞"}.get(str(value), str(value))
 
 
+def rounded(value: float, half: float) -> str:
+    """``value`` to the digits that an interval of that half width leaves meaning to: two of the width's."""
+    if not math.isfinite(value) or not math.isfinite(half) or half <= 0:
+        return figure(float(value))
+    return f"{value:,.{min(6, max(0, 1 - math.floor(math.log10(half))))}f}"
+
+
 def duration(seconds: float) -> str:
     """``41 s``, ``3 min 5 s``, ``2 h 10 min``, ``415 d 15 h``."""
     if not -1e11 < seconds < 1e11:  # nor NaN

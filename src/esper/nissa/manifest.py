@@ -6,6 +6,7 @@ import hashlib
 import os
 import platform
 import subprocess
+import sys
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
@@ -22,6 +23,9 @@ Source = Literal["default", "preset", "file", "flag"]
 SOURCES: Final[tuple[Source, ...]] = ("default", "preset", "file", "flag")
 """Each beats the ones before it."""
 
+DIFF_BYTES: Final = 64 * 1024
+"""Most of a difference to the revision that a manifest keeps."""
+
 PACKAGES: Final = ("torch", "numpy", "msgspec", "safetensors", "rich", "scikit-learn", "gymnasium")
 
 
@@ -32,11 +36,15 @@ class Setting(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     value: Any = None
 
 
-class Git(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The revision of the working directory. ``dirty``: tracked files differ from it."""
+class Git(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+    """The revision of the working directory. ``dirty``: tracked files differ from it, by ``diff``."""
 
     revision: str
     dirty: bool | None = None
+    diff: str = ""
+    """Its first :data:`DIFF_BYTES`."""
+    diff_bytes: int = 0
+    """How long it is as a whole."""
 
 
 class Host(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -63,6 +71,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, fo
     packages: dict[str, str]
     host: Host
     git: Git | None = None
+    command: list[str] = []
+    """The command line of the process, program first."""
 
     def values(self) -> dict[str, Any]:
         """name -> resolved value of every setting."""
@@ -103,6 +113,7 @@ def describe(run_id: str, created: float, given: Mapping[str, Any]) -> Manifest:
         packages=_versions(),
         host=_host(),
         git=_git(Path.cwd()),
+        command=list(sys.argv),
     )
 
 
@@ -157,7 +168,10 @@ def _git(directory: Path) -> Git | None:
     if not revision:
         return None
     status = _run_git(directory, "status", "--porcelain", "--untracked-files=no")
-    return Git(revision, None if status is None else bool(status))
+    if not status:
+        return Git(revision, None if status is None else False)
+    diff = (_run_git(directory, "diff", "--no-color", "--no-ext-diff", "HEAD") or "").encode(errors="replace")
+    return Git(revision, True, diff[:DIFF_BYTES].decode(errors="ignore"), len(diff))
 
 
 def _run_git(directory: Path, *arguments: str) -> str | None:

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from esper.karn.evidence import SeedLife
+from esper.karn.plain import verdict_lines
 from esper.karn.report import read_evidence, write_report
 from esper.karn.results import EndTable, difference_line, with_interval
 from esper.karn.words import ABSENT, duration
@@ -22,6 +23,11 @@ PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 def print_summary(directory: Path, console: Console) -> None:
     """Print the end table from the journal and write the report."""
     evidence, damage = read_evidence(directory)
+    console.print()
+    styles = {"critical": "bold red", "bad": "bold red", "watch": "bold yellow", "ok": "bold green"}
+    for line in verdict_lines(evidence.verdict):
+        style = styles[evidence.verdict.level] if line.startswith("VERDICT") else ""
+        console.print(Text(line, style=style), soft_wrap=True)
     console.print()
     console.print(arms_table(evidence.table))
     for difference in evidence.table.differences:

@@ -23,6 +23,7 @@ from karn.web.serve import serving
 pytestmark = in_a_browser()
 
 VIEWS = {
+    "verdict": "#/verdict",
     "flight": "#/flight",
     "environment": f"#/flight?env={demo.BLOCKED}&seed=e{demo.BLOCKED}-stem-1",
     "events": f"#/events?filter=env%3D{demo.BROKEN}",
@@ -32,6 +33,7 @@ VIEWS = {
     "replay": f"#/flight?at=700&env={demo.BROKEN}",
 }
 READY = {
+    "verdict": "[data-about=result]",
     "flight": "[role=option]",
     "environment": "[data-blocked=yes]",
     "events": ".view .text",

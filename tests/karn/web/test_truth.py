@@ -12,11 +12,16 @@ import pytest
 
 pytest.importorskip("starlette")
 
+from esper.karn.advice import About
+from esper.karn.aggregator import fold
+from esper.karn.snapshot import build
+from esper.karn.verdict import lines
 from esper.karn.web.server import listen, make_server
 from esper.leyline import TelemetryEvent
 from esper.leyline import TelemetryEventType as T
 from karn.journals import write_run
 from karn.streams import Recorder, begin, begin_episode, epoch_done, story
+from karn.test_verdict import run_of
 from karn.web.browser import ARTIFACTS, Browser, go, in_a_browser, rows, turn, until
 from karn.web.serve import serving
 
@@ -26,7 +31,7 @@ LONG = "all the words of a reason that somebody else wrote " * 400
 """Some 20,000 characters with places to break."""
 SOLID = "x" * 20_000
 """As many without one."""
-VIEWS = ("flight", "flight?env=0&slot=blocks_1", "events", "governor", "compare", "leaders")
+VIEWS = ("verdict", "flight", "flight?env=0&slot=blocks_1", "events", "governor", "compare", "leaders")
 REACH = """() => [...document.querySelectorAll('header nav button, header .tools button')].filter((button) => {
   const box = button.getBoundingClientRect();
   const hit = document.elementFromPoint(box.x + box.width / 2, box.y + box.height / 2);
@@ -92,6 +97,23 @@ def test_a_failure_is_an_alarm_and_no_quiet_word(browser: Browser, tmp_path: Pat
         go(browser, listening.link)
         until(lambda: "run failed: the loss is not finite" in browser.text(selector=".rail"))
         assert browser.eval(code="document.querySelector('.state span').className").split()[0] == "critical"
+
+
+def test_the_first_screen_is_the_verdict_in_the_words_of_every_face(browser: Browser, tmp_path: Path) -> None:
+    events = run_of({"heuristic": [10.1, 9.9], "static": [10.0, 10.0]})
+    wanted = list(lines(build(fold(events), 0.0, known=About(str(tmp_path / "guessing"))).verdict))
+    with serving(write_run(tmp_path, events, run_id="guessing"), tmp_path / "cache") as listening:
+        go(browser, listening.link, "")
+        browser.wait(selector="[data-level=bad]")
+        assert browser.text(selector="[data-level=bad] h2") + " [bad]" == wanted[0][1]
+        shown = [(row.split("\n")[0], row.replace("▲ ", "")) for row in browser.texts(selector="main dl > div")]
+        for (about, text), (_, row) in zip(wanted[1:-1], shown, strict=False):
+            assert about in row and text in row
+        assert browser.axe() == []
+        browser.press(key="2")
+        until(lambda: rows(browser))
+        browser.press(key="1")
+        browser.wait(selector="[data-level=bad]")
 
 
 def test_a_tab_outlives_its_server_and_says_what_it_needs(
@@ -168,7 +190,7 @@ def test_everything_that_is_pressed_is_large_enough_to_hit(browser: Browser, fin
       const box = one.getBoundingClientRect();
       return box.width && (box.height < 24 || box.width < 24);
     }).map((one) => one.outerHTML.slice(0, 90))"""
-    for view in ("flight", "flight?env=0", "events", "governor", "compare", "leaders"):
+    for view in ("verdict", "flight", "flight?env=0", "events", "governor", "compare", "leaders"):
         go(browser, finished, f"#/{view}")
         browser.wait(selector="main button, main table", state="attached")
         assert browser.eval(code=f"({small})()") == [], view

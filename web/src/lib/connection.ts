@@ -15,6 +15,12 @@ export function takeToken(): string | null {
   return sessionStorage.getItem(KEY);
 }
 
+/** A token that a person gave, kept for this tab. */
+export function keepToken(token: string): string {
+  sessionStorage.setItem(KEY, token);
+  return token;
+}
+
 export async function get<T>(path: string, query: Record<string, string | number | undefined> = {}): Promise<T> {
   const known = Object.entries(query).filter(([, value]) => value !== undefined && value !== "");
   const search = new URLSearchParams(known.map(([name, value]) => [name, String(value)])).toString();

@@ -21,7 +21,7 @@ export function press(event: KeyboardEvent, hands: Hands): void {
 
 function keyed(key: string, target: HTMLElement, hands: Hands): (() => void) | null {
   const button = target.matches("button, a, summary, input");
-  const view = /^[1-5]$/.test(key) ? VIEWS[Number(key) - 1] : undefined;
+  const view = /^[1-9]$/.test(key) ? VIEWS[Number(key) - 1] : undefined;
   if (view) return () => overwatch.go({ view });
   switch (key) {
     case "?":

@@ -1,5 +1,5 @@
 /** What the address says: the view, and a moment, an environment and a seed to look at. */
-export const VIEWS = ["flight", "events", "governor", "compare", "leaders"] as const;
+export const VIEWS = ["verdict", "flight", "events", "governor", "compare", "leaders"] as const;
 export type ViewName = (typeof VIEWS)[number];
 
 export interface Place {
@@ -22,7 +22,7 @@ export function parsePlace(hash: string): Place {
   const text = (name: string) => fields.get(name) ?? undefined;
   const whole = (name: string) => (/^\d+$/.test(fields.get(name) ?? "") ? Number(fields.get(name)) : undefined);
   return {
-    view: VIEWS.find((view) => view === path) ?? "flight",
+    view: VIEWS.find((view) => view === path) ?? "verdict",
     run: text("run"),
     env: whole("env"),
     slot: text("slot"),

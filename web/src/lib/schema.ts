@@ -21,6 +21,18 @@ export interface Action {
   unused?: Array<string>;
 }
 
+/** What one arm came to, the mean over its episodes; without `low` and `high` there is no interval. */
+export interface ArmResult {
+  arm: string;
+  split: string;
+  mean: Num;
+  n: number;
+  low?: Num;
+  high?: Num;
+  parameters?: number;
+  judged?: boolean;
+}
+
 /** What limits the run, and what to do about it. */
 export interface Bound {
   kind: "compute" | "input" | "memory" | "sync" | "thermal" | "unknown";
@@ -203,6 +215,13 @@ export interface Figure {
   stale?: boolean;
 }
 
+/** One line of a verdict: what it is about, in one word, and what there is to say. */
+export interface Finding {
+  about: string;
+  text: string;
+  level: "bad" | "critical" | "ok" | "watch";
+}
+
 /** The last evaluation of one gate. */
 export interface Gate {
   gate: string;
@@ -248,6 +267,8 @@ export interface Leader {
   seconds: Num;
   env?: number;
   episode?: number;
+  delivered?: string;
+  delivered_epoch?: number;
   validation?: Num;
   test?: Num;
   total_macs?: number;
@@ -305,6 +326,8 @@ export interface RunHeader {
   unit?: string;
   higher_is_better?: boolean;
   chance?: number;
+  low?: number;
+  high?: number;
   slots?: Array<string>;
   blueprints?: Array<string>;
   envs?: number;
@@ -343,6 +366,7 @@ export interface Seed {
   unavailable?: string;
   veto?: string;
   ended?: string;
+  left_out?: string;
   alpha?: Curve;
   contribution?: Curve;
 }
@@ -362,6 +386,7 @@ export interface Snapshot {
   schema: number;
   clock: Clock;
   run: RunHeader;
+  verdict: Verdict;
   pulse: Array<Pulse>;
   learner?: Record<string, Figure>;
   operations: Record<string, number>;
@@ -399,6 +424,16 @@ export interface Stretch {
   since: number;
   until?: number;
   seed?: string;
+}
+
+/** Is the run good, why, and what next. :mod:`esper.karn.verdict` finds the words for every face. */
+export interface Verdict {
+  level: "bad" | "critical" | "ok" | "watch";
+  headline: string;
+  findings: Array<Finding>;
+  arms?: Array<ArmResult>;
+  command?: string;
+  why?: string;
 }
 
 /** All that one client sees. */

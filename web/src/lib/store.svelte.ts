@@ -1,5 +1,5 @@
 /** What the page knows: the newest view, the contact it has, and where the operator looks. */
-import { Connection, get, Refused, takeToken } from "./connection";
+import { Connection, get, keepToken, Refused, takeToken } from "./connection";
 import { parse, rowSubject, type Filter } from "./filter";
 import { formatPlace, parsePlace, type Place } from "./route";
 import type { EnvironmentRow, Request, Snapshot, View } from "./schema";
@@ -40,7 +40,7 @@ export type Line = { device: string; count: number; level: string } | { env: num
 
 class Overwatch {
   view = $state.raw<View | null>(null);
-  place = $state.raw<Place>({ view: "flight" });
+  place = $state.raw<Place>({ view: "verdict" });
   token = $state<string | null>(null);
   runs = $state.raw<RunInfo[]>([]);
   timeline = $state.raw<Timeline | null>(null);
@@ -119,8 +119,7 @@ class Overwatch {
   }
 
   useToken(token: string): void {
-    location.hash = `#token=${token}`;
-    this.token = takeToken();
+    this.token = keepToken(token);
     this.connect();
   }
 

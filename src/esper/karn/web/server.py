@@ -19,6 +19,7 @@ from typing import Any, Final
 import msgspec
 
 from esper.karn import runs as run_list
+from esper.karn.advice import about
 from esper.karn.compare import compare
 from esper.karn.detail import build_detail
 from esper.karn.filter import parse
@@ -162,7 +163,7 @@ async def _snapshot(deck: Deck, request: HttpRequest) -> Response:
 
     def then() -> Any:
         state = timeline.at(events)
-        return build(state, state.last_time or 0.0, timeline.damage)
+        return build(state, state.last_time or 0.0, timeline.damage, known=about(feed.directory))
 
     return _json(await anyio.to_thread.run_sync(then))
 

@@ -1,0 +1,171 @@
+"""Judgements on a run: failed, silent, diverged, at chance, against its controls, stopped improving."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from esper.karn import anomaly
+from esper.karn.parts import Level
+from esper.karn.state import EnvironmentFold, RunFold
+from esper.karn.stats import Interval
+from esper.karn.words import figure, rounded
+
+if TYPE_CHECKING:
+    from esper.karn.verdict import Case
+
+LOST: Final = 0.5
+"""Share of its progress that a run which has diverged has lost again."""
+QUIET: Final = 1 / 3
+"""Share of an episode's epochs without a better metric after which it has stopped improving."""
+
+
+class Judged(NamedTuple):
+    """One judgement: its kind (``failed``, ``at chance``, ...), how bad it is, and its words."""
+
+    kind: str
+    level: Level
+    text: str
+
+
+def judge(case: Case) -> Iterator[Judged]:
+    """Everything that can be said for or against the run, from what was measured."""
+    run, header = case.state.run, case.header
+    if run.end_status == "failed":
+        reason = (run.end_reason or "no reason given").removeprefix("EsperError: ")
+        yield Judged("failed", "critical", f"failed: {reason}")
+    elif run.end_status in ("interrupted", "preempted"):
+        yield Judged(run.end_status, "watch", f"{run.end_status} before its end; it can be resumed")
+    elif header.state == "silent":
+        yield Judged("silent", "critical", f"no contact: {header.text}, and it has not said that it ended")
+    yield from _diverged(case)
+    guessing = _at_chance(case)
+    if guessing is not None:
+        yield guessing
+    # what guesses is not made better by its control guessing worse
+    yield from _against_controls(case, quiet=guessing is not None)
+    if run.end_status is None and guessing is None:
+        yield from _stopped(case)
+    if back := sum(fold.rollbacks for fold in case.environments):
+        times = "once" if back == 1 else f"{back} times"
+        yield Judged("rolled back", "watch", f"the governor had to go back to the last good state {times}")
+
+
+def _diverged(case: Case) -> Iterator[Judged]:
+    last = case.environments
+    odd = [fold for fold in last if fold.non_finite]
+    if odd:
+        names = ", ".join(name.replace("_", " ") for name in odd[0].non_finite)
+        where = f"epoch {odd[0].epoch} of environment {odd[0].env}"
+        yield Judged("diverged", "bad", f"diverged: {names} not finite in {where}")
+        return
+    lost = [(share, fold) for fold in last if (share := anomaly.lost_share(fold)) > LOST]
+    if lost:
+        share, fold = max(lost, key=lambda one: one[0])
+        text = f"diverged: {share:.0%} of what the metric had gained is lost again in environment {fold.env}"
+        ahead = [result for result in case.own if result.delivered == "best"]
+        kept = "; the best network before that is what is delivered" if ahead else ""
+        yield Judged("diverged", "watch" if ahead else "bad", text + kept)
+
+
+def chance_margin(run: RunFold, examples: int | None, wobble: float | None) -> float:
+    """How far a metric at chance is from chance by noise alone, in its unit.
+
+    Twice the standard error of a mean over ``examples`` whose terms lie in the metric's range and have chance as their
+    mean: at most ``sqrt((chance - low) (high - chance) / n)`` (Bhatia and Davis 2000), which for an accuracy is the
+    binomial one. Without a range, twice the usual change from epoch to epoch; 0 where neither is known.
+    """
+    low, high, chance = run.low, run.high, run.chance
+    if low is not None and high is not None and chance is not None and examples and low < chance < high:
+        return 2 * math.sqrt((chance - low) * (high - chance) / examples)
+    return 2 * (wobble or 0.0)
+
+
+def _at_chance(case: Case) -> Judged | None:
+    run = case.state.run
+    if run.chance is None:
+        return None
+    found = _level_with_chance(case, case.arm)
+    if found is None:
+        return None
+    mean, split, margin, examples = found
+    text = f"no better than guessing: {case.arm} has {case.table.metric} {case.amount(mean)} on the {split} split, "
+    text += f"the best constant answer {case.amount(run.chance)}"
+    if examples and margin:
+        text += f", and {examples:,} examples tell no difference below {figure(float(f'{margin:.2g}'))}"
+    others = [row.arm for row in case.table.arms if row.arm != case.arm and _level_with_chance(case, row.arm)]
+    if others:
+        text += f"; so {'is' if len(others) == 1 else 'are'} {' and '.join(others)}"
+    return Judged("at chance", "bad", text)
+
+
+def _level_with_chance(case: Case, arm: str) -> tuple[float, str, float, int] | None:
+    """Mean, split, margin and examples of an arm that is not clear of chance; ``None`` of one that is, or may be."""
+    run = case.state.run
+    row = next((row for row in case.table.arms if row.arm == arm), None)
+    found, split = (None, "") if row is None else (row.test or row.validation, "test" if row.test else "validation")
+    wobbles = [fold.wobble for fold in case.environments if fold.wobble is not None]
+    if found is not None:
+        mean = found.mean
+    else:
+        seen = [fold for fold in case.environments if fold.metric.seen >= anomaly.MIN_EPOCHS and fold.arm == arm]
+        if not seen or run.end_status == "failed":
+            return None
+        mean, split = math.fsum(float(fold.metric.last or math.nan) for fold in seen) / len(seen), "validation"
+    examples = run.examples.get(split, 0)
+    assert run.chance is not None
+    margin = chance_margin(run, examples, max(wobbles, default=None))
+    lead = mean - run.chance if run.higher_is_better else run.chance - mean
+    return (mean, split, margin, examples) if lead <= margin else None
+
+
+def _against_controls(case: Case, quiet: bool) -> Iterator[Judged]:
+    for difference in case.table.differences:
+        found = difference.test or difference.validation
+        if found is None or not math.isfinite(found.mean):
+            continue
+        judged = _compared(case, difference.control, found)
+        if not (quiet and judged.kind != "worse"):
+            yield judged
+
+
+def _compared(case: Case, name: str, found: Interval) -> Judged:
+    """Positive differences are better, whatever the metric's direction."""
+    control, half = f"its control {name}", found.half or 0.0
+    size, pairs = f"{rounded(abs(found.mean), half)}{case.points}", f"{found.n} pairs of the same seed"
+    side = "better" if found.mean > 0 else "worse"
+    if found.low is None or found.high is None:
+        if found.mean == 0:
+            return Judged("not told apart", "watch", f"the same as {control} in the one pair of episodes")
+        text = f"{side} than {control} by {size}, in one pair of episodes, which may be luck"
+        return Judged("one pair", "watch", text)
+    if found.low == found.high == 0:
+        return Judged("the same", "watch", f"the same as {control} in each of {pairs}: growing changed nothing")
+    if found.low > 0 or found.high < 0:
+        ends = sorted((abs(found.low), abs(found.high)))
+        low, high = (rounded(end, half) for end in ends)
+        text = f"{side} than {control} by {size} (95 % interval {low} to {high}, {pairs})"
+        return Judged(side, "ok" if side == "better" else "bad", text)
+    text = f"not told apart from {control}: {size} {side} so far, and the 95 % interval, "
+    text += f"{rounded(found.low, half)} to {rounded(found.high, half)} over {pairs}, holds zero"
+    return Judged("not told apart", "watch", text)
+
+
+def _stopped(case: Case) -> Iterator[Judged]:
+    quiet = [(fold, waited) for fold in case.environments if (waited := _waited(fold)) is not None]
+    if quiet and len(quiet) == len(case.environments):
+        fold, waited = min(quiet, key=lambda one: one[1])
+        best = fold.best
+        assert best is not None
+        text = f"stopped improving: nothing better than {case.amount(float(best.value))} of epoch {best.epoch} "
+        yield Judged("stopped", "watch", text + f"in the {waited} epochs since")
+
+
+def _waited(fold: EnvironmentFold) -> int | None:
+    """Epochs since the best metric, where they are too many of the episode's."""
+    best, epoch = fold.best, fold.epoch
+    if fold.status != "running" or best is None or best.epoch is None or epoch is None or not fold.max_epochs:
+        return None
+    waited = epoch - best.epoch
+    return waited if waited >= max(anomaly.MIN_EPOCHS, QUIET * fold.max_epochs) else None

@@ -1,0 +1,269 @@
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from rich.console import Console
+
+from esper.karn.advice import About, about, again
+from esper.karn.aggregator import fold
+from esper.karn.evidence import gather
+from esper.karn.judge import chance_margin
+from esper.karn.plain import render, verdict_lines
+from esper.karn.report import markdown
+from esper.karn.schema import Snapshot, Verdict
+from esper.karn.snapshot import build
+from esper.karn.state import RunFold
+from esper.leyline import TelemetryEvent
+from esper.leyline import TelemetryEventType as T
+from esper.nissa.manifest import Setting
+from esper.nissa.rundir import RunDirectory
+from karn.journals import write_run
+from karn.streams import Recorder, begin, begin_episode, end_episode, epoch_done, gate, runs, story
+
+ACCURACY = {"name": "accuracy", "unit": "%", "higher_is_better": True, "chance": 10.0, "low": 0.0, "high": 100.0}
+ERROR = {"name": "error", "unit": "mm", "higher_is_better": False}
+
+
+def run_of(results: dict[str, list[float]], metric: dict[str, Any] = ACCURACY, **end: Any) -> list[TelemetryEvent]:
+    """A run whose arms reach these test metrics, an episode each, on the same seeds."""
+    rec = Recorder()
+    begin(rec, envs=len(results))
+    rec.events[0].data |= {"metric": metric, "episodes": len(next(iter(results.values())))}
+    for env, (arm, values) in enumerate(results.items()):
+        for episode, value in enumerate(values):
+            begin_episode(rec, env, arm=arm, episode=episode)
+            epoch_done(rec, env, 12, value, arm=arm, episode=episode)
+            end_episode(rec, env, value, grown=arm != "static", arm=arm, seed=7 + episode, episode=episode)
+    rec.say(T.TRAINING_ENDED, **{"status": "completed", "seconds": 9.0, **end})
+    return rec.events
+
+
+def judged(events: list[TelemetryEvent], ahead: float = 1.0, known: About | None = None) -> Verdict:
+    state = fold(events)
+    return build(state, (state.last_time or 0.0) + ahead, known=known).verdict
+
+
+def said(verdict: Verdict, about: str) -> str:
+    return "; ".join(finding.text for finding in verdict.findings if finding.about == about)
+
+
+BETTER = {"heuristic": [90.0, 91.0, 92.5], "static": [80.0, 81.5, 82.0]}
+
+
+def test_better_than_its_control_with_the_interval() -> None:
+    verdict = judged(run_of(BETTER))
+    assert verdict.level == "ok"
+    assert verdict.headline == (
+        "Better than its control static by 10.0 points (95 % interval 8.8 to 11.2, 3 pairs of the same seed)"
+    )
+    assert said(verdict, "result").startswith("heuristic 91.2 ± 3.1 % · static 81.2 ± 2.6 % (accuracy, test split")
+    assert [(arm.arm, arm.judged) for arm in verdict.arms] == [("heuristic", True), ("static", False)]
+    assert verdict.command == "esper bench --task digits --quick"
+
+
+def test_worse_than_its_control_is_bad_news_whatever_the_metrics_direction() -> None:
+    swapped = {"heuristic": BETTER["static"], "static": BETTER["heuristic"]}
+    verdict = judged(run_of(swapped))
+    assert verdict.level == "bad" and verdict.headline.startswith("Worse than its control static by 10.0 points")
+    assert verdict.command is not None and verdict.command.startswith("esper query RUN ")
+    assert judged(run_of(swapped, ERROR)).headline.startswith("Better than its control static by 10.0 mm")
+    assert judged(run_of(BETTER, ERROR)).level == "bad"
+
+
+def test_what_cannot_be_told_apart_is_not_called_better_and_says_how_many_episodes_would_tell() -> None:
+    verdict = judged(run_of({"heuristic": [90.0, 80.0, 92.0], "static": [88.0, 83.0, 85.0]}))
+    assert verdict.level == "watch" and verdict.headline.startswith("Not told apart from its control static: 2")
+    assert "holds zero" in verdict.headline and verdict.command is not None
+    assert verdict.command.startswith("esper query RUN") and "some 116 episodes would tell heuristic" in verdict.why
+    near = judged(run_of({"heuristic": [90.0, 84.0, 92.0], "static": [84.0, 83.0, 85.0]}))
+    assert near.command == "esper train heuristic --task digits --episodes 10"
+    assert "10 episodes would tell heuristic from static" in near.why
+    alone = judged(run_of({"heuristic": [90.0], "static": [80.0]}))
+    assert alone.level == "watch" and "in one pair of episodes, which may be luck" in alone.headline
+    same = judged(run_of({"heuristic": [80.0] * 3, "static": [80.0] * 3}))
+    assert same.headline.startswith("The same as its control static in each of 3 pairs")
+
+
+def test_without_a_control_nothing_is_claimed() -> None:
+    verdict = judged(run_of({"grown": [90.0, 91.0]}))
+    assert verdict.level == "ok" and verdict.headline == "Completed after 9 s, with no control to compare with"
+
+
+@pytest.mark.parametrize(("value", "guesses"), [(10.08, True), (13.2, True), (13.8, False), (4.0, True)])
+def test_at_chance_within_the_noise_of_the_examples(value: float, guesses: bool) -> None:
+    """On 300 examples a guesser has 10 ± 1.7 %; the test split of the story has 497, so 2.7 is twice that."""
+    verdict = judged(run_of({"heuristic": [value] * 2, "static": [value - 0.5, value - 1.0]}))
+    assert ("No better than guessing" in verdict.headline) is (guesses and value < 12.7)
+
+
+def test_at_chance_says_what_the_controls_do_and_how_to_go_on(tmp_path: Path) -> None:
+    config = {"lr": Setting("flag", 1e-9), "episodes": Setting("flag", 2), "task": Setting("default", "digits")}
+    run = RunDirectory.create(tmp_path, "odd name", {"config": config})
+    verdict = judged(run_of({"heuristic": [10.1, 9.9], "static": [10.0, 10.0]}), known=about(run.path))
+    assert verdict.level == "bad"
+    assert verdict.headline == (
+        "No better than guessing: heuristic has accuracy 10 % on the test split, the best constant answer 10 %, "
+        "and 497 examples tell no difference below 2.7; so is static"
+    )
+    assert verdict.command == "esper train heuristic --task digits --lr 0.001 --episodes 2"
+
+
+def test_without_a_chance_level_guessing_is_not_claimed_and_without_a_range_noise_is_the_runs_own() -> None:
+    metric = {name: value for name, value in ACCURACY.items() if name != "chance"}
+    assert "guessing" not in judged(run_of({"heuristic": [10.0], "static": [10.0]}, metric)).headline
+    run = RunFold(chance=50.0, higher_is_better=False)
+    assert chance_margin(run, 300, wobble=0.4) == pytest.approx(0.8) and chance_margin(run, 300, None) == 0.0
+    bounded = RunFold(chance=0.1, low=0.0, high=1.0)
+    assert chance_margin(bounded, 900, wobble=5.0) == pytest.approx(0.02)
+    scaled = RunFold(chance=10.0, low=0.0, high=100.0)
+    assert chance_margin(scaled, 900, wobble=5.0) == pytest.approx(2.0), "the same in another unit"
+    worse = {**ERROR, "chance": 40.0}
+    assert judged(run_of({"grown": [41.0, 42.0]}, worse)).level == "bad"
+    assert judged(run_of({"grown": [31.0, 32.0]}, worse)).level == "ok"
+
+
+def test_a_failure_an_interruption_and_silence() -> None:
+    failed = judged(run_of(BETTER, status="failed", reason="EsperError: the loss is not finite."))
+    assert (failed.level, failed.headline) == ("critical", "Failed: the loss is not finite")
+    assert "esper overwatch RUN --once" in (failed.command or "")
+    cut = judged(run_of(BETTER, status="interrupted", reason="Ctrl-C"))
+    assert cut.level == "watch" and cut.command == "esper train heuristic --resume RUN"
+    silent = judged(run_of(BETTER)[:-1], ahead=100.0)
+    assert silent.level == "critical" and silent.headline.startswith("No contact: no event for")
+    going_on = judged(run_of(BETTER)[:-1], ahead=1.0)
+    assert going_on.level == "ok", "and the clock alone made the difference"
+
+
+def course(values: list[float], **told: Any) -> list[TelemetryEvent]:
+    rec = Recorder()
+    begin(rec, envs=1, max_epochs=len(values) + 4)
+    begin_episode(rec, 0, max_epochs=len(values) + 4)
+    for epoch, value in enumerate(values, 1):
+        epoch_done(rec, 0, epoch, value, **(told if epoch == len(values) else {}))
+    return rec.events
+
+
+def test_live_it_says_what_is_lost_what_has_stopped_and_what_is_not_finite() -> None:
+    rising = [20.0 + 3 * epoch for epoch in range(16)]
+    assert judged(course(rising)).headline == "Running, and nothing speaks against it so far"
+    fallen = judged(course([*rising, 40.0, 30.0, 25.0]))
+    assert fallen.level == "bad" and fallen.headline.startswith("Diverged: 89% of what the metric had gained is lost")
+    stopped = judged(course([*rising, *([60.0] * 14)]))
+    assert stopped.level == "watch" and "nothing better than 65 points of epoch 16 in the 14 epochs since" in (
+        stopped.headline
+    )
+    assert "stopped" not in judged(course([*rising, *([60.0] * 6)])).headline
+    odd = judged(course(rising, validation_loss=float("nan")))
+    assert odd.level == "bad" and odd.headline == "Diverged: validation loss not finite in epoch 16 of environment 0"
+    guessing = judged(course([10.0, 10.5, 9.5, 10.0, 10.2, 10.1]))
+    assert guessing.headline.startswith("No better than guessing: grown has accuracy 10.1 points on the validation")
+    assert "guessing" not in judged(course([10.0, 10.5])).headline, "two epochs are too early to say so"
+
+
+def test_what_is_delivered_and_whether_it_is_the_last() -> None:
+    def delivered(**told: Any) -> str:
+        events = run_of({"grown": [90.0]})
+        for event in events:
+            if event.event_type is T.EPISODE_ENDED:
+                event.data |= told
+        return said(judged(events), "delivered")
+
+    assert delivered() == ""
+    assert delivered(delivered="last") == "the last network, of epoch 12"
+    assert delivered(delivered="best", delivered_epoch=12) == "the last network, of epoch 12"
+    assert delivered(delivered="best", delivered_epoch=7) == (
+        "the network of epoch 7 of 12, the best that was validated"
+    )
+
+
+def test_what_was_grown_what_it_costs_and_what_held_it_back() -> None:
+    verdict = judged(run_of(BETTER))
+    assert said(verdict, "grown") == "3 seeds kept of 0 that germinated in 3 episodes (conv3 in blocks_1 in the newest)"
+    assert said(verdict, "cost").startswith(
+        "6,418 → 8,818 parameters (+37 %); 1.00 times the multiply-accumulates of static"
+    )
+    assert said(judged(story()), "also") == "the governor had to go back to the last good state once"
+    told = said(judged(story()), "held back")
+    assert told.startswith("G2 refused 1 time (the newest: probe gain loss was not measured") and "needs >= 0.5" in told
+    rec = Recorder()
+    begin(rec, envs=1)
+    begin_episode(rec, 0)
+    from esper.leyline import SeedStage
+
+    where = {"env_id": 0, "episode": 0, "slot_id": "stem", "seed_id": "s1"}
+    rec.say(T.SEED_GERMINATED, **where, epoch=1, blueprint="conv3", parameters=2400)
+    gate(rec, 0, 1, "stem", "s1", SeedStage.FOSSILIZED, False, measured=0.31)
+    epoch_done(rec, 0, 1, 80.0, stages={"stem": "HOLDING"})
+    live = judged(rec.events)
+    assert said(live, "held back") == "G5 holds conv3 in stem back: removal cost 0.31, needs >= 0.5"
+    assert said(live, "now") == "epoch 1 of 12, episode 1 of 1: conv3 in stem is holding"
+
+
+def test_a_learner_is_compared_with_its_twins_of_the_same_seed_in_its_newest_rounds() -> None:
+    rec = Recorder()
+    begin(rec, envs=2)
+    rec.events[0].data |= {"kind": "ppo", "policy": "ppo", "episodes": 8, "metric": ACCURACY}
+    for env, value in enumerate((50.0, 60.0)):
+        end_episode(rec, env, value, grown=False, arm="static", seed=env, episode=0)
+    for episode in range(8):
+        for env, value in enumerate((50.0, 60.0)):
+            gained = 5.0 + env if episode > 5 else -20.0
+            end_episode(rec, env, value + gained, arm="grown", seed=env, episode=episode)
+    rec.say(T.TRAINING_ENDED, status="completed", seconds=9.0)
+    verdict = judged(rec.events)
+    assert verdict.headline.startswith("Not told apart from its control static: 5.5 points better so far")
+    assert "over 2 pairs" in verdict.headline and verdict.command == "esper eval RUN"
+
+
+def test_the_same_words_in_every_face(tmp_path: Path) -> None:
+    pytest.importorskip("textual")
+    from esper.karn.tui import head_text
+    from esper.scripts.summary import print_summary
+
+    path = write_run(tmp_path, run_of(BETTER), run_id="words")
+    evidence = gather(run_of(BETTER))
+    shot = build(fold(run_of(BETTER)), 0.0)
+    assert evidence.verdict == shot.verdict
+    wanted = list(verdict_lines(shot.verdict))
+    console = io.StringIO()
+    print_summary(path, Console(file=console, width=300, highlight=False))
+    assert set(wanted[:2]) <= set(head_text(shot).splitlines())
+    for face in (render(shot), console.getvalue().replace(" words ", " RUN ")):
+        assert [line for line in wanted if line not in face.splitlines()] == []
+    page = markdown(evidence, [], [])
+    page = page.replace("\\", "")
+    assert shot.verdict.headline in page and all(finding.text in page for finding in shot.verdict.findings)
+    assert page.index(shot.verdict.headline) < page.index("## Result")
+
+
+@given(runs())
+@settings(max_examples=30, deadline=None)
+def test_any_run_has_a_verdict_at_any_moment(events: list[TelemetryEvent]) -> None:
+    for upto in range(0, len(events), 9):
+        state = fold(events[:upto])
+        shot = build(state, (state.last_time or 0.0) + 1)
+        assert shot.verdict.headline and all(finding.text for finding in shot.verdict.findings)
+        assert msgspec.json.decode(msgspec.json.encode(shot), type=Snapshot) == shot
+
+
+def test_the_next_command_repeats_the_flags_of_this_run() -> None:
+    given_ = {
+        "task": "my:Task",
+        "compare": ["random", "static"],
+        "lr": 0.01,
+        "export": False,
+        "run_dir": "/x",
+        "optimizer": {"betas": [0.9, 0.99]},
+        "quiet": True,
+        "max_epochs": None,
+    }
+    assert again(About("RUN", given_, given_), "heuristic", "digits", episodes=20) == (
+        "esper train heuristic --task my:Task --compare random,static --lr 0.01 --no-export "
+        "--optimizer-option 'betas=[0.9, 0.99]' --quiet --episodes 20"
+    )
+    assert about("/nowhere").name == "/nowhere" and not about("/nowhere").given
