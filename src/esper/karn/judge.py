@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from esper.karn import anomaly
 from esper.karn.parts import Level
 from esper.karn.state import EnvironmentFold, RunFold
-from esper.karn.stats import Interval
+from esper.karn.stats import Interval, total
 from esper.karn.words import figure, rounded
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def _level_with_chance(case: Case, arm: str) -> tuple[float, str, float, int] | 
         seen = [fold for fold in case.environments if fold.metric.seen >= anomaly.MIN_EPOCHS and fold.arm == arm]
         if not seen or run.end_status == "failed":
             return None
-        mean, split = math.fsum(float(fold.metric.last or math.nan) for fold in seen) / len(seen), "validation"
+        mean, split = total([float(fold.metric.last or math.nan) for fold in seen]) / len(seen), "validation"
     examples = run.examples.get(split, 0)
     assert run.chance is not None
     margin = chance_margin(run, examples, max(wobbles, default=None))

@@ -162,7 +162,7 @@ def _difference(episodes: Sequence[EpisodeRecord], arm: str, control: str, sign:
             a, b = getattr(mine, field), getattr(other, field)
             if a is not None and b is not None:
                 by_host.setdefault(mine.seed, []).append(sign * (a - b))
-        return interval([math.fsum(values) / len(values) for values in by_host.values()])
+        return interval([total(values) / len(values) for values in by_host.values()])
 
     ratios = [a.total_macs / b.total_macs for a, b in pairs if a.total_macs is not None and b.total_macs]
     return ArmDifference(

@@ -7,7 +7,6 @@ the examples that it was measured on; "better" and "worse" are paired difference
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -19,8 +18,9 @@ from esper.karn.parts import Level, number
 from esper.karn.results import STATIC, ArmRow, EndTable, end_table
 from esper.karn.schema import ArmResult, Finding, RunHeader, Verdict
 from esper.karn.state import EnvironmentFold, EpisodeRecord, RunState
-from esper.karn.stats import Interval
+from esper.karn.stats import Interval, total
 from esper.karn.words import duration, figure, rounded
+from esper.leyline import visible
 
 HELD_BACK: Final = 3
 """Checks that are named when something is held back."""
@@ -64,7 +64,7 @@ class Case:
 
 def finding(about: str, text: str, level: Level = "ok") -> Finding:
     """One line of a verdict."""
-    return Finding(about=about, text=text, level=level)
+    return Finding(about=about, text=visible(text), level=level)
 
 
 def make_verdict(state: RunState, header: RunHeader, known: About) -> Verdict:
@@ -79,10 +79,10 @@ def make_verdict(state: RunState, header: RunHeader, known: About) -> Verdict:
     command, why = next_step(case.header, case.table, case.arm, [one.kind for one in judged], known)
     return Verdict(
         level=head.level,
-        headline=(head.text[:1].upper() + head.text[1:]).rstrip(". "),
+        headline=visible((head.text[:1].upper() + head.text[1:]).rstrip(". ")),
         findings=findings,
         arms=_arms(case),
-        command=command,
+        command=None if command is None else visible(command),
         why=why,
     )
 
@@ -202,7 +202,7 @@ def _so_far(state: RunState) -> Iterator[tuple[str, float, int]]:
         if fold.metric.last is not None:
             newest.setdefault(fold.arm or "", []).append(fold.metric.last)
     for arm, values in newest.items():
-        yield arm, math.fsum(values) / len(values), len(values)
+        yield arm, total(values) / len(values), len(values)
 
 
 def _arms(case: Case) -> list[ArmResult]:
