@@ -21,8 +21,8 @@ from torch.optim.lr_scheduler import LRScheduler
 from esper.karn.evidence import RunEvidence
 from esper.karn.report import markdown, read_evidence, write_report
 from esper.kasmina.exposure import Exposure
-from esper.kasmina.growing import Sites
 from esper.kasmina.leaving import leave
+from esper.kasmina.sites import Sites
 from esper.kasmina.trial import modes_kept
 from esper.leyline import EnvView, GateThresholds, Policy, TelemetryEventType, UsageError
 from esper.run.checks import check_optimizer, made, whole

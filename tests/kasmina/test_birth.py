@@ -31,7 +31,7 @@ class Stuck(nn.Module):
 
 def test_a_sound_seed() -> None:
     birth = examine(nn.Linear(4, 4), torch.randn(3, 4))
-    assert (birth.parameters, birth.input_shape, birth.output_shape) == (20, "(3, 4)", "(3, 4)")
+    assert (birth.parameters, birth.due_shape, birth.output_shape) == (20, "(3, 4)", "(3, 4)")
     assert (birth.finite, birth.learning_tensors, birth.error) == (True, 2, None)
 
 

@@ -163,7 +163,7 @@ def test_where_no_gate_stands(target: SeedStage) -> None:
 def born(**changes: Any) -> GateResult:
     facts = {
         "parameters": 100,
-        "input_shape": "(4, 8)",
+        "due_shape": "(4, 8)",
         "output_shape": "(4, 8)",
         "finite": True,
         "learning_tensors": 2,

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from esper.kasmina.isolation import isolate
+from esper.kasmina.layer import Beside, Fit
 from esper.kasmina.layout import SPATIAL_DIMENSIONS, Layout
 from esper.kasmina.trial import device_of, livened, trial
 from esper.leyline import Positions, SiteMixing
@@ -23,7 +24,8 @@ class Birth:
     """What one forward and backward pass of a newborn seed showed; ``None`` where it did not get that far."""
 
     parameters: int
-    input_shape: str
+    due_shape: str
+    """What its output should have."""
     output_shape: str | None = None
     finite: bool | None = None
     learning_tensors: int | None = None
@@ -38,12 +40,33 @@ def parameter_count(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def examine(seed: nn.Module, sample: Tensor) -> Birth:
-    """Run ``seed`` on the feature ``sample`` and take the gradient of a random projection of its output.
+def random_input(layout: Fit, channels: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """A small input of a seed."""
+    if isinstance(layout, Beside):
+        sample = layout.sample()
+    else:
+        sample = torch.randn(layout.shape(channels), generator=torch.Generator().manual_seed(0))
+    return sample.to(device, dtype if sample.is_floating_point() else sample.dtype)
 
-    Leaves the seed, its buffers and the global random stream as they were.
+
+def tried(seed: nn.Module, layout: Fit, sample: Tensor, may_mix: SiteMixing | None) -> Birth:
+    """What ``sample`` shows of a newborn seed, and where ``may_mix`` was measured what it mixes beyond that."""
+    due = layout.due(sample.shape) if isinstance(layout, Beside) else sample.shape
+    birth = examine(seed, sample, due)
+    if may_mix is None or birth.output_shape != birth.due_shape:
+        return birth
+    if isinstance(layout, Beside):
+        return replace(birth, mixing=mixing_beside(seed, layout, sample, may_mix))
+    return replace(birth, mixing=mixing(seed, layout, sample.shape, may_mix))
+
+
+def examine(seed: nn.Module, sample: Tensor, due: Sequence[int] | None = None) -> Birth:
+    """Run ``seed`` on ``sample`` and take the gradient of a random projection of its output.
+
+    ``due`` is the shape that its output should have; without it that of ``sample``. Leaves the seed, its buffers and
+    the global random stream as they were.
     """
-    parameters, shape = parameter_count(seed), str(tuple(sample.shape))
+    parameters, shape = parameter_count(seed), str(tuple(sample.shape if due is None else due))
     buffers = {name: buffer.clone() for name, buffer in seed.named_buffers()}
     devices = [sample.device] if sample.device.type == "cuda" else []
     try:
@@ -87,6 +110,36 @@ def mixing(
         except Exception:  # a seed for one size of feature alone refuses the larger
             continue
     return tuple((name, found.get(name)) for name in names)
+
+
+def mixing_beside(seed: nn.Module, fit: Beside, sample: Tensor, may_mix: SiteMixing) -> tuple[tuple[str, float], ...]:
+    """What a seed beside a module mixes more than the module does: names and values as of :func:`mixing`.
+
+    ``mixes_beyond_module``: the greatest change, relative to the greatest value, of outputs that a map over the
+    module's own windows leaves as they were when a part of the input along any axis but the channels is changed.
+    ``mixes_channels``, 1, where the site keeps channels apart: every seed beside a module mixes them.
+    """
+    with torch.random.fork_rng(devices=[]):
+        reference = fit.map(8).to(sample.device)  # so many that no position stays as it was by chance
+    copied = copy.deepcopy(seed).float()
+    sample = sample.float() if sample.is_floating_point() else sample
+    other = sample.roll(1, fit.channel_axis if sample.is_floating_point() else -1).flip(0) * 3 + 1
+    other = other if sample.is_floating_point() else other % fit.inputs
+    channels = fit.channel_axis % sample.ndim if sample.is_floating_point() else sample.ndim
+    largest = 0.0
+    with trial(copied), livened(copied), trial(reference):
+        before, plain = copied(sample), reference(sample)
+        scale = before.abs().amax().clamp_min(torch.finfo(before.dtype).tiny)
+        for axis in [each for each in range(sample.ndim) if each != channels]:
+            index = torch.arange(sample.shape[axis], device=sample.device)
+            index = index.reshape([-1 if each == axis else 1 for each in range(sample.ndim)])
+            for late in (index >= sample.shape[axis] // 2, index < sample.shape[axis] // 2):
+                changed = torch.where(late, other, sample)
+                change = (reference(changed) - plain).abs().amax(fit.channel_axis, keepdim=True)
+                kept = change <= MIXING_TOLERANCE * plain.abs().amax()
+                moved = (copied(changed) - before).abs()
+                largest = max(largest, float((moved * kept).amax() / scale))
+    return ("mixes_beyond_module", largest), *(() if may_mix.channels else (("mixes_channels", 1.0),))
 
 
 def forbidden(may_mix: SiteMixing) -> tuple[str, ...]:

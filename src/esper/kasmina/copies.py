@@ -15,7 +15,7 @@ from weakref import ref
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from esper.kasmina.portable import Grown, blended
+from esper.kasmina.portable import Grown, added, blended
 
 if TYPE_CHECKING:
     from esper.kasmina.probe import Place
@@ -38,7 +38,7 @@ class Twin:
         twin.origin = ref(tap)
         return twin
 
-    def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
+    def __call__(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
         """The output with the seed's part in it; ``None`` where nothing changes."""
         if self.seed is None or self.alpha == 0.0:
             return None
@@ -47,7 +47,10 @@ class Twin:
             self.seed.to(h.device)
         if self.seed.training is not module.training:
             self.seed.train(module.training)
-        return blended(output, self.seed, self.alpha, self.place.position, self.place.axes)
+        place, x = self.place, self.place.entering(args, kwargs)
+        if x is not None:
+            return added(output, self.seed, x, self.alpha, place.position)
+        return blended(output, self.seed, self.alpha, place.position, place.axes)
 
     def follow(self) -> None:
         """Have the seed that the host has there now; one that is the same keeps its average."""
@@ -72,7 +75,7 @@ class Twin:
 def built_in(tap: Tap | Twin, module: nn.Module, seed: nn.Module, training: bool) -> Grown:
     """What takes the place of ``module``, with ``seed`` as the tap or its twin has it now."""
     alpha = tap.alpha if isinstance(tap, Twin) else tap.slot.alpha
-    grown = Grown(module, seed, alpha, tap.place.position, tap.place.axes)
+    grown: Grown = tap.place.with_seed(seed, alpha)(module)
     grown.training = module.training
     seed.train(training)
     return grown

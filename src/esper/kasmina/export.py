@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import importlib.util
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from functools import partial, wraps
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,10 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from esper.kasmina import fold
 from esper.kasmina.growing import GrowingModel
 from esper.kasmina.leaving import strip
-from esper.kasmina.portable import Grown, fill, graft, read_tensors
+from esper.kasmina.portable import fill, graft, read_tensors
 from esper.kasmina.precision import Autocast, tolerance
 from esper.kasmina.source import CannotWrite, Source
 from esper.kasmina.structure import Path as Where
@@ -27,15 +29,57 @@ from esper.kasmina.trial import Sample, arguments, device_of, invoke, mode, rand
 from esper.leyline import DataError, MissingExtraError, SeedStage, UsageError
 
 
-def export(model: GrowingModel, stages: Collection[SeedStage] | None = None) -> nn.Module:
+def export(model: GrowingModel, stages: Collection[SeedStage] | None = None, sample: Sample | None = None) -> nn.Module:
     """A copy of the host with its seeds built in, in evaluation mode: plain modules without slots or Esper's hooks.
 
     Every seed that takes part in the forward pass is built in at its present alpha, so that outputs equal those of the
-    growing model; ``stages`` keeps only the seeds in one of these. Raises ``UsageError`` for a host that cannot be
-    copied.
+    growing model; ``stages`` keeps only the seeds in one of these. A seed beside a module that is a linear map is
+    folded into the module's weight where that changes no output beyond the precision's tolerance, on ``sample`` too if
+    there is one; else it is a module of its own. Raises ``UsageError`` for a host that cannot be copied.
     """
-    seeds = {model.places[slot_id].path: _grown(model, slot_id) for slot_id in _built_in(model, stages)}
-    return graft(_bare_host(model), seeds).eval()
+    return _build(model, stages, sample).model
+
+
+@dataclass(frozen=True, slots=True)
+class _Plain:
+    model: nn.Module
+    apart: dict[str, str | None]
+    """Slots whose seed is a module of its own; why it was not folded, where it stands beside a module."""
+    compared: Difference | None
+    """Outputs on the sample against those of the growing model."""
+
+
+def _build(model: GrowingModel, stages: Collection[SeedStage] | None, sample: Sample | None) -> _Plain:
+    slots = _built_in(model, stages)
+    beside = [slot_id for slot_id in slots if slot_id in model.folds]
+    apart = {slot_id: fold.against(model, slot_id) if slot_id in beside else None for slot_id in slots}
+    folded = [slot_id for slot_id in beside if apart[slot_id] is None]
+    plain = _with_seeds(model, [slot_id for slot_id in slots if slot_id not in folded], folded)
+    compared = None
+    if sample is not None:
+        with _only(model, stages), mode(model, False):
+            compared = compare(model, plain, sample)
+            if folded and not compared.same:
+                apart |= dict.fromkeys(folded, f"folded, it would change outputs by {compared.largest:.1g}")
+                plain, folded = _with_seeds(model, slots, []), []
+                compared = compare(model, plain, sample)
+    return _Plain(plain, {slot_id: why for slot_id, why in apart.items() if slot_id not in folded}, compared)
+
+
+def _with_seeds(model: GrowingModel, apart: Collection[str], folded: Collection[str]) -> nn.Module:
+    host = _bare_host(model)
+    for slot_id in folded:
+        module, slot = host.get_submodule(model.places[slot_id].path), model.slots[slot_id]
+        weight = module._parameters["weight"]
+        assert weight is not None and slot.seed is not None
+        module._parameters["weight"] = fold.folded(weight, slot.seed, slot.alpha, bool(model.folds[slot_id]))
+    return graft(host, {model.places[slot_id].path: _grown(model, slot_id) for slot_id in apart}).eval()
+
+
+def _only(model: GrowingModel, stages: Collection[SeedStage] | None) -> AbstractContextManager[None]:
+    """Within, the seeds that are not part of the plain model take no part in the growing one."""
+    without = {slot_id for slot_id, slot in model.slots.items() if slot.seed is not None}
+    return model.alphas(dict.fromkeys(without - set(_built_in(model, stages)), 0.0))
 
 
 def _built_in(model: GrowingModel, stages: Collection[SeedStage] | None) -> list[str]:
@@ -47,10 +91,10 @@ def _built_in(model: GrowingModel, stages: Collection[SeedStage] | None) -> list
     ]
 
 
-def _grown(model: GrowingModel, slot_id: str) -> partial[Grown]:
-    place, slot = model.places[slot_id], model.slots[slot_id]
+def _grown(model: GrowingModel, slot_id: str) -> partial[Any]:
+    slot = model.slots[slot_id]
     assert slot.seed is not None
-    return partial(Grown, seed=copy.deepcopy(slot.seed), alpha=slot.alpha, position=place.position, axes=place.axes)
+    return model.places[slot_id].with_seed(copy.deepcopy(slot.seed), slot.alpha)
 
 
 def _bare_host(model: GrowingModel) -> nn.Module:
@@ -72,6 +116,8 @@ class Exported:
     code: Path
     weights: Path
     needs_host: bool
+    unfolded: Mapping[str, str] = field(default_factory=dict)
+    """Slots beside a module whose seed is a module of its own, and why it was not folded into the weight."""
 
 
 def save_export(
@@ -85,14 +131,12 @@ def save_export(
     few roundings where they were computed in a narrower format than float32.
     """
     directory = Path(directory)
-    plain = export(model, stages)
-    if stages is None:
-        with mode(model, False):
-            compared = compare(model, plain, sample)
-        if not compared.same:
-            raise UsageError(
-                f"the host reaches a submodule by another way than its path: outputs differ by {compared.largest:g}"
-            )
+    built = _build(model, stages, sample)
+    plain, compared = built.model, built.compared
+    if compared is not None and not compared.same:
+        raise UsageError(
+            f"the host reaches a submodule by another way than its path: outputs differ by {compared.largest:g}"
+        )
     weights = directory / "model.safetensors"
     saved, same = _unshared(plain)
     try:
@@ -103,17 +147,17 @@ def save_export(
     except (KeyError, ValueError, SafetensorError) as error:
         kinds = ", ".join(sorted({str(tensor.dtype) for tensor in saved.values()}))
         raise UsageError(f"the model cannot be exported: a safetensors file cannot hold all of {kinds}") from error
-    built_in = _built_in(model, stages)
+    unfolded = {slot_id: why for slot_id, why in built.apart.items() if why is not None}
     reasons: list[str] = []
     for with_host in (True, False):
         try:
             code = directory / "model.py"
-            code.write_text(_code(model, built_in, same, with_host), encoding="utf-8")
+            code.write_text(_code(model, built.apart, same, with_host), encoding="utf-8")
             _check(model, plain, code, sample, None if with_host else _blank(_bare_host(model)))
         except (CannotWrite, DataError) as error:
             reasons.append(str(error))
             continue
-        return Exported(code, weights, needs_host=not with_host)
+        return Exported(code, weights, not with_host, unfolded)
     raise UsageError(f"the model cannot be exported: {reasons[-1]}")
 
 
@@ -135,15 +179,17 @@ def _unshared(plain: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
     return saved, same
 
 
-def _code(model: GrowingModel, built_in: list[str], same: dict[str, str], with_host: bool) -> str:
+def _code(model: GrowingModel, apart: Mapping[str, str | None], same: dict[str, str], with_host: bool) -> str:
     source = Source(reserved=("load", "seeds", "make_host", "SHARED", "host", "weights", "tensors"))
     imports = {"nn": source.imported("torch", "nn"), "Path": source.imported("pathlib", "Path")}
     seeds = []
-    for slot_id in built_in:
-        path, grown = model.places[slot_id].path, _grown(model, slot_id).keywords
-        rest = f"{grown['alpha']!r}, {source.value(grown['position'])}, {source.value(grown['axes'])}"
-        seed = source.module(grown["seed"].eval(), f"the seed at {path!r}", depth=2)
-        seeds.append(f"        {path!r}: lambda module: {source.name(Grown)}(module, {seed}, {rest}),\n")
+    for slot_id, why in apart.items():
+        path, grown = model.places[slot_id].path, _grown(model, slot_id)
+        given = dict(grown.keywords)
+        seed = source.module(given.pop("seed").eval(), f"the seed at {path!r}", depth=2)
+        rest = ", ".join([repr(given.pop("alpha")), *(source.value(each) for each in given.values())])
+        seeds += [f"        # not folded into the weight: {why}\n"] if why else []
+        seeds.append(f"        {path!r}: lambda module: {source.name(grown.func)}(module, {seed}, {rest}),\n")
     kind = type(model.host)
     host = (
         f"    return {source.module(_bare_host(model), depth=1)}\n"

@@ -81,7 +81,7 @@ def evaluate_birth(state: SeedState, birth: Birth, parameter_budget: int | None 
     checks = [
         check("ids", bool(state.seed_id and state.blueprint_id and state.slot_id), "is", True),
         check("forward", birth.error or "ran", "is", "ran"),
-        check("shape", birth.output_shape, "is", birth.input_shape),
+        check("shape", birth.output_shape, "is", birth.due_shape),
         check("finite_output", birth.finite, "is", True),
         check("learning_tensors", birth.learning_tensors, ">=", 1),
         *(check(name, value, "<=", MIXING_TOLERANCE) for name, value in birth.mixing),

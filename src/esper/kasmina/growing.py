@@ -14,19 +14,18 @@ from torch import Tensor, nn
 from esper.kasmina.auto import auto_sites
 from esper.kasmina.copies import Twin
 from esper.kasmina.exposure import Exposure, hidden
+from esper.kasmina.fold import Folds, rehearse
 from esper.kasmina.hosts import check_host
 from esper.kasmina.leaving import leave, strip
 from esper.kasmina.mixing import measure
 from esper.kasmina.probe import Place, Site, survey
 from esper.kasmina.replay import Tape, prove, running
+from esper.kasmina.sites import Sites, site_of, spread
 from esper.kasmina.slot import SeedSlot, SlotConfig
 from esper.kasmina.structure import same, same_bits
 from esper.kasmina.tap import Tap, tap_of
 from esper.kasmina.trial import Arguments, ForwardCall, Sample, device_of, invoke, random_kept, trial
 from esper.leyline import AlphaConfig, GateThresholds, Sink, UsageError, unknown
-
-Sites = Mapping[str, str | Site] | Sequence[str | Site]
-"""slot -> submodule path, or paths alone (a slot is then named after its path, with ``_`` for ``.``), or ``"auto"``."""
 
 
 class GrowingModel(nn.Module):
@@ -58,6 +57,8 @@ class GrowingModel(nn.Module):
         self.seed_macs: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
         self.exposures: list[Exposure] = []
         """What answers for seeds among the host's modules: one, or none."""
+        self.folds: Folds = {}
+        """Per slot beside a module whether and how a seed can be folded into its weight."""
         self._tape: Tape | None = None
 
     @classmethod
@@ -72,28 +73,29 @@ class GrowingModel(nn.Module):
         config: SlotConfig | None = None,
         on_telemetry: Sink | None = None,
     ) -> GrowingModel:
-        """Put a slot on the output of each named submodule. The host's outputs stay the same, bit for bit.
+        """Put a slot behind each named submodule, or beside it. The host's outputs stay the same, bit for bit.
 
         Trial passes over ``sample`` (one batch, as the host takes it) find where the tensor is in each output, its
         axes and its width, prove where work can be shared and measure what a seed may mix; they leave no trace. A site
         that is called several times has one seed for all calls. Raises ``UsageError`` for a site that cannot carry a
         slot, naming its path: unknown, never called, giving no dense floating-point tensor, written in place behind
-        the slot, without a batch axis, or of no effect; and for a host that :func:`check_host` refuses.
+        the slot, without a batch axis, of no effect, or beside which no seed fits; and for a host that
+        :func:`check_host` refuses.
         """
         check_host(host)
         if any(isinstance(tap_of(module), Twin) for module in host.modules()):
             leave(host)  # a copy of one that grows: what has grown in it becomes part of it
-        named = named_sites(auto_sites(host, sample) if sites == "auto" else sites)
-        found = survey(host, named.values(), sample)
+        chosen = named_sites(auto_sites(host, sample) if sites == "auto" else spread(host, sites))
+        found = survey(host, chosen.values(), sample)
         places: dict[str, Place] = {}
-        for slot_id, site in named.items():
+        for slot_id, site in chosen.items():
             place = found.places[site.path]
             if isinstance(place, UsageError):
                 raise place
             places[slot_id] = place
         modules = {slot_id: host.get_submodule(place.path) for slot_id, place in places.items()}
         if len(set(modules.values())) < len(modules):
-            raise UsageError(f"two slots on one submodule: {', '.join(site.path for site in named.values())}")
+            raise UsageError(f"two slots on one submodule: {', '.join(site.path for site in chosen.values())}")
         order = sorted(places, key=lambda slot_id: found.trace.order(modules[slot_id]))
         config = config or SlotConfig()
         slots = {
@@ -117,6 +119,7 @@ class GrowingModel(nn.Module):
             model._attach(sample)
             for slot_id, may_mix in measure(model, sample).items():
                 slots[slot_id].may_mix = may_mix
+            model.folds = rehearse(model, sample)
         except BaseException:
             strip(host)
             raise
@@ -302,7 +305,7 @@ def named_sites(sites: Sites) -> dict[str, Site]:
     for name, each in pairs:
         if not isinstance(each, str | Site):
             raise UsageError(f"a site is the path of a submodule, or a Site; not a {type(each).__name__}")
-        site = each if isinstance(each, Site) else Site(each)
+        site = site_of(each)
         slot_id = name
         if slot_id is None:
             plain = slot_id = site.path.replace(".", "_")

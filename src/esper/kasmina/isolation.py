@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from esper.leyline import UsageError
+
 
 def isolate(h: Tensor) -> Tensor:
     """``h`` (any shape) detached from the graph and contiguous: no gradient passes.
@@ -53,6 +55,13 @@ class IsolatedBlend(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
         """With ``g`` the gradient of the output: ``g`` for ``h``, ``alpha * g`` for ``s``, none for ``alpha``."""
         return gradients[0], gradients[0] * ctx.alpha, None
+
+
+def added(h: Tensor, d: Tensor, alpha: float) -> Tensor:
+    """``h + alpha * d`` of two tensors of one shape. Raises ``UsageError`` where they are not: nothing is broadcast."""
+    if d.shape != h.shape:
+        raise UsageError(f"a seed beside a module gives {list(d.shape)} where the module gives {list(h.shape)}")
+    return torch.add(h, d, alpha=alpha)
 
 
 def blend(h: Tensor, s: Tensor, alpha: float) -> Tensor:

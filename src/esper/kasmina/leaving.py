@@ -48,7 +48,7 @@ def _build_in(host: nn.Module) -> None:
     root = tap_of(host)  # a copy of a site alone, in which a module cannot be put around it
     strip(host)
     if isinstance(root, Twin):
-        host.register_forward_hook(root)
+        host.register_forward_hook(root, with_kwargs=True)
     graft(host, seeds)
 
 
@@ -64,6 +64,7 @@ def strip(host: nn.Module) -> None:
             for key, hook in list(own[hooks].items()):
                 if isinstance(getattr(hook, "hook", hook), Tap | Twin | Noticed):
                     del own[hooks][key]
+                    own.get(f"{hooks}_with_kwargs", {}).pop(key, None)
 
 
 def _own_modules(host: nn.Module) -> dict[nn.Module, None]:

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import torch
 from torch import Tensor, nn
 
+from esper.kasmina.layer import Beside, Fit
 from esper.kasmina.layout import Layout
 from esper.kasmina.perturb import DRAWS, Call, Contrast, Pass, Probe, embeddings_disturbed, halves, paddings
 from esper.kasmina.structure import Path, mapped, tensors
@@ -96,8 +97,8 @@ def measure(model: GrowingModel, sample: Sample) -> dict[str, SiteMixing]:
         }
 
 
-def _least(layout: Layout) -> SiteMixing:
-    return SiteMixing(None if layout is Layout.NC else Positions.NONE)
+def _least(layout: Fit) -> SiteMixing:
+    return SiteMixing(None if layout is Layout.NC or isinstance(layout, Beside) else Positions.NONE)
 
 
 def _calls(host: nn.Module, sample: Sample) -> Iterator[Call]:
@@ -283,6 +284,8 @@ class _Site:
 
 def _measure_site(site: _Site, accepts: bool, cached: bool) -> SiteMixing:
     layout = site.tap.place.layout
+    if isinstance(layout, Beside):  # positions and examples are mixed as the module there mixes them, and no further
+        return SiteMixing(None, channels=site.fits("channels"), padding=site.kept.padding)
     everything = site.fits("all")
     positions: Positions | None = None
     channels = everything
@@ -307,13 +310,13 @@ class _StandIn:
     seed = True
     training = False
 
-    def __init__(self, kind: Kind, layout: Layout) -> None:
+    def __init__(self, kind: Kind, layout: Fit) -> None:
         self.kind = kind
         self.layout = layout
         self.drawn: dict[tuple[int, tuple[int, ...]], Tensor] = {}
 
-    def __call__(self, h: Tensor, alpha: float | None) -> Tensor:
-        axis = self.layout.channel_axis
+    def __call__(self, h: Tensor, alpha: float | None, x: Tensor | None = None) -> Tensor:
+        axis = self.layout.channel_axis % h.ndim
         channels, positions = h.shape[axis], [each for each in range(1, h.ndim) if each != axis]
         down, up = (self._weights(n, h, (axis,)) for n in range(2))
         mixed = (h * down).sum(axis, keepdim=True) / channels**0.5

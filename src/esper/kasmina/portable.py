@@ -13,12 +13,15 @@ from torch import Tensor, nn
 from esper.kasmina.structure import get, put
 
 
-def run_seed(seed: nn.Module, h: Tensor) -> Tensor:
-    """What ``seed`` makes of ``h``, in the format of ``h``; computed in that of its weights, or as autocast has it."""
+def run_seed(seed: nn.Module, h: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """What ``seed`` makes of ``h``, in ``dtype`` (default: that of ``h``).
+
+    It is computed in the format of its weights, or as autocast has it; indices are handed on as they are.
+    """
     weight = next(seed.parameters(), h)
-    as_it_is = weight.dtype == h.dtype or torch.is_autocast_enabled(h.device.type)
+    as_it_is = weight.dtype == h.dtype or not h.is_floating_point() or torch.is_autocast_enabled(h.device.type)
     s: Tensor = seed(h if as_it_is else h.to(weight.dtype))
-    return s.to(h.dtype)
+    return s.to(dtype or h.dtype)
 
 
 def blended(output: Any, seed: nn.Module, alpha: float, position: tuple[Any, ...], axes: tuple[int, ...] | None) -> Any:
@@ -34,6 +37,12 @@ def blended(output: Any, seed: nn.Module, alpha: float, position: tuple[Any, ...
     if axes is not None:
         h = h.permute([axes.index(axis) for axis in range(len(axes))])
     return put(output, position, h)
+
+
+def added(output: Any, seed: nn.Module, x: Tensor, alpha: float, position: tuple[Any, ...]) -> Any:
+    """A module's output with ``h + alpha * seed(x)`` in place of ``h``, the tensor that ``position`` leads to."""
+    h = get(output, position)
+    return put(output, position, torch.add(h, run_seed(seed, x, h.dtype), alpha=alpha))
 
 
 class Grown(nn.Module):
@@ -65,6 +74,27 @@ class Grown(nn.Module):
             return super().__getattr__(name)
         except AttributeError:
             return getattr(super().__getattr__("module"), name)
+
+
+class GrownBeside(Grown):
+    """A module of the host with a seed beside it, which sees the module's input and adds to its output."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        seed: nn.Module,
+        alpha: float = 1.0,
+        position: tuple[Any, ...] = (),
+        entry: tuple[Any, ...] = (0, 0),
+    ) -> None:
+        """``position`` leads to the tensor in the output, ``entry`` to that in ``(args, kwargs)``."""
+        super().__init__(module, seed, alpha, position)
+        self.entry = entry
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The module's output, with ``h + alpha * seed(x)`` in place of ``h`` in it."""
+        x = get((args, kwargs), self.entry)
+        return added(self.module(*args, **kwargs), self.seed, x, self.alpha, self.position)
 
 
 def graft(host: nn.Module, seeds: Mapping[str, Callable[[nn.Module], Grown]]) -> nn.Module:

@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 
 from esper.kasmina.axes import Batch, batch_axes, canonical
+from esper.kasmina.beside import entry_of
+from esper.kasmina.layer import Beside, Fit, Layer
 from esper.kasmina.layout import Layout
+from esper.kasmina.portable import Grown, GrownBeside
 from esper.kasmina.precision import weight_dtype
 from esper.kasmina.structure import Path, get, mapped, put, same, tensors
 from esper.kasmina.trace import Given, Trace, observed, removed
@@ -21,11 +25,16 @@ from esper.leyline import DataError, UsageError, unknown
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """Where to put a slot; the layout and batch axis of the output tensor are found by a probe where not given."""
+    """Where to put a slot: behind the module at ``path``, or ``beside`` it.
+
+    The layout and batch axis of the output tensor are found by a probe where not given.
+    """
 
     path: str
     layout: Layout | None = None
     batch_axis: int | None = None
+    beside: bool = False
+    """Whether a seed sees the module's input and adds to its output, rather than to be blended into that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,13 +42,14 @@ class Place:
     """The tensor that a slot sits on.
 
     ``position`` leads to it in the module's output; ``axes`` permutes it to ``layout`` (``None``: it already is).
-    ``shape`` is the one probed, in ``layout``.
+    ``shape`` is the one probed of what a seed takes. A seed beside the module takes what ``entry`` leads to in its
+    ``(args, kwargs)``; ``layout`` is then what it has to fit.
     """
 
     path: str
     position: Path
     axes: tuple[int, ...] | None
-    layout: Layout
+    layout: Fit
     channels: int
     shape: tuple[int, ...]
     device: torch.device
@@ -47,11 +57,30 @@ class Place:
     """Format of a seed's weights here."""
     calls: int = 1
     """How often the module is called in one pass over the sample."""
+    entry: Path | None = None
 
     def take(self, output: Any) -> Tensor:
         """The tensor, in ``layout``."""
         tensor: Tensor = get(output, self.position)
         return tensor if self.axes is None else tensor.permute(self.axes)
+
+    def entering(self, args: Any, kwargs: Any) -> Tensor | None:
+        """What a seed beside the module takes of its arguments; ``None`` for a site behind one."""
+        if self.entry is None:
+            return None
+        tensor: Tensor = get((args, kwargs), self.entry)
+        return tensor
+
+    def with_seed(self, seed: nn.Module, alpha: float) -> partial[Any]:
+        """What makes of the module here a plain one in which ``seed`` is built in."""
+        if self.entry is None:
+            return partial(Grown, seed=seed, alpha=alpha, position=self.position, axes=self.axes)
+        return partial(GrownBeside, seed=seed, alpha=alpha, position=self.position, entry=self.entry)
+
+    def blank(self, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """Zeros of the shape that a seed takes."""
+        counts = isinstance(self.layout, Beside) and self.layout.layer is Layer.EMBEDDING
+        return torch.zeros(self.shape, device=device, dtype=torch.long if counts else dtype)
 
     def give(self, output: Any, tensor: Tensor) -> Any:
         """The module's output with ``tensor`` (in ``layout``) in its place."""
@@ -88,7 +117,9 @@ def survey(host: nn.Module, sites: Iterable[Site], sample: Sample) -> Survey:
         try:
             _check_calls(site.path, module, traces)
             given = trace.given[module][0]
-            place = _place(site, given, batches.get(module, {}), _felt(host, module, given, sample))
+            make = _place_beside if site.beside else _place
+            found = given, batches.get(module, {}), _felt(host, module, given, sample)
+            place = make(site, module, *found)
             _check_alike(place, [each for passed in traces for each in passed.given.get(module, ())])
             dtype = weight_dtype(module, host, place.dtype, given.autocast.to(place.device))
             places[site.path] = replace(place, dtype=dtype, calls=max(passed.count(module) for passed in traces))
@@ -140,6 +171,11 @@ def _check_alike(place: Place, calls: Iterable[Given]) -> None:
     """Raise ``UsageError`` unless every call gives the same kind of feature: one seed serves them all."""
     for given in calls:
         tensor = dict(tensors(given.output)).get(place.position)
+        taken = dict(tensors(given.inputs)).get(place.entry or ())
+        if isinstance(place.layout, Beside):
+            if tensor is None or taken is None or place.layout.due(taken.shape) != tuple(tensor.shape):
+                raise UsageError(f"site {place.path!r} is called several times, and not all calls fit one seed")
+            continue
         if tensor is None or tensor.ndim != place.layout.rank:
             raise UsageError(f"site {place.path!r} is called several times, and not all calls give the same tensors")
         channels = (tensor if place.axes is None else tensor.permute(place.axes)).shape[place.layout.channel_axis]
@@ -191,7 +227,8 @@ def _with_noise(host: nn.Module, module: nn.Module, position: Path, size: float,
         return mapped(invoke(host, sample), torch.clone)
 
 
-def _place(site: Site, given: Given, batch: Mapping[Path, Batch], felt: Path | None) -> Place:
+def _sole(site: Site, given: Given, felt: Path | None) -> tuple[Path, Tensor]:
+    """The tensor of the output that a slot sits on."""
     name, output = f"site {site.path!r}", given.output
     if isinstance(output, nn.utils.rnn.PackedSequence):
         raise UsageError(f"{name} gives a packed sequence; choose a module that gives [batch, time, channels]")
@@ -201,7 +238,28 @@ def _place(site: Site, given: Given, batch: Mapping[Path, Batch], felt: Path | N
     if any(tensor.is_nested or tensor.layout is not torch.strided for _, tensor in floats):
         raise UsageError(f"{name} gives a nested or sparse tensor; a slot needs a dense one")
     several = [each for each in floats if each[1].ndim >= 2] or floats
-    position, tensor = next((each for each in several if each[0] == felt), several[0])
+    return next((each for each in several if each[0] == felt), several[0])
+
+
+def _place_beside(site: Site, module: nn.Module, given: Given, batch: Mapping[Path, Batch], felt: Path | None) -> Place:
+    position, tensor = _sole(site, given, felt)
+    axis = batch.get(position, "has no batch axis") if site.batch_axis is None else site.batch_axis
+    entry, fit = entry_of(site.path, module, given, position, axis)
+    return Place(
+        path=site.path,
+        position=position,
+        axes=None,
+        layout=fit,
+        channels=fit.outputs,
+        shape=tuple(get(given.inputs, entry).shape),
+        device=tensor.device,
+        dtype=tensor.dtype,
+        entry=entry,
+    )
+
+
+def _place(site: Site, module: nn.Module, given: Given, batch: Mapping[Path, Batch], felt: Path | None) -> Place:
+    name, (position, tensor) = f"site {site.path!r}", _sole(site, given, felt)
     shape = list(tensor.shape)
     if not 2 <= tensor.ndim <= 4:
         raise UsageError(f"{name} gives {tensor.ndim} axes, {shape}; legal: 2, 3 or 4")

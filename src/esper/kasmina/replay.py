@@ -285,14 +285,17 @@ def seed_macs(model: GrowingModel, slot_id: str) -> int:
     assert seed is not None
     if seed not in model.seed_macs:
         slot = model.slots[slot_id]
-        feature = torch.zeros(model.places[slot_id].shape, device=slot.device, dtype=slot.dtype)
+        feature = model.places[slot_id].blank(slot.device, slot.dtype)
         with trial(seed):
             model.seed_macs[seed] = model.places[slot_id].calls * counted(lambda: seed(feature))
     return model.seed_macs[seed]
 
 
 class _Noise:
-    """Stands in for a slot with a seed, and adds the same noise to its feature in every pass."""
+    """Stands in for a slot with a seed, and adds the same noise to its feature in every pass.
+
+    Beside a module the noise is of the strength of what the module was given, as it was given.
+    """
 
     seed = True
     training = False
@@ -300,10 +303,13 @@ class _Noise:
     def __init__(self, size: float) -> None:
         self.size = size
 
-    def __call__(self, h: Tensor, alpha: float | None) -> Tensor:
+    def __call__(self, h: Tensor, alpha: float | None, x: Tensor | None = None) -> Tensor:
         generator = torch.Generator().manual_seed(0)
         noise = torch.randn(h.shape, generator=generator).to(device=h.device, dtype=h.dtype)
-        return h + noise * (self.size * (h.abs().mean() + 0.1))
+        strength = h.abs().mean() + 0.1
+        if x is not None:
+            strength = strength * (1 + x.to(h.dtype).sin().mean())
+        return h + noise * (self.size * strength)
 
 
 @contextmanager

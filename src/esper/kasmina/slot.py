@@ -1,9 +1,9 @@
-"""A slot: where a seed can grow on the output of one submodule. State machine, gates, telemetry and forward pass."""
+"""A slot: where a seed can grow behind a submodule or beside it. State machine, gates, telemetry and forward pass."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from dataclasses import fields as dataclass_fields
 from typing import Any, Final
 
@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from esper.kasmina import blueprints
-from esper.kasmina.birth import examine, mixing, parameter_count
+from esper.kasmina.birth import parameter_count, random_input, tried
 from esper.kasmina.gates import check, evaluate_birth, evaluate_gate, verdict
 from esper.kasmina.gradients import gradient_health, gradient_ratio, smooth, tensor_norms, total_norm
-from esper.kasmina.isolation import IsolatedBlend, IsolationMonitor, StraightThrough, blend, isolate
+from esper.kasmina.isolation import IsolatedBlend, IsolationMonitor, StraightThrough, added, blend, isolate
+from esper.kasmina.layer import Fit
 from esper.kasmina.layout import Layout
 from esper.kasmina.payloads import fossil_payload, gate_payload, health_payload
 from esper.kasmina.portable import run_seed
@@ -46,7 +47,8 @@ __all__ = ["SeedSlot", "SeedState", "SlotConfig", "EventStamp"]
 class SlotConfig:
     """How a slot works; everything a seed cannot change."""
 
-    layout: Layout = Layout.NCHW
+    layout: Fit = Layout.NCHW
+    """The axes of the feature, or the module beside which a seed grows."""
     incubation: Incubation = Incubation.PROBE
     embargo_epochs: int = 2
     """Epochs in EMBARGOED after a prune."""
@@ -122,8 +124,8 @@ class SeedSlot(nn.Module):
         self.seed = None
         self.state = None
 
-    def forward(self, h: Tensor, alpha: float | None = None) -> Tensor:
-        """The feature behind the slot, of the shape of ``h``.
+    def forward(self, h: Tensor, alpha: float | None = None, x: Tensor | None = None) -> Tensor:
+        """The feature behind the slot, of the shape of ``h``; a seed beside a module sees its input ``x``.
 
         ``alpha`` replaces the slot's own for this call only; 0 leaves the seed out. Where the seed takes no part, the
         very tensor ``h`` comes back.
@@ -132,24 +134,27 @@ class SeedSlot(nn.Module):
             return h
         if alpha is None:
             if self._straight_through:
-                return StraightThrough.apply(h, self._run(h))  # type: ignore[no-any-return, no-untyped-call]
+                s = self._run(h if x is None else x, h.dtype)
+                return StraightThrough.apply(h, s)  # type: ignore[no-any-return, no-untyped-call]
             alpha = self.state.alpha
         if alpha == 0.0:
             return h
-        s = self._run(h)
+        s = self._run(h if x is None else x, h.dtype)
+        if x is not None:
+            return added(h, s, alpha)
         if self.isolated and torch.is_grad_enabled():
             return IsolatedBlend.apply(h, s, alpha)  # type: ignore[no-any-return, no-untyped-call]
         return blend(h, s, alpha)
 
-    def _run(self, h: Tensor) -> Tensor:
+    def _run(self, h: Tensor, dtype: torch.dtype) -> Tensor:
         assert self.seed is not None
         if not torch.is_grad_enabled():
-            return run_seed(self.seed, h)
+            return run_seed(self.seed, h, dtype)
         if self.isolated:
             h = isolate(self.monitor.tap(h))
         elif not h.requires_grad:
             h = h.contiguous()  # a frozen host's feature is as dangerous to GroupNorm as a detached one
-        return run_seed(self.seed, h)
+        return run_seed(self.seed, h, dtype)
 
     @property
     def isolated(self) -> bool:
@@ -268,15 +273,16 @@ class SeedSlot(nn.Module):
         sample: Tensor | None = None,
         parameter_budget: int | None = None,
     ) -> GateResult:
-        """Build a seed, try it on ``sample`` (a feature of this slot; random numbers without one) and ask G0.
+        """Build a seed, try it on ``sample`` (what a seed takes here; random numbers without one) and ask G0.
 
         Weights come from torch's global random stream. Raises ``UsageError`` for an unknown blueprint.
         """
         if self.state is not None:
             return self._veto(SeedStage.GERMINATED, f"the slot is {self.stage.name}, not DORMANT")
         seed = blueprints.build(blueprint, self.channels, self.config.layout)
-        sample = self._sample() if sample is None else sample
-        seed.to(device=sample.device, dtype=sample.dtype).train()
+        layout = self.config.layout
+        sample = random_input(layout, self.channels, self.device, self.dtype) if sample is None else sample
+        seed.to(sample.device, sample.dtype if sample.is_floating_point() else self.dtype).train()
         self.germinations += 1
         plan = plan or GrowthPlan()
         self.state = SeedState(
@@ -290,9 +296,7 @@ class SeedSlot(nn.Module):
             blend=plan.blend,
             tempo=plan.tempo,
         )
-        birth = examine(seed, sample)
-        if self.may_mix is not None and birth.output_shape == birth.input_shape:
-            birth = replace(birth, mixing=mixing(seed, self.config.layout, sample.shape, self.may_mix))
+        birth = tried(seed, layout, sample, self.may_mix)
         result = evaluate_birth(self.state, birth, parameter_budget)
         self._emit_gate(result, SeedStage.GERMINATED)
         if not result.passed:
@@ -310,10 +314,6 @@ class SeedSlot(nn.Module):
             },
         )
         return result
-
-    def _sample(self) -> Tensor:
-        generator = torch.Generator().manual_seed(0)
-        return torch.randn(self.config.layout.shape(self.channels), generator=generator).to(self.device, self.dtype)
 
     def advance_stage(self, target_stage: SeedStage | None = None) -> GateResult:
         """Ask the gate before ``target_stage`` (the next on the way up) and move if it passes."""

@@ -49,7 +49,7 @@ class Tap:
     def __reduce__(self) -> tuple[Any, ...]:
         return Twin, (self.seed, self.seed_id, self.slot.alpha, self.place)
 
-    def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
+    def __call__(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
         """The output with the slot's tensor in place of the host's; ``None`` where nothing changes."""
         if self.slot.seed is None or self.muted:
             return None
@@ -57,7 +57,7 @@ class Tap:
         if self.slot.training is not training and not computed_anew():
             self.slot.train(training)
         h = self.place.take(output)
-        grown = self.slot(h, self.alpha)
+        grown = self.slot(h, self.alpha, self.place.entering(args, kwargs))
         if grown is h:
             return None
         changed = self.place.give(output, grown)
@@ -67,7 +67,7 @@ class Tap:
 
     def attach(self, module: nn.Module) -> None:
         """Attach as a forward hook, once and for all."""
-        module.register_forward_hook(self)
+        module.register_forward_hook(self, with_kwargs=True)
 
     def attach_inside(self, module: nn.Module) -> None:
         """Attach behind the module's own ``forward``, for modules that compute otherwise when they have hooks."""
@@ -79,6 +79,7 @@ class Tap:
         for key, hook in list(module._forward_hooks.items()):
             if hook is self:
                 del module._forward_hooks[key]
+                del module._forward_hooks_with_kwargs[key]
         if isinstance(module.__dict__.get("forward"), Inside):
             del module.__dict__["forward"]
 
@@ -94,7 +95,7 @@ class Inside:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """What the module gives, tapped."""
         output = self.inner(*args, **kwargs)
-        changed = self.tap(self.module, args, output)
+        changed = self.tap(self.module, args, kwargs, output)
         return output if changed is None else changed
 
 

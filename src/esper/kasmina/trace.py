@@ -21,6 +21,8 @@ class Call:
 
     module: nn.Module
     parent: Call | None
+    versions: tuple[int, ...] = ()
+    """Version counters of the tensors that a watched module was called with."""
     returned: int | None = None
 
 
@@ -29,17 +31,25 @@ class Given:
     """What one call of a watched module gave, and what it was made from and used for."""
 
     output: Any
-    versions: list[int]
+    versions: tuple[int, ...]
     """Version counters of its tensors when it was given."""
     autocast: Autocast
     makers: list[nn.Module]
     """Modules that had returned by then, the latest first."""
     takers: list[nn.Module] = field(default_factory=list)
     """Modules that were then called with one of its tensors."""
+    inputs: Any = ((), {})
+    """Positional and keyword arguments of the call."""
+    input_written: bool = False
+    """Whether the call wrote one of their tensors in place."""
 
     def written(self) -> bool:
         """Whether one of its tensors was written in place since."""
-        return [version(tensor) for _, tensor in tensors(self.output)] != self.versions
+        return _versions(self.output) != self.versions
+
+
+def _versions(value: Any) -> tuple[int, ...]:
+    return tuple(version(tensor) for _, tensor in tensors(value))
 
 
 @dataclass
@@ -81,7 +91,7 @@ def observed(host: nn.Module, watched: Iterable[nn.Module]) -> Iterator[Trace]:
     returned: list[Call] = []
 
     def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
-        call = Call(module, pending[-1] if pending else None)
+        call = Call(module, pending[-1] if pending else None, _versions((args, kwargs)) if module in watch else ())
         trace.calls.append(call)
         pending.append(call)
         taken = {id(tensor) for _, tensor in tensors((args, kwargs))}
@@ -96,9 +106,10 @@ def observed(host: nn.Module, watched: Iterable[nn.Module]) -> Iterator[Trace]:
         call.returned = len(returned)
         returned.append(call)
         if module in watch:
-            versions = [version(tensor) for _, tensor in tensors(output)]
             makers = [each.module for each in reversed(returned)]
-            trace.given.setdefault(module, []).append(Given(output, versions, Autocast.now(device), makers))
+            written = _versions((args, kwargs)) != call.versions
+            given = Given(output, _versions(output), Autocast.now(device), makers, [], (args, kwargs), written)
+            trace.given.setdefault(module, []).append(given)
 
     with ExitStack() as stack:
         for module in host.modules():

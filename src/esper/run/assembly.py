@@ -8,8 +8,7 @@ from typing import Literal
 
 import torch
 
-from esper.kasmina.blueprints import ENTRY_POINTS, find, names
-from esper.kasmina.layout import Layout
+from esper.kasmina.blueprints import ENTRY_POINTS, everything, find
 from esper.kasmina.slot import SlotConfig
 from esper.kasmina.state import Incubation
 from esper.leyline import Sink, UsageError, plugins_in, unknown
@@ -56,7 +55,7 @@ def _blueprints(task: TaskSpec, wanted: tuple[str, ...] | None) -> tuple[str, ..
     (``module:ATTRIBUTE``, or an entry point's name).
     """
     installed = plugins_in(ENTRY_POINTS, task.blueprints)
-    registered = {name for layout in Layout for name in names(layout)} - set(task.blueprints)
+    registered = set(everything()) - set(task.blueprints)
     foreign = [name for name in wanted or () if ":" in name or name in installed or name in registered]
     for name in foreign:
         if name not in registered:

@@ -13,10 +13,10 @@ from torch.optim import Optimizer
 
 from esper.kasmina import blueprints
 from esper.kasmina.auto import auto_sites
-from esper.kasmina.growing import Sites, named_sites
+from esper.kasmina.growing import named_sites
 from esper.kasmina.hosts import check_host, fill_lazy
-from esper.kasmina.layout import Layout
 from esper.kasmina.probe import Site
+from esper.kasmina.sites import Sites, spread
 from esper.kasmina.trial import ForwardCall, Sample, trial
 from esper.leyline import DataError, GateThresholds, Metric, Policy, Sink, UsageError, unknown
 from esper.run import checks
@@ -109,7 +109,8 @@ class OwnChoices:
     model's, a tuple or list to as many arguments where the model does not take it as one; else it is the argument."""
     at: Sites = "auto"
     """Where to grow: paths of submodules (or :class:`Site`, which says more), slot -> path, or ``"auto"`` for the
-    repeating blocks."""
+    repeating blocks. ``"+path"`` is beside the module: a seed sees its input and adds to its output; ``"+query"``:
+    beside all modules whose path ends so."""
     budget: Budget = field(default_factory=Budget)
     device: str = "auto"
     """``"auto"`` (the first CUDA device, else the CPU), ``"cpu"`` or ``"cuda:N"``."""
@@ -190,12 +191,11 @@ class OwnModel:
         sample, examples = _few(model, choices.forward, first, validation.counted)
         checks.check_model(model, choices.forward, sample)
         loss, scored = _figures(model, choices, first, validation)
-        everything = dict.fromkeys(name for layout in Layout for name in blueprints.names(layout))
         return cls(
             _OwnTask(
                 metric=scored.metric,
                 sites=_sites(model, choices.at, ForwardCall(sample, choices.forward)),
-                blueprints=tuple(choices.budget.blueprints or everything),
+                blueprints=choices.budget.blueprints or blueprints.everything(),
                 loss_figure=loss,
                 metric_figure=scored.figure,
             ),
@@ -353,4 +353,4 @@ def _sites(model: nn.Module, at: Sites, sample: Sample) -> dict[str, Site]:
     """slot -> site; a slot that was not named is called after its path."""
     if isinstance(at, str) and at != "auto":
         raise UsageError(f"at={at!r}; legal: 'auto', a list of submodule paths, or a mapping slot -> path")
-    return named_sites(auto_sites(model, sample) if at == "auto" else at)
+    return named_sites(auto_sites(model, sample) if at == "auto" else spread(model, at))

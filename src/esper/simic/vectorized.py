@@ -15,7 +15,6 @@ from typing import Any, Final
 import torch
 
 from esper.kasmina import blueprints
-from esper.kasmina.layout import Layout
 from esper.leyline import ActionSpace, DataError, Op, TelemetryEvent, UsageError
 from esper.leyline import TelemetryEventType as T
 from esper.simic.collect import Collector, MaskedObservation
@@ -97,7 +96,7 @@ class RoundReport:
 
 def vocabulary() -> tuple[str, ...]:
     """Every registered blueprint, so that a policy can serve other tasks."""
-    return tuple(dict.fromkeys(name for layout in Layout for name in blueprints.names(layout)))
+    return blueprints.everything()
 
 
 OP_PRIOR: Final = MappingProxyType({Op.ADVANCE: 1.0, Op.SET_ALPHA: -2.0, Op.PRUNE: -2.0, Op.FOSSILIZE: 2.0})

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import torch
 from torch import Generator, Tensor, nn
 
+from esper.kasmina.sites import site_of
 from esper.leyline import DataError, Metric, UsageError, unknown
 from esper.tasks.reduction import MeanOf, SplitFigure
 from esper.tasks.tree import require_finite
@@ -236,7 +237,7 @@ def check_task(task: TaskSpec) -> TaskSpec:
         host = task.host().eval()
         paths = [path for path, _ in host.named_modules() if path]
         for path in task.sites.values():
-            if path not in paths:
+            if site_of(path).path not in paths:
                 raise unknown(f"site of task {task.name!r}", path, paths)
         pair = Split(task.data.train.inputs[:2], task.data.train.targets[:2])
         try:

@@ -14,7 +14,6 @@ from torch import nn
 
 from esper.kasmina import blueprints
 from esper.kasmina.export import compare, export, save_export
-from esper.kasmina.layout import Layout
 from esper.kasmina.slot import EventStamp, SeedSlot
 from esper.kasmina.state import GrowthPlan
 from esper.kasmina.trial import device_of, mode, random_kept, trial
@@ -131,14 +130,14 @@ class ModuleEngine:
 
     def _sizes_in(self, slot: SeedSlot) -> dict[str, int]:
         """Parameters of each blueprint that fits the slot and mixes nothing there that the host keeps apart."""
-        everything = {name for layout in Layout for name in blueprints.names(layout)}
+        everything = blueprints.everything()
         sizes = {}
         for name in self.task.blueprints:
             if ":" not in name and name not in everything:
                 raise unknown("blueprint", name, everything)
             fits = ":" in name or name in blueprints.names(slot.config.layout)
             if fits and blueprints.against(name, slot.config.layout, slot.may_mix) is None:
-                sizes[name] = blueprints.get(name, slot.config.layout).parameters(slot.channels)
+                sizes[name] = blueprints.get(name, slot.config.layout).size(slot.channels, slot.config.layout)
         return sizes
 
     def train_epoch(self, envs: Sequence[int]) -> list[TrainResult]:
@@ -414,14 +413,16 @@ class ModuleEngine:
 
     def materialise(self, env: int) -> nn.Module:
         """The env's network as a plain module, with every seed that takes part in its forward pass."""
-        return export(self._envs[env].trainer.model)
+        trainer = self._envs[env].trainer
+        with trainer.as_trained():
+            return export(trainer.model, sample=trainer.sample)
 
     def save(self, env: int, directory: Path) -> ModelExport:
         """Write the env's network so that it can be loaded where there is no Esper."""
         trainer = self._envs[env].trainer
         with trainer.as_trained(), mode(trainer.model, False):
             exported = save_export(trainer.model, directory, trainer.sample)
-            plain = export(trainer.model)
+            plain = export(trainer.model, sample=trainer.sample)
             difference = compare(trainer.model, plain, trainer.sample)
         return ModelExport(
             path=str(exported.code.parent),

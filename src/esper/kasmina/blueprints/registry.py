@@ -1,4 +1,4 @@
-"""What can be grown: blueprints by name and layout, our own and third parties'.
+"""What can be grown: blueprints by name and by what they fit, our own and third parties'.
 
 A third party adds blueprints by an entry point in the group ``esper.blueprints`` that names a :class:`Blueprint`, or
 gives ``"package.module:ATTRIBUTE"`` wherever a name is asked for.
@@ -10,43 +10,57 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
-from typing import Final
+from typing import Any, Final
 
 from torch import nn
 
+from esper.kasmina.layer import Beside, Fit, Layer
 from esper.kasmina.layout import Layout
 from esper.leyline import Positions, SiteMixing, UsageError, load_attribute, plugins_in, unknown
 
 ENTRY_POINTS: Final = "esper.blueprints"
 
-Builder = Callable[[int, Layout], nn.Module]
-"""``(channels, layout)`` to a module that maps a feature to one of the same shape."""
+Builder = Callable[[int, Any], nn.Module]
+"""``(channels, layout)`` to a module that maps a feature to one of the same shape; beside a module ``(outputs,
+beside)`` to one that maps its input to something of the shape of its output."""
 
 
 @dataclass(frozen=True, slots=True)
 class Blueprint:
     """A kind of seed. The module that it builds is the whole of ``seed(h)``, skip connection included.
 
+    Beside a module it is what is added to the module's output. A seed that is a linear map gives, by a method
+    ``delta()``, what it adds to the module's weight, in the shape of ``beside.map(outputs).weight``; it is folded into
+    that on export.
+
     Raises ``UsageError`` for a name that is not lower_snake_case.
     """
 
     name: str
-    layouts: frozenset[Layout]
-    """Orders of axes that the module can take."""
-    parameters: Callable[[int], int]
-    """Channels -> scalars in all parameters; checked on every build."""
+    layouts: frozenset[Layout | Layer]
+    """Orders of axes that the module can take, or kinds of layer beside which it can grow."""
+    parameters: Callable[[Any], int]
+    """Channels, or the :class:`Beside`, -> scalars in all parameters; checked on every build."""
     builder: Builder
     """``(channels, layout)`` -> a module that maps a feature to one of the same shape."""
     mixes: Positions | None = None
     """Which other positions one position of its output depends on; ``None`` where nobody says. Examples of a batch are
     never mixed. Either way it is measured at each germination (G0)."""
 
+    def size(self, channels: int, layout: Fit) -> int:
+        """Scalars in all parameters of a seed there."""
+        return self.parameters(layout if isinstance(layout, Beside) else channels)
+
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[a-z][a-z0-9_]*", self.name):
             raise UsageError(f"blueprint name {self.name!r}; legal: lower_snake_case")
 
 
-_registered: dict[tuple[str, Layout], Blueprint] = {}
+_registered: dict[tuple[str, Layout | Layer], Blueprint] = {}
+
+
+def _kind(layout: Fit | Layer) -> Layout | Layer:
+    return layout.layer if isinstance(layout, Beside) else layout
 
 
 def add(blueprint: Blueprint) -> None:
@@ -58,7 +72,7 @@ def add(blueprint: Blueprint) -> None:
 
 
 def register(
-    name: str, layouts: Iterable[Layout], parameters: Callable[[int], int], mixes: Positions | None = None
+    name: str, layouts: Iterable[Layout | Layer], parameters: Callable[[Any], int], mixes: Positions | None = None
 ) -> Callable[[Builder], Builder]:
     """Decorator: register a builder under ``name`` for ``layouts``; one name may have one builder per layout."""
 
@@ -69,27 +83,34 @@ def register(
     return decorate
 
 
-def names(layout: Layout) -> tuple[str, ...]:
+def everything() -> tuple[str, ...]:
+    """Every registered blueprint: those behind modules by layout, then those beside them."""
+    return tuple(dict.fromkeys(name for kind in (*Layout, *Layer) for name in names(kind)))
+
+
+def names(layout: Fit | Layer) -> tuple[str, ...]:
     """Registered blueprints that fit ``layout``, in the order of registration."""
     _load_entry_points()
-    return tuple(name for name, each in _registered if each is layout)
+    return tuple(name for name, each in _registered if each is _kind(layout))
 
 
-def get(name: str, layout: Layout) -> Blueprint:
+def get(name: str, layout: Fit | Layer) -> Blueprint:
     """The blueprint ``name`` (or ``"module:ATTRIBUTE"``) for ``layout``. Raises ``UsageError`` if there is none."""
+    kind = _kind(layout)
+    here = f"layout {kind}" if isinstance(kind, Layout) else f"a site beside a layer of kind {kind}"
     if ":" in name:
         blueprint = find(name)
-        if layout not in blueprint.layouts:
-            raise UsageError(f"blueprint {name!r} does not fit layout {layout}; it fits {', '.join(blueprint.layouts)}")
+        if kind not in blueprint.layouts:
+            raise UsageError(f"blueprint {name!r} does not fit {here}; it fits {', '.join(blueprint.layouts)}")
         return blueprint
-    if (name, layout) not in _registered:
+    if (name, kind) not in _registered:
         _load_entry_points()
-    if (name, layout) not in _registered:
-        raise unknown(f"blueprint for layout {layout}", name, names(layout))
-    return _registered[name, layout]
+    if (name, kind) not in _registered:
+        raise unknown(f"blueprint for {here}", name, names(kind))
+    return _registered[name, kind]
 
 
-def against(name: str, layout: Layout, may_mix: SiteMixing | None) -> str | None:
+def against(name: str, layout: Fit, may_mix: SiteMixing | None) -> str | None:
     """What speaks against the blueprint, by its declaration, where a site lets seeds mix ``may_mix``.
 
     ``None``: nothing does, as where nothing is declared or nothing was measured.
@@ -113,13 +134,13 @@ def against(name: str, layout: Layout, may_mix: SiteMixing | None) -> str | None
     return f"it mixes positions ({mixes}; legal here: {may_mix.positions}), and {reason}"
 
 
-def build(name: str, channels: int, layout: Layout) -> nn.Module:
+def build(name: str, channels: int, layout: Fit) -> nn.Module:
     """A fresh seed, initialised from torch's global random stream. Raises ``UsageError`` where its declared parameter
     count is wrong.
     """
     blueprint = get(name, layout)
     module = blueprint.builder(channels, layout)
-    declared = blueprint.parameters(channels)
+    declared = blueprint.size(channels, layout)
     actual = sum(parameter.numel() for parameter in module.parameters())
     if actual != declared:
         raise UsageError(f"blueprint {name!r} declares {declared} parameters for {channels} channels and has {actual}")

@@ -1,0 +1,193 @@
+"""Folding a seed that is a linear map into the weight of the module beside which it grew: no cost at inference.
+
+That a module's output follows its weight as the seed's output is added to it, and that nothing else in the host uses
+that weight, is proven when the host is wrapped: a seed of low rank with random weights is put in the slot, and then in
+the weight, and the outputs are compared.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final
+
+import torch
+from torch import Tensor, nn
+
+from esper.kasmina import blueprints
+from esper.kasmina.layer import Beside, Layer
+from esper.kasmina.portable import run_seed
+from esper.kasmina.structure import tensors
+from esper.kasmina.tap import Tap
+from esper.kasmina.trial import Sample, device_of, livened, random_kept, trial
+
+if TYPE_CHECKING:
+    from esper.kasmina.growing import GrowingModel
+
+LOST: Final = 0.1
+"""Largest share of what a seed adds that may be lost in the rounding of the weight it is folded into."""
+_ALIKE: Final = {True: 0.1, False: 0.01}
+"""Largest difference between a seed in its slot and in the weight, as a share of what it changes; by narrow formats."""
+
+Folds = dict[str, bool | str]
+"""Slot beside a module -> whether its weight is kept turned (inputs first); or why nothing can be folded into it."""
+
+
+def rehearse(model: GrowingModel, sample: Sample) -> Folds:
+    """Which slots beside a module have a weight that a seed can be folded into. All slots must be empty."""
+    folds: Folds = {}
+    with trial(model), livened(model):
+        for slot_id, tap in model.taps.items():
+            fit = tap.place.layout
+            if isinstance(fit, Beside):
+                folds[slot_id] = _obstacle(model.host, tap.place.path, fit) or _rehearsed(model, sample, tap, fit)
+    return folds
+
+
+def _obstacle(host: nn.Module, path: str, fit: Beside) -> str | None:
+    """What stands against folding, by the look of the module."""
+    module = host.get_submodule(path)
+    weight = module._parameters.get("weight")
+    if weight is None:
+        named = "a parametrized weight" if "parametrizations" in module._modules else "no weight of its own"
+        return f"{path} has {named}"
+    if not weight.is_floating_point():
+        return f"the weight of {path} is of {weight.dtype}"
+    if module._forward_pre_hooks or getattr(module, "max_norm", None) is not None:
+        return f"{path} changes its weight or its input before each pass"
+    for name, other in host.named_modules():
+        if other is not module and any(parameter is weight for parameter in other._parameters.values()):
+            return f"the weight of {path} is tied to that of {name}"
+    legal = {fit.weight_shape, fit.weight_shape[::-1]} if fit.layer is Layer.LINEAR else {fit.weight_shape}
+    if tuple(weight.shape) not in legal:
+        return f"the weight of {path}, {list(weight.shape)}, is no map of its input to its output"
+    return None
+
+
+def _rehearsed(model: GrowingModel, sample: Sample, tap: Tap, fit: Beside) -> bool | str:
+    def whole() -> dict[object, Tensor]:
+        with random_kept(device_of(model)):
+            return {path: tensor.clone() for path, tensor in tensors(model.run(sample)) if tensor.is_floating_point()}
+
+    module, slot = model.host.get_submodule(tap.place.path), tap.slot
+    seed = _random_seed(module, fit, slot.dtype)
+    plain = whole()
+    tap.slot = _Fixed(seed)  # type: ignore[assignment]
+    try:
+        beside = whole()
+    finally:
+        tap.slot = slot
+    weight = module._parameters["weight"]
+    assert weight is not None
+    for turned in (False, True):
+        if tuple(weight.shape) == (fit.weight_shape[::-1] if turned else fit.weight_shape):
+            with _standing_in(module, folded(weight, seed, 1.0, turned)):
+                inside = whole()
+            if _alike(plain, beside, inside):
+                return turned
+    return f"the host uses the weight of {tap.place.path} elsewhere, or otherwise than as a plain linear map"
+
+
+def _random_seed(module: nn.Module, fit: Beside, dtype: torch.dtype) -> nn.Module:
+    """A seed whose share in the weight would be as large as the weight."""
+    weight = module._parameters["weight"]
+    assert weight is not None
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        seed = blueprints.build("lora2", fit.outputs, fit)
+        for parameter in seed.parameters():
+            nn.init.normal_(parameter)
+    seed.scale *= float(weight.float().std() / seed.delta().std())  # type: ignore[operator, assignment]
+    return seed.to(weight.device, dtype).eval()
+
+
+class _Fixed:
+    """Stands in for a slot with a seed beside a module."""
+
+    seed = True
+    training = False
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    def __call__(self, h: Tensor, alpha: float | None, x: Tensor) -> Tensor:
+        return h + run_seed(self.module, x, h.dtype)
+
+
+@contextmanager
+def _standing_in(module: nn.Module, weight: nn.Parameter) -> Iterator[None]:
+    before = module._parameters["weight"]
+    module._parameters["weight"] = weight
+    try:
+        yield
+    finally:
+        module._parameters["weight"] = before
+
+
+def _alike(plain: dict[object, Tensor], one: dict[object, Tensor], other: dict[object, Tensor]) -> bool:
+    """Whether two changes of the same outputs are the same, but for rounding."""
+    for path, before in plain.items():
+        change = (one[path].double() - before.double()).abs().amax()
+        gap = (one[path].double() - other[path].double()).abs().amax()
+        if not gap <= _ALIKE[before.dtype.itemsize < 4] * change:
+            return False
+    return True
+
+
+def folded(weight: Tensor, seed: nn.Module, alpha: float, turned: bool) -> nn.Parameter:
+    """``weight + alpha * seed.delta()`` as a parameter in the weight's format; the sum is made in one no narrower."""
+    with torch.no_grad():
+        total = _total(weight, seed, alpha, turned).to(weight.dtype)
+    return nn.Parameter(total, requires_grad=weight.requires_grad)
+
+
+def _total(weight: Tensor, seed: nn.Module, alpha: float, turned: bool) -> Tensor:
+    wide = torch.promote_types(weight.dtype, torch.float32)
+    exact = copy.deepcopy(seed).to(wide)
+    delta: Tensor = exact.delta().to(weight.device)  # type: ignore[operator]
+    return weight.to(wide) + alpha * (delta.T if turned else delta)
+
+
+def against(model: GrowingModel, slot_id: str) -> str | None:
+    """Why the slot's seed cannot be folded; ``None``: it can."""
+    place, seed, found = model.places[slot_id], model.slots[slot_id].seed, model.folds.get(slot_id)
+    fit = place.layout
+    if not isinstance(fit, Beside) or found is None:
+        return "it stands behind a module"
+    if not callable(getattr(seed, "delta", None)):
+        return "it is no linear map"
+    assert seed is not None
+    obstacle = found if isinstance(found, str) else _obstacle(model.host, place.path, fit)
+    if obstacle is not None:
+        return obstacle
+    if not _honest(seed, fit):
+        return "its delta() is not what it computes"
+    lost = _lost(model.host.get_submodule(place.path), seed, model.slots[slot_id].alpha, bool(found))
+    if lost > LOST:
+        return f"rounding of the weight of {place.path} would lose {lost:.0%} of what it adds"
+    return None
+
+
+def _honest(seed: nn.Module, fit: Beside) -> bool:
+    """Whether a map with the weight ``delta()`` gives what the seed gives."""
+    exact = copy.deepcopy(seed).eval().double()
+    x = fit.sample().to(device_of(exact))
+    x = x.double() if x.is_floating_point() else x
+    with torch.no_grad():
+        return torch.allclose(exact(x), fit.mapped(x, exact.delta()), rtol=1e-9, atol=1e-9)  # type: ignore[operator]
+
+
+def _lost(module: nn.Module, seed: nn.Module, alpha: float, turned: bool) -> float:
+    """Share of what the seed adds, where it adds most, that is lost when its share is rounded into the weight."""
+    weight = module._parameters["weight"]
+    assert weight is not None
+    with torch.no_grad():
+        added = (_total(weight, seed, alpha, turned) - weight.float()).flatten(1).float()
+        kept = (folded(weight, seed, alpha, turned).float() - weight.float()).flatten(1)
+        direction = added.abs().sum(0)
+        for _ in range(3):  # towards the direction of the input, or the index, that the seed answers to most
+            direction = added.T @ (added @ direction)
+            direction = direction / direction.norm().clamp_min(torch.finfo(direction.dtype).tiny)
+        effect = (added @ direction).norm()
+        return float(((kept - added) @ direction).norm() / effect) if effect > 0 else 0.0
