@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from configs import evaluated
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -21,10 +22,10 @@ from esper.kasmina.layer import Beside, Layer
 from esper.kasmina.leaving import leave
 from esper.kasmina.portable import Grown
 from esper.kasmina.probe import Site
-from esper.kasmina.replay import evaluate_configs, same
 from esper.kasmina.sites import beside
 from esper.kasmina.slot import SlotConfig
 from esper.kasmina.state import Incubation
+from esper.kasmina.structure import same
 from esper.leyline import SeedStage, UsageError
 
 
@@ -156,7 +157,7 @@ def test_counterfactuals_equal_whole_passes_and_a_second_model_takes_the_state(n
     put(model, SeedStage.HOLDING, 0.7)
     model.eval()
     configs = [{}, *({slot_id: alpha} for slot_id in model.slots for alpha in (0.0, 0.3, 1.0))]
-    outputs = evaluate_configs(model, sample, configs).outputs
+    outputs = evaluated(model, sample, configs).outputs
     with torch.no_grad():
         for config, output in zip(configs, outputs, strict=True):
             with model.alphas(config):

@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from configs import evaluated
 from small_hosts import put_seed
 from torch import Tensor, nn
 
@@ -13,7 +14,7 @@ from esper.kasmina.auto import auto_sites
 from esper.kasmina.export import export
 from esper.kasmina.growing import GrowingModel
 from esper.kasmina.incubation import probe_backward
-from esper.kasmina.replay import evaluate_configs, same
+from esper.kasmina.structure import same
 from esper.leyline import Positions, SeedStage
 
 
@@ -113,7 +114,7 @@ def test_counterfactuals_are_whole_passes_where_one_cannot_begin_in_the_middle()
     assert model.sharing == {"stem": False, "encoder": False, "compared": False}
     assert [model.places[path].calls for path in SITES] == [2, 2, 1]
     configs = [{}, {"stem": 0.0}, {"encoder": 0.0}, {"compared": 0.0}]
-    found = evaluate_configs(model, SAMPLE, configs).outputs
+    found = evaluated(model, SAMPLE, configs).outputs
     for config, output in zip(configs, found, strict=True):
         with torch.no_grad(), model.alphas(config):
             assert same(model(SAMPLE), output)
