@@ -18,7 +18,7 @@ import torch
 from esper.bench.settings import BenchConfig
 from esper.bench.trial import Trial, TrialOutcome, Work, task_of
 from esper.leyline import DataError, UsageError
-from esper.leyline.files import write_all
+from esper.leyline.files import TENSOR_BYTES, read_regular, write_all, write_atomically
 from esper.nissa.manifest import Setting as Chosen
 from esper.nissa.rundir import MANIFEST, RunDirectory
 
@@ -58,11 +58,12 @@ class Store:
         file = self.path / TRIALS
         if not file.exists():
             return
-        *lines, torn = file.read_bytes().split(b"\n")
+        whole = read_regular(file, TENSOR_BYTES)
+        *lines, torn = whole.split(b"\n")
         if torn:
             self.torn = 1
             # what follows must begin on a line of its own
-            os.truncate(file, file.stat().st_size - len(torn))
+            write_atomically(file, whole[: len(whole) - len(torn)])
         for number, line in enumerate(lines, 1):
             try:
                 entry = json.loads(line)
@@ -89,8 +90,10 @@ class Store:
         """Append one line and make it last."""
         self._known[key] = outcome
         line = json.dumps({"key": key, "trial": what, "outcome": outcome}, separators=(",", ":")).encode() + b"\n"
-        descriptor = os.open(self.path / TRIALS, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        descriptor = os.open(self.path / TRIALS, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o644)
         try:
+            if os.fstat(descriptor).st_nlink != 1:
+                raise DataError(f"{self.path / TRIALS}: a file of several names; put a copy of it in its place")
             write_all(descriptor, line)
             os.fdatasync(descriptor)
         finally:

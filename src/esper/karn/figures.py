@@ -10,6 +10,8 @@ import math
 from collections.abc import Mapping
 from typing import Any, Final
 
+import msgspec
+
 from esper.karn.evidence import RunEvidence, SeedLife, Track
 from esper.karn.results import STATIC
 from esper.leyline import MissingExtraError, visible
@@ -30,6 +32,8 @@ LINES: Final = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"
 QUIET: Final = "#7a7a7a"
 INK: Final = "#222222"
 GRID: Final = "#e6e6e6"
+LARGEST: Final = 1e30
+"""Of what is drawn; differences of numbers near the end of floats are infinite."""
 
 STYLE: Final[dict[Any, Any]] = {
     "svg.hashsalt": "esper",
@@ -58,6 +62,7 @@ def draw(evidence: RunEvidence, report: Folder) -> list[str]:
         from matplotlib.figure import Figure
     except ImportError:
         raise MissingExtraError("drawing figures", "report") from None
+    evidence = msgspec.structs.replace(evidence, tracks=[_on_paper(track) for track in evidence.tracks])
     shown = _shown(evidence)
     if shown is None:
         return []
@@ -77,6 +82,24 @@ def draw(evidence: RunEvidence, report: Folder) -> list[str]:
                     folder.write(f"{name}.{kind}", drawn.getvalue())
                 names.append(name)
     return names
+
+
+def _on_paper(track: Track) -> Track:
+    """``track`` with what no axis has room for as infinite, which is marked instead of drawn."""
+
+    def fit(value: float) -> float:
+        return value if abs(value) <= LARGEST or math.isnan(value) else math.copysign(math.inf, value)
+
+    def banded(points: Mapping[int, tuple[float, float | None]]) -> dict[int, tuple[float, float | None]]:
+        return {at: (fit(value), None if se is None or not se <= LARGEST else se) for at, (value, se) in points.items()}
+
+    return msgspec.structs.replace(
+        track,
+        metric={at: fit(value) for at, value in track.metric.items()},
+        alphas={seed: {at: fit(value) for at, value in points.items()} for seed, points in track.alphas.items()},
+        costs={seed: banded(points) for seed, points in track.costs.items()},
+        gains={seed: banded(points) for seed, points in track.gains.items()},
+    )
 
 
 def _shown(evidence: RunEvidence) -> Track | None:
@@ -144,7 +167,7 @@ def _swimlanes(axes: Any, track: Track, slots: list[str]) -> None:
             if length >= 0.1 * last:
                 box = {"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 1.2}
                 axes.text(since + length / 2, row, stage.lower(), ha="center", va="center", fontsize=7.5, bbox=box)
-    axes.set_yticks(range(len(slots)), list(map(visible, slots)))
+    axes.set_yticks(range(len(slots)), [_label(slot, 24) for slot in slots])
     axes.set_ylim(len(slots) - 0.4, -0.6)
     dress(axes, "", "", grid=False)
 
@@ -195,7 +218,8 @@ def _alpha(figure: Any, evidence: RunEvidence, shown: Track, lives: Mapping[str,
         colour = LINES[index % len(LINES)]
         epochs = sorted(points)
         axes.plot(epochs, [points[epoch] for epoch in epochs], color=colour, linewidth=2)
-        labels.append((epochs[-1], points[epochs[-1]], _name(seed, lives), colour))
+        if math.isfinite(points[epochs[-1]]):
+            labels.append((epochs[-1], points[epochs[-1]], _name(seed, lives), colour))
     _label_ends(axes, labels)
     axes.set_ylim(-0.05, 1.08)
     dress(axes, "alpha", "Alpha that the forward pass used")
@@ -217,7 +241,7 @@ def _label_ends(axes: Any, labels: list[tuple[int, float, str, str]]) -> None:
         at = max(y, below + room)
         below = at
         axes.annotate(
-            visible(text),
+            _label(text, 48),
             (x, y),
             xytext=(x, at),
             textcoords="data",
@@ -230,7 +254,7 @@ def _label_ends(axes: Any, labels: list[tuple[int, float, str, str]]) -> None:
 
 
 def _mark_non_finite(axes: Any, epochs: list[int], values: list[float], colour: str) -> None:
-    """Show where a value was NaN or infinite, at the foot of the picture."""
+    """Show where a value was NaN, infinite or too large, at the foot of the picture."""
     odd = [epoch for epoch, value in zip(epochs, values, strict=True) if not math.isfinite(value)]
     if odd:
         axes.plot(odd, [0.02] * len(odd), "x", color=colour, transform=axes.get_xaxis_transform(), clip_on=False)
@@ -244,5 +268,11 @@ def dress(axes: Any, ylabel: str, title: str, grid: bool = True) -> None:
     if grid:
         axes.grid(True, axis="y", color=GRID, linewidth=0.8)
         axes.set_axisbelow(True)
-    axes.set_ylabel(visible(ylabel))
-    axes.set_title(visible(title), loc="left", fontsize=11)
+    axes.set_ylabel(_label(ylabel, 64))
+    axes.set_title(_label(title, 96), loc="left", fontsize=11)
+
+
+def _label(text: str, most: int) -> str:
+    """``text`` in the characters that a picture has room for."""
+    spelled = visible(text)
+    return spelled if len(spelled) <= most else f"{spelled[: most - 1]}…"

@@ -41,7 +41,8 @@ def write_report(directory: str | Path, *, figures: bool | None = None) -> Path:
     directory = Path(directory)
     evidence, damage = read_evidence(directory)
     if not evidence.events:
-        raise DataError(f"{directory}: the journal holds no event yet, there is nothing to report")
+        why = damage[-1].text if damage else f"{directory}: the journal holds no event yet, there is nothing to report"
+        raise DataError(why)
     drawn: list[str] = []
     missing = ""
     with Folder.open(directory) as run, run.folder("report", make=True) as out:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
+from safetensors.torch import save as pack
 from torch import Tensor, nn
 
 from esper.kasmina import fold
@@ -27,6 +27,10 @@ from esper.kasmina.structure import mapped, tensors
 from esper.kasmina.tap import Inside, Tap
 from esper.kasmina.trial import Sample, arguments, device_of, invoke, mode, random_kept
 from esper.leyline import DataError, MissingExtraError, SeedStage, UsageError
+from esper.leyline.files import Folder
+
+CODE = "model.py"
+WEIGHTS = "model.safetensors"
 
 
 def export(model: GrowingModel, stages: Collection[SeedStage] | None = None, sample: Sample | None = None) -> nn.Module:
@@ -137,27 +141,35 @@ def save_export(
         raise UsageError(
             f"the host reaches a submodule by another way than its path: outputs differ by {compared.largest:g}"
         )
-    weights = directory / "model.safetensors"
     saved, same = _unshared(plain)
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        save_file(saved, weights)
-    except OSError as error:
-        raise UsageError(f"cannot write the export to {directory}: {error}") from error
+        content = pack(saved)
     except (KeyError, ValueError, SafetensorError) as error:
         kinds = ", ".join(sorted({str(tensor.dtype) for tensor in saved.values()}))
         raise UsageError(f"the model cannot be exported: a safetensors file cannot hold all of {kinds}") from error
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with Folder.open(directory, follow=False) as folder:
+            folder.write(WEIGHTS, content)
+            del content
+            return _with_code(model, built, folder, sample, same)
+    except OSError as error:
+        raise UsageError(f"cannot write the export to {directory}: {error}") from error
+
+
+def _with_code(model: GrowingModel, built: _Plain, folder: Folder, sample: Sample, same: dict[str, str]) -> Exported:
+    """Write ``model.py`` beside the weights, with the host in it where that can be."""
+    code = folder.path / CODE
     unfolded = {slot_id: why for slot_id, why in built.apart.items() if why is not None}
     reasons: list[str] = []
     for with_host in (True, False):
         try:
-            code = directory / "model.py"
-            code.write_text(_code(model, built.apart, same, with_host), encoding="utf-8")
-            _check(model, plain, code, sample, None if with_host else _blank(_bare_host(model)))
+            folder.write(CODE, _code(model, built.apart, same, with_host).encode())
+            _check(model, built.model, code, sample, None if with_host else _blank(_bare_host(model)))
         except (CannotWrite, DataError) as error:
             reasons.append(str(error))
             continue
-        return Exported(code, weights, not with_host, unfolded)
+        return Exported(code, folder.path / WEIGHTS, not with_host, unfolded)
     raise UsageError(f"the model cannot be exported: {reasons[-1]}")
 
 

@@ -29,6 +29,8 @@ TENSOR_BYTES: Final = 1 << 40
 _FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _READ: Final = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 """A pipe that nobody writes to is opened at once, and then found to be no regular file."""
+_GROWS: Final = 1 << 16
+"""Bytes that a file may grow by while it is read."""
 _NEW: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 
 
@@ -81,7 +83,7 @@ def _open(path: str | Path, name: str | Path, follow: bool, within: int | None) 
 def _read(file: BinaryIO, path: str | Path, most: int) -> bytes:
     with file:
         size = os.fstat(file.fileno()).st_size
-        content = file.read(most + 1) if size <= most else b""
+        content = file.read(min(most, size + _GROWS) + 1) if size <= most else b""
     if size > most or len(content) > most:
         raise DataError(f"{path}: {max(size, len(content))} bytes; at most {most} are read")
     return content

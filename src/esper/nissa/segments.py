@@ -39,6 +39,7 @@ _CHUNK: Final = 1 << 20
 _PIECE: Final = 1 << 15
 """Bytes of events to decode at a time; eight times as much, or all, makes indexing a fifth slower."""
 _MARK: Final = b'{"commit":'
+_LONGEST_COMMIT: Final = 256
 _NAME: Final = re.compile(r"events-(\d{5,9})\.jsonl")
 _COMMIT: Final = re.compile(
     rb'(\{"commit":\{"count":(0|[1-9]\d{0,15}),"last_seq":(null|[1-9]\d{0,15})(?:,"closes":"(segment|journal)")?,"crc32":)(\d{1,10})\}\}\n'
@@ -235,11 +236,13 @@ def read_header(path: Path) -> tuple[Header, Position] | None:
     return header, start
 
 
-def _find_commit(buffer: bytes, at: int) -> tuple[int, int] | None:
-    """Start and end of the first whole commit line in ``buffer`` from ``at``, where a line starts."""
+def _find_commit(buffer: bytes, at: int, searched: int) -> tuple[int, int] | None:
+    """Start and end of the first whole commit line in ``buffer`` from ``at``, where a line starts; up to ``searched``
+    there is none that begins.
+    """
     start = at
     if not buffer.startswith(_MARK, at):
-        start = buffer.find(b"\n" + _MARK, at) + 1
+        start = buffer.find(b"\n" + _MARK, max(at, searched)) + 1
         if start == 0:
             return None
     end = buffer.find(b"\n", start) + 1
@@ -266,10 +269,11 @@ class SegmentScan:
         buffer = b""
         with open_regular(self.path) as file:
             file.seek(self.position.offset)
-            for chunk in iter(lambda: file.read(_CHUNK), b""):
+            while chunk := file.read(max(_CHUNK, len(buffer))):
+                searched = len(buffer) - _LONGEST_COMMIT
                 buffer += chunk
                 at = 0
-                while (border := _find_commit(buffer, at)) is not None:
+                while (border := _find_commit(buffer, at, searched)) is not None:
                     batch = self._verify(buffer[at : border[0]], buffer[border[0] : border[1]])
                     at = border[1]
                     if batch is not None:
