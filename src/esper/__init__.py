@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from esper._version import __version__
 
 if TYPE_CHECKING:
+    from esper.kasmina.applied import apply as apply
     from esper.kasmina.blueprints import Blueprint as Blueprint
     from esper.kasmina.export import export as export
     from esper.kasmina.probe import Site as Site
@@ -43,6 +44,7 @@ PUBLIC: Final = MappingProxyType(
         "Site": "esper.kasmina.probe",
         "TaskSpec": "esper.tasks",
         "UsageError": "esper.leyline",
+        "apply": "esper.kasmina.applied",
         "export": "esper.kasmina.export",
         "grow": "esper.library",
     }

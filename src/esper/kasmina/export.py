@@ -17,6 +17,7 @@ from safetensors.torch import save as pack
 from torch import Tensor, nn
 
 from esper.kasmina import fold
+from esper.kasmina.applied import WEIGHTS, described
 from esper.kasmina.growing import GrowingModel
 from esper.kasmina.leaving import strip
 from esper.kasmina.portable import fill, graft, read_tensors
@@ -30,7 +31,6 @@ from esper.leyline import DataError, MissingExtraError, SeedStage, UsageError
 from esper.leyline.files import Folder
 
 CODE = "model.py"
-WEIGHTS = "model.safetensors"
 
 
 def export(model: GrowingModel, stages: Collection[SeedStage] | None = None, sample: Sample | None = None) -> nn.Module:
@@ -143,7 +143,7 @@ def save_export(
         )
     saved, same = _unshared(plain)
     try:
-        content = pack(saved)
+        content = pack(saved, described(model, built.apart, same))
     except (KeyError, ValueError, SafetensorError) as error:
         kinds = ", ".join(sorted({str(tensor.dtype) for tensor in saved.values()}))
         raise UsageError(f"the model cannot be exported: a safetensors file cannot hold all of {kinds}") from error

@@ -1,0 +1,116 @@
+"""What has grown in one model, put into another of its class."""
+
+from __future__ import annotations
+
+import ast
+import json
+from collections.abc import Collection, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import safetensors
+import torch
+from torch import Tensor, nn
+
+from esper.kasmina import blueprints
+from esper.kasmina.growing import GrowingModel
+from esper.kasmina.layer import Beside
+from esper.kasmina.layout import Layout
+from esper.kasmina.portable import Grown, GrownBeside, fill, graft, read_tensors
+from esper.leyline import DataError, UsageError
+
+WEIGHTS: Final = "model.safetensors"
+_KEY: Final = "esper"
+_LEADS: Final = ("position", "axes", "entry")
+"""What leads to the tensors that a seed takes and changes."""
+
+
+def described(model: GrowingModel, built_in: Collection[str], same: Mapping[str, str]) -> dict[str, str]:
+    """For the header of the exported weights: how to build the seeds of these slots, and other names of tensors."""
+    seeds = {}
+    for slot_id in built_in:
+        slot, place = model.slots[slot_id], model.places[slot_id]
+        assert slot.state is not None
+        given = {name: value for name, value in place.with_seed(nn.Identity(), 0.0).keywords.items() if name in _LEADS}
+        seeds[place.path] = {
+            "blueprint": slot.state.blueprint_id,
+            "channels": slot.channels,
+            "fit": msgspec.to_builtins(slot.config.layout),
+            "dtype": str(slot.dtype).rpartition(".")[2],
+            "alpha": slot.alpha,
+            **{name: repr(value) for name, value in given.items()},
+        }
+    return {_KEY: json.dumps({"seeds": seeds, "same": dict(same)}, sort_keys=True)}
+
+
+def apply(model: nn.Module, run: str | Path) -> nn.Module:
+    """Make ``model``, a fresh one of the class that was grown, the model that ``run`` delivered: in place.
+
+    ``run`` is a run directory or the folder of an export. What has grown there is built in, and all weights are loaded;
+    ``model.state_dict()`` has the names that ``result.model.state_dict()`` has. The model is then in evaluation mode.
+    Raises ``UsageError`` or ``DataError``, and leaves the model as it was, where there is no export or the model is
+    another. Blueprints of one's own must be there to be imported. Returns the model.
+    """
+    weights = _weights(Path(run))
+    try:
+        with safetensors.safe_open(str(weights), framework="pt") as file:
+            about = json.loads((file.metadata() or {}).get(_KEY, "null"))
+        tensors = read_tensors(weights)
+    except (OSError, ValueError, KeyError, safetensors.SafetensorError) as error:
+        raise DataError(f"{weights} cannot be read: {error}") from error
+    if about is None:
+        raise DataError(f"{weights} does not say what has grown; an earlier Esper wrote it: use load() of its model.py")
+    paths = dict(nn.Module.named_modules(model, remove_duplicate=False))
+    missing = [path for path in about["seeds"] if path not in paths]
+    if missing:
+        raise UsageError(f"the {type(model).__name__} has no submodule {missing[0]!r}, where something grew in {run}")
+    made: list[Grown] = []
+    with torch.random.fork_rng(devices=[]):
+        graft(model, {path: partial(_grown, made, seed) for path, seed in about["seeds"].items()})
+    differing = _differing(model, {**tensors, **{name: tensors[other] for name, other in about["same"].items()}})
+    if differing:
+        _undo(model, made)
+        raise UsageError(
+            f"the {type(model).__name__} is not like the one that {run} delivered: {len(differing)} tensors differ,"
+            f" among them {differing[0]}"
+        )
+    return fill(model, tensors, about["same"])
+
+
+def _weights(run: Path) -> Path:
+    for folder in (run, run / "model"):
+        if (folder / WEIGHTS).is_file():
+            return folder / WEIGHTS
+    raise UsageError(f"{run} holds no exported model ({WEIGHTS} or model/{WEIGHTS}): give a run that delivered one")
+
+
+def _grown(made: list[Grown], about: Mapping[str, Any], module: nn.Module) -> Grown:
+    device = next((tensor.device for tensor in (*module.parameters(), *module.buffers())), None)
+    seed = blueprints.build(about["blueprint"], about["channels"], msgspec.convert(about["fit"], Layout | Beside))
+    seed = seed.to(device=device, dtype=getattr(torch, about["dtype"]))
+    leads = {name: ast.literal_eval(about[name]) for name in _LEADS if name in about}
+    grown = (GrownBeside if "entry" in leads else Grown)(module, seed, about["alpha"], **leads)
+    made.append(grown)
+    return grown
+
+
+def _differing(model: nn.Module, tensors: Mapping[str, Tensor]) -> list[str]:
+    here = {name: tensor for name, tensor in model.state_dict().items() if isinstance(tensor, Tensor)}
+    known = {*here, *(name for name, _ in model.named_buffers(remove_duplicate=False))}
+    odd = [f"{name!r}, which the run lacks" for name in here if name not in tensors]
+    odd += [f"{name!r}, which the model lacks" for name in tensors if name not in known]
+    return odd + [
+        f"{name!r}, of {list(tensors[name].shape)} there and of {list(tensor.shape)} here"
+        for name, tensor in here.items()
+        if name in tensors and tensor.shape != tensors[name].shape
+    ]
+
+
+def _undo(model: nn.Module, made: list[Grown]) -> None:
+    for grown in made:
+        for parent in model.modules():
+            for name, child in parent._modules.items():
+                if child is grown:
+                    parent._modules[name] = grown.module
