@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
@@ -21,6 +22,10 @@ TRAIN = [products(16, seed) for seed in range(4)]
 VALIDATION = [products(16, 50 + seed) for seed in range(8)]
 EPOCHS = 4
 FREE = GateThresholds(min_training_epochs=0, min_gradient_ratio=0.0, min_gradient_health=0.0, ask_for_gain=False)
+
+
+class Killed(Exception):
+    """Stands for the end of a process that nobody can prepare for."""
 
 
 class Script:
@@ -85,8 +90,14 @@ def assert_equal(one: Told, other: Told, **near: float) -> None:
     near = near or {"rtol": 0.0, "atol": 0.0}
     assert len(one.gradients) == len(other.gradients) and one.seeds_learnt() and other.seeds_learnt()
     for name in ("gradients", "weights", "rates"):
-        for step, (left, right) in enumerate(zip(getattr(one, name), getattr(other, name), strict=True)):
-            torch.testing.assert_close(left, right, **near, msg=lambda told, step=step: f"{name}, step {step}: {told}")  # noqa: B023
+        assert_all_equal(getattr(one, name), getattr(other, name), **near)
+
+
+def assert_all_equal(one: list[Any], other: list[Any], **near: float) -> None:
+    """Step by step."""
+    near = near or {"rtol": 0.0, "atol": 0.0}
+    for step, (left, right) in enumerate(zip(one, other, strict=True)):
+        torch.testing.assert_close(left, right, **near, msg=f"step {step}: {{}}".format)
 
 
 @dataclass(frozen=True)
@@ -108,18 +119,20 @@ def plain(
     model: nn.Module | None = None,
     *,
     batches: list[Any] = TRAIN,
+    epochs: int = EPOCHS,
+    schedule: Callable[[Optimizer], LambdaLR] | None = None,
     loss: Callable[[Grower, Any], Tensor] = lambda grower, batch: grower.loss(*batch),
     **grower: Any,
 ) -> Told:
     """By a loop of one's own, as the docstring of :class:`Grower` has it."""
     model, told = model or narrow(), Told()
     optimizer = optimizer_of(model)
-    scheduler = warm_up(optimizer) if way.scheduled else None
+    scheduler = warm_up(optimizer) if way.scheduled else schedule(optimizer) if schedule is not None else None
     told.watch(optimizer)
     own = replace(choices("1"), precision="bf16-mixed" if way.bf16 else None)
     options = {"val": VALIDATION, "choices": own, "policy": Script(), "run_dir": where / "plain"} | grower
     with Grower(model, optimizer, **options) as growing:
-        for _ in range(EPOCHS):
+        for _ in range(epochs):
             model.train()
             for number, batch in enumerate(batches):
                 with way.cast():
@@ -136,3 +149,61 @@ def plain(
                     scheduler.step()
             growing.after_epoch()
     return told
+
+
+def quick(stacks: Mapping[str, Any], *names: str) -> list[Any]:
+    """All of them as parameters of a test; those that are not named run with what is slow."""
+    assert set(names) <= set(stacks)
+    return [
+        pytest.param(stack, id=name, marks=() if name in names else pytest.mark.slow) for name, stack in stacks.items()
+    ]
+
+
+class Stack(Protocol):
+    """A way to train under a framework, beside a plain loop that does the same."""
+
+    @property
+    def way(self) -> Way:
+        """How."""
+
+    def plain(self, where: Path) -> Told:
+        """The plain loop."""
+
+    def whole(self, where: Path) -> Told:
+        """The stack, uninterrupted."""
+
+    def cut(self, where: Path) -> tuple[Path, int]:
+        """Train until killed; the newest checkpoint, and the steps of the optimizer that it has seen."""
+
+    def resumed(self, where: Path, checkpoint: Path) -> Told:
+        """From a fresh model on from the checkpoint."""
+
+    def read(self, checkpoint: Path) -> tuple[dict[str, Tensor], dict[str, Any], bool]:
+        """Weights and optimizer as the checkpoint has them, and whether seeds are in it."""
+
+    def fresh(self) -> tuple[nn.Module, Optimizer]:
+        """A model and its optimizer, as they were before anything grew."""
+
+
+def check_gradients(stack: Stack, where: Path) -> None:
+    """Gradients, weights and rates are those of a plain loop, seeds' and host's, bit for bit."""
+    assert_equal(stack.whole(where / "stack"), stack.plain(where / "plain"))
+
+
+def check_checkpoint(stack: Stack, where: Path) -> None:
+    """What the framework wrote loads where there is no Esper, strictly, and seeds stand beside it."""
+    checkpoint, done = stack.cut(where / "cut")
+    weights, optimizer, seeds = stack.read(checkpoint)
+    model, fresh = stack.fresh()
+    model.load_state_dict(weights)
+    fresh.load_state_dict(optimizer)
+    assert seeds and done * stack.way.micro > len(TRAIN), "a seed was alive"
+
+
+def check_resume(stack: Stack, where: Path) -> None:
+    """A run that was killed and goes on from its checkpoint is the uninterrupted one, bit for bit."""
+    whole = stack.whole(where / "whole")
+    checkpoint, done = stack.cut(where / "cut")
+    rest = stack.resumed(where / "cut", checkpoint)
+    for name in ("gradients", "weights", "rates"):
+        assert_all_equal(getattr(rest, name), getattr(whole, name)[done:])

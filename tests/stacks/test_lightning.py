@@ -2,130 +2,131 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
-from kit import EPOCHS, TRAIN, VALIDATION, Script, Told, Way, assert_equal, choices, optimizer_of, plain, warm_up
-from torch import Tensor
-from torch.utils.data import DataLoader
+import torch
+from kit import EPOCHS, TRAIN, Way, check_checkpoint, check_gradients, check_resume, optimizer_of, quick
+from lightning_runs import GrowCallback, Lightning, Manual, Module, Named, Positioned
+from torchmetrics import MeanMetric
 
-from own_loop import LOSS, narrow
-
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # of names of torch and of the operating system that Lightning still uses
-    from lightning.pytorch import LightningModule, Trainer
-
-    from esper.stacks.lightning import GrowCallback
+from esper.leyline import UsageError
+from own_loop import LOSS
 
 pytestmark = [
     pytest.mark.usefixtures("without_figures"),
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
-    pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec.*"),
+    pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec.*"),  # Lightning's use of torch's trees
+    pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists"),  # as it does when a fit goes on
 ]
-logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 
-
-class Module(LightningModule):
-    """As a user writes it; ``told`` is what the test wants to know."""
-
-    def __init__(self, way: Way) -> None:
-        super().__init__()
-        self.net, self.way, self.told = narrow(), way, Told()
-        self.seen: list[int] = []
-        self.automatic_optimization = not isinstance(self, Manual)
-
-    def forward(self, x: Tensor) -> Tensor:
-        output: Tensor = self.net(x)
-        return output
-
-    def training_step(self, batch: Any, batch_idx: int) -> Any:
-        loss = LOSS(self(batch[0]), batch[1])
-        self.seen.append(batch_idx)
-        self.log("train_loss", loss)
-        return loss
-
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
-        self.log("val_loss", LOSS(self(batch[0]), batch[1]))
-
-    def configure_optimizers(self) -> Any:
-        optimizer = optimizer_of(self)
-        self.told.watch(optimizer)
-        if not self.way.scheduled:
-            return optimizer
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": warm_up(optimizer), "interval": "step"}}
-
-
-class Manual(Module):
-    """The same, with optimization of its own."""
-
-    def training_step(self, batch: Any, batch_idx: int) -> None:
-        optimizer = self.optimizers()
-        loss = super().training_step(batch, batch_idx)
-        if batch_idx % self.way.micro == 0:
-            optimizer.zero_grad()
-        self.manual_backward(loss / self.way.micro)
-        if (batch_idx + 1) % self.way.micro == 0:
-            optimizer.step()
-            if self.way.scheduled:
-                self.lr_schedulers().step()
-
-
-class Named(Module):
-    """Gives its loss in a dictionary."""
-
-    def training_step(self, batch: Any, batch_idx: int) -> Any:
-        return {"loss": super().training_step(batch, batch_idx), "more": batch_idx}
-
-
-def trainer_of(where: Path, way: Way, callback: GrowCallback, **options: Any) -> Trainer:
-    plainly = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-    plainly |= {"enable_checkpointing": False, "max_epochs": EPOCHS, "accelerator": "cpu"}
-    if way.micro > 1:
-        plainly["accumulate_grad_batches"] = way.micro
-    plainly |= {"gradient_clip_val": way.clip, "precision": "bf16-mixed" if way.bf16 else "32-true"}
-    return Trainer(**(plainly | {"default_root_dir": where, "callbacks": [callback]} | options))
-
-
-def loaders() -> tuple[DataLoader[Any], DataLoader[Any]]:
-    return DataLoader(TRAIN, batch_size=None), DataLoader(VALIDATION, batch_size=None)
-
-
-def fitted(where: Path, way: Way, kind: type[Module] = Module, **options: Any) -> Module:
-    module = kind(way)
-    callback = GrowCallback(choices("net.1"), policy=Script(), run_dir=str(where / "lightning"))
-    trainer_of(where, way, callback, **options).fit(module, *loaders())
-    return module
-
-
-WAYS = {
-    "plain": Way(),
-    "accumulated": Way(micro=2),
-    "clipped": Way(clip=0.05),
-    "bf16": Way(bf16=True),
-    "LambdaLR by step": Way(scheduled=True),
-    "all": Way(micro=2, clip=0.05, bf16=True, scheduled=True),
+STACKS = {
+    "plain": Lightning(),
+    "accumulated": Lightning(Way(micro=2)),
+    "clipped": Lightning(Way(clip=0.05)),
+    "bf16": Lightning(Way(bf16=True)),
+    "LambdaLR by step": Lightning(Way(scheduled=True)),
+    "loss in a dictionary": Lightning(kind=Named),
+    "manual": Lightning(kind=Manual),
+    "manual, accumulated, LambdaLR": Lightning(Way(micro=2, scheduled=True), Manual),
+    "stopped early": Lightning(stopping=True),
+    "all": Lightning(Way(micro=2, clip=0.05, bf16=True, scheduled=True)),
 }
 
 
-@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
-def test_gradients_are_those_of_a_plain_loop(way: Way, tmp_path: Path) -> None:
-    module = fitted(tmp_path, way)
-    assert_equal(module.told, plain(tmp_path, way))
-    assert module.seen == list(range(len(TRAIN))) * EPOCHS, "a step made again is not counted"
+@pytest.mark.parametrize("stack", quick(STACKS, "all", "manual, accumulated, LambdaLR"))
+def test_gradients_are_those_of_a_plain_loop(stack: Lightning, tmp_path: Path) -> None:
+    check_gradients(stack, tmp_path)
 
 
-@pytest.mark.parametrize("way", [Way(), Way(micro=2, scheduled=True)], ids=["plain", "accumulated, LambdaLR"])
-def test_manual_optimization(way: Way, tmp_path: Path) -> None:
-    once = Way(scheduled=way.scheduled)
-    module = Manual(way)
-    callback = GrowCallback(choices("net.1"), policy=Script(), run_dir=str(tmp_path / "lightning"))
-    trainer_of(tmp_path, once, callback).fit(module, *loaders())
-    assert_equal(module.told, plain(tmp_path, way))
-    assert module.seen == list(range(len(TRAIN))) * EPOCHS
+@pytest.mark.slow
+def test_a_step_that_is_made_again_leaves_the_module_alone(tmp_path: Path) -> None:
+    for kind in (Lightning().kind, Manual):
+        module = Lightning(kind=kind).fitted(tmp_path / kind.__name__)
+        assert module.seen == list(range(len(TRAIN))) * EPOCHS
 
 
-def test_a_loss_in_a_dictionary(tmp_path: Path) -> None:
-    assert_equal(fitted(tmp_path, Way(), Named).told, plain(tmp_path, Way()))
+@pytest.mark.slow
+def test_a_checkpoint_loads_without_esper_and_has_the_seeds_beside(tmp_path: Path) -> None:
+    check_checkpoint(STACKS["all"], tmp_path)
+
+
+@pytest.mark.parametrize(
+    "every", quick({"epochs": ("every_n_epochs", 1), "mid-epoch": ("every_n_train_steps", 2)}, "mid-epoch")
+)
+def test_a_fit_that_goes_on_from_a_checkpoint_is_the_uninterrupted_one(every: tuple[str, int], tmp_path: Path) -> None:
+    check_resume(Lightning(Way(clip=0.05, scheduled=True), every=every), tmp_path)
+
+
+# --- refused ----------------------------------------------------------------------------------------------------------
+
+
+class Pair(Manual):
+    """Two optimizers."""
+
+    def configure_optimizers(self) -> Any:
+        return [optimizer_of(self), optimizer_of(self)]
+
+
+class Twice(Manual):
+    """Two backward passes in a step."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        for x, y in ((part[:8] for part in batch), (part[8:] for part in batch)):
+            self.manual_backward(LOSS(self(x), y))
+
+
+class Silent(Module):
+    """Logs its validation loss by another name."""
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("validation", LOSS(self(batch[0]), batch[1]))
+
+
+class Measured(Module):
+    """Logs an object that reduces over the split."""
+
+    def __init__(self, way: Way) -> None:
+        super().__init__(way)
+        self.mean = MeanMetric()
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.mean.update(LOSS(self(batch[0]), batch[1]))
+        self.log("val_loss", self.mean)
+
+
+class Iterated(Module):
+    """Takes its batches itself."""
+
+    def training_step(self, dataloader_iter: Any) -> Any:
+        return LOSS(self(next(dataloader_iter)[0]), next(dataloader_iter)[1])
+
+
+REFUSED = {
+    Pair: "configure_optimizers() gives 2 optimizers; a module grows with one",
+    Twice: "training_step calls manual_backward more than once",
+    Silent: "validation_step logs validation, and growth is judged by 'val_loss': GrowCallback(monitor=...)",
+    Measured: "'val_loss' is logged as an object that reduces over the split (MeanMetric)",
+    Iterated: "training_step takes a dataloader_iter",
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*dataloader_iter")  # Lightning calls it experimental
+@pytest.mark.parametrize("kind", REFUSED, ids=lambda kind: kind.__name__)
+def test_what_cannot_be_had_is_refused_before_a_step_is_made(kind: type[Module], tmp_path: Path) -> None:
+    before = [p.clone() for p in kind(Way()).parameters()]
+    module = kind(Way())
+    with pytest.raises(UsageError, match=re.escape(REFUSED[kind])):
+        Lightning().fit(tmp_path, module)
+    assert all(torch.equal(one, other) for one, other in zip(module.parameters(), before, strict=True))
+
+
+@pytest.mark.slow
+def test_a_checkpoint_is_not_loaded_for_a_test(tmp_path: Path) -> None:
+    checkpoint, _ = Lightning().cut(tmp_path)
+    module = Module(Way())
+    trainer = Lightning().trainer(tmp_path, GrowCallback(), Lightning().saving(tmp_path))
+    with pytest.raises(UsageError, match="are the host's without its seeds"):
+        trainer.validate(module, Positioned(), ckpt_path=checkpoint)

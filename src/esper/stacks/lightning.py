@@ -1,18 +1,20 @@
 """Growth as a callback of Lightning's ``Trainer``::
 
-growth = GrowCallback(OwnChoices(at=["net.1"]))
+growth = GrowCallback(monitor="val_loss")
 Trainer(max_epochs=20, callbacks=[growth]).fit(module, train_loader, val_loader)
+grown = growth.result.model
 """
 
 from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from itertools import islice
+from pathlib import Path
 from typing import Any, Final
 
 import torch
@@ -20,7 +22,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from esper.leyline import MissingExtraError, Policy, UsageError
-from esper.library import Grower, GrowResult, OwnChoices
+from esper.library import Budget, Grower, GrowResult, OwnChoices
 from esper.stacks.common import attribute, examples_in
 from esper.tamiyo.policies.learned import SHIPPED
 from esper.tolaria.observed import ObservedStep, attributes_kept
@@ -29,6 +31,7 @@ try:
     from lightning.pytorch import Callback, LightningModule, Trainer
     from lightning.pytorch.loggers.logger import DummyLogger
     from lightning.pytorch.strategies import SingleDeviceStrategy
+    from lightning.pytorch.trainer.states import TrainerFn
     from torchmetrics import Metric
 except ImportError as error:
     raise MissingExtraError("esper.stacks.lightning", "lightning") from error
@@ -37,10 +40,9 @@ except ImportError as error:
 class GrowCallback(Callback):
     """Grows a LightningModule while ``Trainer`` trains it; neither is changed for it.
 
-    ``choices`` says where to grow, how much, and how validation judges. Without a loss in them it is what
-    ``validation_step`` logs as ``monitor``, to be minimised, a mean over batches as Lightning takes it; with one,
-    validation batches are ``(inputs, targets)`` and the module is called with the inputs. ``val`` is a loader for this
-    alone; else it is the Trainer's. ``Budget.epochs`` is the Trainer's number of epochs, whatever the choices say.
+    ``at`` and ``budget`` are those of :class:`esper.library.OwnChoices`. ``Budget.epochs`` is the Trainer's number of
+    epochs, whatever the budget says. Growth is judged by the loss that ``validation_step`` logs as ``monitor``, over
+    the Trainer's validation batches, or those of ``val``, a loader for this alone: their mean, as Lightning takes it.
 
     The training loss is what ``training_step`` gives. For a seed that learns behind the host the step is made a second
     time, on the same batch and the same chance: what it logs then, its metrics and the module's attributes are left
@@ -53,15 +55,16 @@ class GrowCallback(Callback):
 
     def __init__(
         self,
-        choices: OwnChoices,
+        at: str | Sequence[str] | Mapping[str, str] = "auto",
+        budget: Budget | None = None,
         *,
         monitor: str = "val_loss",
         val: Iterable[Any] | None = None,
         policy: str | Policy = SHIPPED,
-        run_dir: str | None = None,
+        run_dir: str | Path | None = None,
     ) -> None:
-        self.choices = choices
-        self.monitor, self.val, self.policy, self.run_dir = monitor, val, policy, run_dir
+        self.choices = OwnChoices(metric="loss", at=at, budget=budget or Budget(), forward=_Monitored(monitor))
+        self.val, self.policy, self.run_dir = val, policy, run_dir
         self.grower: Grower | None = None
         """Once training has started."""
         self._state: dict[str, Any] = {}
@@ -77,12 +80,12 @@ class GrowCallback(Callback):
 
     # --- what Lightning calls -------------------------------------------------------------------------------------
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse to load a checkpoint for anything but training: its weights are the host's alone."""
-        if stage != "fit" and trainer.ckpt_path is not None:
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint for anything but training: its weights are the host's alone."""
+        if trainer.state.fn is not TrainerFn.FITTING:
             raise UsageError(
-                f"trainer.{stage}(ckpt_path=...) would load the host without its seeds; fit() leaves the best in the "
-                f"module: call trainer.{stage}(module) without ckpt_path"
+                "the checkpoint's weights are the host's without its seeds; fit() leaves the best in the module: call "
+                "trainer.test(module) without ckpt_path"
             )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -151,12 +154,8 @@ class GrowCallback(Callback):
                 self.grower.after_epoch()
 
     def _choices(self, trainer: Trainer, module: LightningModule) -> OwnChoices:
-        choices = replace(
-            self.choices,
-            budget=replace(self.choices.budget, epochs=_epochs(trainer)),
-            device=str(module.device),
-        )
-        return choices if choices.loss is not None else replace(choices, forward=_Monitored(self.monitor))
+        budget = replace(self.choices.budget, epochs=_epochs(trainer))
+        return replace(self.choices, budget=budget, device=str(module.device))
 
 
 def _refuse(trainer: Trainer, module: LightningModule) -> None:
@@ -235,7 +234,7 @@ class _Monitored:
             told = ", ".join(sorted(logged)) or "nothing"
             raise UsageError(
                 f"validation_step logs {told}, and growth is judged by {self.monitor!r}: GrowCallback(monitor=...) "
-                "names another, or choices with a loss of their own"
+                "names another"
             )
         if isinstance(value, Metric):
             raise UsageError(
