@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from esper.karn.liveness import goes_on, grown, heard
 from esper.karn.words import ABSENT, duration
 from esper.leyline import DataError, TelemetryEvent, UsageError, visible
 from esper.leyline import TelemetryEventType as T
 from esper.leyline.files import open_regular
+from esper.nissa.manifest import Manifest
 from esper.nissa.reader import read_journal
 from esper.nissa.rundir import MANIFEST, RunDirectory, list_runs
 from esper.nissa.segments import list_segments
@@ -37,6 +39,10 @@ class RunInfo:
     end_status: str | None = None
     bytes: int = 0
     problem: str | None = None
+    grew: float | None = None
+    """When its journal was last written to, by the file system's clock."""
+    goes_on: bool | None = None
+    """Whether its process is there; ``None`` where that cannot be told."""
 
     def state(self, now: float) -> str:
         """``completed`` and the like only after an end event; else how long nothing was heard."""
@@ -46,7 +52,11 @@ class RunInfo:
             return self.end_status
         if self.last_time is None:
             return "no event yet"
-        return f"no end event, last heard {duration(max(0.0, now - self.last_time))} ago"
+        said = f"last heard {duration(heard(self.last_time, self.grew, now))} ago"
+        if self.goes_on:
+            return f"running, {said}"
+        gone = f", and process {self.pid} is gone" if self.goes_on is False else ""
+        return f"no end event{gone}, {said}"
 
 
 def find_runs(folder: str | Path = "runs") -> list[RunInfo]:
@@ -82,7 +92,8 @@ def resolve_run(name: str | Path, base: str | Path = "runs") -> Path:
 def describe_run(path: str | Path) -> RunInfo:
     """What the manifest, the first events and the last events say of the run in ``path``."""
     path = Path(path)
-    return _described(path, _signature(path))
+    found, manifest = _described(path, _signature(path))
+    return found if found.end_status is not None or manifest is None else replace(found, goes_on=goes_on(manifest))
 
 
 def _signature(path: Path) -> tuple[tuple[str, int, int], ...]:
@@ -96,8 +107,8 @@ def _signature(path: Path) -> tuple[tuple[str, int, int], ...]:
 
 
 @lru_cache(maxsize=4096)
-def _described(path: Path, signature: tuple[tuple[str, int, int], ...]) -> RunInfo:
-    run_id, created, pid, problem = path.name, None, None, None
+def _described(path: Path, signature: tuple[tuple[str, int, int], ...]) -> tuple[RunInfo, Manifest | None]:
+    run_id, created, pid, problem, manifest = path.name, None, None, None, None
     try:
         manifest = RunDirectory.open(path).manifest
         run_id, created = manifest.run_id, manifest.created
@@ -110,7 +121,7 @@ def _described(path: Path, signature: tuple[tuple[str, int, int], ...]) -> RunIn
     except (DataError, OSError) as error:
         last_time, end_status, size, problem = None, None, 0, problem or str(error)
     started = first.data if first is not None and first.event_type is T.TRAINING_STARTED else {}
-    return RunInfo(
+    info = RunInfo(
         path=path,
         run_id=run_id,
         created=created if created is not None else (first.timestamp if first is not None else None),
@@ -122,7 +133,9 @@ def _described(path: Path, signature: tuple[tuple[str, int, int], ...]) -> RunIn
         end_status=end_status,
         bytes=size,
         problem=problem,
+        grew=grown(_segments(path)),
     )
+    return info, manifest
 
 
 def _word(value: Any) -> str | None:

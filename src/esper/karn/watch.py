@@ -10,6 +10,7 @@ from typing import Final
 from esper.karn import state as states
 from esper.karn.advice import about
 from esper.karn.detail import build_detail
+from esper.karn.liveness import grown, heard
 from esper.karn.player import Player
 from esper.karn.replay import ReadProgress, Timeline
 from esper.karn.runs import describe_run
@@ -48,6 +49,8 @@ class RunWatch:
         self._sampler: Sampler | None = None
         self._vitals: HostVitals | None = None
         self._vitals_at = -VITALS_EVERY
+        self._grew: float | None = None
+        """When the journal was last seen to grow."""
         self._follower = self._follow()
 
     @property
@@ -62,15 +65,25 @@ class RunWatch:
 
     @property
     def now(self) -> float:
-        """The clock of what is shown: the wall clock, or the moment of the replay."""
-        return self._clock() if self.player is None else self.player.now
+        """The clock of what is shown: the trainer's as far as it can be told from here, or the moment of the replay."""
+        if self.player is not None:
+            return self.player.now
+        now, last = self._clock(), self._follower.state.last_time
+        if last is None:
+            return now
+        grew = self._grew
+        if grew is None and last > now:  # a copy that was made just now has old times, and none that lie ahead
+            grew = grown(sorted(self.directory.glob("events-*.jsonl")))
+        return last + heard(last, grew, now)
 
     def tick(self, worst: int | None = None) -> Snapshot:
         """Take in what is new, move a playing replay on, and build the snapshot, with rows of the ``worst`` only."""
-        self._follower.poll()
+        first = self._follower.state.last_time is None
+        if self._follower.poll() and not first:
+            self._grew = self._clock()
         if self.player is not None:
             return self.player.tick(worst)
-        now = self._clock()
+        now = self.now
         return self._builder.build(self._follower.state, now, self._follower.damage, self._sample(now), worst)
 
     def row(self, env_id: int) -> EnvironmentRow:

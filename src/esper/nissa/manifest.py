@@ -149,10 +149,14 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _host() -> Host:
+def host_digest() -> str:
+    """See :class:`Host`."""
     told = (platform.node(), platform.system(), platform.release(), platform.machine(), _processor(), os.cpu_count())
-    digest = hashlib.sha256(repr(told).encode()).hexdigest()[:16]
-    return Host(digest, platform.system(), platform.machine(), os.cpu_count() or 1)
+    return hashlib.sha256(repr(told).encode()).hexdigest()[:16]
+
+
+def _host() -> Host:
+    return Host(host_digest(), platform.system(), platform.machine(), os.cpu_count() or 1)
 
 
 def _processor() -> str:
