@@ -28,7 +28,7 @@ from esper.leyline import EnvView, GateThresholds, Policy, TelemetryEventType, U
 from esper.run.checks import check_optimizer, made, whole
 from esper.run.loop import OwnLoop
 from esper.run.open import Job, RunOpening, open_run
-from esper.run.own import Budget, Loader, OwnChoices, OwnModel
+from esper.run.own import Budget, Loader, OwnChoices, OwnModel, check_life
 from esper.run.packed import pack, unpack
 from esper.run.play import EpisodePlan, Episodes
 from esper.run.resume import LIBRARY, CheckpointInfo, DeferredSink, Snapshot, find_newest, find_state
@@ -115,13 +115,14 @@ def grow(  # noqa: PLR0913
     whole("seed", seed, least=0)
     whole("steps_per_epoch", steps_per_epoch, optional=True)
     made("model", model, nn.Module)
+    decider = chosen_policy(policy)
+    check_life(choices.budget, decider)
     if optimizer is not None:
         check_optimizer(model, optimizer)
     batches = LoaderBatches(train, batches=steps_per_epoch, unpacking=choices.unpacking)
     own = OwnModel.of(model, _splits(val, test), choices, optimizer)
     batches.device = own.device
     own = replace(own, setup=replace(own.setup, batches=batches))
-    decider = chosen_policy(policy)
     opening, delivery = _opening(own, decider, run_dir), _Delivery()
     executor = delivery.executor = own.executor(opening.sink.emit)
     episodes = Episodes(executor, {decider.name: decider}, EpisodePlan(1, choices.budget.epochs, seed))
@@ -179,9 +180,10 @@ class Grower:
                 f"Budget.schedule is {choices.budget.schedule!r}; in a loop of your own the rates are yours to move:"
                 " step a scheduler of torch.optim.lr_scheduler"
             )
+        self._policy = chosen_policy(policy)
+        check_life(choices.budget, self._policy)
         self._optimizer = innermost(optimizer)
         self._own = OwnModel.of(model, _splits(val, test), choices, self._optimizer)
-        self._policy = chosen_policy(policy)
         self._subject = self._own.subject(self._policy)
         self._opening = _opening(self._own, self._policy, run_dir)
         self._loop = OwnLoop(self._own.executor(self._opening.sink.emit), self._policy, choices.budget.epochs)

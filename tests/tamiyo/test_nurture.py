@@ -70,7 +70,7 @@ def test_what_is_proven_waits_for_growth() -> None:
 
 def test_growth_is_offered_while_there_is_time_and_not_twice_in_a_row_where_it_was_refused() -> None:
     assert ops(row_view(epoch=0)) == {Op.WAIT, Op.GERMINATE}
-    life = Nurture().rules.config.shortest_life(row_view().gates)
+    life = row_view().gates.shortest_life(Nurture().rules.config.tempo)
     assert ops(row_view(epoch=30 - life)) == {Op.WAIT, Op.GERMINATE} and ops(row_view(epoch=31 - life)) == {Op.WAIT}
     for success in (True, False):
         view = row_view(last_outcome=ActionOutcome(GERMINATE, success, None if success else "the governor said no"))

@@ -97,6 +97,10 @@ class GateThresholds:
                 "it is a share of the metric's scale, from 0 to 1"
             )
 
+    def shortest_life(self, tempo: int = 1) -> int:
+        """Epochs from germination to the earliest fossilization, with an alpha ramp of ``tempo`` epochs."""
+        return 1 + self.min_training_epochs + tempo + self.min_holding_epochs
+
     @property
     def unit(self) -> str | None:
         """Unit of the metric."""

@@ -22,6 +22,7 @@ from esper.leyline import DataError, GateThresholds, Metric, Policy, Sink, Usage
 from esper.run import checks
 from esper.run.assembly import pick_device
 from esper.run.session import Announcement
+from esper.tamiyo.policies.static import StaticPolicy
 from esper.tasks.answers import ignored_by
 from esper.tasks.base import Batch, CountedBatch
 from esper.tasks.loader import LoadedSplit, Unpack, Unpacking
@@ -134,6 +135,17 @@ class OwnChoices:
     def unpacking(self) -> Unpacking:
         """How a batch is taken apart."""
         return Unpacking(self.unpack, own_loss=self.loss is None)
+
+
+def check_life(budget: Budget, policy: Policy) -> None:
+    """Raise ``UsageError`` where no seed can live long enough to be kept."""
+    life = budget.gates.shortest_life()
+    if budget.epochs < life and not isinstance(policy, StaticPolicy):
+        raise UsageError(
+            f"Budget.epochs is {budget.epochs}, and by Budget.gates a seed is kept after {life} at the earliest: nothing "
+            "could grow; validate more often (grow(steps_per_epoch=...), or after_epoch() in mid-epoch), train longer, "
+            "or ask for fewer epochs: GateThresholds(min_training_epochs=..., min_holding_epochs=...)"
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -400,7 +400,9 @@ class Trainer:
         learning = tuple(parameter.requires_grad for parameter in self.model.parameters())
         if self._step_counted is None or self._step_counted[0] != (probing, learning):
             with self.as_trained():
-                counted = count_step(self.model, lambda: self._run(self.setup.sample), len(self.setup.sample), probing)
+                counted = count_step(
+                    self.model, lambda: self._run(self.setup.sample), self.setup.sample_examples, probing
+                )
             self._step_counted = (probing, learning), counted
         return self._step_counted[1]
 

@@ -54,10 +54,6 @@ class HeuristicConfig:
     plateau_change: float = 0.02
     """Learning has stalled when the loss fell by less than this share over ``plateau_epochs``."""
 
-    def shortest_life(self, gates: GateThresholds) -> int:
-        """Epochs from germination to the earliest fossilization."""
-        return 1 + gates.min_training_epochs + self.tempo + gates.min_holding_epochs
-
 
 class HeuristicPolicy(EnvPolicy):
     """One decision an epoch, the most urgent first: harm, blending, keeping what is proven, growth, failure."""
@@ -126,7 +122,7 @@ class HeuristicPolicy(EnvPolicy):
     def _grow(self, view: EnvView) -> Iterator[Decision]:
         """An audition of the most promising blueprint in each free slot, while there is time for it to prove itself."""
         epochs_left = view.max_epochs - view.epoch
-        if view.epoch < self.config.first_epoch or epochs_left < self.config.shortest_life(view.gates):
+        if view.epoch < self.config.first_epoch or epochs_left < view.gates.shortest_life(self.config.tempo):
             return
         for slot in legal_slots(view, Op.GERMINATE):
             blueprint = max(legal_blueprints(view, slot), key=lambda name: self._promise(view, slot, name))

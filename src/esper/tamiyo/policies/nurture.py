@@ -39,7 +39,7 @@ class Nurture:
         return Offer(_narrowed(masks, space, otherwise.action, bool(growth), self.rules.config), otherwise)
 
     def _has_time(self, view: EnvView) -> bool:
-        return view.max_epochs - view.epoch >= self.rules.config.shortest_life(view.gates)
+        return view.max_epochs - view.epoch >= view.gates.shortest_life(self.rules.config.tempo)
 
 
 def _refused(view: EnvView) -> bool:
