@@ -12,11 +12,14 @@ from esper.leyline import (
     EnvSpec,
     EnvView,
     FactoredAction,
+    GateThresholds,
     Op,
     SeedStage,
 )
 
 EPOCHS = 9
+SHORT = GateThresholds(min_training_epochs=0, min_holding_epochs=0)
+"""For runs of few epochs."""
 
 
 class KeepOne:

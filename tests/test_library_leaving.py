@@ -181,11 +181,10 @@ def test_places_of_like_names_are_two(tmp_path: Path) -> None:
     make, _ = HOSTS["reached"]
     choices = OwnChoices(LOSS, at=["inner.b.0", "inner.b_0"], budget=Budget(epochs=1))
     model = make()
-    with Grower(
-        model, torch.optim.SGD(model.parameters(), 0.1), val=VALIDATION, choices=choices, run_dir=tmp_path / "run"
-    ) as grower:
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with Grower(model, optimizer, val=VALIDATION, choices=choices, policy="static", run_dir=tmp_path / "run") as grower:
         assert [slot.slot_id for slot in grower.view.slots] == ["inner_b_0", "inner_b_0_2"]
-        epoch(grower, torch.optim.SGD(model.parameters(), 0.1))
+        epoch(grower, optimizer)
 
 
 def test_a_change_of_directory_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from esper.leyline import UsageError
+from esper.leyline import GateThresholds, UsageError
 from esper.library import Budget, Grower, OwnChoices, grow
+from esper.nissa.reader import read_journal
+from four_classes import KeepOne
 from own_loop import LOSS, TRAIN, VALIDATION, Loop, narrow
 
 pytestmark = pytest.mark.usefixtures("without_figures")
@@ -75,6 +78,7 @@ def test_a_loss_of_shape_one_is_one_number(tmp_path: Path) -> None:
         val=VALIDATION,
         loss=lambda output, targets: LOSS(output, targets).reshape(1),
         at=["1"],
+        policy="static",
         budget=Budget(epochs=2),
         run_dir=tmp_path / "run",
     )
@@ -223,3 +227,39 @@ def test_an_optimizer_for_seeds_alone_is_for_a_model_that_does_not_learn(tmp_pat
         others = empty if model[0].weight.requires_grad else narrow().parameters()
         with pytest.raises(UsageError, match="holds no parameter of the model"):
             Grower(model, torch.optim.SGD(others, lr=0.1), val=VALIDATION, choices=choices)
+
+
+def test_a_budget_too_short_for_any_seeds_life_is_told_before_the_first_batch(tmp_path: Path) -> None:
+    def read() -> Iterator[Any]:
+        raise AssertionError("a batch was read")
+        yield
+
+    class Unread:
+        def __iter__(self) -> Iterator[Any]:
+            return read()
+
+        def __len__(self) -> int:
+            return 1
+
+    short = GateThresholds(min_training_epochs=1, min_holding_epochs=0)
+    assert [GateThresholds().shortest_life(), short.shortest_life()] == [7, 3]
+    for budget, life in ((Budget(epochs=6), 7), (Budget(epochs=2, gates=short), 3)):
+        model = narrow()
+        with pytest.raises(UsageError, match=f"epochs is {budget.epochs}, .* kept after {life} at the earliest"):
+            grow(model, train=Unread(), val=Unread(), loss=LOSS, budget=budget, run_dir=tmp_path / "run")
+        with pytest.raises(UsageError, match="nothing could grow"):
+            Grower(
+                model, torch.optim.SGD(model.parameters(), 0.1), val=Unread(), choices=OwnChoices(LOSS, budget=budget)
+            )
+    free = GateThresholds(min_gradient_ratio=0.0, min_gradient_health=0.0, ask_for_gain=False)
+    result = grow(
+        narrow(),
+        train=TRAIN,
+        val=VALIDATION,
+        loss=LOSS,
+        at=["1"],
+        policy=KeepOne(),
+        budget=Budget(epochs=7, parameters=5000, gates=free),
+        run_dir=tmp_path / "shortest",
+    )
+    assert any(event.event_type.name == "SEED_FOSSILIZED" for event in read_journal(result.run_dir))

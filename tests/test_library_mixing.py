@@ -22,6 +22,7 @@ from esper.leyline import (
 from esper.library import Budget, grow
 from esper.nissa.reader import read_journal
 from esper.tolaria.legality import legal_blueprints
+from four_classes import SHORT
 
 
 class MostMixing:
@@ -65,7 +66,7 @@ def test_what_grows_in_a_users_model_mixes_no_more_than_it_does(
         val=data,
         loss=nn.CrossEntropyLoss(),
         policy=MostMixing(),
-        budget=Budget(epochs=2, max_seeds=9, parameters=10**6),
+        budget=Budget(epochs=2, max_seeds=9, parameters=10**6, gates=SHORT),
         run_dir=tmp_path / "run",
     )
     grown = [e.data["blueprint"] for e in read_journal(result.run_dir) if e.event_type.name == "SEED_GERMINATED"]
@@ -85,6 +86,6 @@ def test_where_nothing_may_grow_the_model_is_refused_with_the_reason(tmp_path: P
             train=data,
             val=data,
             loss=nn.CrossEntropyLoss(),
-            budget=Budget(epochs=2, blueprints=("conv5",)),
+            budget=Budget(epochs=2, blueprints=("conv5",), gates=SHORT),
             run_dir=tmp_path / "run",
         )

@@ -15,6 +15,7 @@ from esper.leyline import Blend, Decision, EnvSpec, EnvView, FactoredAction, Op,
 from esper.library import Budget, Grower, OwnChoices, grow
 from esper.tolaria.engine import ModuleEngine
 from esper.tolaria.surgery import host_groups, seed_groups
+from four_classes import SHORT
 from own_loop import LOSS, TRAIN, VALIDATION, narrow
 
 pytestmark = pytest.mark.usefixtures("without_figures")
@@ -52,7 +53,7 @@ def course(
     model = narrow()
     optimizer = optimizer_of(model)
     scheduler, told = scheduler_of(optimizer), []
-    choices = OwnChoices(LOSS, at=["1"], budget=Budget(epochs=6, parameters=10_000))
+    choices = OwnChoices(LOSS, at=["1"], budget=Budget(epochs=6, parameters=10_000, gates=SHORT))
     grower = Grower(
         model, optimizer, val=VALIDATION, choices=choices, policy=Late(how["start"]), run_dir=where / how["by"]
     )
@@ -137,7 +138,7 @@ def test_grow_takes_rates_from_where_a_scheduler_has_brought_them(tmp_path: Path
         optimizer=optimizer,
         at=["1"],
         policy=Late(1),
-        budget=Budget(epochs=3, parameters=10_000),
+        budget=Budget(epochs=3, parameters=10_000, gates=SHORT),
         run_dir=tmp_path / "run",
     )
     assert seen[0] == pytest.approx([0.01, 0.002]) and seen[-1] == pytest.approx([0.01, 0.002, 0.02])
@@ -147,7 +148,7 @@ def test_a_rollback_leaves_the_schedule_where_it_is(tmp_path: Path) -> None:
     model = narrow()
     optimizer = sgd(model)
     scheduler = lr_scheduler.StepLR(optimizer, 1, 0.5)
-    choices = OwnChoices(LOSS, at=["1"], budget=Budget(epochs=6, parameters=10_000))
+    choices = OwnChoices(LOSS, at=["1"], budget=Budget(epochs=6, parameters=10_000, gates=SHORT))
     rates = []
     with Grower(model, optimizer, val=VALIDATION, choices=choices, policy=Late(0), run_dir=tmp_path / "run") as grower:
         assert isinstance(grower._engine, ModuleEngine)

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from esper.leyline import DataError, UsageError
 from esper.library import Budget, Grower, OwnChoices, grow
 from esper.nissa.reader import read_journal
-from four_classes import KeepOne, loader, products
+from four_classes import SHORT, KeepOne, loader, products
 
 pytestmark = pytest.mark.usefixtures("without_figures")
 
@@ -199,7 +199,7 @@ def test_a_loop_that_forgets_a_little_is_another(whole: Path, tmp_path: Path) ->
 
 def started(tmp_path: Path, **budget: Any) -> Grower:
     network = model()
-    choices = OwnChoices(LOSS, at=["1"], budget=Budget(**{"epochs": 3, "parameters": 5000, **budget}))
+    choices = OwnChoices(LOSS, at=["1"], budget=Budget(**{"epochs": 3, "parameters": 5000, "gates": SHORT, **budget}))
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-2)
     return Grower(
         network, optimizer, val=loader(128, 1), choices=choices, policy=Remembering(), run_dir=tmp_path / "run"

@@ -120,9 +120,8 @@ def test_a_site_can_be_said_in_the_choices(tmp_path: Path) -> None:
     for at, legal in ((["body"], False), ([Site("body", batch_axis=0)], True), ({"slot": Site("body", None, 0)}, True)):
         model = Fixed()
         choices = OwnChoices(LOSS, metric="loss", at=at, budget=Budget(epochs=1))
-        grower = Grower(
-            model, torch.optim.SGD(model.parameters(), 0.1), val=batch, choices=choices, run_dir=tmp_path / str(at)[:9]
-        )
+        optimizer, where = torch.optim.SGD(model.parameters(), 0.1), tmp_path / str(at)[:9]
+        grower = Grower(model, optimizer, val=batch, choices=choices, policy="static", run_dir=where)
         if legal:
             with pytest.raises(UsageError, match="after_epoch"), grower:
                 grower.loss(*batch[0])
