@@ -74,8 +74,11 @@ def test_the_same_language_for_feed_and_board() -> None:
 
 def test_every_field_is_known_to_some_subject() -> None:
     from esper.karn.filter import item_subject, row_subject
+    from esper.karn.runtable import RunRow, run_subject
 
     shown = snapshot.build(fold(story()), 0.0)
     known = {name for item in shown.feed for name in item_subject(item)}
     known |= {name for row in shown.environments.values() for name in row_subject(row)}
+    row = RunRow(name="a", run_id="a", state="completed", ended=True, task="t", kind="k", seconds=1.0)
+    known |= set(run_subject(row))
     assert set(FIELDS) <= known

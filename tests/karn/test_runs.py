@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from esper.karn.runs import describe_run, find_runs, resolve_run, table
+from esper.karn.runs import describe_run, find_runs, resolve_run
 from esper.leyline import UsageError
 from karn.journals import write_run
 from karn.streams import random_run, story
@@ -23,7 +23,6 @@ def test_states(tmp_path: Path) -> None:
     assert states["b"] == "no end event, last heard 41 s ago"
     assert states["c"] == "no event yet"
     assert states["d"].startswith("unreadable: ")
-    assert "digits  heuristic" in table(find_runs(tmp_path), now)
 
 
 def test_an_end_event_that_was_not_committed_does_not_count(tmp_path: Path) -> None:
@@ -38,7 +37,7 @@ def test_an_end_event_that_was_not_committed_does_not_count(tmp_path: Path) -> N
 
 
 def test_no_folder_and_no_runs(tmp_path: Path) -> None:
-    assert find_runs(tmp_path / "nowhere") == [] and table([], 0.0) == "no runs here\n"
+    assert find_runs(tmp_path / "nowhere") == []
 
 
 def test_one_run_is_a_list_of_one(tmp_path: Path) -> None:

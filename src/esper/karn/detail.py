@@ -6,6 +6,7 @@ from typing import Any
 
 from esper.karn import words
 from esper.karn.parts import Curve, number, wire_safe
+from esper.karn.results import left_out
 from esper.karn.schema import Check, EnvironmentDetail, Gate, Seed, Slot
 from esper.karn.series import Series
 from esper.karn.snapshot import environment_row, figure, in_order, stale_factor
@@ -54,18 +55,19 @@ def _slot(slot: SlotFold, fold: EnvironmentFold) -> Slot:
     if seed is None:
         live = None
     else:
-        live = _seed(seed, fold.epoch, stage=slot.stage, blocked=_blocked(seed) if seed.stage is None else None)
-    return view(Slot, slot, seed=live, past=[_seed(seed, fold.epoch) for seed in slot.past])
+        live = _seed(seed, fold, stage=slot.stage, blocked=_blocked(seed) if seed.stage is None else None)
+    return view(Slot, slot, seed=live, past=[_seed(seed, fold) for seed in slot.past])
 
 
-def _seed(seed: SeedFold, epoch: int | None, **live: str | None) -> Seed:
+def _seed(seed: SeedFold, fold: EnvironmentFold, **live: str | None) -> Seed:
     return view(
         Seed,
         seed,
         **live,
-        facts=_figures(seed.facts, epoch),
+        facts=_figures(seed.facts, fold.epoch),
         gates=[view(Gate, gate, checks=list(map(_check, gate.checks))) for _, gate in sorted(seed.gates.items())],
         ended=_ended(seed),
+        left_out=left_out(fold.result, seed.seed) if seed.stage == "FOSSILIZED" else None,
         alpha=curve(seed.alpha) if seed.alpha.seen else None,
         contribution=curve(seed.contribution) if seed.contribution.seen else None,
     )

@@ -80,6 +80,7 @@ def _seed(seed: Seed, epoch: Any) -> Iterator[str]:
         ("vetoed", seed.veto),
         ("no counterfactual", seed.unavailable),
         ("ended", seed.ended),
+        ("LEFT OUT", seed.left_out),
     ):
         if text is not None:
             yield f"    {label}: {text}"

@@ -15,7 +15,7 @@ from esper.karn import words
 from esper.karn.advice import About
 from esper.karn.aggregator import apply
 from esper.karn.fold_common import known_seed
-from esper.karn.results import EndTable, end_table
+from esper.karn.results import EndTable, end_table, left_out
 from esper.karn.schema import Verdict
 from esper.karn.snapshot import in_order, run_header
 from esper.karn.state import EnvironmentFold, EpisodeRecord, GateFold, Measured, RunState, SeedFold, SlotFold, view
@@ -266,9 +266,8 @@ def _in_the_best(result: EpisodeRecord, seed_id: str, last: tuple[str, str | Non
     inside = next((seed for seed in result.seeds if seed.seed_id == seed_id), None)
     if inside is not None:
         return "kept", inside.stage or stage, inside.reason or reason
-    if outcome == "kept":
-        return "left out", stage, f"kept only after epoch {result.delivered_epoch}, whose network is delivered"
-    return last
+    why = left_out(result, seed_id)
+    return ("left out", stage, why) if outcome == "kept" and why is not None else last
 
 
 def _verdict(gate: GateFold | None) -> str | None:

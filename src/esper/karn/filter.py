@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -24,13 +24,16 @@ from esper.leyline import SEVERITIES, UsageError, unknown
 GrowthTask = Mapping[str, Any]
 """Field -> value, or a set of values of which any may match. A missing key is not known."""
 
-_NUMBERS: Final = frozenset({"env", "episode", "epoch", "score", "metric", "loss", "parameters", "time"})
+_NUMBERS: Final = frozenset({"env", "episode", "epoch", "score", "metric", "loss", "parameters", "time", "duration"})
 _ORDERS: Final[dict[str, tuple[str, ...]]] = {
     "severity": SEVERITIES,
     "level": ("ok", "watch", "bad", "critical"),
 }
 _WORDS: Final = frozenset(
-    {"type", "slot", "seed", "stage", "blueprint", "gate", "arm", "policy", "device", "status", "factor"}
+    {
+        *("type", "slot", "seed", "stage", "blueprint", "gate", "arm", "policy", "device", "status", "factor"),
+        *("run", "task", "kind", "state"),
+    }
 )
 FIELDS: Final = tuple(sorted(_NUMBERS | set(_ORDERS) | _WORDS))
 
@@ -69,7 +72,7 @@ class Term:
         ranked = [_rank(self.field, candidate) for candidate in candidates]
         # "is none of them" must hold for all, everything else for any
         fold = all if self.op == "!=" else any
-        return fold(fold(compare(one, value) for value in self.values) for one in ranked)
+        return fold(fold(_compared(compare, one, value) for value in self.values) for one in ranked)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +95,11 @@ class Filter:
         return not self.terms or self.matches(row_subject(row))
 
 
-def parse(text: str) -> Filter:
-    """Parse a filter. Raises ``UsageError`` with the position of what is wrong."""
+def parse(text: str, also: Collection[str] = ()) -> Filter:
+    """Parse a filter. Raises ``UsageError`` with the position of what is wrong.
+
+    ``also`` are names of settings, which are fields of runs: their values compare as numbers where both are.
+    """
     terms: list[Term] = []
     at = 0
     while at < len(text):
@@ -103,7 +109,7 @@ def parse(text: str) -> Filter:
         match = _TERM.match(text, at)
         if match is None or match.end() == at:
             raise _error(text, at, f"cannot read {text[at]!r}")
-        terms.append(_term(text, match))
+        terms.append(_term(text, match, also))
         at = match.end()
     return Filter(text, tuple(terms))
 
@@ -135,7 +141,7 @@ def row_subject(row: EnvironmentRow) -> GrowthTask:
     return subject
 
 
-def _term(text: str, match: re.Match[str]) -> Term:
+def _term(text: str, match: re.Match[str], also: Collection[str]) -> Term:
     field, op, raw = match["field"], match["op"], match["value"]
     place = match.start("value")
     if raw.startswith('"'):
@@ -152,14 +158,20 @@ def _term(text: str, match: re.Match[str]) -> Term:
     if field is None:
         return Term(negated, None, "", (raw.casefold(),))
     name = field.casefold()
-    if name not in FIELDS:
-        raise _error(text, match.start("field"), str(unknown("field", field, FIELDS)))
+    if name not in FIELDS and name not in also:
+        raise _error(text, match.start("field"), str(unknown("field", field, (*FIELDS, *also))))
     if name in _WORDS and op not in ("=", "!="):
         raise _error(text, match.start("op"), f"{name} has no order, so {op} makes no sense; use = or !=")
     try:
         return Term(negated, name, op, tuple(_rank(name, value) for value in values))
     except ValueError as problem:
         raise _error(text, place, str(problem)) from None
+
+
+def _compared(compare: Callable[[Any, Any], bool], one: Any, other: Any) -> bool:
+    """Of a setting one value may be a number and another a word: those are unlike, and in no order."""
+    alike = isinstance(one, str) is isinstance(other, str)
+    return compare(one, other) if alike else compare is operator.ne
 
 
 def _rank(field: str, value: Any) -> Any:
@@ -174,6 +186,11 @@ def _rank(field: str, value: Any) -> Any:
         if str(value).casefold() not in order:
             raise ValueError(f"{field} is one of {', '.join(order)}, not {value!r}")
         return order.index(str(value).casefold())
+    if field not in _WORDS:
+        try:
+            return float(value)
+        except (TypeError, ValueError):
+            pass
     return str(value).casefold()
 
 

@@ -74,6 +74,13 @@ class EndTable(msgspec.Struct, omit_defaults=True):
         return "\n".join(map(visible, [*lines, *(difference_line(each, self) for each in self.differences)]))
 
 
+def left_out(result: EpisodeRecord | None, seed_id: str) -> str | None:
+    """Why a seed that was kept is not in the network that is delivered; ``None`` where it is, or may be yet."""
+    if result is None or result.delivered != "best" or any(seed.seed_id == seed_id for seed in result.seeds):
+        return None
+    return f"kept only after epoch {result.delivered_epoch}, whose network is delivered"
+
+
 def end_table(episodes: Sequence[EpisodeRecord], run: RunFold) -> EndTable:
     """The table of ``episodes`` in the metric of ``run``."""
     return EndTable(

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from esper.karn.liveness import goes_on, grown, heard
-from esper.karn.words import ABSENT, duration
-from esper.leyline import DataError, TelemetryEvent, UsageError, visible
+from esper.karn.words import duration
+from esper.leyline import DataError, TelemetryEvent, UsageError
 from esper.leyline import TelemetryEventType as T
 from esper.leyline.files import open_regular
 from esper.nissa.manifest import Manifest
@@ -141,17 +140,6 @@ def _described(path: Path, signature: tuple[tuple[str, int, int], ...]) -> tuple
 def _word(value: Any) -> str | None:
     """What a payload says under a key that is for text, if it does."""
     return value if isinstance(value, str) else None
-
-
-def table(runs: Iterable[RunInfo], now: float) -> str:
-    """The runs as plain text, one a line."""
-    lines = [
-        visible(
-            f"{run.run_id}  {run.task or ABSENT}  {run.policy or ABSENT}  {run.bytes / 1e6:.1f} MB  {run.state(now)}"
-        )
-        for run in runs
-    ]
-    return "\n".join(map(visible, lines)) + "\n" if lines else "no runs here\n"
 
 
 def _is_run(path: Path) -> bool:

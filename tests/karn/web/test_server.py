@@ -196,7 +196,7 @@ def _get(listening: Listening, path: str, **params: Any) -> Any:
 
 
 def test_history(story_server: Listening) -> None:
-    assert [run["name"] for run in _get(story_server, "/api/runs").json()] == ["20250101-older", RUN_ID]
+    assert [run["name"] for run in _get(story_server, "/api/runs").json()["rows"]] == ["20250101-older", RUN_ID]
     found = _get(story_server, "/api/events", filter="type=seed_gate_evaluated gate=G5", limit=1).json()
     assert [event["item"]["epoch"] for event in found["events"]] == [11]
     again = _get(story_server, "/api/events", filter="gate=G5", before=found["events"][0]["at"] - 1).json()

@@ -14,6 +14,7 @@ pytest.importorskip("starlette")
 
 from esper.karn.advice import About
 from esper.karn.aggregator import fold
+from esper.karn.report import write_report
 from esper.karn.snapshot import build
 from esper.karn.verdict import lines
 from esper.karn.web.server import listen, make_server
@@ -21,7 +22,8 @@ from esper.leyline import TelemetryEvent
 from esper.leyline import TelemetryEventType as T
 from karn.journals import write_run
 from karn.streams import Recorder, begin, begin_episode, epoch_done, story
-from karn.test_verdict import run_of
+from karn.test_runtable import write
+from karn.test_verdict import BETTER, run_of
 from karn.web.browser import ARTIFACTS, Browser, go, in_a_browser, rows, turn, until
 from karn.web.serve import serving
 
@@ -31,7 +33,7 @@ LONG = "all the words of a reason that somebody else wrote " * 400
 """Some 20,000 characters with places to break."""
 SOLID = "x" * 20_000
 """As many without one."""
-VIEWS = ("verdict", "flight", "flight?env=0&slot=blocks_1", "events", "governor", "compare", "leaders")
+VIEWS = ("verdict", "runs", "flight", "flight?env=0&slot=blocks_1", "events", "governor", "compare", "leaders")
 REACH = """() => [...document.querySelectorAll('header nav button, header .tools button')].filter((button) => {
   const box = button.getBoundingClientRect();
   const hit = document.elementFromPoint(box.x + box.width / 2, box.y + box.height / 2);
@@ -194,3 +196,41 @@ def test_everything_that_is_pressed_is_large_enough_to_hit(browser: Browser, fin
         go(browser, finished, f"#/{view}")
         browser.wait(selector="main button, main table", state="attached")
         assert browser.eval(code=f"({small})()") == [], view
+
+
+def test_the_table_of_runs_is_searched_sorted_compared_and_says_how_each_was_started(
+    browser: Browser, tmp_path: Path
+) -> None:
+    good, guess = run_of(BETTER), run_of({"heuristic": [10.1, 9.9], "static": [10.0, 10.0]})
+    for name, events, rate in (("good", good, 0.01), ("guess", guess, 1e-9)):
+        write_report(write(tmp_path / "runs", name, events, lr=rate), figures=False)
+
+    def names() -> list[str]:
+        return list(browser.texts(selector="main td.name .link"))
+
+    with serving(tmp_path / "runs", tmp_path / "cache") as listening:
+        go(browser, listening.link, "#/runs")
+        until(lambda: len(names()) == 2)
+        table = browser.text(selector="main table")
+        assert "lr" in table and "No better than guessing" in table and "Better than its control static" in table
+        browser.click(selector="main th button:text-is('lr')")
+        until(lambda: names() == ["guess", "good"])
+        browser.fill(selector="main input[type=search]", text="lr>=0.01")
+        until(lambda: names() == ["good"])
+        browser.fill(selector="main input[type=search]", text="")
+        until(lambda: len(names()) == 2)
+        browser.click(selector="main td button:text-is('how')")
+        until(
+            lambda: "not committed" in browser.text(selector="tr.about") or "clean" in browser.text(selector="tr.about")
+        )
+        assert browser.axe() == []
+        for box in (1, 2):
+            browser.eval(code=f"document.querySelectorAll('main td input')[{box - 1}].click()")
+        until(lambda: "differs in lr" in browser.text(selector="main"))
+        browser.click(selector="main button:text-is('Compare')")
+        until(lambda: "runs=" in browser.eval(code="location.hash"))
+        browser.wait(selector="main .chart")
+        turn(browser, "#/runs")
+        until(lambda: len(names()) == 2)
+        browser.click(selector="main td.name .link:text-is('guess')")
+        browser.wait(selector="[data-level=bad]")

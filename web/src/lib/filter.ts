@@ -1,5 +1,5 @@
 /** The filter language, as esper.karn.filter has it: `env=3 stage=blending severity>=warning text`. */
-import type { EnvironmentRow, FeedItem } from "./schema";
+import type { EnvironmentRow, FeedItem, RunRow } from "./schema";
 
 type Value = string | number;
 export type Subject = Record<string, Value | Value[] | undefined>;
@@ -8,8 +8,8 @@ const ORDERS: Record<string, readonly string[]> = {
   severity: ["debug", "info", "warning", "error", "critical"],
   level: ["ok", "watch", "bad", "critical"],
 };
-const NUMBERS = new Set(["env", "episode", "epoch", "score", "metric", "loss", "parameters", "time"]);
-const WORDS = new Set(["type", "slot", "seed", "stage", "blueprint", "gate", "arm", "policy", "device", "status", "factor"]);
+const NUMBERS = new Set(["env", "episode", "epoch", "score", "metric", "loss", "parameters", "time", "duration"]);
+const WORDS = new Set(["type", "slot", "seed", "stage", "blueprint", "gate", "arm", "policy", "device", "status", "factor", "run", "task", "kind", "state"]);
 export const FIELDS = [...NUMBERS, ...Object.keys(ORDERS), ...WORDS].sort();
 
 const COMPARE: Record<string, (a: Value, b: Value) => boolean> = {
@@ -35,8 +35,8 @@ export interface Filter {
 
 const TERM = /(-?)(?:([A-Za-z_]+)\s*(!=|>=|<=|=|>|<)\s*)?("[^"]*"?|[^\s"]*)/y;
 
-/** Parse a filter. Throws an error whose message says where it is wrong. */
-export function parse(text: string): Filter {
+/** Parse a filter. Throws an error whose message says where it is wrong. `also` are names of settings: their values compare as numbers where both are. */
+export function parse(text: string, also: readonly string[] = []): Filter {
   const terms: Term[] = [];
   let at = 0;
   while (at < text.length) {
@@ -47,13 +47,13 @@ export function parse(text: string): Filter {
     TERM.lastIndex = at;
     const match = TERM.exec(text);
     if (!match?.[0]) throw wrong(at, `cannot read ${JSON.stringify(text[at])}`);
-    terms.push(term(match, at));
+    terms.push(term(match, at, also));
     at += match[0].length;
   }
   return { text, matches: (subject) => terms.every((one) => holds(one, subject) !== one.negated) };
 }
 
-function term(match: RegExpExecArray, at: number): Term {
+function term(match: RegExpExecArray, at: number, also: readonly string[]): Term {
   const [whole, not, field, op, given] = match as unknown as [string, string, string?, string?, string?];
   let raw = given ?? "";
   const place = at + whole.length - raw.length;
@@ -68,7 +68,7 @@ function term(match: RegExpExecArray, at: number): Term {
   if (field === undefined || op === undefined)
     return { negated: not === "-", field: null, op: "", values: [raw.toLowerCase()] };
   const name = field.toLowerCase();
-  if (!FIELDS.includes(name)) throw wrong(at + not.length, `unknown field '${field}': choose from ${FIELDS.join(", ")}`);
+  if (!FIELDS.includes(name) && !also.includes(name)) throw wrong(at + not.length, `unknown field '${field}': choose from ${[...FIELDS, ...also].join(", ")}`);
   if (WORDS.has(name) && op !== "=" && op !== "!=")
     throw wrong(at + not.length + field.length, `${name} has no order, so ${op} makes no sense; use = or !=`);
   return { negated: not === "-", field: name, op, values: values.map((value) => rank(name, value, place)) };
@@ -80,7 +80,9 @@ function holds(one: Term, subject: Subject): boolean {
   if (given === undefined) return false;
   const field = one.field;
   const ranked = (Array.isArray(given) ? given : [given]).map((value) => rank(field, value, 0));
-  const compare = COMPARE[one.op] ?? (() => false);
+  const ask = COMPARE[one.op] ?? (() => false);
+  // of a setting one value may be a number and another a word: those are unlike, and in no order
+  const compare = (a: Value, b: Value) => (typeof a === typeof b ? ask(a, b) : one.op === "!=");
   // "is none of them" must hold for all, everything else for any
   return one.op === "!="
     ? ranked.every((value) => one.values.every((wanted) => compare(value, wanted)))
@@ -96,7 +98,7 @@ function rank(field: string, value: Value, at: number): Value {
   }
   const order = ORDERS[field];
   const folded = String(value).toLowerCase();
-  if (!order) return folded;
+  if (!order) return WORDS.has(field) || !folded.trim() || Number.isNaN(Number(folded)) ? folded : Number(folded);
   if (!order.includes(folded)) throw wrong(at, `${field} is one of ${order.join(", ")}, not '${value}'`);
   return order.indexOf(folded);
 }
@@ -109,6 +111,17 @@ const wrong = (at: number, problem: string) => new Error(`filter, position ${at 
 export function itemSubject(item: FeedItem): Subject {
   const names = [item.type, item.slot, item.seed, item.blueprint, item.stage].filter((name) => name !== undefined);
   return { ...item, text: [item.text, ...names].join(" ") } as Subject;
+}
+
+/** Fields of a run, its settings by their names. */
+export function runSubject(row: RunRow): Subject {
+  const settings = Object.entries(row.settings ?? {}).map(([name, value]) => [name, Array.isArray(value) ? value.map(String) : typeof value === "number" || typeof value === "string" ? value : String(value)]);
+  const { name, task, policy, kind, state, level, result, created, seconds, headline } = row;
+  return {
+    ...(Object.fromEntries(settings) as Subject),
+    ...{ run: name, task, policy, kind, state, level, metric: result, time: created, duration: seconds },
+    text: [name, task, policy, state, headline].filter(Boolean).join(" "),
+  };
 }
 
 /** Fields of an environment; slots, stages, blueprints and factors match if any of them does. */

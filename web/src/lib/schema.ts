@@ -313,6 +313,23 @@ export interface Request {
   live?: boolean;
 }
 
+/** All that a manifest says of one run: enough to start it again. */
+export interface RunAbout {
+  name: string;
+  command: string;
+  settings: Record<string, unknown>;
+  sources: Record<string, string>;
+  packages: Record<string, string>;
+  python?: string;
+  system?: string;
+  host?: string;
+  cpus?: number;
+  revision?: string;
+  dirty?: boolean;
+  diff?: string;
+  diff_bytes?: number;
+}
+
 /** What runs, and how it is. */
 export interface RunHeader {
   state: "ended" | "reading" | "running" | "silent" | "waiting";
@@ -346,6 +363,33 @@ export interface RunHeader {
   suppressed?: Array<string>;
   checkpoint?: string;
   exported?: string;
+}
+
+/** One run in the table. */
+export interface RunRow {
+  name: string;
+  run_id: string;
+  state: string;
+  ended: boolean;
+  created?: number;
+  seconds?: number;
+  task?: string;
+  policy?: string;
+  kind?: string;
+  last_time?: number;
+  bytes?: number;
+  level?: "bad" | "critical" | "ok" | "watch";
+  headline?: string;
+  result?: Num;
+  arm?: string;
+  split?: string;
+  settings?: Record<string, unknown>;
+}
+
+/** Runs, the newest last, and the settings in which they differ. */
+export interface RunTable {
+  rows: Array<RunRow>;
+  keys: Array<string>;
 }
 
 /** The seed inspector. */

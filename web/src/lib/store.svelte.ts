@@ -2,7 +2,7 @@
 import { Connection, get, keepToken, Refused, takeToken } from "./connection";
 import { parse, rowSubject, type Filter } from "./filter";
 import { formatPlace, parsePlace, type Place } from "./route";
-import type { EnvironmentRow, Request, Snapshot, View } from "./schema";
+import type { EnvironmentRow, Request, RunRow, RunTable, Snapshot, View } from "./schema";
 import { advance, columnsAfter, decodeFrame, type Columns } from "./wire";
 
 /** Milliseconds without a frame after which the page says that it has no contact. */
@@ -25,24 +25,15 @@ export interface Timeline {
   marks_seen: number;
 }
 
-export interface RunInfo {
-  name: string;
-  run_id: string;
-  state: string;
-  ended: boolean;
-  task?: string;
-  policy?: string;
-  kind?: string;
-  created?: number;
-}
-
 export type Line = { device: string; count: number; level: string } | { env: number };
 
 class Overwatch {
   view = $state.raw<View | null>(null);
   place = $state.raw<Place>({ view: "verdict" });
   token = $state<string | null>(null);
-  runs = $state.raw<RunInfo[]>([]);
+  runs = $state.raw<RunRow[]>([]);
+  /** Settings in which the runs differ. */
+  keys = $state.raw<string[]>([]);
   timeline = $state.raw<Timeline | null>(null);
   cursor = $state<number | null>(null);
   byNumber = $state(false);
@@ -78,7 +69,7 @@ class Overwatch {
 
   filter = $derived.by<{ filter: Filter | null; error: string }>(() => {
     try {
-      return { filter: this.filterText.trim() ? parse(this.filterText) : null, error: "" };
+      return { filter: this.filterText.trim() ? parse(this.filterText, this.keys) : null, error: "" };
     } catch (error) {
       return { filter: null, error: (error as Error).message };
     }
@@ -152,7 +143,7 @@ class Overwatch {
   /** Why there is no connection: nobody answers, the token is no longer the right one, or the run is not here. */
   private async askWhy(): Promise<void> {
     try {
-      this.runs = await get<RunInfo[]>("api/runs");
+      this.take(await get<RunTable>("api/runs"));
       this.gone = this.place.run !== undefined && !this.runs.some((run) => run.name === this.place.run);
     } catch (error) {
       if (error instanceof Refused && error.status === 401) {
@@ -166,6 +157,8 @@ class Overwatch {
   /** Change where the operator looks; the address follows, so that every place can be linked to. */
   go(change: Partial<Place>, keep = false): void {
     const next = { ...this.place, ...change };
+    // a filter of runs says nothing of environments and events, nor the other way round
+    if (ofRuns(next) !== ofRuns(this.place) && !("filter" in change)) delete next.filter;
     const hash = formatPlace(next);
     if (keep || hash === formatPlace(this.place)) history.replaceState(null, "", hash);
     else history.pushState(null, "", hash);
@@ -239,10 +232,15 @@ class Overwatch {
 
   private timelineDue = Number.POSITIVE_INFINITY;
 
+  private take(table: RunTable): void {
+    this.runs = table.rows;
+    this.keys = table.keys;
+  }
+
   private async loadRuns(): Promise<void> {
     try {
       const began = performance.now();
-      this.runs = await get<RunInfo[]>("api/runs");
+      this.take(await get<RunTable>("api/runs"));
       this.runsDue = performance.now() + Math.max(RUNS_EVERY, 50 * (performance.now() - began));
     } catch (error) {
       this.problem = (error as Error).message;
@@ -253,7 +251,7 @@ class Overwatch {
   private arrive(next: Place): void {
     const before = this.place;
     this.place = next;
-    if (next.filter !== undefined) this.filterText = next.filter;
+    if (next.filter !== undefined || ofRuns(next) !== ofRuns(before)) this.filterText = next.filter ?? "";
     if (next.run !== before.run) {
       this.cursor = null;
       this.connect();
@@ -338,6 +336,8 @@ class Overwatch {
     }
   }
 }
+
+const ofRuns = (place: Place): boolean => place.view === "runs";
 
 export const SPEEDS = [0.1, 0.25, 0.5, 1, 2, 5, 10, 30, 100, 1000];
 

@@ -18,12 +18,12 @@ from typing import Any, Final
 
 import msgspec
 
-from esper.karn import runs as run_list
 from esper.karn.advice import about
 from esper.karn.compare import compare
 from esper.karn.detail import build_detail
 from esper.karn.filter import parse
 from esper.karn.replay import ReadProgress, Timeline
+from esper.karn.runtable import run_about, run_table
 from esper.karn.snapshot import build, feed_item
 from esper.leyline import DataError, EsperError, MissingExtraError, UsageError, unknown
 from esper.leyline.decoding import told
@@ -96,6 +96,7 @@ def make_app(target: str | Path, access: Access, *, static: Path | None = None, 
     page = STATIC if static is None else static
     routes: list[Any] = [
         Route("/api/runs", _answer(hangar, _runs)),
+        Route("/api/run", _answer(hangar, _run)),
         Route("/api/snapshot", _answer(hangar, _snapshot)),
         Route("/api/environment/{env}", _answer(hangar, _environment)),
         Route("/api/timeline", _answer(hangar, _timeline)),
@@ -141,17 +142,14 @@ def _whole(text: str, name: str) -> int:
 
 
 async def _runs(deck: Deck, request: HttpRequest) -> Response:
-    found = await anyio.to_thread.run_sync(lambda: [run_list.describe_run(path) for path in deck.paths()])
-    now = deck.clock()
-    return _json([_run(run, now) for run in found])
+    """All runs, and the settings in which they differ."""
+    return _json(await anyio.to_thread.run_sync(lambda: run_table(deck.paths(), deck.clock())))
 
 
-def _run(run: run_list.RunInfo, now: float) -> dict[str, Any]:
-    fields = {
-        name: getattr(run, name) for name in ("run_id", "created", "task", "policy", "kind", "last_time", "bytes")
-    }
-    known = {name: value for name, value in fields.items() if value is not None}
-    return {**known, "name": run.path.name, "state": run.state(now), "ended": run.end_status is not None}
+async def _run(deck: Deck, request: HttpRequest) -> Response:
+    """What the manifest says of one run."""
+    directory = deck.feed(request.query_params.get("run")).directory
+    return _json(await anyio.to_thread.run_sync(run_about, directory))
 
 
 async def _snapshot(deck: Deck, request: HttpRequest) -> Response:
