@@ -27,6 +27,10 @@ class Model:
     refused: bool = False
     """Whether it is here to be refused."""
 
+    def examples(self, inputs: Any) -> int:
+        """How many there are in a batch: the length of its first tensor, or of molecules how many there are."""
+        return EXAMPLES if self.inputs is molecules else len(inputs[0] if isinstance(inputs, tuple) else inputs)
+
 
 def images(channels: int = 3, size: int = 32) -> Callable[[], Tensor]:
     return lambda: torch.randn(EXAMPLES, channels, size, size)
