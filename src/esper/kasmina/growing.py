@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from esper.kasmina.auto import auto_sites
+from esper.kasmina.compiled import as_written
 from esper.kasmina.copies import Twin
 from esper.kasmina.exposure import Exposure, hidden
 from esper.kasmina.fold import Folds, rehearse
@@ -149,6 +150,8 @@ class GrowingModel(nn.Module):
 
     def run(self, sample: Sample) -> Any:
         """What the host gives for ``sample``, grown; a replay of this pass runs the same way."""
+        for tap in self.taps.values():
+            tap.set_mode()  # here, and not in a graph, of which there would be one for each mode that comes before
         if self._tape is not None:
             self._tape.again = lambda: invoke(self.host, sample)
         return invoke(self.host, sample)
@@ -175,7 +178,8 @@ class GrowingModel(nn.Module):
         try:
             for slot_id, alpha in config.items():
                 self.taps[slot_id].alpha = alpha
-            yield
+            with as_written() if config else nullcontext():
+                yield
         finally:
             for slot_id, alpha_before in before.items():
                 self.taps[slot_id].alpha = alpha_before

@@ -12,6 +12,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from esper.kasmina.compiled import as_written
+
 
 def _matrix_vector(matrix: Tensor, vector: Tensor) -> int:
     return matrix.numel()
@@ -71,7 +73,7 @@ def counting() -> Iterator[MacCounter]:
         torch.backends.mha.set_fastpath_enabled(False)
         torch.backends.mkldnn.enabled = False  # type: ignore[assignment]
         torch.backends.cudnn.enabled = False
-        with sdpa_kernel(SDPBackend.MATH), MacCounter() as counter:
+        with as_written(), sdpa_kernel(SDPBackend.MATH), MacCounter() as counter:
             yield counter
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)

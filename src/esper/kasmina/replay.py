@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from esper.kasmina.checkpointing import CannotAnswerAgain, computed_anew, reentrant_ones_replaced
+from esper.kasmina.compiled import as_written
 from esper.kasmina.macs import counted
 from esper.kasmina.precision import Autocast
 from esper.kasmina.probe import NOISES
@@ -150,7 +151,10 @@ def running(model: GrowingModel, start: tuple[str, Tape] | None, onto: Tape | No
         if onto is not None:
             for slot_id, tap in model.taps.items():
                 tap.listener = onto.listener(model.sites[slot_id])
-        with substituted(stand_ins):
+        with ExitStack() as stack:
+            if stand_ins:
+                stack.enter_context(as_written())
+                stack.enter_context(substituted(stand_ins))
             yield
     finally:
         for tap, muted, listener in before:
@@ -193,6 +197,7 @@ def evaluate_configs(model: GrowingModel, sample: Sample, configs: Sequence[Alph
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
         stack.enter_context(reentrant_ones_replaced())
+        stack.enter_context(as_written())
         if any(module.training for module in model.modules()):
             stack.enter_context(mode(model, False))
         if model.writes_buffers:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from esper.kasmina import blueprints
 from esper.kasmina.birth import parameter_count, random_input, tried
+from esper.kasmina.compiled import forget_graphs
 from esper.kasmina.gates import check, evaluate_birth, evaluate_gate, verdict
 from esper.kasmina.gradients import gradient_health, gradient_ratio, smooth, tensor_norms, total_norm
 from esper.kasmina.isolation import IsolatedBlend, IsolationMonitor, StraightThrough, added, blend, isolate
@@ -58,8 +59,7 @@ class SlotConfig:
     def __post_init__(self) -> None:
         if self.embargo_epochs < 1 or self.detach_epochs < 0:
             raise UsageError(
-                f"embargo of {self.embargo_epochs} and detachment for {self.detach_epochs} epochs;"
-                " legal: at least 1 and at least 0"
+                f"embargo of {self.embargo_epochs} and detachment for {self.detach_epochs} epochs; legal: from 1, from 0"
             )
 
 
@@ -121,8 +121,7 @@ class SeedSlot(nn.Module):
         """What the host lets a seed mix here, once it was measured."""
         self.monitor = IsolationMonitor()
         self.germinations = 0
-        self.seed = None
-        self.state = None
+        self.seed = self.state = None
 
     def forward(self, h: Tensor, alpha: float | None = None, x: Tensor | None = None) -> Tensor:
         """The feature behind the slot, of the shape of ``h``; a seed beside a module sees its input ``x``.
@@ -166,8 +165,8 @@ class SeedSlot(nn.Module):
         state = self.state
         return (
             state is not None
-            and state.stage is SeedStage.TRAINING
             and state.incubation is Incubation.STRAIGHT_THROUGH
+            and state.stage is SeedStage.TRAINING
             and self.training
             and torch.is_grad_enabled()
         )
@@ -428,10 +427,11 @@ class SeedSlot(nn.Module):
         if to not in LEGAL_MOVES[origin]:
             raise RuntimeError(f"slot {self.slot_id}: {origin.name} -> {to.name} is not a legal move")
         state.enter(to, self.stamp.epoch)
+        if self.seed is not None or to is SeedStage.PRUNED:
+            forget_graphs()
         data: dict[str, Any] = {"from": origin.name, "to": to.name, "epochs_in_stage": stayed}
-        self._emit_telemetry(
-            TelemetryEventType.SEED_STAGE_CHANGED, data=data if reason is None else data | {"reason": reason}
-        )
+        data |= {} if reason is None else {"reason": reason}
+        self._emit_telemetry(TelemetryEventType.SEED_STAGE_CHANGED, data=data)
 
     def lifecycle(self) -> dict[str, Any]:
         """Everything but weights and buffers, JSON-able."""

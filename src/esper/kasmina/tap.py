@@ -6,9 +6,11 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import nn
 
 from esper.kasmina.checkpointing import computed_anew
+from esper.kasmina.compiled import forget_graphs
 from esper.kasmina.copies import Twin
 from esper.kasmina.probe import Place
 from esper.kasmina.slot import SeedSlot
@@ -53,9 +55,7 @@ class Tap:
         """The output with the slot's tensor in place of the host's; ``None`` where nothing changes."""
         if self.slot.seed is None or self.muted:
             return None
-        training = self.host.training if self.training is None else self.training
-        if self.slot.training is not training and not computed_anew():
-            self.slot.train(training)
+        self.set_mode()
         h = self.place.take(output)
         grown = self.slot(h, self.alpha, self.place.entering(args, kwargs))
         if grown is h:
@@ -65,14 +65,22 @@ class Tap:
             self.listener(changed)
         return changed
 
+    def set_mode(self) -> None:
+        """Put the seed in the mode that a pass is made in; what is computed anew is computed as it was before."""
+        training = self.host.training if self.training is None else self.training
+        if self.slot.training is not training and (torch.compiler.is_dynamo_compiling() or not computed_anew()):
+            self.slot.train(training)
+
     def attach(self, module: nn.Module) -> None:
         """Attach as a forward hook, once and for all."""
         module.register_forward_hook(self, with_kwargs=True)
+        forget_graphs()
 
     def attach_inside(self, module: nn.Module) -> None:
         """Attach behind the module's own ``forward``, for modules that compute otherwise when they have hooks."""
         self.detach(module)
         module.__dict__["forward"] = Inside(module.forward, self, module)
+        forget_graphs()
 
     def detach(self, module: nn.Module) -> None:
         """Leave the module as it was."""
@@ -82,6 +90,7 @@ class Tap:
                 del module._forward_hooks_with_kwargs[key]
         if isinstance(module.__dict__.get("forward"), Inside):
             del module.__dict__["forward"]
+        forget_graphs()
 
 
 class Inside:

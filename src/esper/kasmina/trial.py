@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from esper.kasmina.checkpointing import reentrant_ones_replaced
+from esper.kasmina.compiled import as_written
 from esper.leyline import UsageError
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
@@ -174,6 +175,7 @@ def trial(module: nn.Module, training: bool = False) -> Iterator[None]:
         random_kept(device_of(module)),
         buffers_kept(module.modules()),
         reentrant_ones_replaced(),
+        as_written(),
         torch.no_grad(),
     ):
         yield
