@@ -151,7 +151,8 @@ class GrowingModel(nn.Module):
     def run(self, sample: Sample) -> Any:
         """What the host gives for ``sample``, grown; a replay of this pass runs the same way."""
         for tap in self.taps.values():
-            tap.set_mode()  # here, and not in a graph, of which there would be one for each mode that comes before
+            if isinstance(tap, Tap):
+                tap.set_mode()  # here, and not in a graph, of which there would be one for each mode that comes before
         if self._tape is not None:
             self._tape.again = lambda: invoke(self.host, sample)
         return invoke(self.host, sample)

@@ -59,7 +59,7 @@ class SlotConfig:
     def __post_init__(self) -> None:
         if self.embargo_epochs < 1 or self.detach_epochs < 0:
             raise UsageError(
-                f"embargo of {self.embargo_epochs} and detachment for {self.detach_epochs} epochs; legal: from 1, from 0"
+                f"embargo of {self.embargo_epochs}, detachment for {self.detach_epochs} epochs; legal: from 1, from 0"
             )
 
 
