@@ -17,7 +17,8 @@ from rich.console import Console
 
 from esper.karn.plain import render
 from esper.karn.report import read_evidence, write_report
-from esper.karn.runs import find_runs, table
+from esper.karn.runs import find_runs
+from esper.karn.runtable import run_table, text
 from esper.karn.snapshot import build
 from esper.karn.source import Follower
 from esper.karn.store import SqlStore
@@ -68,7 +69,8 @@ def test_text_faces(run: Path) -> None:
     follower = Follower(run)
     follower.poll()
     clean(render(build(follower.state, START + 60, follower.damage)))
-    clean(table(find_runs(run.parent), START))
+    runs = run_table([info.path for info in find_runs(run.parent)], START)
+    clean(text(runs, runs.rows))
     clean(str(read_evidence(run)[0].table))
     out = io.StringIO()
     print_summary(run, Console(file=out, highlight=False, width=200))
@@ -180,7 +182,10 @@ def test_only_regular_files_are_read(
     odd, other = (write_run(tmp_path / "runs", story(), run_id=run_id) for run_id in ("odd", "other"))
     change(odd / name)
     assert main(["runs", str(other.parent)]) == 0
-    assert "other  digits" in capsys.readouterr().out, "one run does not stand in the way of the others"
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert any(line[0] == "other" and "digits" in line for line in lines), (
+        "one run does not stand in the way of the others"
+    )
     for command in (["report"], ["query"], ["overwatch", "--once"]):
         more = ["select count(*) from events"] if command == ["query"] else []
         status, said = main([*command, str(odd), *more]), capsys.readouterr()
@@ -219,12 +224,17 @@ def test_a_line_that_is_no_event_under_a_checksum_that_is_right(
             writer(event)
     monkeypatch.undo()
     assert main(["runs", str(other.parent)]) == 0
-    assert "other  digits" in capsys.readouterr().out
+    assert listed("other", capsys.readouterr().out)
     assert main(["query", str(path), "select count(*) from events"]) == 0
     assert says in capsys.readouterr().err
     assert main(["overwatch", "--once", str(path)]) == 0
     assert says in capsys.readouterr().out
     assert main(["report", str(path)]) in (0, 1)
+
+
+def listed(name: str, text: str) -> bool:
+    """Whether the run is in the table, with its task."""
+    return any(line.split()[0] == name and "digits" in line.split() for line in text.splitlines() if line)
 
 
 class TelemetryEventIds(msgspec.Struct):
