@@ -22,7 +22,6 @@ from esper.kasmina.layer import Beside, Layer
 from esper.kasmina.leaving import leave
 from esper.kasmina.portable import Grown
 from esper.kasmina.probe import Site
-from esper.kasmina.sites import beside
 from esper.kasmina.slot import SlotConfig
 from esper.kasmina.state import Incubation
 from esper.kasmina.structure import same
@@ -261,13 +260,12 @@ def test_in_isolation_nothing_of_the_seed_reaches_the_host(incubation: Incubatio
 def test_a_whole_path_is_one_module_and_the_end_of_one_is_all_that_end_so() -> None:
     torch.manual_seed(0)
     tokens = torch.randint(0, 11, (4, 6))
-    assert beside("query") == "+query"
     assert list(GrowingModel.wrap(Text(), ["+query", "mlp"], tokens).slots) == [
         "attention_0_query",
         "mlp",
         "attention_1_query",
     ]
-    assert list(GrowingModel.wrap(Text(), {"q": beside("attention.0.query")}, tokens).slots) == ["q"]
+    assert list(GrowingModel.wrap(Text(), {"q": "+attention.0.query"}, tokens).slots) == ["q"]
     assert list(GrowingModel.wrap(Text(), [Site("attention.0.query", beside=True)], tokens).slots) == [
         "attention_0_query"
     ]

@@ -23,11 +23,6 @@ Sites = Mapping[str, Written] | Sequence[Written]
 """
 
 
-def beside(path: str) -> str:
-    """The site beside the module at ``path``, or in a list beside all modules whose path ends so."""
-    return BESIDE + path
-
-
 def site_of(written: Written) -> Site:
     """The site that is written as a path, ``+`` before it for one beside the module."""
     if isinstance(written, Site):
