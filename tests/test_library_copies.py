@@ -17,7 +17,7 @@ from esper.kasmina.portable import Grown
 from esper.leyline import UsageError
 from four_classes import EPOCHS
 from own_loop import TRAIN, VALIDATION
-from test_library_leaving import HOSTS, epoch, started
+from test_library_leaving import epoch, started
 from traces import ours
 
 pytestmark = pytest.mark.usefixtures("without_figures")
@@ -44,7 +44,9 @@ def steps(grower: Any, optimizer: torch.optim.Optimizer, each: Any) -> None:
     grower.after_epoch()
 
 
-@pytest.mark.parametrize("name", list(HOSTS))
+@pytest.mark.parametrize(
+    "name", ["encoder", *(pytest.param(name, marks=pytest.mark.slow) for name in ("chain", "reached"))]
+)
 def test_copies_are_networks_of_their_own(name: str, tmp_path: Path) -> None:
     model, optimizer, grower = started(name, tmp_path)
     kept: list[tuple[nn.Module, torch.Tensor]] = []
@@ -68,7 +70,9 @@ def test_copies_are_networks_of_their_own(name: str, tmp_path: Path) -> None:
     assert any(isinstance(module, Grown) for module in kept[-1][0].modules())
 
 
-@pytest.mark.parametrize("name", list(HOSTS))
+@pytest.mark.parametrize(
+    "name", ["reached", *(pytest.param(name, marks=pytest.mark.slow) for name in ("chain", "encoder"))]
+)
 def test_seeds_join_an_average(name: str, tmp_path: Path) -> None:
     """Against an average by name, by hand: of each parameter from the first step on at which it is there."""
     model, optimizer, grower = started(name, tmp_path)
@@ -114,6 +118,7 @@ def test_an_average_from_before_the_block_is_refused_once_a_seed_lives(tmp_path:
         grower.after_epoch()
 
 
+@pytest.mark.slow
 def test_timms_average_takes_parameters_or_is_refused(tmp_path: Path) -> None:
     utils = pytest.importorskip("timm.utils")
     model, optimizer, grower = started("chain", tmp_path)

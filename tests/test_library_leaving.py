@@ -81,8 +81,14 @@ class Mine(Exception):
     """A user's own."""
 
 
-@pytest.mark.parametrize("name", list(HOSTS))
-@pytest.mark.parametrize("way", ["normal", "error", "ctrl-c", "in mid-epoch", "on entering", "no blueprint"])
+WAYS = ("normal", "error", "ctrl-c", "in mid-epoch", "on entering", "no blueprint")
+QUICK = {("normal", "chain"), ("error", "encoder"), ("ctrl-c", "reached"), ("on entering", "encoder")}
+
+
+@pytest.mark.parametrize(
+    ("way", "name"),
+    [pytest.param(way, name, marks=[] if (way, name) in QUICK else pytest.mark.slow) for way in WAYS for name in HOSTS],
+)
 def test_nothing_is_left(name: str, way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     budget = {"blueprints": ("conv3x3",)} if way == "no blueprint" else {}
     model, optimizer, grower = started(name, tmp_path, **budget)
@@ -132,7 +138,9 @@ def _through_a_file(model: nn.Module) -> nn.Module:
     return read
 
 
-@pytest.mark.parametrize("name", list(HOSTS))
+@pytest.mark.parametrize(
+    "name", ["encoder", *(pytest.param(name, marks=pytest.mark.slow) for name in ("chain", "reached"))]
+)
 def test_training_goes_on_with_what_has_grown(name: str, tmp_path: Path) -> None:
     model, optimizer, grower = started(name, tmp_path)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.95**step)
