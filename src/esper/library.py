@@ -20,6 +20,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from esper.karn.evidence import RunEvidence
 from esper.karn.report import markdown, read_evidence, write_report
+from esper.kasmina.applied import tell_of_adapters
 from esper.kasmina.exposure import Exposure
 from esper.kasmina.leaving import leave
 from esper.kasmina.sites import Sites
@@ -254,8 +255,7 @@ class Grower:
             stack.enter_context(trainer.untouched.watching(trainer.model.host_parameters()))
             self._exposures.append(stack.enter_context(trainer.model.exposed()))
             stack.enter_context(host_alone(self._optimizer))
-            self._untaught = False
-            self._stepped = False
+            self._untaught = self._stepped = False
             self._shielded: list[str] = []
             stack.callback(self._schedulers.release)
             stack.callback(self._optimizer.register_step_pre_hook(self._before_step).remove)
@@ -464,6 +464,7 @@ class _Delivery:
         path, told = self._session.path, self._episode
         write_report(path)
         assert told.delivered_epoch is not None
+        tell_of_adapters(self._grown, path)
         self._result = GrowResult(self._grown, read_evidence(path)[0], path, told.delivered_epoch)
 
 

@@ -121,17 +121,19 @@ def plain(
     batches: list[Any] = TRAIN,
     epochs: int = EPOCHS,
     schedule: Callable[[Optimizer], LambdaLR] | None = None,
+    optimizer: Callable[[nn.Module], Optimizer] = optimizer_of,
     loss: Callable[[Grower, Any], Tensor] = lambda grower, batch: grower.loss(*batch),
     **grower: Any,
 ) -> Told:
     """By a loop of one's own, as the docstring of :class:`Grower` has it."""
     model, told = model or narrow(), Told()
-    optimizer = optimizer_of(model)
-    scheduler = warm_up(optimizer) if way.scheduled else schedule(optimizer) if schedule is not None else None
-    told.watch(optimizer)
+    own_optimizer = optimizer(model)
+    made = warm_up if way.scheduled else schedule
+    scheduler = None if made is None else made(own_optimizer)
+    told.watch(own_optimizer)
     own = replace(choices("1"), precision="bf16-mixed" if way.bf16 else None)
     options = {"val": VALIDATION, "choices": own, "policy": Script(), "run_dir": where / "plain"} | grower
-    with Grower(model, optimizer, **options) as growing:
+    with Grower(model, own_optimizer, **options) as growing:
         for _ in range(epochs):
             model.train()
             for number, batch in enumerate(batches):
@@ -143,8 +145,8 @@ def plain(
                     continue
                 if way.clip is not None:
                     nn.utils.clip_grad_norm_(model.parameters(), way.clip)
-                optimizer.step()
-                optimizer.zero_grad()
+                own_optimizer.step()
+                own_optimizer.zero_grad()
                 if scheduler is not None:
                     scheduler.step()
             growing.after_epoch()
@@ -187,7 +189,7 @@ class Stack(Protocol):
 
 def check_gradients(stack: Stack, where: Path) -> None:
     """Gradients, weights and rates are those of a plain loop, seeds' and host's, bit for bit."""
-    assert_equal(stack.whole(where / "stack"), stack.plain(where / "plain"))
+    assert_equal(stack.whole(where / "stack"), stack.plain(where / "plain"), **getattr(stack, "near", {}))
 
 
 def check_checkpoint(stack: Stack, where: Path) -> None:

@@ -78,6 +78,24 @@ class Twice(Manual):
             self.manual_backward(LOSS(self(x), y))
 
 
+class Direct(Manual):
+    """Goes backward without telling Lightning."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        torch.autograd.backward(LOSS(self(batch[0]), batch[1]))
+        self.optimizers().step()
+
+
+class Later(Manual):
+    """Goes backward after its step."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        self.loss = LOSS(self(batch[0]), batch[1])
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.manual_backward(self.loss)
+
+
 class Silent(Module):
     """Logs its validation loss by another name."""
 
@@ -107,6 +125,7 @@ class Iterated(Module):
 REFUSED = {
     Pair: "configure_optimizers() gives 2 optimizers; a module grows with one",
     Twice: "training_step calls manual_backward more than once",
+    Later: "manual_backward was called outside of training_step",
     Silent: "validation_step logs validation, and growth is judged by 'val_loss': GrowCallback(monitor=...)",
     Measured: "'val_loss' is logged as an object that reduces over the split (MeanMetric)",
     Iterated: "training_step takes a dataloader_iter",
@@ -121,6 +140,11 @@ def test_what_cannot_be_had_is_refused_before_a_step_is_made(kind: type[Module],
     with pytest.raises(UsageError, match=re.escape(REFUSED[kind])):
         Lightning().fit(tmp_path, module)
     assert all(torch.equal(one, other) for one, other in zip(module.parameters(), before, strict=True))
+
+
+def test_a_backward_pass_that_lightning_does_not_see_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="steps the optimizer without self.manual_backward"):
+        Lightning().fit(tmp_path, Direct(Way()))
 
 
 @pytest.mark.slow

@@ -103,3 +103,22 @@ def test_accelerate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = {"model": narrow(), "epochs": 3, "train_loader": vectors(64, 0), "val_loader": vectors(128, 1)}
     exec(code("accelerate"), names)
     assert names["plain"](products(3, 2)[0]).shape == (3, 4)
+
+
+@pytest.mark.filterwarnings("ignore:save_pretrained.. of a Peft")
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing")  # transformers' old name, in PEFT
+@pytest.mark.slow
+def test_peft(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from adapters import Rows, base, tokens
+
+    monkeypatch.chdir(tmp_path)
+    names = {
+        "make_base": base,
+        "epochs": 3,
+        "train_set": Rows(tokens()[:16]),
+        "val_set": Rows(tokens()[16:].repeat(3, 1)),
+    }
+    exec(code("peft"), names)
+    row = tokens()[:2]
+    with torch.no_grad():
+        assert torch.equal(names["loaded"](input_ids=row).logits, names["grown"](input_ids=row).logits)

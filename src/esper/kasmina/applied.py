@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import warnings
 from collections.abc import Collection, Mapping
 from functools import partial
 from pathlib import Path
@@ -77,6 +78,17 @@ def apply(model: nn.Module, run: str | Path) -> nn.Module:
             f" among them {differing[0]}"
         )
     return fill(model, tensors, about["same"])
+
+
+def tell_of_adapters(model: nn.Module, run: Path) -> None:
+    """PEFT's own ``save_pretrained`` goes by the names of adapters, which seeds do not have."""
+    adapted = any(kind.__name__ == "PeftModel" for kind in type(model).__mro__)
+    if adapted and any(isinstance(module, Grown) for module in model.modules()):
+        warnings.warn(
+            f"save_pretrained() of a {type(model).__name__} writes adapters alone, without what has grown; {run} holds "
+            f"all of it: esper.apply(get_peft_model(base, config), {str(run)!r})",
+            stacklevel=2,
+        )
 
 
 def _weights(run: Path) -> Path:

@@ -319,6 +319,7 @@ def _observed(trainer: Trainer, module: LightningModule, grower: Grower) -> Iter
         else:
             stack.enter_context(attribute(trainer.strategy, "training_step", steps.manual))
             stack.enter_context(attribute(trainer.strategy, "backward", steps.backward))
+            stack.callback(trainer.optimizers[0].register_step_pre_hook(steps.stepping).remove)
         yield
 
 
@@ -329,7 +330,7 @@ class _Steps:
         self.trainer, self.module, self.grower = trainer, module, grower
         self._step, self._backward = trainer.strategy.training_step, trainer.strategy.backward
         self._taken: Callable[[Tensor], Tensor] | None = None
-        self._backwards = 0
+        self._backwards, self._stepped = 0, False
 
     def automatic(self, batch: Any, *args: Any) -> Any:
         """A step that gives its loss."""
@@ -345,17 +346,29 @@ class _Steps:
     def manual(self, batch: Any, *args: Any) -> Any:
         """A step that sends its loss backward."""
         step = ObservedStep(lambda again: self._until_backward(again, *args), batch, partial(_idle, self.module))
-        self._backwards = 0
+        self._backwards, self._stepped = 0, False
         with self._observing(step) as self._taken:
             try:
-                return self._step(batch, *args)
+                output = self._step(batch, *args)
             finally:
                 self._taken = None
+        if self._stepped and not self._backwards:
+            raise UsageError(
+                "training_step steps the optimizer without self.manual_backward(loss), by which seeds hear of the loss;"
+                " call it in place of loss.backward()"
+            )
+        return output
+
+    def stepping(self, *arguments: Any) -> None:
+        """The optimizer is about to step."""
+        self._stepped = True
 
     def backward(self, loss: Tensor, optimizer: Optimizer | None, *args: Any, **kwargs: Any) -> Tensor:
-        """``manual_backward`` of the module. Raises ``UsageError`` for the second in a step."""
+        """``manual_backward`` of the module. Raises ``UsageError`` for the second in a step, and outside of one."""
         self._backwards += 1
-        if self._backwards > 1 or self._taken is None:
+        if self._taken is None:
+            raise UsageError("manual_backward was called outside of training_step, which is made again for seeds")
+        if self._backwards > 1:
             raise UsageError(
                 "training_step calls manual_backward more than once, and a step is made again for seeds up to one;"
                 " add the losses up, or train in a loop of your own with esper.Grower"
