@@ -20,7 +20,10 @@ from typing import Any, Final
 
 from esper.karn.schema import EnvironmentRow, FeedItem
 from esper.leyline import SEVERITIES, UsageError, unknown
+from esper.leyline.decoding import told
 
+LONGEST: Final = 4096
+"""Characters of a filter."""
 GrowthTask = Mapping[str, Any]
 """Field -> value, or a set of values of which any may match. A missing key is not known."""
 
@@ -100,6 +103,8 @@ def parse(text: str, also: Collection[str] = ()) -> Filter:
 
     ``also`` are names of settings, which are fields of runs: their values compare as numbers where both are.
     """
+    if len(text) > LONGEST:
+        raise UsageError(f"a filter of {len(text)} characters; at most {LONGEST} are read")
     terms: list[Term] = []
     at = 0
     while at < len(text):
@@ -195,4 +200,4 @@ def _rank(field: str, value: Any) -> Any:
 
 
 def _error(text: str, at: int, problem: str) -> UsageError:
-    return UsageError(f"filter {text!r}, position {at + 1}: {problem}")
+    return UsageError(f"filter {told(repr(text))}, position {at + 1}: {told(problem)}")

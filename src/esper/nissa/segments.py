@@ -27,7 +27,7 @@ from esper.leyline import SCHEMA_VERSION, DataError, TelemetryEvent, as_type, de
 from esper.leyline.decoding import MAX_DEPTH, lines_too_deep, told
 from esper.leyline.files import open_regular
 from esper.leyline.telemetry import Seconds, Seq
-from esper.nissa.wire import NewerSchemaError, WireError, decode, non_finite_lines, revive
+from esper.nissa.wire import NewerSchemaError, WireError, check, decode, non_finite_lines, revive
 
 FORMAT_VERSION: Final = 1
 MAX_BATCH_BYTES: Final = 64 << 20
@@ -147,6 +147,8 @@ def _decode_lines(body: bytes) -> list[TelemetryEvent] | None:
             return None
         for number in non_finite_lines(body):
             revive(events[number])
+        for event in events:
+            check(event)
     except (msgspec.DecodeError, UnicodeDecodeError, IndexError):  # no event for an empty line
         return None
     return events

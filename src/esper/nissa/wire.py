@@ -61,7 +61,7 @@ def encode(event: TelemetryEvent) -> bytes:
 def decode(
     line: bytes, *, file: str | Path | None = None, offset: int | None = None, validate: bool = True
 ) -> TelemetryEvent:
-    """The event in ``line``; with ``validate`` its payload is checked key by key against the contract.
+    """The event in ``line``, its payload of the contract's types; with ``validate`` it has no key besides, either.
 
     Raises :class:`WireError`, or :class:`NewerSchemaError` for what only a newer schema knows; both name the place.
     """
@@ -75,12 +75,14 @@ def decode(
             event.data = msgspec.convert(
                 _reviver(event.event_type, True)(event.data), _payload_type(event.event_type, event.data)
             )
-        elif non_finite_lines(line):
-            revive(event)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise _typed(error, line, file, offset) from None
+        else:
+            if non_finite_lines(line):
+                revive(event)
+            check(event)
     except _UnknownKey as error:
         raise WireError(told(error), file, offset) from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise _typed(error, line, file, offset) from None
     return event
 
 
@@ -107,6 +109,14 @@ def _places(word: bytes, body: bytes) -> Iterator[int]:
 def revive(event: TelemetryEvent) -> None:
     """Turn the non-finite strings of a payload decoded without validation back into floats, in place."""
     event.data = _reviver(event.event_type, False)(event.data)
+
+
+def check(event: TelemetryEvent) -> None:
+    """Raises ``msgspec.ValidationError`` where a payload lacks what the contract has, or has it of another type."""
+    payload = _payloads.get(event.event_type)
+    if payload is None:
+        payload = _payload_type(event.event_type, event.data)
+    msgspec.convert(event.data, payload)
 
 
 def json_schema() -> dict[str, Any]:
@@ -210,8 +220,12 @@ def _scrub(value: Any) -> Any:
     return [_scrub(item) for item in value] if isinstance(value, list) else value
 
 
-class _UnknownKey(Exception):
+class _UnknownKey(msgspec.ValidationError):
     pass
+
+
+_payloads: Final = {kind: spec.payload for kind, spec in REGISTRY.items() if not get_args(spec.payload)}
+"""Of the event types that have one; the others' depends on ``kind``."""
 
 
 _Revive = Callable[[Any], Any]

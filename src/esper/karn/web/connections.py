@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any, Final
 
+import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 PATIENCE: Final = 10.0
@@ -87,6 +88,12 @@ def protocol(room: WaitingRoom) -> type[H11Protocol]:
             self._full = False
             super().resume_writing()
             self._tell()
+
+        def send_400_response(self, msg: str) -> None:
+            try:
+                super().send_400_response(msg)
+            except h11.LocalProtocolError:  # garbage behind a request whose answer has begun
+                self.transport.abort()
 
         def handle_websocket_upgrade(self, event: Any) -> None:
             room.leave(self._who, self.transport)
