@@ -58,9 +58,11 @@ def configs() -> Iterator[bytes]:
 
 def manifests() -> Iterator[bytes]:
     """As it was written, and deep."""
-    yield (at._story() / "run.json").read_bytes()
-    yield (at.OLD / "heuristic" / "run.json").read_bytes()
-    yield b"[" * 3000
+    yield b"j" + (at._story() / "run.json").read_bytes()
+    yield b"j" + (at.OLD / "heuristic" / "run.json").read_bytes()
+    yield b"j" + b"[" * 3000
+    yield b'p{"verdict":{"headline":"x","level":"ok","findings":[{"about":"state","text":"y"}]}}'
+    yield b"p\xff"
 
 
 def events() -> Iterator[bytes]:

@@ -48,14 +48,18 @@ def config(data: bytes) -> None:
 
 
 def manifest(data: bytes) -> None:
-    """``run.json``, in a list of runs, by itself, and beside others."""
+    """``run.json`` or ``report.json``, in a list of runs, by itself, and beside others."""
     from esper.karn.compare import compare
-    from esper.karn.runs import find_runs, table
+    from esper.karn.runs import find_runs
+    from esper.karn.runtable import run_table, text
     from esper.nissa.rundir import RunDirectory
 
     run = _story()
-    (run / "run.json").write_bytes(data)
-    table(find_runs(run.parent), 1.0)
+    which, data = data[:1], data[1:]
+    (run / "report").mkdir(exist_ok=True)
+    (run / ("report/report.json" if which == b"p" else "run.json")).write_bytes(data)
+    runs = run_table([found.path for found in find_runs(run.parent)], 1.0)
+    text(runs, runs.rows)
     if len(data) % 4 == 0:
         compare([run, run])
     typed(lambda: RunDirectory.open(run))

@@ -23,9 +23,9 @@ from esper.karn.results import STATIC
 from esper.karn.runs import RunInfo, describe_run
 from esper.karn.schema import Verdict
 from esper.karn.words import ABSENT, duration, figure
-from esper.leyline import DataError, TelemetryEvent, unknown, visible
+from esper.leyline import DataError, TelemetryEvent, decode_json, unknown, visible
 from esper.leyline import TelemetryEventType as T
-from esper.leyline.files import MANIFEST_BYTES, open_regular
+from esper.leyline.files import MANIFEST_BYTES, open_regular, read_regular
 from esper.nissa.manifest import Manifest
 from esper.nissa.rundir import MANIFEST, RunDirectory
 from esper.nissa.segments import list_segments
@@ -177,7 +177,7 @@ def text(table: RunTable, rows: Sequence[RunRow]) -> str:
     """The runs as an aligned table, and how many are not shown."""
     if not table.rows:
         return "no runs here\n"
-    head = ["run", "date", "duration", "task", "policy", "result", *table.keys, "state", "verdict"]
+    head = ["run", "date", "duration", "task", "policy", "result", *map(visible, table.keys), "state", "verdict"]
     lines = [[visible(cell) for cell in _cells(row, table.keys)] for row in rows]
     widths = [max(len(line[at]) for line in (head, *lines)) for at in range(len(head))]
     told = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in (head, *lines)]
@@ -267,8 +267,8 @@ def _facts(path: Path, signature: tuple[tuple[str, int, int], ...]) -> _Facts:
     written = {name: moment for name, _, moment in signature}
     newest = max((moment for name, moment in written.items() if name.startswith("events-")), default=0)
     if written.get("report.json", 0) >= newest:  # an older report is of a run that went on
-        with contextlib.suppress(DataError, OSError, msgspec.DecodeError), open_regular(_report(path)) as file:
-            facts.verdict = msgspec.json.decode(file.read(MANIFEST_BYTES), type=_Told).verdict
+        with contextlib.suppress(DataError, OSError):
+            facts.verdict = decode_json(read_regular(_report(path), MANIFEST_BYTES), path, _Told).verdict
     for event in _newest(path):
         data = event.data
         if event.event_type is T.TRAINING_ENDED and data.get("status") != "completed":

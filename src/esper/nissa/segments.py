@@ -24,7 +24,7 @@ from zlib import crc32
 import msgspec
 
 from esper.leyline import SCHEMA_VERSION, DataError, TelemetryEvent, as_type, decode_json
-from esper.leyline.decoding import MAX_DEPTH, lines_too_deep, told
+from esper.leyline.decoding import fault_in_lines, told
 from esper.leyline.files import open_regular
 from esper.leyline.telemetry import Seconds, Seq
 from esper.nissa.wire import NewerSchemaError, WireError, check, decode, non_finite_lines, revive
@@ -139,7 +139,7 @@ class Batch:
 
 def _decode_lines(body: bytes) -> list[TelemetryEvent] | None:
     """The event of each line; ``None`` when one of them is none of this schema."""
-    if lines_too_deep(body):
+    if fault_in_lines(body):
         return None
     try:
         events: list[TelemetryEvent] = _events.decode_lines(body)
@@ -166,8 +166,8 @@ _event_ids: Final = msgspec.json.Decoder(EventId)
 
 def read_event_ids(lines: bytes) -> list[EventId]:
     """Whose events these are, and which, one a line, without the rest of them. Raises :class:`WireError`."""
-    if lines_too_deep(lines):
-        raise WireError(f"nested deeper than {MAX_DEPTH} levels")
+    if beyond := fault_in_lines(lines):
+        raise WireError(beyond)
     try:
         return _event_ids.decode_lines(lines)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:

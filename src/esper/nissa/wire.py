@@ -18,7 +18,7 @@ import msgspec
 from msgspec import inspect
 
 from esper.leyline import REGISTRY, SCHEMA_VERSION, DataError, TelemetryEvent, TelemetryEventType
-from esper.leyline.decoding import MAX_DEPTH, told, too_deep
+from esper.leyline.decoding import fault, told
 
 NON_FINITE: Final = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
@@ -65,8 +65,8 @@ def decode(
 
     Raises :class:`WireError`, or :class:`NewerSchemaError` for what only a newer schema knows; both name the place.
     """
-    if too_deep(line):
-        raise WireError(f"nested deeper than {MAX_DEPTH} levels", file, offset)
+    if beyond := fault(line):
+        raise WireError(beyond, file, offset)
     try:
         event = _envelope.decode(line)
         if event.schema > SCHEMA_VERSION:
