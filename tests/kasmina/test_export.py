@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -158,6 +160,27 @@ def test_a_host_that_goes_around_its_paths_is_refused(tmp_path: Path) -> None:
     put_seed(model, "block", SeedStage.HOLDING, 1.0)
     with pytest.raises(UsageError, match="by another way"):
         save_export(model, tmp_path, torch.randn(2, 6))
+
+
+def test_what_is_loaded_to_be_compared_draws_nothing_from_the_process(tmp_path: Path) -> None:
+    model, sample = wrapped("pointwise")
+    grow(model)
+    before = torch.get_rng_state()
+    save_export(model.eval(), tmp_path, sample)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_disk_that_fails_is_not_a_host_that_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unread(*given: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    model, sample = wrapped("pointwise")
+    built = compare(model.eval(), export(model), sample)
+    monkeypatch.setattr(export_module, "compare", lambda one, *more: built if one is model else unread())
+    with pytest.raises(UsageError, match=r"cannot write the export to .*Input/output error"):
+        save_export(model, tmp_path, sample)
 
 
 def test_a_place_that_cannot_be_written_to_is_named(tmp_path: Path) -> None:

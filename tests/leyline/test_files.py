@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from esper.leyline import files
-from esper.leyline.files import write_all, write_atomically
+from esper.leyline.files import Folder, write_all, write_atomically
 
 
 def test_write_all_goes_on_where_the_system_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -37,3 +37,11 @@ def test_an_atomic_write_that_fails_leaves_the_old_file_and_nothing_else(
     assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["run.json"]
     write_atomically(path, b"new")
     assert path.read_bytes() == b"new" and os.listdir(tmp_path) == ["run.json"]
+
+
+def test_what_killed_writes_have_left_is_swept_and_nothing_else(tmp_path: Path) -> None:
+    for name in (".run.json.0a1b2c3d.tmp", "run.json", ".hidden", ".x.0a1b.tmp", "x.0a1b2c3d.tmp"):
+        (tmp_path / name).write_text("half")
+    with Folder.open(tmp_path) as folder:
+        folder.sweep()
+        assert sorted(folder.names()) == [".hidden", ".x.0a1b.tmp", "run.json", "x.0a1b2c3d.tmp"]

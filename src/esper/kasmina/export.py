@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+import errno
 import importlib.util
 from collections.abc import Collection, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial, wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from safetensors import SafetensorError
@@ -268,15 +269,22 @@ def _blank(host: nn.Module) -> nn.Module:
     return host
 
 
+_OF_THE_DISK: Final = (errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ESTALE)
+"""What no other way to write the model down would mend."""
+
+
 def _check(model: GrowingModel, plain: nn.Module, code: Path, sample: Sample, host: nn.Module | None) -> None:
     spec = importlib.util.spec_from_file_location("esper_exported_model", code)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
-        loaded = module.load() if host is None else module.load(host)
-        compared = compare(plain, loaded.to(device_of(plain)), sample)
+        with random_kept(device_of(plain)):  # a host that is made draws its weights
+            spec.loader.exec_module(module)
+            loaded = module.load() if host is None else module.load(host)
+            compared = compare(plain, loaded.to(device_of(plain)), sample)
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in _OF_THE_DISK:
+            raise
         raise DataError(f"the written model does not load: {type(error).__name__}: {error}") from error
     if not compared.same:
         raise DataError(f"outputs of the written model differ by {compared.largest:g}")

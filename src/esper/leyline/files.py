@@ -8,6 +8,7 @@ there in between. A file with a second name (a hard link) is replaced, never wri
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -31,6 +32,7 @@ _READ: Final = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 """A pipe that nobody writes to is opened at once, and then found to be no regular file."""
 _GROWS: Final = 1 << 16
 """Bytes that a file may grow by while it is read."""
+_TEMPORARY: Final = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
 _NEW: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 
 
@@ -174,6 +176,12 @@ class Folder:
     def remove(self, name: str, *, ignore_errors: bool = False) -> None:
         """Remove a folder with everything in it; what links in it point to stays."""
         shutil.rmtree(name, ignore_errors=ignore_errors, dir_fd=self._descriptor)
+
+    def sweep(self) -> None:
+        """Remove what writes that were killed have left in it. For whoever alone writes in it."""
+        for name in self.names():
+            if _TEMPORARY.fullmatch(name):
+                os.unlink(name, dir_fd=self._descriptor)
 
     def sync(self) -> None:
         """Wait until the names in it are on the disk."""

@@ -307,8 +307,9 @@ class JournalWriter:
                 f"the {self.events} events committed before stay readable"
             )
         finally:
-            os.close(self._fd)
-            os.close(self._lock_fd)
+            for descriptor in (self._fd, self._lock_fd):
+                with suppress(OSError):  # it is closed all the same, and what was committed was synced before
+                    os.close(descriptor)
             for request in asked:
                 request.done()
 

@@ -7,6 +7,7 @@ import secrets
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -14,7 +15,7 @@ from typing import Any, Final
 import msgspec
 
 from esper.leyline import DataError, UsageError
-from esper.leyline.files import MANIFEST_BYTES, read_regular, write_atomically
+from esper.leyline.files import MANIFEST_BYTES, Folder, read_regular, write_atomically
 from esper.nissa.manifest import Manifest, decode_manifest, describe, encode_manifest
 
 MANIFEST: Final = "run.json"
@@ -78,6 +79,12 @@ class RunDirectory:
         before = self.manifest.details
         details = {**before, "pid": os.getpid(), "resumes": [*before.get("resumes", []), resume]}
         write_atomically(self.path / MANIFEST, encode_manifest(msgspec.structs.replace(self.manifest, details=details)))
+
+    def sweep(self) -> None:
+        """Remove what writes that were killed have left, as far as that can be. For who holds the journal's lock."""
+        for path in (self.path, self.report, self.model):
+            with suppress(OSError, DataError), Folder.open(path, follow=path == self.path) as folder:
+                folder.sweep()
 
     @property
     def run_id(self) -> str:

@@ -199,4 +199,6 @@ def _created(config: SessionConfig) -> tuple[RunDirectory, JournalWriter]:
 def _resumed(point: ResumePoint) -> tuple[RunDirectory, JournalWriter]:
     directory = point.directory
     supersede = Supersede("train", point.hub["last_seq"], point.end)
-    return directory, JournalWriter(directory.path, run_id=directory.run_id, supersede=supersede)
+    journal = JournalWriter(directory.path, run_id=directory.run_id, supersede=supersede)
+    directory.sweep()
+    return directory, journal
