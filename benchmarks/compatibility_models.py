@@ -102,12 +102,6 @@ def vision_dense() -> nn.Module:
     return DenseNet(8, (2, 2, 2), 16, num_classes=4)
 
 
-def vision_segmentation() -> nn.Module:
-    from torchvision.models.segmentation import lraspp_mobilenet_v3_large
-
-    return lraspp_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=3)
-
-
 # --- timm, open_clip, segmentation_models_pytorch ------------------------------------------------------------------
 
 
@@ -144,7 +138,7 @@ def segmentation(kind: str) -> Callable[[], nn.Module]:
     def build() -> nn.Module:
         import segmentation_models_pytorch as smp
 
-        return getattr(smp, kind)("resnet18", encoder_weights=None, classes=2)
+        return getattr(smp, kind)("timm-mobilenetv3_small_minimal_100", encoder_weights=None, classes=2)
 
     return build
 
@@ -254,18 +248,18 @@ PACKAGES: dict[str, dict[str, Model]] = {
     "torchvision": {
         "resnet18": Model(vision("resnet18"), images()),
         "mobilenet_v3_small": Model(vision("mobilenet_v3_small"), images()),
-        "efficientnet_b0": Model(vision("efficientnet_b0"), images()),
         "shufflenet_v2_x0_5": Model(vision("shufflenet_v2_x0_5"), images()),
         "DenseNet": Model(vision_dense, images()),
         "VisionTransformer": Model(vision_transformer, images()),
         "SwinTransformer": Model(vision_swin, images(3, 64)),
-        "lraspp_mobilenet_v3_large": Model(vision_segmentation, images()),
     },
     "timm": {
-        "resnet10t": Model(timm_model("resnet10t"), images()),
+        "test_resnet": Model(timm_model("test_resnet"), images()),
         "vit_tiny": Model(timm_model("vit_tiny_patch16_224", img_size=32, depth=3), images()),
         "vit_tiny, checkpointed": Model(timm_model("vit_tiny_patch16_224", True, img_size=32, depth=3), images()),
-        "convnext_atto": Model(timm_model("convnext_atto"), images(3, 64)),
+        "test_convnext": Model(timm_model("test_convnext"), images(3, 64)),
+        "test_efficientnet": Model(timm_model("test_efficientnet"), images()),
+        "test_nfnet": Model(timm_model("test_nfnet"), images()),
         "swin_tiny": Model(
             timm_model(
                 "swin_tiny_patch4_window7_224", img_size=56, embed_dim=24, depths=(1, 1, 2, 1), num_heads=(2, 2, 2, 2)
@@ -273,7 +267,6 @@ PACKAGES: dict[str, dict[str, Model]] = {
             images(3, 56),
         ),
         "mixer": Model(timm_mixer, images()),
-        "mobilenetv4_conv_small": Model(timm_model("mobilenetv4_conv_small"), images(3, 64)),
     },
     "transformers": {
         "BertForSequenceClassification": Model(

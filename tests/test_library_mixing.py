@@ -29,7 +29,16 @@ class MostMixing:
     """Grows a seed in every slot, the legal one that mixes most."""
 
     name = "most-mixing"
-    order = ("attention_full", "conv7", "squeeze_excite", "attention", "depthwise5", "norm", "pointwise")
+    order = (
+        "attention_full",
+        "conv7",
+        "squeeze_excite",
+        "causal_conv5",
+        "attention",
+        "depthwise5",
+        "norm",
+        "pointwise",
+    )
 
     def reset(self, specs: list[EnvSpec]) -> None:
         pass
@@ -48,7 +57,7 @@ class MostMixing:
 @pytest.mark.parametrize(
     ("build", "sequence", "expected"),
     [
-        (CausalConvolutions, True, "pointwise"),
+        (CausalConvolutions, True, "causal_conv5"),
         (lambda: nn.Sequential(GPT(), _Transposed()), True, "attention"),
         (Masked, False, "norm"),
     ],

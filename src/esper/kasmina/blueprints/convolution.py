@@ -3,6 +3,10 @@
 Each is ``h + f(h)`` with a zero-initialised last layer, hence the identity at birth. ``f`` begins with a GroupNorm: it
 knows nothing of the scale of the host's feature, and in a pilot on 8x8 digits (conv3 and conv5, four seeds each) it
 ended 1 to 3 points above the same layers with the norm behind the convolution.
+
+A GroupNorm pools all positions, and these convolutions look both ways. Where a host keeps later positions or padding
+apart there are ``mlp``, which works on each position by itself, and for sequences ``causal`` ones, which look back
+only: their norm is over channels.
 """
 
 from __future__ import annotations
@@ -11,7 +15,7 @@ from functools import partial
 
 from torch import nn
 
-from esper.kasmina.blueprints.modules import Residual, SqueezeExcite, zero_init
+from esper.kasmina.blueprints.modules import CausalConvolution, ChannelNorm, Residual, SqueezeExcite, zero_init
 from esper.kasmina.blueprints.registry import register
 from esper.kasmina.layout import SPATIAL_DIMENSIONS, Layout
 from esper.leyline import Positions
@@ -79,6 +83,33 @@ def _stack(channels: int, layout: Layout) -> nn.Module:
     )
 
 
+def _mlp(channels: int, layout: Layout) -> nn.Module:
+    """Normalised two-layer network of each position by itself, twice as wide inside."""
+    return Residual(
+        ChannelNorm(channels),
+        _conv(layout, channels, 2 * channels, 1),
+        nn.GELU(),
+        zero_init(_conv(layout, 2 * channels, channels, 1)),
+    )
+
+
+def _causal(channels: int, layout: Layout, *, kernel: int, depthwise: bool) -> nn.Module:
+    """Looks back over ``kernel`` positions, then mixes channels."""
+    return Residual(
+        ChannelNorm(channels),
+        CausalConvolution(channels, kernel, channels if depthwise else 1),
+        nn.GELU(),
+        zero_init(_conv(layout, channels, channels, 1)),
+    )
+
+
+def _register_causal(name: str, *, kernel: int, depthwise: bool) -> None:
+    def parameters(c: int) -> int:
+        return 2 * c + c * (1 if depthwise else c) * kernel + c + c * c + c
+
+    register(name, (Layout.NCL,), parameters, Positions.CAUSAL)(partial(_causal, kernel=kernel, depthwise=depthwise))
+
+
 def _register_spatial(name: str, layout: Layout, *, kernel: int, depthwise: bool) -> None:
     taps: int = kernel ** SPATIAL_DIMENSIONS[layout]
 
@@ -102,7 +133,11 @@ def _register(layout: Layout) -> None:
         lambda c, _: SqueezeExcite(c, _hidden(c))
     )
     family("conv3x2", parameters=lambda c: 2 * c + 2 * (c * c * 3**d + c) + c * c + c)(_stack)
+    family("mlp", parameters=lambda c: 2 * c + 4 * c * c + 2 * c + c, mixes=Positions.NONE)(_mlp)
 
 
 for _layout in SPATIAL_DIMENSIONS:
     _register(_layout)
+for _kernel in (3, 5):
+    _register_causal(f"causal_depthwise{_kernel}", kernel=_kernel, depthwise=True)
+    _register_causal(f"causal_conv{_kernel}", kernel=_kernel, depthwise=False)

@@ -64,6 +64,35 @@ class CausalDepthwise(nn.Module):
         return out
 
 
+class CausalConvolution(nn.Module):
+    """Convolution that looks back only, for ``[batch, channels, positions]``.
+
+    Van den Oord et al., "WaveNet" (2016), section 2.1.
+    """
+
+    def __init__(self, channels: int, kernel: int, groups: int) -> None:
+        super().__init__()
+        self.kernel = kernel
+        self.convolution = nn.Conv1d(channels, channels, kernel, groups=groups)
+
+    def forward(self, h_BCL: Tensor) -> Tensor:
+        """``[batch, channels, positions]``, the same back; position l depends on positions l - kernel + 1 to l."""
+        out: Tensor = self.convolution(F.pad(h_BCL, (self.kernel - 1, 0)))
+        return out
+
+
+class ChannelNorm(nn.LayerNorm):
+    """LayerNorm over the channels of each position by itself, for ``[batch, channels, ...]``.
+
+    Ba, Kiros and Hinton, "Layer normalization" (2016), as ConvNeXt has it (Liu et al., 2022).
+    """
+
+    def forward(self, h: Tensor) -> Tensor:
+        """``[batch, channels, ...]``, the same back."""
+        out: Tensor = super().forward(h.movedim(1, -1)).movedim(-1, 1)
+        return out
+
+
 class Attention(nn.Module):
     """Multi-head self-attention; with ``causal`` no position sees a later one.
 
