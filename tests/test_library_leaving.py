@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from esper.kasmina.portable import Grown
 from esper.leyline import UsageError
 from esper.library import Budget, Grower, OwnChoices, grow
 from four_classes import EPOCHS, KeepOne
@@ -212,3 +214,75 @@ def test_a_change_of_directory_loses_nothing(tmp_path: Path, monkeypatch: pytest
         assert (path / "model" / "model.py").is_file() and (path / "report" / "report.md").is_file()
         assert not list((tmp_path / "there").iterdir())
         monkeypatch.chdir(tmp_path / "here")
+
+
+@pytest.mark.parametrize("after", [0, 40])
+def test_grow_that_fails_leaves_nothing(after: int, tmp_path: Path) -> None:
+    model = narrow().eval()
+    optimizer = torch.optim.SGD(
+        [{"params": model[:2].parameters(), "lr": 0.1}, {"params": model[2:].parameters()}], 0.01
+    )
+    before = of_model(model), of_optimizer(optimizer), [group["lr"] for group in optimizer.param_groups]
+    calls = 0
+
+    def loss(output: Tensor, targets: Tensor) -> Tensor:
+        nonlocal calls
+        calls += output.requires_grad
+        if calls > after and output.requires_grad:
+            raise Mine
+        return LOSS(output, targets)
+
+    with pytest.raises(Mine):
+        grow(
+            model,
+            train=TRAIN,
+            val=VALIDATION,
+            loss=loss,
+            optimizer=optimizer,
+            at=["1"],
+            policy=KeepOne(),
+            budget=Budget(epochs=EPOCHS + 3, parameters=5000, schedule="cosine"),
+            run_dir=tmp_path / "run",
+        )
+    assert calls == after + 1
+    after_it = of_model(model), of_optimizer(optimizer), [group["lr"] for group in optimizer.param_groups]
+    assert after_it == before and not ours(model) and not any(module.training for module in model.modules())
+
+
+class Around(nn.Module):
+    """A user's module around the host, as a LightningModule is, with a layer behind it."""
+
+    def __init__(self, host: nn.Module) -> None:
+        super().__init__()
+        self.net, self.head = host, nn.Linear(4, 4)
+
+
+def test_what_is_around_the_model_is_averaged_and_left_too(tmp_path: Path) -> None:
+    model, optimizer, grower = started("chain", tmp_path)
+    around = Around(model)
+    before = of_model(around)
+    with grower:
+        average = AveragedModel(around, multi_avg_fn=get_ema_multi_avg_fn(0.0))
+        for _ in range(EPOCHS):
+            epoch(grower, optimizer)
+            for _ in range(2):
+                average.update_parameters(around)
+        for (name, mine), (theirs, live) in zip(
+            average.module.named_parameters(), around.named_parameters(), strict=True
+        ):
+            assert name == theirs and torch.equal(mine, live)
+        assert sum(".seed." in name for name, _ in around.named_parameters()) > 0
+    assert of_model(around) == before and not ours(average)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
+def test_a_compiled_model_is_left_too(tmp_path: Path) -> None:
+    model, optimizer, grower = started("chain", tmp_path)
+    model.compile(backend="eager")
+    with grower:
+        for _ in range(EPOCHS):
+            epoch(grower, optimizer)
+    inputs = VALIDATION[0][0]
+    assert any(isinstance(module, Grown) for module in model.modules())
+    assert torch.allclose(model.eval()(inputs), grower.result.model(inputs), atol=1e-6)

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from torch import nn
 
+from esper.kasmina.compiled import forget_graphs
 from esper.kasmina.copies import Twin, built_in
 from esper.kasmina.exposure import Exposed, Noticed
 from esper.kasmina.portable import Grown, graft
@@ -32,6 +33,7 @@ def leave(host: nn.Module, copies: Iterable[Exposed] = ()) -> None:
     for each in sorted(copies, key=lambda copied: -len(list(copied.module.modules()))):
         _build_in(each.module)
     _build_in(host)
+    forget_graphs()
 
 
 def _build_in(host: nn.Module) -> None:
