@@ -36,6 +36,14 @@ const actions = {
   press: ({ key }) => page.keyboard.press(key),
   type: ({ text }) => page.keyboard.type(text),
   click: ({ selector }) => page.locator(selector).first().click(),
+  drag: async ({ selector, from, to }) => {
+    const box = await page.locator(selector).first().boundingBox();
+    const at = (share) => [box.x + share * box.width, box.y + box.height / 2];
+    await page.mouse.move(...at(from));
+    await page.mouse.down();
+    await page.mouse.move(...at(to), { steps: 4 });
+    await page.mouse.up();
+  },
   fill: ({ selector, text }) => page.locator(selector).first().fill(text),
   wait: ({ selector, state = "visible" }) => page.locator(selector).first().waitFor({ state }).then(() => null),
   text: ({ selector }) => page.locator(selector).first().innerText(),

@@ -33,7 +33,17 @@ LONG = "all the words of a reason that somebody else wrote " * 400
 """Some 20,000 characters with places to break."""
 SOLID = "x" * 20_000
 """As many without one."""
-VIEWS = ("verdict", "runs", "flight", "flight?env=0&slot=blocks_1", "events", "governor", "compare", "leaders")
+VIEWS = (
+    "verdict",
+    "curves",
+    "runs",
+    "flight",
+    "flight?env=0&slot=blocks_1",
+    "events",
+    "governor",
+    "compare",
+    "leaders",
+)
 REACH = """() => [...document.querySelectorAll('header nav button, header .tools button')].filter((button) => {
   const box = button.getBoundingClientRect();
   const hit = document.elementFromPoint(box.x + box.width / 2, box.y + box.height / 2);
@@ -234,3 +244,29 @@ def test_the_table_of_runs_is_searched_sorted_compared_and_says_how_each_was_sta
         until(lambda: len(names()) == 2)
         browser.click(selector="main td.name .link:text-is('guess')")
         browser.wait(selector="[data-level=bad]")
+
+
+def test_curves_zoom_together_and_say_the_value_at_the_cursor(browser: Browser, finished: str) -> None:
+    go(browser, finished, "#/curves")
+    browser.wait(selector="figure[data-title=loss] canvas")
+    first, other = "figure[data-title=accuracy]", "figure[data-title=loss]"
+
+    def said(figure: str) -> str:
+        return str(browser.text(selector=f"{figure} .where"))
+
+    until(lambda: "the last" in said(first))
+    browser.drag(selector=f"{first} .u-over", **{"from": 0.2, "to": 0.5})
+    browser.wait(selector="button:text-is('whole range'):not([disabled])")
+    until(lambda: said(first).startswith("epoch ") and "the last" not in said(first))
+    assert said(other) == said(first), "one cursor for all"
+    browser.eval(
+        code=f"document.querySelector('{first} .plot').dispatchEvent(new MouseEvent('dblclick', {{bubbles: true}}))"
+    )
+    browser.wait(selector="button:text-is('whole range')[disabled]")
+    before = browser.text(selector=f"{first} li .num")
+    code = "(slider => { slider.value = 0.9; slider.dispatchEvent(new Event('input')); })"
+    browser.eval(code=f"{code}(document.querySelector('input[type=range]'))")
+    until(lambda: browser.text(selector=f"{first} li .num") != before)
+    browser.click(selector=".head input[type=checkbox]")
+    browser.wait(selector=f"{other} canvas")
+    assert browser.said() == []

@@ -1,5 +1,5 @@
 /** What the address says: the view, and a moment, an environment and a seed to look at. */
-export const VIEWS = ["verdict", "flight", "events", "governor", "runs", "compare", "leaders"] as const;
+export const VIEWS = ["verdict", "flight", "curves", "events", "governor", "runs", "compare", "leaders"] as const;
 export type ViewName = (typeof VIEWS)[number];
 
 export interface Place {

@@ -115,6 +115,23 @@ export interface Curve {
   seen: number;
 }
 
+/** Lines over the same epochs (or rounds of a policy's learning). */
+export interface CurveChart {
+  title: string;
+  x: string;
+  lines: Array<CurveLine>;
+  unit?: string;
+}
+
+/** One line of a chart. */
+export interface CurveLine {
+  label: string;
+  curve: Curve;
+  arm?: string;
+  env?: number;
+  dashed?: boolean;
+}
+
 /** Something wrong with the journal, or out of the ordinary. */
 export interface Damage {
   kind: "damaged" | "newer" | "replaced" | "resumed" | "torn";
@@ -328,6 +345,15 @@ export interface RunAbout {
   dirty?: boolean;
   diff?: string;
   diff_bytes?: number;
+}
+
+/** The charts of one episode (of a learner, one round), and those over all rounds. */
+export interface RunCurves {
+  charts: Array<CurveChart>;
+  episode?: number;
+  episodes?: Array<number>;
+  tracks?: number;
+  drawn?: number;
 }
 
 /** What runs, and how it is. */

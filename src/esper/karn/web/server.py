@@ -20,6 +20,7 @@ import msgspec
 
 from esper.karn.advice import about
 from esper.karn.compare import compare
+from esper.karn.curves import run_curves
 from esper.karn.detail import build_detail
 from esper.karn.filter import parse
 from esper.karn.replay import ReadProgress, Timeline
@@ -101,6 +102,7 @@ def make_app(target: str | Path, access: Access, *, static: Path | None = None, 
         Route("/api/environment/{env}", _answer(hangar, _environment)),
         Route("/api/timeline", _answer(hangar, _timeline)),
         Route("/api/events", _answer(hangar, _events)),
+        Route("/api/curves", _answer(hangar, _curves)),
         Route("/api/compare", _answer(hangar, _compare)),
         Route("/api/schema", _answer(hangar, _schema)),
         Route("/metrics", _answer(hangar, _metrics)),
@@ -215,6 +217,13 @@ async def _compare(deck: Deck, request: HttpRequest) -> Response:
     if strange := [name for name in names if name not in paths]:
         raise unknown("run", strange[0], paths)
     return _json(await anyio.to_thread.run_sync(lambda: compare([paths[name] for name in names], len(paths))))
+
+
+async def _curves(deck: Deck, request: HttpRequest) -> Response:
+    """Charts of one episode of a run, of the newest by default."""
+    directory = deck.feed(request.query_params.get("run")).directory
+    episode = int(request.query_params["episode"]) if "episode" in request.query_params else None
+    return _json(await anyio.to_thread.run_sync(run_curves, directory, episode))
 
 
 async def _open_timeline(deck: Deck, request: HttpRequest) -> Timeline:

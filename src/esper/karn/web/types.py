@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from esper.karn.compare import Comparison
+from esper.karn.curves import RunCurves
 from esper.karn.runtable import RunAbout, RunTable
 from esper.karn.schema import json_schema
 from esper.karn.web.columns import CELL_COLUMNS, ENV_COLUMNS, NO_STAGE, GateVerdict, Kind
@@ -27,7 +28,7 @@ def page_schema() -> dict[str, Any]:
     """Schema of snapshot, drawer, frame content (``View``) and request, and under ``x-esper`` the constants."""
     schema = json_schema()
     _, components = msgspec.json.schema_components(
-        (View, Request, Comparison, RunTable, RunAbout), ref_template="#/$defs/{name}"
+        (View, Request, Comparison, RunTable, RunAbout, RunCurves), ref_template="#/$defs/{name}"
     )
     schema["$defs"] = dict(sorted({**schema["$defs"], **components}.items()))
     schema["properties"] |= {"view": {"$ref": "#/$defs/View"}, "request": {"$ref": "#/$defs/Request"}}
