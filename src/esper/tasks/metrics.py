@@ -112,9 +112,10 @@ def _accuracy(choice: Accuracy, first: FirstBatch) -> Judged:
             "own; give metric='loss', or Scored(Metric(...), lambda output, targets: one number per example)"
         )
     found = answers(choice, first.loss, first.output, asked(first.targets), first.facts)
+    right = found.counted
 
     def counted(output: Any, targets: Any) -> tuple[Tensor, Tensor]:
-        return found.counted(output, asked(targets))
+        return right(output, asked(targets))
 
     judged = Judged(Metric("accuracy", "%", low=0.0, high=100.0), RatioOf(counted))
     return replace(judged, metric=replace(judged.metric, chance=_best_constant(judged, found.constants, first)))

@@ -69,16 +69,43 @@ class MeanOf:
         return _Means(self.each, configs)
 
 
+class _Rows:
+    """Numbers ``[rows, N]``, in memory that is seldom taken anew.
+
+    Many small tensors, each made between two large outputs and kept, would lie where those were, and the next output
+    would find no room there: the process would grow as if the outputs were kept.
+    """
+
+    def __init__(self, rows: int) -> None:
+        self._held = torch.empty(rows, 0, dtype=torch.float64)
+        self._ends = [0] * rows
+
+    def put(self, row: int, values: Tensor) -> None:
+        """Add ``values [n]``, or one number, to a row."""
+        values = values.detach().reshape(-1)
+        begin, end = self._ends[row], self._ends[row] + len(values)
+        if end > self._held.shape[1] or self._held.device != values.device:
+            more = self._held.new_empty(len(self._ends), max(1024, 2 * end), device=values.device)
+            more[:, : self._held.shape[1]] = self._held
+            self._held = more
+        self._held[row, begin:end] = values
+        self._ends[row] = end
+
+    def all(self) -> Tensor:
+        """float64 ``[rows, N]``; every row was given as many."""
+        return self._held[:, : self._ends[0]].contiguous()
+
+
 class _Means:
     def __init__(self, each: Callable[[Any, Any], Tensor], configs: int) -> None:
         self._each = each
-        self._values: list[list[Tensor]] = [[] for _ in range(configs)]
+        self._values = _Rows(configs)
 
     def add(self, config: int, output: Any, targets: Any, n: int) -> None:
-        self._values[config].append(self._each(output, targets))
+        self._values.put(config, self._each(output, targets))
 
     def summary(self) -> Summary:
-        values = torch.stack([torch.cat(kept).double() for kept in self._values])
+        values = self._values.all()
         means = values.mean(dim=1).cpu().numpy()
         if len(values) == 1:
             return Summary(means, np.zeros(1))
@@ -99,19 +126,19 @@ class RatioOf:
 
 class _Ratios:
     def __init__(self, counted: Counted, configs: int) -> None:
-        self._counted = counted
-        self._sums: list[list[Tensor]] = [[] for _ in range(configs)]
-        self._weights: list[Tensor] = []
+        self._counted, self._configs = counted, configs
+        self._rows = _Rows(configs + 1)
+        """The sums of each configuration, and the weights."""
 
     def add(self, config: int, output: Any, targets: Any, n: int) -> None:
         sums, weights = self._counted(output, targets)
-        self._sums[config].append(sums.double())
+        self._rows.put(config, sums)
         if config == 0:
-            self._weights.append(weights.double())
+            self._rows.put(self._configs, weights)
 
     def summary(self) -> Summary:
-        weights = torch.cat(self._weights)
-        sums = torch.stack([torch.cat(each) for each in self._sums])
+        rows = self._rows.all()
+        sums, weights = rows[:-1], rows[-1]
         total, n = weights.sum(), len(weights)
         value = sums.sum(dim=1) / total
         # of a ratio, to first order: what each example adds beyond its share of the difference
@@ -144,25 +171,29 @@ class _BatchLosses:
         self._of, self._configs = of, configs
         self._pieces = -(-GROUPS // batches) if of.divisible else 1
         self._pairs = _Ratios(of.each, configs) if of.each is not None and configs > 1 else None
-        self._taken: list[list[Tensor]] = [[] for _ in range(configs)]
-        """By configuration and batch ``[2]``: the loss times its weight, and the weight."""
-        self._left_out: list[list[Tensor]] = [[] for _ in range(configs)]
+        self._taken = _Rows(2 * configs)
+        """Of each configuration the loss times its weight, then the weights, by batch."""
+        self._left_out = _Rows(2 * configs)
         """The same of each part that a jackknife leaves out."""
 
     def add(self, config: int, output: Any, targets: Any, n: int) -> None:
         taken = self._take(output, targets, n)
-        self._taken[config].append(taken)
+        self._put(self._taken, config, taken)
         if self._configs == 1:
             return
         if self._pairs is not None:
             self._pairs.add(config, output, targets, n)
             return
         if min(self._pieces, n) < 2:
-            self._left_out[config].append(taken)
+            self._put(self._left_out, config, taken)
             return
         for rest in _all_but(n, self._pieces):
             rest_taken = self._take(part(output, rest, n), part(targets, rest, n), len(rest))
-            self._left_out[config].append(taken - rest_taken)
+            self._put(self._left_out, config, taken - rest_taken)
+
+    def _put(self, rows: _Rows, config: int, taken: Tensor) -> None:
+        rows.put(config, taken[0])
+        rows.put(self._configs + config, taken[1])
 
     def _take(self, output: Any, targets: Any, n: int) -> Tensor:
         loss = self._of.loss(output, targets).double().reshape(())
@@ -171,21 +202,18 @@ class _BatchLosses:
         return torch.stack([torch.where(weight > 0.0, weight * loss, 0.0), weight])
 
     def summary(self) -> Summary:
-        whole = _stacked(self._taken).sum(axis=1)
+        taken = self._taken.all().cpu().numpy()
+        whole = np.stack([taken[: self._configs].sum(axis=1), taken[self._configs :].sum(axis=1)])
         with np.errstate(invalid="ignore"):
-            value = whole[:, 0] / whole[:, 1]
+            value = whole[0] / whole[1]
         if self._configs == 1:
             return Summary(value, np.zeros(1))
         if self._pairs is not None:
             return Summary(value, self._pairs.summary().se)
-        groups = _in_groups(_stacked(self._left_out).swapaxes(0, 1))
-        rests = [whole - group for group in groups if group[0, 1] < whole[0, 1]]
-        return Summary(value, jackknife([rest[:, 0] / rest[:, 1] for rest in rests], self._configs))
-
-
-def _stacked(parts: Sequence[Sequence[Tensor]]) -> Floats:
-    """``[configs, parts, 2]``"""
-    return torch.stack([torch.stack(list(each)) for each in parts]).cpu().numpy()
+        left_out = self._left_out.all().cpu().numpy()
+        groups = _in_groups(left_out.reshape(2, self._configs, -1).transpose(2, 0, 1))
+        rests = [whole - group for group in groups if group[1, 0] < whole[1, 0]]
+        return Summary(value, jackknife([rest[0] / rest[1] for rest in rests], self._configs))
 
 
 def _in_groups(parts: Floats) -> list[Floats]:

@@ -33,7 +33,8 @@ def moved(tree: Any, device: torch.device | str) -> Any:
 
 
 def _moves(part: Any) -> bool:
-    return callable(getattr(part, "to", None))
+    """Mappings that can move do so in place, and the batch is the loader's."""
+    return callable(getattr(part, "to", None)) and not isinstance(part, Mapping)
 
 
 def tensored(tree: Any) -> Any:

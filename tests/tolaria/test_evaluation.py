@@ -1,0 +1,280 @@
+"""Figures of a split are those of the user's own loop over the same loader, whatever a batch looks like."""
+
+from __future__ import annotations
+
+import math
+from collections import UserDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from types import SimpleNamespace
+from typing import Any
+from weakref import ref
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import BatchEncoding
+
+from esper.kasmina.growing import GrowingModel
+from esper.leyline import Metric
+from esper.tasks.base import CountedBatch, Split
+from esper.tasks.loader import LoadedSplit, Unpacking
+from esper.tasks.losses import own_loss
+from esper.tasks.output_loss import own_output_loss
+from esper.tasks.reduction import BatchLoss, MeanOf, by_batch
+from esper.tolaria.evaluation import Evaluation, Reading, evaluate
+from esper.tolaria.setup import Forward, call
+
+CONFIGS = [{}, {"one": 0.0}, {"one": 0.0, "two": 0.0}, {"two": 1.0}]
+LOSS = nn.CrossEntropyLoss()
+Batches = list[tuple[Any, Any]]
+
+
+class Reader(nn.Module):
+    """Logits ``[N, 3]`` of sequences of any length; a loss, too, where there are labels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(7, 8)
+        self.body = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU())
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, ids: Tensor, mask: Tensor | None = None, labels: Tensor | None = None) -> Any:
+        h = self.body(self.embed(ids))
+        keep = torch.ones_like(ids) if mask is None else mask
+        logits = self.head((h * keep[..., None]).sum(1) / keep.sum(1, keepdim=True))
+        return logits if labels is None else {"loss": F.cross_entropy(logits, labels), "logits": logits}
+
+
+@cache
+def grown() -> GrowingModel:
+    """With two seeds that matter, the second of them behind the host."""
+    torch.manual_seed(0)
+    model = GrowingModel.wrap(Reader(), {"one": "body.1", "two": "body.3"}, torch.zeros(2, 3, dtype=torch.int64))
+    for slot, alpha in zip(model.slots.values(), (0.6, 0.0), strict=True):
+        assert slot.germinate("mlp").passed and slot.state is not None
+        slot.state.alpha = alpha
+        with torch.no_grad():
+            for parameter in slot.seed_parameters():
+                parameter.add_(0.5 * torch.randn_like(parameter))
+    return model.eval()
+
+
+KINDS: dict[str, Callable[[Tensor, Tensor], Any]] = {
+    "tensor": lambda ids, mask: ids,
+    "tuple": lambda ids, mask: (ids, mask),
+    "list": lambda ids, mask: [ids, mask],
+    "dict": lambda ids, mask: {"mask": mask, "ids": ids},
+    "UserDict": lambda ids, mask: UserDict(ids=ids, mask=mask),
+    "BatchEncoding": lambda ids, mask: BatchEncoding({"ids": ids, "mask": mask}),
+}
+
+
+def run(model: nn.Module, inputs: Any) -> Any:
+    """As a user of this model would."""
+    if isinstance(inputs, Tensor):
+        return model(inputs)
+    return model(*inputs) if isinstance(inputs, tuple | list) else model(**inputs)
+
+
+@st.composite
+def loaders(draw: st.DrawFn, *, length: int | None = None) -> Batches:
+    """Batches of unequal size, of one example too, and of unequal length; every container."""
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 10_000)))
+    kind = KINDS[draw(st.sampled_from(sorted(KINDS)))]
+    found = []
+    for n in draw(st.lists(st.integers(1, 5), min_size=2, max_size=4)):
+        long = draw(st.integers(2, 5)) if length is None else length
+        ids = torch.randint(7, (n, long), generator=generator)
+        mask = (torch.rand(n, long, generator=generator) < 0.7).long()
+        mask[:, 0] = 1
+        found.append((kind(ids, mask), torch.randint(3, (n,), generator=generator)))
+    return found
+
+
+def accuracy(output: Any, targets: Tensor) -> Tensor:
+    logits = output if isinstance(output, Tensor) else output["logits"]
+    return 100.0 * (logits.argmax(1) == targets).double()
+
+
+def evaluated(
+    split: Any, loss: Any, metric: Any, reading: Reading | None = None, forward: Forward | None = None
+) -> Evaluation:
+    task: Any = SimpleNamespace(metric=Metric("m", ""), loss_figure=loss, metric_figure=metric)
+    with torch.no_grad():
+        return evaluate(grown(), task, split, CONFIGS, reading or Reading(), forward or run)
+
+
+def loaded(batches: Any, unpacking: Unpacking | None = None) -> LoadedSplit:
+    return LoadedSplit("validation", batches, unpacking or Unpacking(), "cpu")
+
+
+def by_hand(batches: Batches, figure: Callable[[Any, Tensor], Tensor]) -> Tensor:
+    """``[configs, examples]``"""
+    rows = []
+    with torch.no_grad():
+        for config in CONFIGS:
+            with grown().alphas(config):
+                rows.append(torch.cat([figure(run(grown(), inputs), targets).double() for inputs, targets in batches]))
+    return torch.stack(rows)
+
+
+def unreduced(output: Any, targets: Tensor) -> Tensor:
+    return F.cross_entropy(output if isinstance(output, Tensor) else output["logits"], targets, reduction="none")
+
+
+def paired(values: Tensor) -> list[float]:
+    errors = (values - values[0]).std(dim=1) / math.sqrt(values.shape[1])
+    return [0.0, *errors[1:].tolist()]
+
+
+def figure_of(batches: Batches) -> BatchLoss:
+    with torch.no_grad():
+        inputs, targets = batches[0]
+        return own_loss(LOSS, run(grown(), inputs), targets, len(batches), len(targets))
+
+
+@given(loaders())
+@settings(max_examples=25, deadline=None)
+def test_figures_over_trees_are_those_of_the_users_own_loop(batches: Batches) -> None:
+    found = evaluated(loaded(batches), figure_of(batches), MeanOf(accuracy))
+    losses, right = by_hand(batches, unreduced), by_hand(batches, accuracy)
+    assert found.loss.tolist() == pytest.approx(losses.mean(dim=1).tolist(), rel=1e-5)
+    assert found.metric.tolist() == pytest.approx(right.mean(dim=1).tolist(), rel=1e-9)
+    assert found.loss_se.tolist() == pytest.approx(paired(losses), rel=1e-3, abs=1e-7)
+    assert found.metric_se.tolist() == pytest.approx(paired(right), rel=1e-9)
+    assert found.examples == found.paired == losses.shape[1]
+
+
+@given(loaders(length=3), st.integers(1, 4))
+@settings(max_examples=15, deadline=None)
+def test_streamed_is_gathered(batches: Batches, most: int) -> None:
+    pairs = [(named(item)["ids"], targets) for item, targets in batches]
+    ids, answers = (torch.cat(part) for part in zip(*pairs, strict=True))
+    whole = Split(ids, answers)
+    loss, metric = figure_of(pairs), MeanOf(accuracy)
+    together = evaluated(whole, loss, metric)
+    for one in (evaluated(loaded(pairs), loss, metric), evaluated(loaded(pairs), loss, metric, Reading(most))):
+        assert one.examples == together.examples == len(ids)
+        for name in ("loss", "metric", "loss_se", "metric_se"):
+            assert getattr(one, name).tolist() == pytest.approx(getattr(together, name).tolist(), rel=1e-4, abs=1e-6)
+
+
+def named(item: Any) -> dict[str, Tensor]:
+    """The same inputs by keyword."""
+    if isinstance(item, Tensor):
+        return {"ids": item}
+    return dict(zip(("ids", "mask"), item, strict=True)) if isinstance(item, tuple | list) else dict(item)
+
+
+class Careless(LoadedSplit):
+    """A mutant: its batches all count as one."""
+
+    @contextmanager
+    def reading(self, most: int | None) -> Iterator[Iterator[CountedBatch]]:
+        with super().reading(most) as batches:
+            yield ((inputs, targets, 1) for inputs, targets, _ in batches)
+
+
+def test_batches_that_do_not_count_their_examples_are_found_out() -> None:
+    generator = torch.Generator().manual_seed(1)
+    batches: Batches = [
+        (torch.randint(7, (n, 3), generator=generator), torch.randint(3, (n,), generator=generator)) for n in (1, 5, 2)
+    ]
+    plain = BatchLoss(LOSS, lambda targets, n: torch.tensor(float(n)))
+    right = float(by_hand(batches, unreduced)[0].mean())
+    assert evaluated(loaded(batches), plain, MeanOf(accuracy)).loss[0] == pytest.approx(right, rel=1e-5)
+    careless = evaluated(Careless("validation", batches, Unpacking(), "cpu"), plain, MeanOf(accuracy))
+    assert careless.loss[0] != pytest.approx(right, rel=1e-3)
+
+
+@given(loaders())
+@settings(max_examples=15, deadline=None)
+def test_a_loss_that_the_model_computes_is_the_mean_over_examples_of_its_batches(batches: Batches) -> None:
+    whole = [{**named(item), "labels": targets} for item, targets in batches]
+    split = loaded(whole, Unpacking(own_loss=True))
+    with torch.no_grad():
+        figure, known = own_output_loss(grown()(**whole[0]), whole[0]["labels"], len(whole), split.sizes[0])
+    assert known is not None and isinstance(known.loss, nn.CrossEntropyLoss)
+    found = evaluated(split, figure, MeanOf(accuracy))
+    pairs = [(each, each["labels"]) for each in whole]
+    losses = by_hand(pairs, lambda output, y: output["loss"].expand(len(y)))
+    assert found.loss.tolist() == pytest.approx(losses.mean(dim=1).tolist(), rel=1e-5)
+    assert found.loss_se.tolist() == pytest.approx(paired(by_hand(pairs, unreduced)), rel=1e-3, abs=1e-7)
+
+
+def test_counterfactuals_of_a_share_are_paired_on_the_same_batches_and_the_metric_is_of_all() -> None:
+    generator = torch.Generator().manual_seed(2)
+    batches: Batches = [
+        (torch.randint(7, (4, 3), generator=generator), torch.randint(3, (4,), generator=generator)) for _ in range(8)
+    ]
+    figure, read = figure_of(batches), Reading(share=0.25)
+    found = evaluated(loaded(batches), figure, MeanOf(accuracy), read)
+    whole = evaluated(loaded(batches), figure, MeanOf(accuracy))
+    chosen = [i for i in range(8) if read.chosen(i)]
+    assert chosen == [0, 4] and read.paired(8) == 2
+    assert found.loss[0] == whole.loss[0] and found.metric[0] == whole.metric[0]
+    assert (found.examples, found.paired) == (32, 8)
+    few = by_hand([batches[i] for i in chosen], unreduced)
+    differences = (few.mean(dim=1) - few[0].mean()).tolist()
+    assert (found.loss - found.loss[0]).tolist() == pytest.approx(differences, abs=1e-6)
+    assert found.loss_se.tolist() == pytest.approx(paired(few), rel=1e-3)
+    assert found.passes < whole.passes
+    assert [Reading(share=share).paired(10) for share in (1e-3, 0.1, 0.5, 0.99, 1.0)] == [1, 1, 5, 9, 10]
+
+
+def test_where_examples_cannot_be_counted_figures_are_by_batch() -> None:
+    """Rows of one graph are no independent examples."""
+    generator = torch.Generator().manual_seed(3)
+    sizes = [int(n) for n in torch.randint(2, 9, (12,), generator=generator)]
+    batches: Batches = [
+        ((torch.randint(7, (n, 3), generator=generator), torch.ones(n, 3)), torch.randint(3, (n,), generator=generator))
+        for n in sizes
+    ]
+    graphs: Batches = [({"ids": inputs[0], "edges": torch.zeros(2, 30)}, targets) for inputs, targets in batches]
+    split = loaded(graphs)
+    assert not split.counted and len(split) == len(sizes)
+    with torch.no_grad():
+        figure = own_loss(LOSS, run(grown(), batches[0][0]), batches[0][1], len(sizes), None)
+    found = evaluated(split, figure, by_batch(MeanOf(accuracy)), forward=lambda model, graph: model(graph["ids"]))
+    each = by_hand(batches, unreduced)
+    assert found.loss.tolist() == pytest.approx(each.mean(dim=1).tolist(), rel=1e-5)
+    assert found.metric.tolist() == pytest.approx(by_hand(batches, accuracy).mean(dim=1).tolist())
+    assert found.examples == len(sizes)
+    sums = torch.stack([torch.stack([part.sum() for part in row.split(sizes)]) for row in each])
+    without = (sums.sum(dim=1, keepdim=True) - sums) / (sum(sizes) - torch.tensor(sizes))
+    spread = (without - without[0]) - (without - without[0]).mean(dim=1, keepdim=True)
+    errors = ((len(sizes) - 1) / len(sizes) * spread.square().sum(dim=1)).sqrt()
+    assert found.loss_se.tolist() == pytest.approx(errors.tolist(), rel=1e-3, abs=1e-7)
+    as_examples = evaluated(loaded(batches), figure_of(batches), MeanOf(accuracy))
+    assert found.loss_se[1] != pytest.approx(as_examples.loss_se[1], rel=1e-2), "the mutant takes rows for examples"
+
+
+def test_no_output_is_kept() -> None:
+    """Each is gone before the next is made."""
+    alive: list[int] = []
+    made: list[Any] = []
+
+    class Watching(Reader):
+        def forward(self, ids: Tensor, mask: Tensor | None = None, labels: Tensor | None = None) -> Any:
+            alive.append(sum(each() is not None for each in made))
+            output = super().forward(ids)
+            made.append(ref(output))
+            return output
+
+    torch.manual_seed(0)
+    ids = torch.randint(7, (4, 3))
+    model = GrowingModel.wrap(Watching(), {"one": "body.1", "two": "body.3"}, ids)
+    for slot in model.slots.values():
+        assert slot.germinate("mlp").passed and slot.state is not None
+        slot.state.alpha = 0.5
+    alive.clear(), made.clear()
+    task: Any = SimpleNamespace(loss_figure=MeanOf(unreduced), metric_figure=MeanOf(accuracy))
+    batches = loaded([(ids, torch.randint(3, (4,))) for _ in range(3)])
+    with torch.no_grad():
+        evaluate(model.eval(), task, batches, CONFIGS, Reading(), call)
+    assert len(alive) >= 9 and max(alive) == 0
