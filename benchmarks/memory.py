@@ -181,7 +181,7 @@ def grown(
     open_gates = GateThresholds(
         min_training_epochs=1, min_gradient_ratio=0.0, min_gradient_health=0.0, ask_for_gain=False
     )
-    budget = Budget(epochs=EPOCHS, parameters=10**9, gates=open_gates)
+    budget = Budget(epochs=20, parameters=10**9, gates=open_gates)
     choices = OwnChoices(nn.CrossEntropyLoss(), at=case.sites, budget=budget, device="cpu")
     policy: Any = "static" if state == STATES[0] else Sowing(case.blueprint, blend=state == STATES[2])
     with tempfile.TemporaryDirectory() as folder:

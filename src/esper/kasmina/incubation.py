@@ -57,7 +57,12 @@ def probe_gradients(
     kept = [*model.buffered, *(module for seed in others for module in seed.modules())]
     parameters = [parameter for parameter in model.seed_parameters(slot_id) if parameter.requires_grad]
 
+    def autocast_loss(output: Any) -> Tensor:
+        with tape.autocast.entered():
+            return loss_fn(output)
+
     def taught(whole: bool) -> tuple[Tensor, Sequence[Tensor | None]]:
+        # the output is not held on to: it is no longer needed when the gradient is computed
         with (
             random_kept(device_of(model)),
             buffers_kept(kept),
@@ -66,9 +71,7 @@ def probe_gradients(
             torch.enable_grad(),
             tape.replaying(slot_id, {slot_id: 1.0}, whole) as again,
         ):
-            output = again()
-            with tape.autocast.entered():
-                loss = loss_fn(output)
+            loss = autocast_loss(again())
             if not loss.requires_grad:
                 return loss, ()
             return loss, torch.autograd.grad(loss, parameters, gradient, allow_unused=True)
