@@ -22,6 +22,7 @@ from esper.kasmina.layer import Beside, Layer
 from esper.kasmina.leaving import leave
 from esper.kasmina.portable import Grown
 from esper.kasmina.probe import Site
+from esper.kasmina.sites import site_of
 from esper.kasmina.slot import SlotConfig
 from esper.kasmina.state import Incubation
 from esper.kasmina.structure import same
@@ -316,7 +317,7 @@ def test_where_no_seed_fits_is_said_with_what_is_legal(path: str, says: str) -> 
 def test_a_fast_path_that_goes_past_the_module_is_no_site() -> None:
     torch.manual_seed(0)
     encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 2).eval()
-    with pytest.raises(UsageError, match="layers.0.linear1.*does not reach the model's output"):
+    with pytest.raises(UsageError, match="layers.0.linear1.*does not reach .*set_fastpath_enabled"):
         GrowingModel.wrap(encoder, ["+layers.0.linear1"], torch.randn(3, 5, 8))
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -434,3 +435,7 @@ def test_one_seed_serves_all_calls_of_a_module() -> None:
     assert model.places["layer"].calls == 2 and model.folds == {"layer": False}
     plain = export(model, sample=sample)
     assert type(plain.layer) is nn.Linear and compare(model, plain, sample).same
+
+
+def test_a_site_is_written_as_it_is_read() -> None:
+    assert [str(site_of(written)) for written in ("a.b", "+a.b")] == ["a.b", "+a.b"]

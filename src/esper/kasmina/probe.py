@@ -36,6 +36,10 @@ class Site:
     beside: bool = False
     """Whether a seed sees the module's input and adds to its output, rather than to be blended into that."""
 
+    def __str__(self) -> str:
+        """The path, with ``+`` before it for a site beside the module."""
+        return f"+{self.path}" if self.beside else self.path
+
 
 @dataclass(frozen=True, slots=True)
 class Place:

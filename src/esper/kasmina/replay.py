@@ -338,7 +338,21 @@ def _reaching(tap: Tap, whole: Callable[[], Any], plain: Any) -> tuple[float, An
         raise UsageError(
             "the model's output holds no finite number in eval(): look at the running statistics of its norms"
         )
-    raise UsageError(f"what stands behind site {tap.place.path!r} does not reach the model's output")
+    raise UsageError(
+        f"what stands behind site {tap.place.path!r} does not reach the model's output"
+        + _past(tap.host, tap.place.path)
+    )
+
+
+def _past(host: nn.Module, path: str) -> str:
+    """What helps where torch's fast path goes past the site."""
+    around = [host.get_submodule(path.rsplit(".", n)[0]) for n in range(1, path.count(".") + 1)]
+    if not any(isinstance(module, nn.TransformerEncoderLayer) for module in around):
+        return ""
+    return (
+        ": in eval() a TransformerEncoderLayer goes past its parts;"
+        " torch.backends.mha.set_fastpath_enabled(False) keeps it from that"
+    )
 
 
 @dataclass(frozen=True)

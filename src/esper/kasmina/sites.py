@@ -46,8 +46,8 @@ def spread(host: nn.Module, sites: Sites) -> Sites:
         first, *others = _matching(host, site_of(written))
         if others:
             raise UsageError(
-                f"{written!r} of slot {name!r} names {1 + len(others)} modules ({first.path}, {others[0].path}, ...);"
-                " legal: a whole path, or at=[...], which gives each a slot"
+                f"{str(written)!r} of slot {name!r} names {1 + len(others)} modules"
+                f" ({first.path}, {others[0].path}, ...); legal: a whole path, or at=[...], which gives each a slot"
             )
         found[name] = first
     return found

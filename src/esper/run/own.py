@@ -282,7 +282,7 @@ class OwnModel:
         digest = hashlib.sha256(repr(shape).encode()).hexdigest()[:8]
         return {
             "model": f"{kind.__module__}.{kind.__qualname__} of {self.host_parameters:,} parameters ({digest})",
-            "places": {slot: site.path for slot, site in self.task.sites.items()},
+            "places": {slot: str(site) for slot, site in self.task.sites.items()},
             "blueprints": list(self.task.blueprints),
             "examples": self.examples(),
             "training batches": len(self.setup.batches),
