@@ -1,5 +1,7 @@
 """Run the slow tests, and the quick ones in other surroundings; keep their tables in ``docs/slow-tests.md``.
 
+Counts that take hours go on from one sitting to the next; ``ESPER_COUNT_SECONDS`` limits one.
+
 Arguments go to pytest, for the slow tests alone; ``elsewhere`` in the place of them runs the quick suite in other
 surroundings alone, behind it a part of a surrounding's name, in that one. What was not run keeps the row that it had;
 tests and surroundings that are gone lose it.
@@ -8,6 +10,7 @@ tests and surroundings that are gone lose it.
 from __future__ import annotations
 
 import datetime
+import json
 import os
 import platform
 import re
@@ -23,6 +26,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 TABLE = ROOT / "docs" / "slow-tests.md"
+COUNTS = ROOT / "build" / "counts"
+"""Where counts that take more than one sitting stand; see ``tests/counting.py``."""
 BACKGROUND = "SIGINT ignored"
 ELSEWHERE: dict[str, dict[str, str]] = {
     "ATEN_CPU_CAPABILITY=default": {"ATEN_CPU_CAPABILITY": "default"},
@@ -119,6 +124,16 @@ def elsewhere(wanted: str = "") -> tuple[int, list[Row]]:
     return worst, [rows[name] for name in ELSEWHERE if name in rows]
 
 
+def counts() -> list[Row]:
+    """What was counted, of the last sitting or as the page has it."""
+    rows = {each[0]: each for each in written("| count: ", 5)}
+    for path in sorted(COUNTS.glob("*.json")) if COUNTS.is_dir() else ():
+        summary = json.loads(path.read_text(encoding="utf-8"))
+        name = f"count: {summary['name']}"
+        rows[name] = (name, summary["wanted"], summary["found"], f"{summary['seconds']}", summary["on"])
+    return [rows[name] for name in sorted(rows)]
+
+
 def lines(rows: list[Row]) -> list[str]:
     """Rows as Markdown."""
     return ["| " + " | ".join(each) + " |" for each in rows]
@@ -130,6 +145,14 @@ def page(rows: list[Row], others: list[Row]) -> str:
     head = f"Written by `.ci/slow`, Python {platform.python_version()}: {len(rows)} tests, {seconds:.0f} s in all."
     parts = ["# Slow tests", "", head, ""]
     parts += ["| module | test | outcome | s | on |", "|---|---|---|---:|---|", *lines(sorted(rows)), ""]
+    if counted := counts():
+        parts += [
+            "## Counts",
+            "",
+            "What takes more than one sitting, gone on with by the next, on one state of `src`:",
+            "",
+        ]
+        parts += ["| what | wanted | found | s | on |", "|---|---|---|---:|---|", *lines(counted), ""]
     if others:
         parts += ["## The quick suite elsewhere", "", "All tests that are not slow, each time with:", ""]
         parts += ["| with | outcome | s | on |", "|---|---|---:|---|", *lines(others), ""]

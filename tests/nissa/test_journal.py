@@ -210,6 +210,26 @@ def test_a_full_disk_is_one_clear_error_wherever_it_strikes(tmp_path: Path, monk
         assert len(events) + missed >= len(seen) - 3, "but for the batch that failed, every event is there or counted"
 
 
+def test_a_file_that_cannot_be_closed_is_no_second_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The thread would print a traceback, keep the lock, and let the next call wait."""
+    journal = JournalWriter(tmp_path, RUN)
+    ours, close = journal._fd, os.close
+
+    def failing(descriptor: int) -> None:
+        close(descriptor)
+        if descriptor == ours:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "close", failing)
+    journal(note("one"))
+    journal.close()
+    monkeypatch.undo()
+    assert "Traceback" not in capsys.readouterr().err
+    JournalWriter(tmp_path, RUN, supersede=Supersede("train", 1)).close()
+
+
 def test_a_file_size_limit_of_the_system_is_met_the_same_way(tmp_path: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, hard))

@@ -53,3 +53,16 @@ def test_what_is_no_run_or_a_damaged_one_is_a_data_error(tmp_path: Path) -> None
     manifest.mkdir()
     with pytest.raises(DataError, match="not a regular file"):
         RunDirectory.open(run.path)
+
+
+def test_what_killed_writes_have_left_is_swept(tmp_path: Path) -> None:
+    run = RunDirectory.create(tmp_path, "run")
+    elsewhere = tmp_path / "elsewhere"
+    for folder in (run.report, elsewhere):
+        folder.mkdir()
+    run.model.symlink_to(elsewhere)
+    left = [folder / ".report.md.0a1b2c3d.tmp" for folder in (run.path, run.report, elsewhere)]
+    for path in left:
+        path.write_text("half")
+    run.sweep()
+    assert [path.exists() for path in left] == [False, False, True], "and nothing behind a link"

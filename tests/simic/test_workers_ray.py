@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -148,30 +149,48 @@ def test_a_cluster_without_a_free_cpu_is_told_of_and_refused(monkeypatch: pytest
     assert said == ["waiting for a free CPU of the cluster: 0 of 0; at most 0.05 s in all"]
 
 
+@pytest.fixture(scope="module")
+def no_cpu() -> Iterator[dict[str, str]]:
+    """The environment of a cluster that has none."""
+    pytest.importorskip("ray")
+    code = (
+        "import ray, time; ray.init(num_cpus=0, include_dashboard=False)\n"
+        "print(ray.get_runtime_context().gcs_address, flush=True); time.sleep(600)"
+    )
+    environment = {**os.environ, "PYTHONPATH": HERE, "RAY_AUTH_MODE": "disabled"}
+    environment |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
+    environment.pop("RAY_ADDRESS", None)
+    with subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        yield {**environment, "RAY_ADDRESS": other.stdout.readline().strip()}
+        other.kill()
+
+
+WAITING = [sys.executable, "-m", "esper.scripts.main", *"train ppo --task tiny:tiny --envs 2 --workers ray".split()]
+
+
+@pytest.mark.slow
+def test_a_run_without_a_free_cpu_ends_by_itself(no_cpu: dict[str, str], tmp_path: Path) -> None:
+    command = [*WAITING, "--run-dir", str(tmp_path / "run")]
+    ended = subprocess.run(command, env=no_cpu, capture_output=True, text=True, check=False)
+    assert ended.returncode == 2
+    assert ended.stderr.splitlines() == [
+        "esper: waiting for a free CPU of the cluster: 0 of 0; at most 25 s in all",
+        "esper: --workers ray: the cluster has no free CPU: 0 of 0",
+    ]
+
+
 @pytest.mark.slow
 @pytest.mark.signals
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_run_without_a_free_cpu_ends_by_itself_and_by_a_signal(number: int, tmp_path: Path) -> None:
-    train = [sys.executable, "-m", "esper.scripts.main", *"train ppo --task tiny:tiny --envs 2 --workers ray".split()]
-    code = "import ray; ray.init(num_cpus=0, include_dashboard=False); import time; time.sleep(120)"
-    environment = {**os.environ, "PYTHONPATH": HERE, "RAY_USAGE_STATS_ENABLED": "0", "RAY_TMPDIR": str(tmp_path)}
-    environment.pop("RAY_ADDRESS", None)
-    with subprocess.Popen([sys.executable, "-c", code], env=environment) as other:
-        try:
-            environment["RAY_ADDRESS"] = "auto"
-            command = [*train, "--run-dir", str(tmp_path / "run")]
-            with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as waiting:
-                assert waiting.stderr is not None
-                if number == signal.SIGTERM:
-                    said = waiting.stderr.read()
-                    assert waiting.wait(90) == 2
-                    assert "esper: --workers ray: the cluster has no free CPU: 0 of 0\n" in said
-                else:
-                    waiting.stderr.readline()
-                    waiting.send_signal(number)
-                    waiting.wait(20)
-        finally:
-            other.kill()
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, -15), (signal.SIGINT, 130)])
+def test_and_by_a_signal(number: int, status: int, no_cpu: dict[str, str], tmp_path: Path) -> None:
+    command = [*WAITING, "--run-dir", str(tmp_path / "run"), "--workers-timeout", "300"]
+    with subprocess.Popen(command, env=no_cpu, stderr=subprocess.PIPE, text=True) as waiting:
+        assert waiting.stderr is not None and "waiting for a free CPU" in waiting.stderr.readline()
+        time.sleep(0.5)  # in the midst of writing that line it would be written twice
+        waiting.send_signal(number)
+        assert waiting.wait(60) == status
+        assert len(waiting.stderr.read().splitlines()) <= 1
 
 
 @pytest.mark.slow
