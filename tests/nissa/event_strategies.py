@@ -14,8 +14,9 @@ from esper.nissa.wire import NON_FINITE
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=8).filter(lambda text: text not in NON_FINITE)
 NAMES = st.none() | TEXT
 COUNTS = st.none() | st.integers(0, 2**31 - 1)
+WHOLE = st.integers(1 - 10**38, 10**38 - 1)
 JSON = st.recursive(
-    st.booleans() | st.integers() | st.floats() | TEXT,
+    st.booleans() | WHOLE | st.floats() | TEXT,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
     max_leaves=5,
 )
@@ -27,7 +28,7 @@ def of_type(node: inspect.Type) -> st.SearchStrategy[Any]:
         case inspect.FloatType():
             return st.floats()
         case inspect.IntType():
-            return st.integers()
+            return WHOLE
         case inspect.BoolType():
             return st.booleans()
         case inspect.StrType():
