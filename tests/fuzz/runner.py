@@ -21,7 +21,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE.parent / "bench")]
 CORPUS = HERE / "corpus"
-CHUNK = 5_000
+CHUNK = 25_000
 """Inputs of one process: libFuzzer keeps what it has found out only as long as it runs."""
 VALUE = re.compile(rb':\s*("[^"]*"|-?[\d.e+-]+|null|true|false|\[|\{)')
 
@@ -47,7 +47,7 @@ def fuzz(target: str, folder: Path, runs: int) -> int:
         corpus.mkdir(parents=True, exist_ok=True)
     while (so_far := done(folder)) < runs:
         chunk = min(CHUNK, runs - so_far)
-        options = [f"-runs={chunk}", "-timeout=10", "-rss_limit_mb=1024", "-max_len=16384", "-print_final_stats=0"]
+        options = [f"-runs={chunk}", "-timeout=10", "-rss_limit_mb=1024", "-max_len=4096", "-print_final_stats=0"]
         options += [f"-artifact_prefix={folder}/", f"-seed={so_far + 1}", "-verbosity=0", "-reload=0"]
         command = [sys.executable, str(HERE / "runner.py"), "--child", target, *options, str(folder / "corpus")]
         ended = subprocess.run([*command, str(CORPUS / target)], check=False)
@@ -65,7 +65,7 @@ def child(target: str, options: list[str]) -> None:
         from fuzz.seeds import TARGETS, TOKENS
 
         chosen = TARGETS[target]
-        seeds = [seed for seed in chosen.seeds() if len(seed) <= 16384]
+        seeds = [seed for seed in chosen.seeds() if len(seed) <= 6000]
         for seed in seeds:
             chosen.run(seed)
             (Path(options[-2]) / hashlib.sha1(seed).hexdigest()).write_bytes(seed)

@@ -167,15 +167,15 @@ def questions() -> Iterator[bytes]:
 
 
 TARGETS = {
-    "config": Target(at.config, configs, 340_000),
-    "manifest": Target(at.manifest, manifests, 50_000),
-    "journal": Target(at.journal, journals, 80_000),
-    "report": Target(at.report, events, 30_000),
-    "checkpoint": Target(at.checkpoint, checkpoints, 25_000),
-    "policy": Target(at.policy, policies, 20_000),
-    "table": Target(at.table, tables, 25_000),
-    "websocket": Target(at.websocket, messages, 40_000),
-    "http": Target(at.http, requests, 25_000),
-    "filter": Target(at.filtering, filters, 330_000),
-    "sql": Target(at.sql, questions, 35_000),
+    "config": Target(at.config, configs, 425_000),
+    "manifest": Target(at.manifest, manifests, 25_000),
+    "journal": Target(at.journal, journals, 40_000),
+    "report": Target(at.report, events, 15_000),
+    "checkpoint": Target(at.checkpoint, checkpoints, 10_000),
+    "policy": Target(at.policy, policies, 6_000),
+    "table": Target(at.table, tables, 10_000),
+    "websocket": Target(at.websocket, messages, 20_000),
+    "http": Target(at.http, requests, 12_000),
+    "filter": Target(at.filtering, filters, 425_000),
+    "sql": Target(at.sql, questions, 12_000),
 }

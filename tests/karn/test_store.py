@@ -131,3 +131,16 @@ def test_without_duckdb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 def test_an_empty_journal(tmp_path: Path) -> None:
     with SqlStore([write_run(tmp_path, [])]) as store:
         assert store.query("SELECT * FROM epochs").rows == []
+
+
+@pytest.mark.parametrize("nothing", ["", "   ", ";", "--"])
+def test_no_statement_is_said_so(nothing: str, tmp_path: Path) -> None:
+    with SqlStore([write_run(tmp_path, story())]) as store, pytest.raises(UsageError, match="query: "):
+        store.query(nothing)
+
+
+def test_columns_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    with SqlStore([write_run(tmp_path, story())]) as store:
+        answer = store.query("select 1 as a, 2 as a, 3 as a_1, 4 as a")
+    assert answer.columns == ["a", "a_2", "a_1", "a_3"]
+    assert answer.json() == '{"a":1,"a_2":2,"a_1":3,"a_3":4}\n'

@@ -22,7 +22,7 @@ from esper.kasmina.growing import GrowingModel
 from esper.kasmina.portable import Grown
 from esper.kasmina.replay import same
 from esper.kasmina.slot import SeedSlot
-from esper.leyline import MissingExtraError, SeedStage, UsageError
+from esper.leyline import DataError, MissingExtraError, SeedStage, UsageError
 from esper.tasks.hosts import PointwiseHost2d
 
 CLOSE = 1e-5
@@ -229,3 +229,17 @@ def test_an_exported_model_can_be_wrapped_and_exported_again(grown_again: bool, 
     again.eval()
     exported = save_export(again, tmp_path, sample)
     assert compare(again, loaded(exported.code).load(), sample).largest <= CLOSE
+
+
+def test_an_export_goes_through_no_link(tmp_path: Path) -> None:
+    outside, where = tmp_path / "outside.py", tmp_path / "model"
+    outside.write_text("mine")
+    where.mkdir()
+    for name in ("model.py", "model.safetensors"):
+        (where / name).symlink_to(outside)
+    model, sample = wrapped("mlp")
+    save_export(model, where, sample)
+    assert outside.read_text() == "mine" and not (where / "model.py").is_symlink()
+    (tmp_path / "linked").symlink_to(where)
+    with pytest.raises(DataError, match="linked: a link"):
+        save_export(model, tmp_path / "linked", sample)

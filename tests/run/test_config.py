@@ -110,3 +110,24 @@ def test_what_is_no_finite_number_is_refused_in_one_line(name: str, value: float
 def test_a_mark_of_its_encoding_before_a_file_is_passed_over(name: str, text: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text(text, encoding="utf-8-sig")
     assert read_config_file(tmp_path / name) == {"episodes": 2}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("c.json", "[" * 3000, "nested deeper than 64 levels"),
+        ("c.toml", "a=" + "[" * 3000 + "]" * 3000, "nested deeper than 64 levels"),
+        ("c.toml", ".".join("a" * 1000) + "=1", "nested deeper than 64 levels"),
+        ("c.json", '{"seed":' + "9" * 5000 + "}", "more than 38 digits"),
+        ("c.toml", "seed=" + "9" * 5000, "4300"),
+        ("c.json", '{"lr":1e999}', "out of range"),
+        ("c.json", "1" * (1 << 21), "at most 1048576 are read"),
+        ("c.json", "[]", "a table of keys is needed"),
+    ],
+)
+def test_limits_of_a_configuration_file(name: str, content: str, says: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.write_text(content)
+    with pytest.raises(UsageError, match=says) as caught:
+        resolve(RunConfig, {}, read_config_file(path))
+    assert len(str(caught.value)) < 1000 and str(path) in str(caught.value)

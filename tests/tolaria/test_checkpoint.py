@@ -466,3 +466,29 @@ def test_mutations_end_in_typed_errors(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_many_mutations_end_in_typed_errors(tmp_path: Path) -> None:
     fuzz(tmp_path, 50_000)
+
+
+def test_nothing_is_saved_read_or_deleted_through_a_link(tmp_path: Path) -> None:
+    outside, where = tmp_path / "outside", tmp_path / "checkpoints"
+    for step in range(3):
+        save(outside, step, {}, step)
+    where.symlink_to(outside)
+    before = sorted(os.listdir(outside))
+    for refused in (lambda: save(where, 9, {}, 9, keep=1), lambda: load_newest(where), lambda: load(where)):
+        with pytest.raises(DataError, match="checkpoints: a link"):
+            refused()
+    where.unlink()
+    where.mkdir()
+    (where / "ckpt-000001-step-00000000").symlink_to(outside / before[0])
+    save(where, 1, {}, "own", keep=1)
+    assert load_newest(where).plain == "own" and (where / "ckpt-000001-step-00000000").is_symlink()
+    assert sorted(os.listdir(outside)) == before
+
+
+def test_what_could_not_be_read_again_is_not_saved(tmp_path: Path) -> None:
+    value: Any = 1
+    for _ in range(100):
+        value = (value,)
+    with pytest.raises(DataError, match="nested too deep to be read again"):
+        save(tmp_path, 1, {}, value)
+    assert not os.listdir(tmp_path)
