@@ -281,6 +281,30 @@ def test_grow_that_was_killed_goes_on(tmp_path: Path) -> None:
 
     assert (ended := Grow(tmp_path / "whole").run()).status == 0, ended.said
     assert Grow(tmp_path / "cut").run(Cut(23, function="trainer.after_backward")).status == -9
+    right: dict[str, Any] = {
+        "train": batches(),
+        "val": loader(128, 1),
+        "loss": LOSS,
+        "at": ["1"],
+        "policy": Remembering(),
+    }
+    right |= {"budget": Budget(epochs=EPOCHS, parameters=5000, lr=1e-2), "resume": tmp_path / "cut" / "run"}
+    wider = nn.Sequential(nn.Linear(6, 9), nn.ReLU(), nn.Linear(9, 4))
+    for network, change, message in (
+        (wider, {}, r"its model is .*Sequential of 180 parameters \(\w+\), here it is .*Sequential of 103 parameters"),
+        (model(), {"val": loader(64, 1)}, "its examples is {'validation': 128}, here it is {'validation': 64}"),
+        (model(), {"train": loader(64, 0)}, "its training batches is 4, here it is 1"),
+        (
+            model(),
+            {"budget": Budget(epochs=EPOCHS + 1, parameters=5000, lr=1e-2)},
+            "its Budget.epochs is 12, here it is 13",
+        ),
+        (model(), {"policy": "static"}, "its policy is keep-one, here it is static"),
+        (model(), {"run_dir": tmp_path / "other"}, "a run goes on where it is"),
+        (model(), {"resume": tmp_path / "nowhere"}, "not a run directory"),
+    ):
+        with pytest.raises((UsageError, DataError), match=message):
+            grow(network, **{**right, **change})
     assert (ended := Grow(tmp_path / "cut", resume=True).run()).status == 0, ended.said
     assert_same_runs(tmp_path / "cut", tmp_path / "whole")
     ended = Grow(tmp_path / "cut", resume=True).run()

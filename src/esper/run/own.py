@@ -272,13 +272,11 @@ class OwnModel:
     def subject(self, policy: Policy, seed: int = 0) -> dict[str, Any]:
         """What a run is about: it can be resumed with this and nothing else. JSON-able."""
         host, budget = self.setup.host, self.choices.budget
-        kind, shape = (
-            type(host),
-            [
-                (name, tuple(tensor.shape), str(tensor.dtype), tensor.requires_grad)
-                for name, tensor in (*host.named_parameters(), *host.named_buffers())
-            ],
-        )
+        kind = type(host)
+        shape = [
+            (name, tuple(tensor.shape), str(tensor.dtype), tensor.requires_grad)
+            for name, tensor in (*host.named_parameters(), *host.named_buffers())
+        ]
         digest = hashlib.sha256(repr(shape).encode()).hexdigest()[:8]
         return {
             "model": f"{kind.__module__}.{kind.__qualname__} of {self.host_parameters:,} parameters ({digest})",
