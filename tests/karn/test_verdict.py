@@ -152,7 +152,7 @@ def test_live_it_says_what_is_lost_what_has_stopped_and_what_is_not_finite() -> 
     rising = [20.0 + 3 * epoch for epoch in range(16)]
     assert judged(course(rising)).headline == "Running, and nothing speaks against it so far"
     fallen = judged(course([*rising, 40.0, 30.0, 25.0]))
-    assert fallen.level == "bad" and fallen.headline.startswith("Diverged: 89% of what the metric had gained is lost")
+    assert fallen.level == "bad" and fallen.headline.startswith("Diverged: 89 % of what the metric had gained is lost")
     stopped = judged(course([*rising, *([60.0] * 14)]))
     assert stopped.level == "watch" and "nothing better than 65 points of epoch 16 in the 14 epochs since" in (
         stopped.headline
@@ -267,3 +267,20 @@ def test_the_next_command_repeats_the_flags_of_this_run() -> None:
         "--optimizer-option 'betas=[0.9, 0.99]' --quiet --episodes 20"
     )
     assert about("/nowhere").name == "/nowhere" and not about("/nowhere").given
+
+
+def test_what_some_environments_do_is_not_the_verdict_on_all() -> None:
+    def mixed(fallen: int) -> Verdict:
+        rec = Recorder()
+        begin(rec, envs=5, max_epochs=30)
+        for env in range(5):
+            begin_episode(rec, env, max_epochs=30)
+            for epoch, value in enumerate([20.0, 40.0, 60.0, 62.0, 64.0, 64.5, 25.0 if env < fallen else 65.0], 1):
+                epoch_done(rec, env, epoch, value)
+        return judged(rec.events)
+
+    assert mixed(0).headline == "Running, and nothing speaks against it so far"
+    one = mixed(1)
+    assert one.level == "watch" and one.headline.startswith("Diverged in 1 of 5 environments: 89 % of what")
+    most = mixed(3)
+    assert most.level == "bad" and most.headline.startswith("Diverged in 3 of 5 environments")

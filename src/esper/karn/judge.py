@@ -39,7 +39,9 @@ def judge(case: Case) -> Iterator[Judged]:
         yield Judged(run.end_status, "watch", f"{run.end_status} before its end; it can be resumed")
     elif header.state == "silent":
         yield Judged("silent", "critical", f"no contact: {header.text}, and it has not said that it ended")
-    yield from _diverged(case)
+    diverged = _diverged(case)
+    if diverged is not None and diverged.level == "bad":
+        yield diverged
     guessing = _at_chance(case)
     if guessing is not None:
         yield guessing
@@ -47,26 +49,38 @@ def judge(case: Case) -> Iterator[Judged]:
     yield from _against_controls(case, quiet=guessing is not None)
     if run.end_status is None and guessing is None:
         yield from _stopped(case)
+    if diverged is not None and diverged.level != "bad":
+        yield diverged
     if back := sum(fold.rollbacks for fold in case.environments):
         times = "once" if back == 1 else f"{back} times"
         yield Judged("rolled back", "watch", f"the governor had to go back to the last good state {times}")
 
 
-def _diverged(case: Case) -> Iterator[Judged]:
+def _diverged(case: Case) -> Judged | None:
+    """Figures that are not finite, or a metric that fell back, in the environments that play the arm now: bad news of
+    the run where it is so in half of them, of some environments else."""
     last = case.environments
     odd = [fold for fold in last if fold.non_finite]
     if odd:
         names = ", ".join(name.replace("_", " ") for name in odd[0].non_finite)
-        where = f"epoch {odd[0].epoch} of environment {odd[0].env}"
-        yield Judged("diverged", "bad", f"diverged: {names} not finite in {where}")
-        return
-    lost = [(share, fold) for fold in last if (share := anomaly.lost_share(fold)) > LOST]
-    if lost:
-        share, fold = max(lost, key=lambda one: one[0])
-        text = f"diverged: {share:.0%} of what the metric had gained is lost again in environment {fold.env}"
-        ahead = [result for result in case.own if result.delivered == "best"]
-        kept = "; the best network before that is what is delivered" if ahead else ""
-        yield Judged("diverged", "watch" if ahead else "bad", text + kept)
+        text = f"{names} not finite in epoch {odd[0].epoch} of environment {odd[0].env}"
+        return Judged("diverged", _weight(odd, last), f"diverged{_share(odd, last)}: {text}")
+    lost = sorted((fold for fold in last if anomaly.lost_share(fold) > LOST), key=anomaly.lost_share, reverse=True)
+    if not lost:
+        return None
+    text = f"{100 * anomaly.lost_share(lost[0]):.0f} % of what the metric had gained is lost again"
+    ahead = any(result.delivered == "best" for result in case.own)
+    kept = "; the best network before that is what is delivered" if ahead else ""
+    level: Level = "watch" if ahead else _weight(lost, last)
+    return Judged("diverged", level, f"diverged{_share(lost, last)}: {text} in environment {lost[0].env}{kept}")
+
+
+def _weight(some: list[EnvironmentFold], every: list[EnvironmentFold]) -> Level:
+    return "bad" if 2 * len(some) >= len(every) else "watch"
+
+
+def _share(some: list[EnvironmentFold], every: list[EnvironmentFold]) -> str:
+    return f" in {len(some)} of {len(every)} environments" if len(every) > 1 else ""
 
 
 def chance_margin(run: RunFold, examples: int | None, wobble: float | None) -> float:

@@ -60,8 +60,11 @@ def write_report(directory: str | Path, *, figures: bool | None = None) -> Path:
     return directory / "report" / "report.md"
 
 
-def read_evidence(directory: str | Path) -> tuple[RunEvidence, list[Damage]]:
-    """Evidence of the run in ``directory``, up to where its journal can be read, and what stood against more."""
+def read_evidence(directory: str | Path, name: str | None = None) -> tuple[RunEvidence, list[Damage]]:
+    """Evidence of the run in ``directory``, up to where its journal can be read, and what stood against more.
+
+    ``name`` is what commands call the run; its own by default, so that a report says the same wherever it lies.
+    """
     reading = read_journal(directory, validate=True)
     problems: list[Damage] = []
 
@@ -71,7 +74,7 @@ def read_evidence(directory: str | Path) -> tuple[RunEvidence, list[Damage]]:
         except DataError as problem:
             problems.append(damage_of(problem))
 
-    evidence = gather(events(), about(directory, shlex.quote(Path(directory).name)))
+    evidence = gather(events(), about(directory, shlex.quote(name or Path(directory).name)))
     return evidence, [*report_damage(reading.report), *problems]
 
 

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from esper.leyline import Metric
 from esper.run.resume import ResumeRequest
+from esper.scripts.summary import print_summary
 from esper.simic.ppo_config import PPORunConfig
 from esper.simic.training import PPOTraining
 from esper.simic.vectorized import RoundReport
@@ -24,8 +25,8 @@ def run_ppo(flags: Mapping[str, Any], file: Mapping[str, Any], asked: ResumeRequ
         lambda report: shown.print(line(report, config, metric), soft_wrap=True),
         lambda lines: shown.print(*lines, sep="\n", soft_wrap=True),
     )
+    print_summary(path.parent, console)
     console.print(Text.assemble(("policy ", "dim"), str(path)), soft_wrap=True)
-    console.print(Text.assemble(("run    ", "dim"), str(path.parent)), soft_wrap=True)
     return 0
 
 

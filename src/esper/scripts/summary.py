@@ -22,7 +22,7 @@ PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 def print_summary(directory: Path, console: Console) -> None:
     """Print the end table from the journal and write the report."""
-    evidence, damage = read_evidence(directory)
+    evidence, damage = read_evidence(directory, str(directory))
     console.print()
     styles = {"critical": "bold red", "bad": "bold red", "watch": "bold yellow", "ok": "bold green"}
     for line in verdict_lines(evidence.verdict):

@@ -218,6 +218,9 @@ function write(context: CanvasRenderingContext2D, text: string, x: number, y: nu
   context.fillText(text, x, y);
 }
 
+/** Letters of a name, with the sign that it is cut, that tell it from others. */
+const NAMED = 5;
+
 /** `text` cut with an ellipsis so that it fits. */
 export function fit(context: CanvasRenderingContext2D, text: string, width: number): string {
   if (width <= 0) return "";
@@ -336,8 +339,12 @@ function drawChip(context: CanvasRenderingContext2D, chip: Chip | undefined, x: 
     if (gate) write(context, gate, x + width - 4, middle, colour(failed ? "bad" : "soft"), mono(11, failed ? 600 : 400), "right");
     context.font = sans(12);
     const strength = alpha === undefined ? "" : ` ${brief(alpha, 2)}`;
-    const name = fit(context, chip.blueprint ?? "", width - 24 - gateWidth - context.measureText(strength).width);
-    write(context, `${name}${strength}`.trim(), x + 20, middle, colour("ink"), sans(12));
+    const room = width - 24 - gateWidth;
+    const whole = chip.blueprint ?? "";
+    // a name cut to a letter says nothing: the strength, which the bar below shows too, makes room for it
+    const beside = fit(context, whole, room - context.measureText(strength).width);
+    const name = beside.length >= Math.min(NAMED, whole.length) ? `${beside}${strength}` : fit(context, whole, room);
+    write(context, name.length >= Math.min(NAMED, whole.length) ? name.trim() : strength.trim(), x + 20, middle, colour("ink"), sans(12));
   } else if (width >= 40 && !empty) {
     write(context, alpha === undefined ? "" : brief(alpha, 2), x + 20, middle, colour("soft"), mono(10.5));
     if (failed) write(context, "✕", x + width - 3, middle, colour("bad"), sans(11, 700), "right");
