@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from pathlib import Path
 
 import pytest
 
 from esper.leyline import DataError, files
-from esper.leyline.files import Folder, read_regular, write_all, write_atomically
+from esper.leyline.files import Folder, open_regular, read_regular, write_all, write_atomically
 
 
 def test_write_all_goes_on_where_the_system_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,3 +99,20 @@ def test_what_a_folder_is_does_not_change_with_its_path(tmp_path: Path) -> None:
         folder.make("more")
         folder.remove("more")
     assert os.listdir(tmp_path / "trap") == [] and os.listdir(tmp_path / "moved") == ["file"]
+
+
+def test_what_fails_says_which_file_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*given: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    path = tmp_path / "run.json"
+    path.write_text("{}")
+    with open_regular(path) as file:
+        folder = os.open(tmp_path, os.O_RDONLY)
+        os.dup2(folder, file.fileno())
+        os.close(folder)
+        with pytest.raises(OSError, match=re.escape(str(path))):
+            file.read()
+    monkeypatch.setattr(os, "fsync", failing)
+    with Folder.open(tmp_path) as held, pytest.raises(OSError, match=r"Input/output error: .*report\.md"):
+        held.create("report.md", b"half")

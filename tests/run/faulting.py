@@ -34,7 +34,7 @@ KINDS = {
     "ppo": f"train ppo {TINY} --rounds 2 --envs 2 --episode-length 4",
     "report": "report",
 }
-PATIENCE = 120.0
+PATIENCE = 600.0
 
 
 @dataclass(frozen=True)

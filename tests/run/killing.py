@@ -38,7 +38,7 @@ class Kind:
 
     command: Sequence[str]
     forked_workers: bool = False
-    patience: float = 60.0
+    patience: float = 600.0
 
 
 def start(arguments: Sequence[str], log: Path, kind: Kind) -> int:

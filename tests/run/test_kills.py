@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,6 +27,8 @@ KINDS = {
     "two workers": Kind([*PPO, "--workers", "2"], forked_workers=True),
 }
 KILLS = {"heuristic": 400, "ppo": 400, "two workers": 190}
+RAY_KILLS = 10
+"""Fewer: an actor takes long to be born."""
 KEYS = ("kills", "in a save", "in a resume", "torn tails", "lost", "invented", "different")
 
 
@@ -52,3 +58,32 @@ def count(kind: str, wanted: int, folder: Path) -> Count:
 @pytest.mark.parametrize("kind", KINDS)
 def test_kills(kind: str, tmp_path: Path) -> None:
     count(kind, KILLS[kind], tmp_path).finish()
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Two CPUs of Ray, in a process that outlives the runs."""
+    pytest.importorskip("ray")
+    code = (
+        "import ray, time; ray.init(num_cpus=2, include_dashboard=False)\n"
+        "print(ray.get_runtime_context().gcs_address, flush=True); time.sleep(36000)"
+    )
+    # actors import the task of these runs from there
+    paths = [str(Path(__file__).parents[1] / "simic"), os.environ.get("PYTHONPATH", "")]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
+    for name, value in (("AUTH_MODE", "disabled"), ("USAGE_STATS_ENABLED", "0"), ("ENABLE_UV_RUN_RUNTIME_ENV", "0")):
+        monkeypatch.setenv(f"RAY_{name}", value)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        monkeypatch.setenv("RAY_ADDRESS", other.stdout.readline().strip())
+        yield
+        other.kill()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("imported", "cluster")
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_kills_of_runs_on_actors(tmp_path: Path) -> None:
+    KINDS["ray actor"] = Kind([*PPO, "--workers", "ray", "--device", "cpu"])
+    count("ray actor", RAY_KILLS, tmp_path).finish()

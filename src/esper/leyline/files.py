@@ -7,17 +7,22 @@ there in between. A file with a second name (a hard link) is replaced, never wri
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import secrets
 import shutil
 import stat
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Final, Self
+from typing import TYPE_CHECKING, BinaryIO, Final, Self
 
 from esper.leyline.errors import DataError
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 sync_data = getattr(os, "fdatasync", os.fsync)
 """Wait until a file's contents are on the disk."""
@@ -79,7 +84,33 @@ def _open(path: str | Path, name: str | Path, follow: bool, within: int | None) 
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise DataError(f"{path}: not a regular file")
-    return os.fdopen(descriptor, "rb")
+    return io.BufferedReader(_Named(descriptor, path))
+
+
+class _Named(io.FileIO):
+    """Says which file it is where reading fails."""
+
+    def __init__(self, descriptor: int, path: str | Path) -> None:
+        super().__init__(descriptor, "rb")
+        self._path = path
+
+    def readinto(self, buffer: WriteableBuffer, /) -> int:
+        with _naming(self._path):
+            return super().readinto(buffer)
+
+    def readall(self) -> bytes:
+        with _naming(self._path):
+            return super().readall()
+
+
+@contextmanager
+def _naming(path: str | Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 def _read(file: BinaryIO, path: str | Path, most: int) -> bytes:
@@ -150,12 +181,13 @@ class Folder:
 
     def create(self, name: str, data: bytes) -> None:
         """Write a file that is not there yet, and wait until its contents are on the disk."""
-        descriptor = os.open(name, _NEW, 0o644, dir_fd=self._descriptor)
-        try:
-            write_all(descriptor, data)
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        with _naming(self.path / name):
+            descriptor = os.open(name, _NEW, 0o644, dir_fd=self._descriptor)
+            try:
+                write_all(descriptor, data)
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
 
     def write(self, name: str, data: bytes) -> None:
         """Replace ``name`` by ``data``: at every moment, and after a power cut, it is the old file or the new one."""
@@ -185,7 +217,8 @@ class Folder:
 
     def sync(self) -> None:
         """Wait until the names in it are on the disk."""
-        os.fsync(self._descriptor)
+        with _naming(self.path):
+            os.fsync(self._descriptor)
 
 
 def _open_folder(name: str | Path, follow: bool, within: int | None, path: Path | None = None) -> int:
