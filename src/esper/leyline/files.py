@@ -81,7 +81,9 @@ def _open(path: str | Path, name: str | Path, follow: bool, within: int | None) 
         if not follow and _is_link(name, within):
             raise _linked(path) from None
         raise
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+    with _naming(path):
+        regular = stat.S_ISREG(os.fstat(descriptor).st_mode)
+    if not regular:
         os.close(descriptor)
         raise DataError(f"{path}: not a regular file")
     return io.BufferedReader(_Named(descriptor, path))
