@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 from users import batch, network, plant, trainer_of
 
 from esper.kasmina.trial import held, mode
@@ -44,11 +45,16 @@ def modes(module: nn.Module) -> dict[str, bool]:
 
 
 def train_and_look(host: nn.Module, site: str = "body.1") -> list[dict[str, bool]]:
-    """Train for an epoch with a seed behind the host, and evaluate; the host's modes in each pass with gradients."""
+    """Train for an epoch with a seed behind the host, and evaluate; the host's modes in each pass that teaches."""
     trainer = trainer_of(host, site=site)
     plant(trainer)
     seen: list[dict[str, bool]] = []
-    handle = host.register_forward_hook(lambda *_: seen.append(modes(host)) if torch.is_grad_enabled() else None)
+
+    def look(*_: Any) -> None:
+        if torch.is_grad_enabled() and _get_current_dispatch_mode() is None:  # no trial pass that counts
+            seen.append(modes(host))
+
+    handle = host.register_forward_hook(look)
     trainer.train_epoch()
     trainer.evaluate([{}, {"slot": 1.0}], "validation")
     handle.remove()
