@@ -31,6 +31,8 @@ class TensorBoard:
     def __init__(self, run: Path, run_id: str, settings: Mapping[str, Any], into: str | None) -> None:
         self._module = _package("tensorboardX", "TensorBoard", "tensorboard")
         self.folder = run / "tensorboard" if into is None else Path(into)
+        if into is None and self.folder.is_symlink():
+            raise UsageError(f"{self.folder}: a link; nothing is written through one. Name the folder with --into")
         if self.folder.is_dir() and any(self.folder.iterdir()):
             raise UsageError(f"{self.folder}: something is there already; delete it or name another folder with --into")
         self.place = str(self.folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Final
 
 from esper._version import DISTRIBUTION
 
@@ -32,9 +33,14 @@ class MissingExtraError(UsageError):
         super().__init__(f"{feature} needs the extra '{extra}': pip install '{DISTRIBUTION}[{extra}]'")
 
 
+LONGEST: Final = 200
+"""Characters of what was given that an error repeats."""
+
+
 def unknown(kind: str, given: str, legal: Iterable[str]) -> UsageError:
     """``unknown slot 'layer9'; did you mean 'layer3'? legal: ...``"""
     names = sorted(legal)
+    given = given if len(given) <= LONGEST else f"{given[:LONGEST]}…"
     close = difflib.get_close_matches(given, names, n=1)
     hint = f"; did you mean {close[0]!r}?" if close else ";"
     return UsageError(f"unknown {kind} {given!r}{hint} legal: {', '.join(names) or '(none)'}")

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Final, Generic, TypeVar
 import msgspec
 
 from esper._version import __version__
-from esper.leyline import DataError, TelemetryEvent, UsageError, as_type
+from esper.leyline import DataError, TelemetryEvent, UsageError, as_type, visible
 from esper.leyline import TelemetryEventType as T
 from esper.leyline.decoding import told
 from esper.leyline.telemetry import Seq
@@ -168,12 +168,10 @@ class ResumableRun(Generic[C]):
         told = [f"changed: {change}" for change in self.overrides]
         told += [f"passed over: {damage}" for damage in self.loaded.passed_over]
         if self.differences:
-            return [
-                f"{where}; not exact (not bit for bit), since here something differs",
-                *self.differences,
-                *told,
-            ]
-        return [f"{where}; from here on it equals the uninterrupted run bit for bit", *told]
+            lines = [f"{where}; not exact (not bit for bit), since here something differs", *self.differences, *told]
+        else:
+            lines = [f"{where}; from here on it equals the uninterrupted run bit for bit", *told]
+        return list(map(visible, lines))
 
 
 def subject_of(load: Workload, **more: Any) -> dict[str, Any]:
