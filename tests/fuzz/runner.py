@@ -21,7 +21,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE.parent / "bench")]
 CORPUS = HERE / "corpus"
-CHUNK = 25_000
+CHUNK = 10_000
 """Inputs of one process: libFuzzer keeps what it has found out only as long as it runs."""
 VALUE = re.compile(rb':\s*("[^"]*"|-?[\d.e+-]+|null|true|false|\[|\{)')
 
