@@ -17,7 +17,7 @@ from esper.kasmina.layer import Beside, Fit, Layer
 from esper.kasmina.layout import Layout
 from esper.kasmina.portable import Grown, GrownBeside
 from esper.kasmina.precision import weight_dtype
-from esper.kasmina.structure import Path, get, mapped, put, same, tensors
+from esper.kasmina.structure import Path, get, is_mask, mapped, put, same, tensors
 from esper.kasmina.trace import Given, Trace, observed, removed
 from esper.kasmina.trial import ForwardCall, Sample, arguments, invoke, livened, trial
 from esper.leyline import DataError, UsageError, unknown
@@ -143,10 +143,10 @@ def _check(sample: Sample) -> None:
     if not isinstance(sample, ForwardCall):
         arguments(sample)
     found = [tensor for _, tensor in tensors(sample)]
-    if not found:
+    if not found and not isinstance(sample, ForwardCall):
         raise UsageError("the sample holds no tensor")
     for tensor in found:
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all() and not is_mask(tensor):
             raise DataError(f"the sample's tensor of shape {list(tensor.shape)} has values that are not finite")
 
 

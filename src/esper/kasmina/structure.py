@@ -69,6 +69,11 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
     return torch.equal(*(tensor.reshape(-1).contiguous().view(torch.uint8) for tensor in (a, b)))
 
 
+def is_mask(values: Tensor) -> bool:
+    """Whether there is nothing but 0 and minus infinity in it: a mask that is added to scores."""
+    return bool(((values == 0) | values.isneginf()).all())
+
+
 def _own_tuple(value: Any) -> bool:
     """Named tuples are gone through by index, as tuples are."""
     return isinstance(value, tuple) and type(value) is not tuple

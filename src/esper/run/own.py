@@ -36,7 +36,16 @@ from esper.tolaria.evaluation import Reading
 from esper.tolaria.executor import Executor, ExecutorConfig
 from esper.tolaria.governor import Governor, GovernorConfig
 from esper.tolaria.schedules import ScheduleConfig
-from esper.tolaria.setup import Forward, TrainerConfig, TrainingSetup, adamw, call, check_precision, trainable
+from esper.tolaria.setup import (
+    Forward,
+    TrainerConfig,
+    TrainingSetup,
+    adamw,
+    call,
+    check_precision,
+    not_taken,
+    trainable,
+)
 
 Loader = Iterable[Any]
 """Batches that can be read again each epoch, such as a ``DataLoader``."""
@@ -339,9 +348,9 @@ def _figures(
         try:
             output = choices.forward(model, inputs)
         except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
-            told = "; forward=lambda model, inputs: ... says how to call it" if choices.forward is call else ""
             raise DataError(
-                f"the model does not take the first validation batch, {shape_of(inputs)}: {error}{told}"
+                f"the model does not take the first validation batch, {shape_of(inputs)}: {error}"
+                + _how_it_was_called(model, choices, inputs)
             ) from error
         own = None
         if choices.loss is None:
@@ -357,6 +366,18 @@ def _figures(
             "Budget.evaluation_batch divides batches, and the loss has no value by example that allows it; leave it out"
         )
     return loss, judged if validation.counted else replace(judged, figure=by_batch(judged.figure))
+
+
+def _how_it_was_called(model: nn.Module, choices: OwnChoices, inputs: Any) -> str:
+    """What may be wrong with a call that failed, and how to say another."""
+    told = ""
+    if choices.loss is None:
+        told += "; no loss was given, so that the model is called with the whole batch, to compute its own"
+    if choices.forward is call:
+        strange = not_taken(model, inputs)
+        told += f"; its forward takes no {', '.join(strange)}" if strange else ""
+        told += "; forward=lambda model, inputs: ... says how to call it"
+    return told
 
 
 def _sites(model: nn.Module, at: Sites, sample: Sample) -> dict[str, Site]:

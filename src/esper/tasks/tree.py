@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from esper.kasmina.structure import mapped, tensors
+from esper.kasmina.structure import is_mask, mapped, tensors
 from esper.leyline import DataError, UsageError
 
 _SAYS_NOTHING: Final = (str, bytes, int, float, bool, complex, type(None))
@@ -54,7 +54,7 @@ def require_finite(what: str, tree: Any) -> None:
         if dense is None or not dense.is_floating_point() or dense.numel() == 0:
             continue
         ends = torch.stack(torch.aminmax(dense))
-        if bool(torch.isfinite(ends).all()) or _is_mask(dense):
+        if bool(torch.isfinite(ends).all()) or is_mask(dense):
             continue
         rows = dense.reshape(len(dense) if dense.ndim else 1, -1)
         bad = (~torch.isfinite(rows)).any(dim=1)
@@ -63,10 +63,6 @@ def require_finite(what: str, tree: Any) -> None:
             f"{what}{where}: {int(bad.sum()):,} of {len(bad):,} examples hold NaN or infinity, "
             f"the first is {int(bad.nonzero()[0])}"
         )
-
-
-def _is_mask(values: Tensor) -> bool:
-    return bool(((values == 0) | values.isneginf()).all())
 
 
 def count(inputs: Any, targets: Any) -> int | None:

@@ -71,6 +71,13 @@ def call(model: nn.Module, inputs: Any) -> Any:
     return model(inputs)
 
 
+def not_taken(model: nn.Module, inputs: Any) -> list[str]:
+    """Keys of a mapping that are no keywords of the model, for which :func:`call` gives it the mapping as it is."""
+    if not isinstance(inputs, Mapping) or _takes(model, (), inputs):
+        return []
+    return [str(key) for key in inputs if key not in inspect.signature(model.forward).parameters]
+
+
 def _takes(model: nn.Module, arguments: Sequence[Any], keywords: Mapping[Any, Any]) -> bool:
     try:
         inspect.signature(model.forward).bind(*arguments, **keywords)
