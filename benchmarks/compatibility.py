@@ -210,8 +210,9 @@ class Trial:
 
     def grown_again(self) -> None:
         assert self.course is not None
-        before, after = self.course.result.model, self.play(self.course.result.model, 2).result.model
-        assert size(after) > size(before), "nothing was added"
+        before = size(self.course.result.model)
+        again = self.play(self.course.result.model, 2).result.model
+        assert size(again) > before, "nothing was added"
 
     def run(self) -> None:
         """Fill the cells; without a grown model those behind it stay open."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from esper.kasmina.growing import GrowingModel
 from esper.kasmina.incubation import probe_backward
 from esper.kasmina.replay import Tape, same
 from esper.leyline import SeedStage
+from esper.tolaria.work import count_step
 
 SAMPLE = torch.randn(6, 5, generator=torch.Generator().manual_seed(3))
 WHERE = {"on": ["blocks.1"], "in": ["blocks.0.last", "blocks.1.first"], "behind another call": ["blocks.1.drop"]}
@@ -97,6 +99,18 @@ def test_gradients_are_those_without_checkpoints(
     found = gradients(sites, stage, alpha, **{place: form})
     assert all(gradient is not None for gradient in expected)
     assert same(found, expected)
+
+
+def test_the_work_of_a_step_is_that_without_checkpoints() -> None:
+    torch.manual_seed(0)
+    counts = []
+    for form in (None, True, False):
+        model = GrowingModel.wrap(Net(around=form), ["blocks.1"], SAMPLE)
+        put_seed(model, "blocks_1", SeedStage.TRAINING)
+        counts.append(count_step(model, partial(model, SAMPLE), len(SAMPLE), ["blocks_1"]))
+    plain, *checkpointed = counts
+    assert all(each.forward == plain.forward and each.inside == plain.inside for each in checkpointed)
+    assert checkpointed[0] == checkpointed[1]
 
 
 def test_where_the_second_pass_ends_before_its_backward_does_the_comparison_fails(

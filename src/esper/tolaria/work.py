@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from esper.kasmina.checkpointing import reentrant_ones_replaced
 from esper.kasmina.growing import GrowingModel
 from esper.kasmina.incubation import probe_gradients
 from esper.kasmina.macs import counting
@@ -51,7 +52,13 @@ def count_step(model: GrowingModel, run: Callable[[], Any], examples: int, probi
     learning = [*model.host_parameters(), *(p for slot_id in seeds for p in model.seed_parameters(slot_id))]
     learning = [parameter for parameter in learning if parameter.requires_grad]
     probe: dict[str, int] = {}
-    with mode(model, False), random_kept(device_of(model)), buffers_kept(model.modules()), torch.enable_grad():
+    with (
+        mode(model, False),
+        random_kept(device_of(model)),
+        buffers_kept(model.modules()),
+        reentrant_ones_replaced(),
+        torch.enable_grad(),
+    ):
         with counting() as counter, model.record(probing) as tape:
             output = run()
             backward = None
