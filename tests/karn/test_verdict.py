@@ -16,7 +16,7 @@ from esper.karn.judge import chance_margin
 from esper.karn.plain import render, verdict_lines
 from esper.karn.report import markdown
 from esper.karn.schema import Snapshot, Verdict
-from esper.karn.snapshot import build
+from esper.karn.snapshot import Builder, build
 from esper.karn.state import RunFold
 from esper.leyline import TelemetryEvent
 from esper.leyline import TelemetryEventType as T
@@ -284,3 +284,13 @@ def test_what_some_environments_do_is_not_the_verdict_on_all() -> None:
     assert one.level == "watch" and one.headline.startswith("Diverged in 1 of 5 environments: 89 % of what")
     most = mixed(3)
     assert most.level == "bad" and most.headline.startswith("Diverged in 3 of 5 environments")
+
+
+def test_a_series_of_views_says_what_each_alone_would() -> None:
+    """Also when the first of them was made before anything was said."""
+    builder, state = Builder(), fold([])
+    builder.build(state, 0.0)
+    for event in run_of({"heuristic": [90.0, 84.0, 92.0], "static": [84.0, 83.0, 85.0]}):
+        fold([event], state)
+        now = state.last_time or 0.0
+        assert builder.build(state, now).verdict == build(state, now).verdict

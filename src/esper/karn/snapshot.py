@@ -30,7 +30,7 @@ from esper.karn.schema import (
     StepSplit,
 )
 from esper.karn.state import EnvironmentFold, Facts, Measured, RunState, SlotFold, view
-from esper.karn.verdict import make_verdict
+from esper.karn.verdict import Tables, make_verdict
 from esper.leyline import TelemetryEvent
 
 STALE_EPOCHS: Final = 2
@@ -56,6 +56,7 @@ class Builder:
 
     def __init__(self, known: About | None = None) -> None:
         self._known = known or About()
+        self._tables = Tables()
         self._rows: dict[int, tuple[tuple[Any, ...], EnvironmentRow]] = {}
         self._parts: dict[int, tuple[tuple[Any, ...], _Part]] = {}
         self._items: dict[str, FeedItem] = {}
@@ -84,7 +85,7 @@ class Builder:
             schema=SNAPSHOT_SCHEMA,
             clock=_clock(state, now, ended),
             run=header,
-            verdict=make_verdict(state, header, self._known),
+            verdict=make_verdict(state, header, self._known, self._tables),
             pulse=_pulse(state),
             learner={name: figure(measured, None) for name, measured in sorted(state.learner.items())},
             operations=dict(sorted(state.op_counts.items())),

@@ -67,9 +67,27 @@ def finding(about: str, text: str, level: Level = "ok") -> Finding:
     return Finding(about=about, text=visible(text), level=level)
 
 
-def make_verdict(state: RunState, header: RunHeader, known: About) -> Verdict:
+class Tables:
+    """The results of a run and their table, made anew only when an episode has ended: views come ten times a second."""
+
+    def __init__(self) -> None:
+        self._key: object = None
+        self._made: tuple[list[EpisodeRecord], EndTable] | None = None
+
+    def of(self, state: RunState) -> tuple[list[EpisodeRecord], EndTable]:
+        """Results that the verdict is on, and their table."""
+        run = state.run
+        newest = state.results[-1] if state.results else None
+        key = (run.episodes_ended, newest, run.kind, run.metric, run.unit, run.higher_is_better)
+        if self._made is None or key != self._key:
+            results = _judged(state)
+            self._key, self._made = key, (results, end_table(results, run))
+        return self._made
+
+
+def make_verdict(state: RunState, header: RunHeader, known: About, tables: Tables | None = None) -> Verdict:
     """The verdict on what was folded; ``header`` says how the run is, by the clock of who looks."""
-    case = _case(state, header)
+    case = _case(state, header, *(tables or Tables()).of(state))
     # the worst first; among those that are no alarm, as they were found: against the control that does not grow first
     judged = sorted(judge(case), key=lambda one: _ALARMS.get(one.level, len(_ALARMS)))
     head = _headline(case, judged)
@@ -95,16 +113,19 @@ def lines(verdict: Verdict) -> Iterator[tuple[str, str]]:
         yield "next", ": ".join(part for part in (verdict.command, verdict.why) if part)
 
 
-def _case(state: RunState, header: RunHeader) -> Case:
+def _judged(state: RunState) -> list[EpisodeRecord]:
+    """All results; of a learner, which changes, those of its newest quarter of rounds and of the hosts' twins."""
     results = state.results
-    if state.run.kind == "ppo" and results:
-        # a learner changes: it is judged by its newest quarter of rounds
-        last = max(result.episode or 0 for result in results)
-        newest = last - max(1, (last + 1) // 4)
-        played = [result for result in results if result.arm != STATIC and (result.episode or 0) > newest]
-        hosts = {result.seed for result in played}
-        results = [*played, *(result for result in results if result.arm == STATIC and result.seed in hosts)]
-    table = end_table(results, state.run)
+    if state.run.kind != "ppo" or not results:
+        return results
+    last = max(result.episode or 0 for result in results)
+    newest = last - max(1, (last + 1) // 4)
+    played = [result for result in results if result.arm != STATIC and (result.episode or 0) > newest]
+    hosts = {result.seed for result in played}
+    return [*played, *(result for result in results if result.arm == STATIC and result.seed in hosts)]
+
+
+def _case(state: RunState, header: RunHeader, results: list[EpisodeRecord], table: EndTable) -> Case:
     folds = [state.environments[env] for env in sorted(state.environments)]
     names = [row.arm for row in table.arms] or [fold.arm for fold in folds if fold.arm]
     arm = next((name for name in names if name != STATIC), names[0] if names else "")
