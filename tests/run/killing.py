@@ -149,7 +149,7 @@ class Killer:
         """Once, to compare with."""
         began = time.monotonic()
         child = start([*self.kind.command, "--run-dir", str(self.whole)], self.folder / "whole.log", self.kind)
-        assert ended(child, 300) == 0, (self.folder / "whole.log").read_text()
+        assert ended(child, 2 * self.kind.patience) == 0, (self.folder / "whole.log").read_text()
         self.seconds = time.monotonic() - began
         for path in segments(self.whole):
             for event in committed(path)[0]:
