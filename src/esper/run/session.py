@@ -18,6 +18,7 @@ from esper.nissa.hub import NissaHub
 from esper.nissa.journal import JournalWriter, Supersede
 from esper.nissa.rundir import RunDirectory
 from esper.run.stopping import Stopped, StopRequests
+from esper.tolaria import checkpoint
 
 RUN: Final = "run"
 """Producer of what is said about the run as such, checkpoints and resumes: the events of training keep their numbers
@@ -201,4 +202,5 @@ def _resumed(point: ResumePoint) -> tuple[RunDirectory, JournalWriter]:
     supersede = Supersede("train", point.hub["last_seq"], point.end)
     journal = JournalWriter(directory.path, run_id=directory.run_id, supersede=supersede)
     directory.sweep()
+    checkpoint.sweep(directory.checkpoints)
     return directory, journal

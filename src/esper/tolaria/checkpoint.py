@@ -20,6 +20,7 @@ import platform
 import re
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
@@ -391,6 +392,13 @@ def _ours(folder: Folder, name: str) -> bool:
         return False
     with folder.folder(name) as inside:
         return set(inside.names()) <= {TENSORS, PLAIN, MANIFEST}
+
+
+def sweep(directory: str | os.PathLike[str]) -> None:
+    """Remove what interrupted saves and deletions have left in ``directory``, as far as that can be. For who alone
+    saves in it."""
+    with suppress(OSError, DataError), Folder.open(directory, follow=False) as folder:
+        _clear_unfinished(folder)
 
 
 def _clear_unfinished(folder: Folder) -> None:
