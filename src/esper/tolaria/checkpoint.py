@@ -397,7 +397,7 @@ def _ours(folder: Folder, name: str) -> bool:
 def sweep(directory: str | os.PathLike[str]) -> None:
     """Remove what interrupted saves and deletions have left in ``directory``, as far as that can be. For who alone
     saves in it."""
-    with suppress(OSError, DataError), Folder.open(directory, follow=False) as folder:
+    with suppress(OSError, DataError), Folder.open(Path(directory), follow=False) as folder:
         _clear_unfinished(folder)
 
 
