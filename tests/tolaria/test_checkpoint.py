@@ -492,13 +492,3 @@ def test_what_could_not_be_read_again_is_not_saved(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="nested too deep to be read again"):
         save(tmp_path, 1, {}, value)
     assert not os.listdir(tmp_path)
-
-
-def test_what_was_left_in_between_is_swept(tmp_path: Path) -> None:
-    saved = save(tmp_path, 1, {"w": torch.ones(2)}, {}).path
-    for name in (".ckpt-000009-step-00000018.saving", ".ckpt-000008-step-00000016.deleting"):
-        shutil.copytree(saved, tmp_path / name)
-    (tmp_path / ".mine").mkdir()
-    checkpoint.sweep(tmp_path)
-    checkpoint.sweep(tmp_path / "nowhere")
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".mine", saved.name]
