@@ -212,3 +212,16 @@ print(float((network(expected["sample"]) - expected["output"]).abs().max()), *(t
     difference, *names = done.stdout.split()
     assert float(difference) <= 1e-5
     assert names == ["Conv2d", "BatchNorm2d", "ReLU", "GrownBeside", "Conv2d", "AdaptiveAvgPool2d", "Flatten", "Linear"]
+
+
+def test_of_what_is_hardly_felt_it_is_told_all_the_same() -> None:
+    """A fresh model attends to all alike: its output hardly feels a query."""
+    torch.manual_seed(0)
+    host = Text().eval()
+    with torch.no_grad():
+        for attention in host.attention:
+            for part in (attention.query, attention.key):
+                part.weight.mul_(1e-2)
+                part.bias.mul_(1e-2)
+    model = GrowingModel.wrap(host, ["+query"], torch.randint(0, 11, (4, 6)))
+    assert model.folds == {"attention_0_query": False, "attention_1_query": False}

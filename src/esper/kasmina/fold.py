@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from esper.kasmina import blueprints
 from esper.kasmina.layer import Beside, Layer
 from esper.kasmina.portable import run_seed
-from esper.kasmina.structure import tensors
+from esper.kasmina.precision import tolerance
+from esper.kasmina.structure import Path, tensors
 from esper.kasmina.tap import Tap
 from esper.kasmina.trial import Sample, device_of, livened, random_kept, trial
 
@@ -30,6 +31,10 @@ LOST: Final = 0.1
 _ALIKE: Final = {True: 0.1, False: 0.01}
 """Largest difference between a seed in its slot and in the weight, as a share of what it changes; by narrow formats."""
 
+_SIZES: Final = (1.0, 30.0, 1000.0)
+"""Of the random seed's share in the weight, over the weight: in a fresh model little is felt of a query."""
+
+Outputs = dict[Path, Tensor]
 Folds = dict[str, bool | str]
 """Slot beside a module -> whether its weight is kept turned (inputs first); or why nothing can be folded into it."""
 
@@ -66,18 +71,26 @@ def _obstacle(host: nn.Module, path: str, fit: Beside) -> str | None:
 
 
 def _rehearsed(model: GrowingModel, sample: Sample, tap: Tap, fit: Beside) -> bool | str:
-    def whole() -> dict[object, Tensor]:
+    def whole() -> Outputs:
         with random_kept(device_of(model)):
-            return {path: tensor.clone() for path, tensor in tensors(model.run(sample)) if tensor.is_floating_point()}
+            return {
+                path: tensor.clone()
+                for path, tensor in tensors(model.run(sample))
+                if tensor.is_floating_point() and tensor.numel()
+            }
 
-    module, slot = model.host.get_submodule(tap.place.path), tap.slot
-    seed = _random_seed(module, fit, slot.dtype)
-    plain = whole()
-    tap.slot = _Fixed(seed)  # type: ignore[assignment]
-    try:
-        beside = whole()
-    finally:
-        tap.slot = slot
+    module, slot, plain = model.host.get_submodule(tap.place.path), tap.slot, whole()
+    for size in _SIZES:
+        seed = _random_seed(module, fit, slot.dtype, size)
+        tap.slot = _Fixed(seed)  # type: ignore[assignment]
+        try:
+            beside = whole()
+        finally:
+            tap.slot = slot
+        if _distinct(plain, beside):
+            break
+    else:
+        return f"no share in the weight of {tap.place.path} changes the host's output by more than rounding does"
     weight = module._parameters["weight"]
     assert weight is not None
     for turned in (False, True):
@@ -89,8 +102,8 @@ def _rehearsed(model: GrowingModel, sample: Sample, tap: Tap, fit: Beside) -> bo
     return f"the host uses the weight of {tap.place.path} elsewhere, or otherwise than as a plain linear map"
 
 
-def _random_seed(module: nn.Module, fit: Beside, dtype: torch.dtype) -> nn.Module:
-    """A seed whose share in the weight would be as large as the weight."""
+def _random_seed(module: nn.Module, fit: Beside, dtype: torch.dtype, size: float) -> nn.Module:
+    """A seed whose share in the weight would be ``size`` times as large as the weight."""
     weight = module._parameters["weight"]
     assert weight is not None
     with torch.random.fork_rng(devices=[]):
@@ -98,7 +111,7 @@ def _random_seed(module: nn.Module, fit: Beside, dtype: torch.dtype) -> nn.Modul
         seed = blueprints.build("lora2", fit.outputs, fit)
         for parameter in seed.parameters():
             nn.init.normal_(parameter)
-    seed.scale *= float(weight.float().std() / seed.delta().std())  # type: ignore[operator, assignment]
+    seed.scale *= size * float(weight.float().std() / seed.delta().std())  # type: ignore[operator, assignment]
     return seed.to(weight.device, dtype).eval()
 
 
@@ -125,14 +138,29 @@ def _standing_in(module: nn.Module, weight: nn.Parameter) -> Iterator[None]:
         module._parameters["weight"] = before
 
 
-def _alike(plain: dict[object, Tensor], one: dict[object, Tensor], other: dict[object, Tensor]) -> bool:
+def _alike(plain: Outputs, one: Outputs, other: Outputs) -> bool:
     """Whether two changes of the same outputs are the same, but for rounding."""
-    for path, before in plain.items():
-        change = (one[path].double() - before.double()).abs().amax()
-        gap = (one[path].double() - other[path].double()).abs().amax()
-        if not gap <= _ALIKE[before.dtype.itemsize < 4] * change:
-            return False
-    return True
+    return all(
+        _gap(one[path], other[path]) <= max(_share(before) * _gap(one[path], before), _rounding(before))
+        for path, before in plain.items()
+    )
+
+
+def _distinct(plain: Outputs, changed: Outputs) -> bool:
+    """Whether some output changes by so much that rounding cannot hide a difference between two changes."""
+    return any(_share(before) * _gap(changed[path], before) > _rounding(before) for path, before in plain.items())
+
+
+def _share(output: Tensor) -> float:
+    return _ALIKE[output.dtype.itemsize < 4]
+
+
+def _rounding(output: Tensor) -> float:
+    return tolerance([output.dtype]) * float(output.double().abs().amax())
+
+
+def _gap(one: Tensor, other: Tensor) -> float:
+    return float((one.double() - other.double()).abs().amax())
 
 
 def folded(weight: Tensor, seed: nn.Module, alpha: float, turned: bool) -> nn.Parameter:
