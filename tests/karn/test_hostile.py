@@ -175,18 +175,37 @@ def sparse(path: Path) -> None:
 
 
 @pytest.mark.parametrize("change", [fifo, folder, device, sparse], ids=lambda change: change.__name__)
-@pytest.mark.parametrize("name", ["run.json", "events-00001.jsonl"])
-def test_only_regular_files_are_read(
-    change: Callable[[Path], None], name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_only_a_regular_manifest_is_read(
+    change: Callable[[Path], None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    listed_and_told(change, "run.json", tmp_path, capsys, ["overwatch", "--once"])
+
+
+@pytest.mark.parametrize("change", [fifo, folder, device], ids=lambda change: change.__name__)
+def test_only_regular_segments_are_read(
+    change: Callable[[Path], None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    listed_and_told(change, "events-00001.jsonl", tmp_path, capsys, ["report"], ["query"], ["overwatch", "--once"])
+
+
+@pytest.mark.slow
+def test_a_segment_without_end_is_given_up(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    listed_and_told(sparse, "events-00001.jsonl", tmp_path, capsys, ["report"], ["query"], ["overwatch", "--once"])
+
+
+def listed_and_told(
+    change: Callable[[Path], None],
+    name: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    *commands: list[str],
+) -> None:
+    """A run one file of which is ``change``d stands in no other's way, and every command ends in a line at most."""
     odd, other = (write_run(tmp_path / "runs", story(), run_id=run_id) for run_id in ("odd", "other"))
     change(odd / name)
     assert main(["runs", str(other.parent)]) == 0
-    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert any(line[0] == "other" and "digits" in line for line in lines), (
-        "one run does not stand in the way of the others"
-    )
-    for command in (["report"], ["query"], ["overwatch", "--once"]):
+    assert "digits" in next(line for line in capsys.readouterr().out.splitlines() if line.startswith("other"))
+    for command in commands:
         more = ["select count(*) from events"] if command == ["query"] else []
         status, said = main([*command, str(odd), *more]), capsys.readouterr()
         assert status in (0, 1, 2) and len(said.err.splitlines()) <= 1 and "Traceback" not in said.err
