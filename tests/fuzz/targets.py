@@ -10,6 +10,7 @@ import asyncio
 import atexit
 import hashlib
 import json
+import logging
 import lzma
 import shutil
 import tempfile
@@ -185,7 +186,8 @@ def websocket(data: bytes) -> None:
 
 def http(data: bytes) -> None:
     """Bytes on a connection, and what the server answers: never a failure of its own."""
-    loop, connect, token = _server()
+    loop, connect, token, logged = _server()
+    logged.clear()
     data = data.replace(b"TOKEN", token)
 
     async def converse() -> bytes:
@@ -195,16 +197,17 @@ def http(data: bytes) -> None:
             if not transport.is_closing():
                 protocol.data_received(data[at : at + 512])
             await asyncio.sleep(0)
-        while protocol.tasks and not transport.is_closing():
+        if not transport.is_closing() and protocol.tasks:
             await asyncio.wait(set(protocol.tasks), timeout=5)
         protocol.connection_lost(None)
-        for task in set(protocol.tasks):
-            task.cancel()
-        await asyncio.sleep(0)
+        if protocol.tasks:
+            _, late = await asyncio.wait(set(protocol.tasks), timeout=5)
+            assert not late, "a task goes on after its connection is lost"
         return bytes(transport.written)
 
     answer = loop.run_until_complete(converse())
     assert b"HTTP/1.1 500" not in answer, answer[:200]
+    assert not logged, logged
 
 
 def filtering(data: bytes) -> None:
@@ -321,7 +324,7 @@ def _client() -> tuple[asyncio.AbstractEventLoop, Any]:
 
 
 @cache
-def _server() -> tuple[asyncio.AbstractEventLoop, Callable[[], tuple[Any, Any]], bytes]:
+def _server() -> tuple[asyncio.AbstractEventLoop, Callable[[], tuple[Any, Any]], bytes, list[str]]:
     from uvicorn.server import ServerState
 
     from esper.karn.web.server import listen, make_server
@@ -338,8 +341,12 @@ def _server() -> tuple[asyncio.AbstractEventLoop, Callable[[], tuple[Any, Any]],
         protocol = kind(config=server.config, server_state=ServerState(), app_state={}, _loop=loop)
         return protocol, Transport(protocol, listening.port)
 
+    logged: list[str] = []
+    told = logging.Handler(logging.ERROR)
+    told.emit = lambda record: logged.append(str(record.exc_info or record.getMessage()))  # type: ignore[method-assign]
+    logging.getLogger("uvicorn.error").addHandler(told)
     host = f"127.0.0.1:{listening.port}"
-    return loop, connect, f"{listening.access.token}\r\nHost: {host}".encode()
+    return loop, connect, f"{listening.access.token}\r\nHost: {host}".encode(), logged
 
 
 class Transport(asyncio.Transport):

@@ -90,6 +90,8 @@ def protocol(room: WaitingRoom) -> type[H11Protocol]:
             self._tell()
 
         def send_400_response(self, msg: str) -> None:
+            if self.cycle is not None:
+                self.cycle.disconnected = True  # a request before it that is still being answered has no say any more
             try:
                 super().send_400_response(msg)
             except h11.LocalProtocolError:  # garbage behind a request whose answer has begun
