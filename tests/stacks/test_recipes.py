@@ -56,7 +56,7 @@ def timm_vit() -> Any:
 def of_images(model: Callable[[], Any]) -> dict[str, Any]:
     torch.manual_seed(0)
     return {
-        "model": model(), "train_loader": images(32, 0), "val_loader": images(64, 1), "epochs": 3, "classes": 2,
+        "model": model(), "train_loader": images(32, 0), "val_loader": images(64, 1), "epochs": 8, "classes": 2,
     }  # fmt: skip
 
 
@@ -82,7 +82,7 @@ def test_lightning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from lightning_runs import Module
 
     monkeypatch.chdir(tmp_path)
-    names = {"module": Module(Way()), "fresh_module": Module(Way()), "epochs": 3}
+    names = {"module": Module(Way()), "fresh_module": Module(Way()), "epochs": 8}
     names |= {"train_loader": vectors(64, 0), "val_loader": vectors(128, 1)}
     exec(code("lightning"), names)
     assert names["growth"].result.epoch >= 1 and names["plain"](products(3, 2)[0]).shape == (3, 4)
@@ -92,7 +92,7 @@ def test_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from transformers_runs import Examples, Model
 
     monkeypatch.chdir(tmp_path)
-    names = {"model": Model(), "fresh_model": Model(), "epochs": 3}
+    names = {"model": Model(), "fresh_model": Model(), "epochs": 8}
     names |= {"train_set": Examples([products(64, 0)]), "val_set": Examples([products(128, 1)])}
     exec(code("transformers"), names)
     assert names["growth"].result.epoch >= 1 and names["grown"](products(3, 2)[0])["logits"].shape == (3, 4)
@@ -100,7 +100,7 @@ def test_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_accelerate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    names = {"model": narrow(), "epochs": 3, "train_loader": vectors(64, 0), "val_loader": vectors(128, 1)}
+    names = {"model": narrow(), "epochs": 8, "train_loader": vectors(64, 0), "val_loader": vectors(128, 1)}
     exec(code("accelerate"), names)
     assert names["plain"](products(3, 2)[0]).shape == (3, 4)
 
@@ -114,7 +114,7 @@ def test_peft(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     names = {
         "make_base": base,
-        "epochs": 3,
+        "epochs": 8,
         "train_set": Rows(tokens()[:16]),
         "val_set": Rows(tokens()[16:].repeat(3, 1)),
     }

@@ -110,7 +110,12 @@ class GrowCallback(Callback):
         self._training = True
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Begin the epoch before its first step: Lightning makes the step inside of ``optimizer.step``."""
+        """Begin the epoch before its first step: Lightning makes the step inside of ``optimizer.step``.
+
+        One whose last step was saved before it was judged is judged now: a fit that goes on from there begins the next.
+        """
+        if batch_idx == 0:
+            self._end_epoch()
         if self.grower is not None:
             self.grower.begin_epoch()
 

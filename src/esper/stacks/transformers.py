@@ -105,6 +105,13 @@ class GrowCallback(TrainerCallback):
             stack.enter_context(_observed(trainer, grower))
             self._open = stack.pop_all()
 
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Judge an epoch whose last step was saved before it was: a trainer that goes on from there begins the next."""
+        if self.grower is not None and self.grower.under_way and float(state.epoch or 0.0).is_integer():
+            self.grower.after_epoch()
+
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
