@@ -202,7 +202,7 @@ def main(kind: str, folder: Path) -> int:
         fault, began = Fault.drawn(case, faults.calls), time.monotonic()
         try:
             found = faults.case(fault)
-        except AssertionError as error:
+        except (AssertionError, ValueError, KeyError) as error:
             bad += 1
             found = dict.fromkeys(KEYS, 0) | {"calls": 1, "silent": 1}
             struck = faults.log.with_suffix(".struck").read_text()[:200]
