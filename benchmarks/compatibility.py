@@ -37,7 +37,6 @@ from esper.tamiyo.policies.evidence import bring_through
 from esper.tolaria.legality import legal_blueprints, legal_slots
 
 EPOCHS = 40
-BATCHES = 3
 GATES = GateThresholds(
     min_training_epochs=1, min_gradient_ratio=1e-4, min_gradient_health=0.0, min_holding_epochs=1, confidence_z=0.0
 )
@@ -116,7 +115,7 @@ class Trial:
         """Each run has targets of its own: what was learnt once cannot be learnt again."""
         found = []
         with torch.random.fork_rng():
-            for number in range(BATCHES):
+            for number in range(self.model.batches):
                 torch.manual_seed(100 + number)
                 inputs = self.model.inputs()
                 examples = self.model.examples(inputs)

@@ -24,8 +24,8 @@ class Model:
     """Of one batch; called under another seed for each."""
     forward: Callable[[nn.Module, Any], Any] | None = None
     at: str | Sequence[str] | Mapping[str, str] = "auto"
-    refused: bool = False
-    """Whether it is here to be refused."""
+    batches: int = 3
+    """In each split; eight where a batch cannot be divided into its examples."""
 
     def examples(self, inputs: Any) -> int:
         """How many there are in a batch: the length of its first tensor, or of molecules how many there are."""
@@ -386,9 +386,9 @@ PACKAGES: dict[str, dict[str, Model]] = {
         ),
     },
     "torch_geometric": {
-        "GCN": Model(node_model("GCN"), graph, spread_out),
-        "GraphSAGE": Model(node_model("GraphSAGE"), graph, spread_out),
-        "GIN over molecules": Model(GraphClassifier, molecules, spread_out),
+        "GCN": Model(node_model("GCN"), graph, spread_out, batches=8),
+        "GraphSAGE": Model(node_model("GraphSAGE"), graph, spread_out, batches=8),
+        "GIN over molecules": Model(GraphClassifier, molecules, spread_out, batches=8),
     },
     "odd": {
         "siamese": Model(odd.Siamese, numbers(2, 8)),
@@ -398,7 +398,7 @@ PACKAGES: dict[str, dict[str, Model]] = {
         "dataclasses": Model(odd.SaysMore, numbers(8)),
         "get_extra_state": Model(odd.Remembers, numbers(8)),
         "head reads a hook": Model(odd.Hooked, numbers(8)),
-        "graphs of other sizes": Model(odd.Graph, graph, spread_out),
+        "graphs of other sizes": Model(odd.Graph, graph, spread_out, batches=8),
         "causal convolutions, weight_norm": Model(odd.Causal, numbers(4, 12)),
         "padding mask": Model(odd.Padded, padded),
         "reentrant checkpoints": Model(partial(odd.Recomputed, True), numbers(8)),
@@ -414,12 +414,8 @@ PACKAGES: dict[str, dict[str, Model]] = {
         "lazy layers": Model(odd.lazy, numbers(8)),
         "bfloat16 weights": Model(odd.narrow_weights, lambda: torch.randn(EXAMPLES, 8, dtype=torch.bfloat16)),
         "compile() in place": Model(odd.compiled, numbers(8)),
-        "torch.compile": Model(lambda: torch.compile(odd.Siamese(), backend="eager"), numbers(2, 8), refused=True),
-        "ScriptModule": Model(
-            lambda: torch.jit.script(nn.Sequential(odd.dense(8, 16), nn.Linear(16, 4))), numbers(8), refused=True
-        ),
-        "DataParallel": Model(
-            lambda: nn.DataParallel(nn.Sequential(odd.dense(8, 16), nn.Linear(16, 4))), numbers(8), refused=True
-        ),
+        "torch.compile": Model(lambda: torch.compile(odd.Siamese(), backend="eager"), numbers(2, 8)),
+        "ScriptModule": Model(lambda: torch.jit.script(nn.Sequential(odd.dense(8, 16), nn.Linear(16, 4))), numbers(8)),
+        "DataParallel": Model(lambda: nn.DataParallel(nn.Sequential(odd.dense(8, 16), nn.Linear(16, 4))), numbers(8)),
     },
 }

@@ -17,6 +17,7 @@ from typing import Any, Final
 import torch
 from torch import nn
 
+from esper.kasmina.checkpointing import reentrant_ones_replaced
 from esper.kasmina.macs import MacCounter, counting
 from esper.leyline import DataError, UsageError
 
@@ -148,7 +149,7 @@ def _watch(stack: ExitStack, seed: nn.Module, counter: MacCounter, calls: list[t
 def _undisturbed(model: nn.Module) -> Iterator[None]:
     """Eval mode, no gradients, forked RNG."""
     training = [module for module in model.modules() if module.training]
-    with torch.no_grad(), torch.random.fork_rng():
+    with torch.no_grad(), torch.random.fork_rng(), reentrant_ones_replaced():
         for module in training:
             module.training = False
         try:
