@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from kit import EPOCHS, TRAIN, VALIDATION, Way, check_checkpoint, check_gradients, check_resume, quick
+from kit import EPOCHS, TRAIN, VALIDATION, Way, budget, check_checkpoint, check_gradients, check_resume, quick
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers_runs import Counting, HuggingFace, InOrder, Model
@@ -86,7 +86,7 @@ def refused(where: Path, stack: HuggingFace, told: str, kind: type[InOrder] = In
     model = Model()
     before = [p.clone() for p in model.parameters()]
     trainer = stack.trainer(where, model, kind)
-    GrowCallback(trainer, {"site": "net.1"}, run_dir=where / "growth", **growth)
+    GrowCallback(trainer, {"site": "net.1"}, budget(), run_dir=where / "growth", **growth)
     with pytest.raises(UsageError, match=re.escape(told)):
         trainer.train()
     assert all(torch.equal(one, other) for one, other in zip(model.parameters(), before, strict=True))

@@ -167,7 +167,7 @@ class Schedulers:
                     f" parameter groups for the model's {groups}; make schedulers before the first epoch"
                 )
             self._shielded.callback(setattr, scheduler, "optimizer", scheduler.optimizer)
-            scheduler.optimizer = HostGroups(self._optimizer)  # type: ignore[assignment]
+            scheduler.optimizer = HostGroups(scheduler.optimizer)  # type: ignore[assignment]
 
     def _knows(self, scheduler: LRScheduler) -> bool:
         """Whether it moves the optimizer, or a wrapper of it."""
