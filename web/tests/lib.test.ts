@@ -88,7 +88,7 @@ describe("places", () => {
   });
 
   test("a bare fragment and nonsense", () => {
-    expect(parsePlace("#at=0")).toMatchObject({ view: "flight", at: 0 });
+    expect(parsePlace("#at=0")).toMatchObject({ view: "verdict", at: 0 });
     expect(parsePlace("#/nowhere?env=-3")).toMatchObject({ view: "flight", env: undefined });
   });
 });
