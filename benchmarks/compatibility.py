@@ -109,7 +109,10 @@ class Trial:
 
     def make(self, seed: int = 0) -> nn.Module:
         torch.manual_seed(seed)
-        return self.model.build()
+        model = self.model.build()
+        if any(nn.parameter.is_lazy(parameter) for parameter in model.parameters()):
+            self.said(model)  # else its first pass would draw its weights, whichever that is
+        return model
 
     def batches(self, run: int) -> list[tuple[Any, Tensor]]:
         """Each run has targets of its own: what was learnt once cannot be learnt again."""
@@ -194,13 +197,8 @@ class Trial:
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         needs_host = "load(host) needs a" in path.read_text(encoding="utf-8")
-        loaded = module.load(self.filled(self.make(7))) if needs_host else module.load()
+        loaded = module.load(self.make(7)) if needs_host else module.load()
         assert close(self.said(loaded), self.said(self.course.result.model)), "outputs differ"
-
-    def filled(self, host: nn.Module) -> nn.Module:
-        """With its lazy layers filled by a first batch."""
-        self.said(host)
-        return host
 
     def resumed(self) -> None:
         assert self.course is not None
@@ -224,7 +222,7 @@ class Trial:
         try:
             getattr(self, column.replace(" ", "_"))()
         except EsperError as error:
-            return f"refused: {error}"
+            return f"refused: {error}".replace(str(self.folder), "RUN")
         except Exception as error:
             where = traceback.extract_tb(error.__traceback__)[-1]
             said = f"{type(error).__name__}: {error}".replace("\n", " ")

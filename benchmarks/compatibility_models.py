@@ -134,6 +134,13 @@ def pictures_and_words() -> tuple[Tensor, Tensor]:
     return torch.randn(EXAMPLES, 3, 32, 32), torch.randint(3, 40, (EXAMPLES, 8))
 
 
+def matched(model: nn.Module, inputs: Any) -> Tensor:
+    """How much each picture is like each text."""
+    pictures, texts, _ = model(*inputs)
+    said: Tensor = pictures @ texts.T
+    return said
+
+
 def segmentation(kind: str) -> Callable[[], nn.Module]:
     def build() -> nn.Module:
         import segmentation_models_pytorch as smp
@@ -355,7 +362,7 @@ PACKAGES: dict[str, dict[str, Model]] = {
         "Unet": Model(segmentation("Unet"), images()),
         "FPN": Model(segmentation("FPN"), images()),
     },
-    "open_clip": {"CLIP": Model(clip, pictures_and_words, spread_out)},
+    "open_clip": {"CLIP": Model(clip, pictures_and_words, matched)},
     "x_transformers": {
         "TransformerWrapper(Decoder)": Model(decoder, words()),
         "ContinuousTransformerWrapper(Encoder)": Model(encoder, numbers(6, 8)),

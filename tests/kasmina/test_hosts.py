@@ -129,3 +129,33 @@ def test_a_site_can_be_said_in_the_choices(tmp_path: Path) -> None:
         else:
             with pytest.raises(UsageError, match=r"say Site\(path, batch_axis"), grower:
                 pass
+
+
+class WithMask(nn.Module):
+    """Keeps a mask of minus infinities, as attention has it, and statistics."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.norm, self.head = nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 4)
+        self.register_buffer("mask", torch.full((4, 4), float("-inf")).triu(1))
+
+    def forward(self, x: Any) -> Any:
+        return self.head(torch.relu(self.norm(self.body(x)))) @ self.mask.softmax(-1)
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_a_mask_of_infinities_is_no_broken_weight_and_a_broken_statistic_is_one(broken: bool, tmp_path: Path) -> None:
+    model = WithMask()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    choices = OwnChoices(LOSS, at=["norm"], budget=Budget(epochs=1))
+    with Grower(model, optimizer, val=VALIDATION, choices=choices, policy="static", run_dir=tmp_path / "run") as grower:
+        for inputs, targets in TRAIN:
+            optimizer.zero_grad()
+            torch.autograd.backward(grower.loss(inputs, targets))
+            grower.after_backward()
+            optimizer.step()
+        if broken:
+            model.norm.running_var[0] = float("inf")
+        grower.after_epoch()
+    text = (tmp_path / "run" / "events-00001.jsonl").read_text()
+    assert ("non_finite_weights" in text) == broken

@@ -27,7 +27,7 @@ def check_host(host: nn.Module) -> None:
             inner = "the module inside, its _orig_mod" if name else "the module inside, model._orig_mod"
             raise UsageError(
                 f"{where} is what torch.compile made; give {inner}, and compile it in place with its compile() method,"
-                " before or after, or by forward=lambda model, inputs: compiled(inputs)"
+                " before or after"
             )
         if kinds & _DISTRIBUTED:
             raise UsageError(

@@ -66,6 +66,8 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "16-mixed")
         self.host_size = sum(p.numel() for p in self.model.host_parameters())
         """Parameters of the host, frozen ones too."""
+        self._infinite = {name for name, buffer in self.model.named_buffers() if not torch.isfinite(buffer).all()}
+        """Buffers that are not finite as they come, such as a mask of minus infinities."""
         self.optimizer = self.setup.optimizer
         self.batches = self.setup.batches
         self.ledger = Ledger()
@@ -384,7 +386,8 @@ class Trainer:
         return host_norm
 
     def _weights_finite(self) -> bool:
-        tensors = [t.detach() for t in (*self.model.parameters(), *self.model.buffers()) if t.is_floating_point()]
+        buffers = [buffer for name, buffer in self.model.named_buffers() if name not in self._infinite]
+        tensors = [t.detach() for t in (*self.model.parameters(), *buffers) if t.is_floating_point()]
         norms = stacked(torch._foreach_norm(tensors, ord=math.inf))
         return bool(torch.isfinite(norms).all())
 
