@@ -89,7 +89,7 @@ describe("places", () => {
 
   test("a bare fragment and nonsense", () => {
     expect(parsePlace("#at=0")).toMatchObject({ view: "verdict", at: 0 });
-    expect(parsePlace("#/nowhere?env=-3")).toMatchObject({ view: "flight", env: undefined });
+    expect(parsePlace("#/nowhere?env=-3")).toMatchObject({ view: "verdict", env: undefined });
   });
 });
 
