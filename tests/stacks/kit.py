@@ -108,6 +108,8 @@ class Way:
     clip: float | None = None
     bf16: bool = False
     scheduled: bool = False
+    rounds: int = 0
+    """Batches after which is validated in mid-epoch; 0 is at its end alone."""
 
     def cast(self) -> AbstractContextManager[Any]:
         return torch.autocast("cpu", torch.bfloat16) if self.bf16 else nullcontext()
@@ -132,11 +134,15 @@ def plain(
     scheduler = None if made is None else made(own_optimizer)
     told.watch(own_optimizer)
     own = replace(choices("1"), precision="bf16-mixed" if way.bf16 else None)
+    if way.rounds:
+        own = replace(own, budget=replace(own.budget, epochs=EPOCHS * len(batches) // way.rounds))
     options = {"val": VALIDATION, "choices": own, "policy": Script(), "run_dir": where / "plain"} | grower
     with Grower(model, own_optimizer, **options) as growing:
         for _ in range(epochs):
             model.train()
             for number, batch in enumerate(batches):
+                if number and way.rounds and number % way.rounds == 0:
+                    growing.after_epoch()
                 with way.cast():
                     taken = loss(growing, batch)
                 torch.autograd.backward(taken / way.micro)

@@ -178,6 +178,7 @@ class Lightning:
             precision="bf16-mixed" if self.way.bf16 else "32-true",
             accumulate_grad_batches=self.way.micro if self.kind is not Manual else 1,
             gradient_clip_val=self.way.clip,
+            val_check_interval=self.way.rounds or 1.0,
             callbacks=list(callbacks),
             enable_checkpointing=any(isinstance(each, ModelCheckpoint) for each in callbacks),
             default_root_dir=where,

@@ -31,6 +31,7 @@ STACKS = {
     "loss in a dictionary": Lightning(kind=Named),
     "manual": Lightning(kind=Manual),
     "manual, accumulated, LambdaLR": Lightning(Way(micro=2, scheduled=True), Manual),
+    "validated in mid-epoch": Lightning(Way(rounds=2)),
     "stopped early": Lightning(stopping=True),
     "all": Lightning(Way(micro=2, clip=0.05, bf16=True, scheduled=True)),
 }

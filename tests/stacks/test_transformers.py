@@ -27,6 +27,7 @@ STACKS = {
     "bf16": HuggingFace(Way(bf16=True)),
     "LambdaLR": HuggingFace(Way(scheduled=True)),
     "linear": HuggingFace(linear=True),
+    "evaluated by steps": HuggingFace(Way(rounds=2), options={"eval_strategy": "steps", "eval_steps": 2}),
     "all": HuggingFace(Way(micro=2, clip=0.05, bf16=True, scheduled=True), Counting),
 }
 

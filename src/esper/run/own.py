@@ -152,8 +152,9 @@ def check_life(budget: Budget, policy: Policy) -> None:
     if budget.epochs < life and not isinstance(policy, StaticPolicy):
         raise UsageError(
             f"Budget.epochs is {budget.epochs}, and by Budget.gates a seed is kept after {life} at the earliest: "
-            "nothing could grow; validate more often (grow(steps_per_epoch=...), or after_epoch() in mid-epoch), train "
-            "longer, or ask for fewer epochs: GateThresholds(min_training_epochs=..., min_holding_epochs=...)"
+            "nothing could grow; validate more often (grow(steps_per_epoch=...), after_epoch() in mid-epoch, the "
+            "Trainer's eval_steps or val_check_interval), train longer, or ask for fewer epochs: "
+            "GateThresholds(min_training_epochs=..., min_holding_epochs=...)"
         )
 
 

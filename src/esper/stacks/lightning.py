@@ -40,9 +40,11 @@ except ImportError as error:
 class GrowCallback(Callback):
     """Grows a LightningModule while ``Trainer`` trains it; neither is changed for it.
 
-    ``at`` and ``budget`` are those of :class:`esper.library.OwnChoices`. ``Budget.epochs`` is the Trainer's number of
-    epochs, whatever the budget says. Growth is judged by the loss that ``validation_step`` logs as ``monitor``, over
-    the Trainer's validation batches, or those of ``val``, a loader for this alone: their mean, as Lightning takes it.
+    ``at`` and ``budget`` are those of :class:`esper.library.OwnChoices`. An epoch of growth ends with the Trainer's
+    own, or with each validation where ``val_check_interval`` has several in one; ``Budget.epochs`` is how many of these
+    there will be, whatever the budget says. Growth is judged by the loss that ``validation_step`` logs as ``monitor``,
+    over the Trainer's validation batches, or those of ``val``, a loader for this alone: their mean, as Lightning takes
+    it.
 
     The training loss is what ``training_step`` gives. For a seed that learns behind the host the step is made a second
     time, on the same batch and the same chance: what it logs then, its metrics and the module's attributes are left
@@ -125,13 +127,14 @@ class GrowCallback(Callback):
             self.grower.after_backward()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Judge before checkpoints are written, where the Trainer validates at the end of an epoch."""
-        if self._training and trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+        """Judge before checkpoints are written."""
+        if self._training and (_within(trainer) > 1 or trainer.fit_loop.epoch_loop.batch_progress.is_last_batch):
             self._end_epoch()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Judge, where that has not been done."""
-        self._end_epoch()
+        if _within(trainer) == 1:
+            self._end_epoch()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Deliver the best that was validated."""
@@ -181,14 +184,20 @@ def _refuse(trainer: Trainer, module: LightningModule) -> None:
         )
 
 
+def _within(trainer: Trainer) -> int:
+    """Validations in one epoch of the Trainer; 1 also where there are fewer."""
+    batches, every = trainer.num_training_batches, trainer.val_check_batch
+    return max(1, int(batches // every)) if every is not None and math.isfinite(batches / every) else 1
+
+
 def _epochs(trainer: Trainer) -> int:
-    """Most epochs that will be trained."""
+    """Most epochs that will be trained, each of them ended by a validation."""
     if trainer.max_epochs is not None and trainer.max_epochs > 0:
-        return trainer.max_epochs
+        return trainer.max_epochs * _within(trainer)
     steps = trainer.num_training_batches / trainer.accumulate_grad_batches
     if trainer.max_steps < 1 or not math.isfinite(steps):
         raise UsageError("the Trainer has no last epoch, and growth is planned with it: Trainer(max_epochs=...)")
-    return math.ceil(trainer.max_steps / math.ceil(steps))
+    return math.ceil(trainer.max_steps / math.ceil(steps)) * _within(trainer)
 
 
 class _Validation:

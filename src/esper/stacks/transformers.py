@@ -8,6 +8,7 @@ grown = growth.result.model
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -28,7 +29,7 @@ from esper.tolaria.observed import ObservedStep, attributes_kept
 try:
     from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-    from transformers.trainer_utils import get_last_checkpoint
+    from transformers.trainer_utils import IntervalStrategy, get_last_checkpoint
 except ImportError as error:
     raise MissingExtraError("esper.stacks.transformers", "transformers") from error
 
@@ -39,8 +40,9 @@ GROWTH: Final = "growth.pt"
 class GrowCallback(TrainerCallback):
     """Grows the model of ``trainer`` in its next ``train()``; neither is changed for it. Adds itself to the trainer.
 
-    ``at`` and ``budget`` are those of :class:`esper.library.OwnChoices`. ``Budget.epochs`` is the number of epochs of
-    the trainer's arguments, whatever the budget says. Validation is what ``trainer.evaluate()`` does: its loss, and
+    ``at`` and ``budget`` are those of :class:`esper.library.OwnChoices`. An epoch of growth ends with the trainer's
+    own, or with each evaluation where ``eval_strategy`` is ``"steps"``; ``Budget.epochs`` is how many of these there
+    will be, whatever the budget says. Validation is what ``trainer.evaluate()`` does: its loss, and
     ``metric`` of the model's logits and labels, over ``eval_dataset``, or ``val``, a loader of its own.
 
     The training loss is what ``compute_loss`` gives, share of accumulated batches and all. For a seed that learns
@@ -67,6 +69,7 @@ class GrowCallback(TrainerCallback):
         self.choices = OwnChoices(metric=metric, at=at, budget=budget or Budget(), forward=self._evaluated)
         self.grower: Grower | None = None
         """Once training has started."""
+        self._by_steps = False
         self._open = ExitStack()
         self._from: Path | None = None
         self._leave = ExitStack()
@@ -87,8 +90,10 @@ class GrowCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Put slots into the model."""
-        trainer, budget = self.trainer, replace(self.choices.budget, epochs=state.num_train_epochs)
         self._refuse(args)
+        self._by_steps = args.eval_strategy == IntervalStrategy.STEPS
+        rounds = math.ceil(state.max_steps / state.eval_steps) if self._by_steps else state.num_train_epochs
+        trainer, budget = self.trainer, replace(self.choices.budget, epochs=rounds)
         assert trainer.optimizer is not None and trainer.model is not None
         grower = Grower(
             trainer.model,
@@ -116,7 +121,12 @@ class GrowCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Validate and judge, before the trainer evaluates and saves."""
-        if self.grower is not None and self.grower.under_way:
+        if self.grower is not None and self.grower.under_way and not self._by_steps:
+            self.grower.after_epoch()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """The same, where the trainer is about to evaluate in the midst of its epoch."""
+        if self.grower is not None and self.grower.under_way and self._by_steps and control.should_evaluate:
             self.grower.after_epoch()
 
     def on_train_end(
