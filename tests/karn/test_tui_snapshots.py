@@ -42,7 +42,8 @@ def _app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, silent: float = 1.0, w
     now = (events[-1].timestamp or 0.0) + silent
     vitals = HostVitals(time=now, cpu_share=0.62, process_cores=1.9, cores=2, memory_available=21_000_000_000)
     monkeypatch.setattr(RunWatch, "_sample", lambda self, at: vitals)
-    run = write_run(tmp_path, events)
+    run = write_run(tmp_path, events).relative_to(tmp_path)
+    monkeypatch.chdir(tmp_path)  # so that a picture shows no path of this machine
     return Fixed(RunWatch(run, clock=lambda: now, cache=tmp_path / "cache"), rate=0.001)
 
 
