@@ -72,13 +72,14 @@ def run(tmp_path: Path) -> Path:
     path = RunDirectory.create(tmp_path, "run").path
     with JournalWriter(path, "run") as journal:
         for name in ("blöck", "b\N{CAT FACE}"):
-            event = TelemetryEvent(event_type=TelemetryEventType.SEED_PRUNED, slot_id=name, env_id=0)
+            event = TelemetryEvent(
+                event_type=TelemetryEventType.COUNTERFACTUAL_UNAVAILABLE, slot_id=name, data={"reason": "x"}
+            )
             event.timestamp, event.t_mono, event.producer, event.seq = 1.0, 1.0, "train", 1
             journal(event)
     return path
 
 
-@pytest.mark.free_text
 @pytest.mark.parametrize("command", ["query --json", "query --csv", "query", "runs", "overwatch --once"])
 @pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
 def test_commands_write_in_any_encoding(command: str, encoding: str, run: Path, tmp_path: Path) -> None:
