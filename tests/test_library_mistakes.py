@@ -263,3 +263,9 @@ def test_a_budget_too_short_for_any_seeds_life_is_told_before_the_first_batch(tm
         run_dir=tmp_path / "shortest",
     )
     assert any(event.event_type.name == "SEED_FOSSILIZED" for event in read_journal(result.run_dir))
+
+
+def test_a_loss_outside_of_the_block(tmp_path: Path) -> None:
+    loop = Loop(tmp_path, "static")
+    with pytest.raises(UsageError, match="inside its with block: with Grower"):
+        loop.grower.loss(INPUTS, TARGETS)

@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from esper.karn.evidence import RunEvidence
-from esper.karn.report import markdown, read_evidence, write_report
+from esper.karn.report import as_text, markdown, read_evidence, write_report
 from esper.kasmina.applied import tell_of_adapters
 from esper.kasmina.exposure import Exposure
 from esper.kasmina.leaving import leave
@@ -65,7 +65,7 @@ class GrowResult:
     """After which the model was as it is here; none was better on validation."""
 
     def __str__(self) -> str:
-        return markdown(self.report, (), ())
+        return as_text(markdown(self.report, (), ()))
 
 
 def grow(  # noqa: PLR0913
@@ -351,6 +351,8 @@ class Grower:
 
     def begin_epoch(self) -> None:
         """Do what was decided after the last epoch. The epoch's first loss does, where it has not been done."""
+        if not self._entered:
+            raise UsageError("a Grower trains inside its with block: with Grower(model, optimizer, ...) as grower: ...")
         self._tell_left_out()
         if not self._loop.under_way:
             self._loop.begin_epoch()

@@ -21,7 +21,7 @@ with warnings.catch_warnings():
     from lightning.pytorch import Callback, LightningModule, Trainer
     from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
-    from esper.stacks.lightning import GrowCallback
+    from esper.stacks.lightning import WITHOUT_SEEDS, GrowCallback
 
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 
@@ -148,6 +148,7 @@ class Lightning:
     def read(self, checkpoint: Path) -> tuple[dict[str, Tensor], dict[str, Any], bool]:
         """Weights and optimizer as the checkpoint has them, and whether seeds are in it."""
         saved = torch.load(checkpoint, weights_only=True)
+        saved["state_dict"].pop(WITHOUT_SEEDS, None)
         return saved["state_dict"], saved["optimizer_states"][0], bool(saved["callbacks"]["GrowCallback"])
 
     def fresh(self) -> tuple[torch.nn.Module, torch.optim.Optimizer]:

@@ -54,6 +54,21 @@ def test_a_checkpoint_loads_without_esper_and_has_the_seeds_beside(tmp_path: Pat
     check_checkpoint(STACKS["all"], tmp_path)
 
 
+def test_weights_that_lack_their_seeds_are_not_taken_for_the_whole(tmp_path: Path) -> None:
+    """As by ``load_from_checkpoint(best_model_path)``: the figure in the file's name is that of host and seeds."""
+    stack = Lightning(every=("every_n_epochs", 1))
+    stack.fitted(tmp_path, [stack.saving(tmp_path)])
+    refused = []
+    for path in sorted((tmp_path / "checkpoints").iterdir(), key=lambda path: path.stat().st_mtime_ns):
+        saved = torch.load(path, weights_only=True)
+        try:
+            Module(Way()).load_state_dict(saved["state_dict"])
+            refused.append(False)
+        except RuntimeError as error:
+            refused.append("lack the seeds that grew" in str(error))
+    assert refused == sorted(refused) and not refused[0] and refused[-1], "from when a seed has a part in the output"
+
+
 @pytest.mark.parametrize(
     "every", quick({"epochs": ("every_n_epochs", 1), "mid-epoch": ("every_n_train_steps", 2)}, "mid-epoch")
 )

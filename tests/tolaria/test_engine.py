@@ -192,7 +192,7 @@ def test_where_nothing_may_grow_the_reason_is_given() -> None:
     ):
         in_pixels("conv3").reset([spec()])
     with pytest.raises(UsageError, match="fits any slot$"):
-        in_pixels("mlp").reset([spec()])
+        in_pixels("lora4").reset([spec()])
 
 
 def test_the_best_network_comes_back_with_an_unproven_seed_and_training_goes_on() -> None:

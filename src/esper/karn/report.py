@@ -7,10 +7,12 @@ report/figures/*.svg  and *.png
 
 from __future__ import annotations
 
+import html
+import re
 import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -27,6 +29,8 @@ from esper.leyline.text import ascii_json, visible
 from esper.nissa.reader import read_journal
 
 REPORT_SCHEMA = 1
+_ESCAPED: Final = re.compile(r"\\([\\`*_\[\]|#~$])")
+"""What :func:`_text` writes for a mark."""
 SEEDS_SHOWN = 200
 """Seeds listed in ``report.md``; ``report.json`` has them all."""
 
@@ -177,6 +181,11 @@ def _cost(seed: SeedLife) -> str:
     if seed.removal_cost is None:
         return ABSENT
     return figure(seed.removal_cost) + (f" (se {figure(seed.removal_cost_se)})" if seed.removal_cost_se else "")
+
+
+def as_text(page: str) -> str:
+    """A page of :func:`markdown` for a terminal: what it escapes for the sake of markup is itself again."""
+    return html.unescape(_ESCAPED.sub(r"\1", page))
 
 
 def _text(value: object) -> str:

@@ -37,6 +37,13 @@ except ImportError as error:
     raise MissingExtraError("esper.stacks.lightning", "lightning") from error
 
 
+WITHOUT_SEEDS: Final = (
+    "these weights lack the seeds that grew: take the result's model (or model/ in the run directory), or go on by "
+    "fit(ckpt_path=) with GrowCallback"
+)
+"""A key beside the weights in a checkpoint: what a strict load of them says."""
+
+
 class GrowCallback(Callback):
     """Grows a LightningModule while ``Trainer`` trains it; neither is changed for it.
 
@@ -70,7 +77,7 @@ class GrowCallback(Callback):
         self.grower: Grower | None = None
         """Once training has started."""
         self._state: dict[str, Any] = {}
-        self._open = ExitStack()
+        self._open, self._unmarking = ExitStack(), ExitStack()
         self._training = False
 
     @property
@@ -81,6 +88,22 @@ class GrowCallback(Callback):
         return self.grower.result
 
     # --- what Lightning calls -------------------------------------------------------------------------------------
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Let the module take a checkpoint of its own Trainer, whose mark is for those without this callback."""
+        self._unmarking.close()
+        hook = pl_module.register_load_state_dict_pre_hook(_without_mark)  # type: ignore[no-untyped-call]
+        self._unmarking.callback(hook.remove)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Leave the module as it was."""
+        self._unmarking.close()
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Mark weights that are the host's alone while seeds have a part in what was validated, so that no strict load
+        takes them for the model of that figure."""
+        if self.grower is not None and self._training and any(slot.alpha > 0.0 for slot in self.grower.view.slots):
+            checkpoint["state_dict"][WITHOUT_SEEDS] = torch.zeros(0)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint for anything but training: its weights are the host's alone."""
@@ -144,6 +167,7 @@ class GrowCallback(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Deliver the best so far."""
         self._training = False
+        self._unmarking.close()
         self._open.pop_all().__exit__(type(exception), exception, exception.__traceback__)
 
     def state_dict(self) -> dict[str, Any]:
@@ -164,6 +188,10 @@ class GrowCallback(Callback):
     def _choices(self, trainer: Trainer, module: LightningModule) -> OwnChoices:
         budget = replace(self.choices.budget, epochs=_epochs(trainer))
         return replace(self.choices, budget=budget, device=str(module.device))
+
+
+def _without_mark(module: nn.Module, state: dict[str, Any], prefix: str, *rest: Any) -> None:
+    state.pop(prefix + WITHOUT_SEEDS, None)
 
 
 def _refuse(trainer: Trainer, module: LightningModule) -> None:

@@ -87,7 +87,9 @@ def load_policy(path: Path) -> SavedPolicy:
         content = read_regular(path, POLICY_BYTES, follow=True)
         header = safetensors_header(content, where)
         tensors = unpack(content)
-    except (OSError, safetensors.SafetensorError, KeyError, ValueError) as error:
+    except OSError as error:
+        raise DataError(f"{where}: {error.strerror or error}") from error
+    except (safetensors.SafetensorError, KeyError, ValueError) as error:
         raise DataError(f"{where}: {told(error)}") from error
     about = decode_json(header.get("esper", "null"), where)
     if not isinstance(about, dict) or about.get("format") != FORMAT:
