@@ -390,9 +390,7 @@ class Grower:
         return self._loop.engine
 
 
-_WITHOUT_LOSS: Final = (
-    "without a batch in this epoch; compute the training loss by grower.loss(inputs, targets), which runs the model"
-)
+_WITHOUT_LOSS: Final = "without a batch in this epoch; take its training loss by grower.loss(inputs, targets)"
 
 
 class _Delivery:
