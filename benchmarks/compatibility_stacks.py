@@ -59,6 +59,7 @@ STACKS: dict[str, dict[str, Any]] = {
         "gradient_clip_val": Lightning(Way(clip=0.05)),
         "LambdaLR by step": Lightning(Way(scheduled=True)),
         "EarlyStopping": Lightning(stopping=True),
+        "val_check_interval": Lightning(Way(rounds=2)),
         "all of these, checkpoints in mid-epoch": Lightning(ALL, every=("every_n_train_steps", 1)),
         "two optimizers": Lightning(kind=Pair),
         "two backward passes in a step": Lightning(kind=Twice),
@@ -72,6 +73,7 @@ STACKS: dict[str, dict[str, Any]] = {
         "max_grad_norm": HuggingFace(Way(clip=0.05)),
         "its linear schedule": HuggingFace(linear=True),
         "load_best_model_at_end": HuggingFace(options=BEST),
+        "eval_strategy steps": HuggingFace(Way(rounds=2), options={"eval_strategy": "steps", "eval_steps": 2}),
         "all of these, checkpoints in mid-epoch": HuggingFace(ALL, Counting, options=STEPS),
         "auto_find_batch_size": HuggingFace(options={"auto_find_batch_size": True}),
         "torch_compile": HuggingFace(options={"torch_compile": True}),
@@ -102,8 +104,8 @@ WHAT = """
 *As a plain loop*: gradients, weights and rates of host and seeds, at every step of the optimizer, are those of a plain
 loop with `Grower` on the same batches: bit for bit, but for PEFT (a thousandth), where one side divides a sum over
 tokens and the other takes their mean. *Checkpoint*: what the stack wrote loads strictly into model and optimizer
-without Esper, and the seeds stand beside. *Resumed*: killed, and gone on with in a fresh model from that checkpoint, it
-is the uninterrupted run, bit for bit.
+without Esper (Lightning's once the key is taken out that says that seeds are missing), and the seeds stand beside.
+*Resumed*: killed, and gone on with in a fresh model from that checkpoint, it is the uninterrupted run, bit for bit.
 """
 
 
