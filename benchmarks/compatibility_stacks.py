@@ -73,7 +73,7 @@ STACKS: dict[str, dict[str, Any]] = {
         "max_grad_norm": HuggingFace(Way(clip=0.05)),
         "its linear schedule": HuggingFace(linear=True),
         "load_best_model_at_end": HuggingFace(options=BEST),
-        "eval_strategy steps": HuggingFace(Way(rounds=2), options={"eval_strategy": "steps", "eval_steps": 2}),
+        "eval_strategy steps": HuggingFace(Way(rounds=2), options=STEPS | {"eval_strategy": "steps", "eval_steps": 2}),
         "all of these, checkpoints in mid-epoch": HuggingFace(ALL, Counting, options=STEPS),
         "auto_find_batch_size": HuggingFace(options={"auto_find_batch_size": True}),
         "torch_compile": HuggingFace(options={"torch_compile": True}),
