@@ -8,8 +8,21 @@ from typing import Any
 
 import pytest
 import torch
-from kit import EPOCHS, TRAIN, Way, check_checkpoint, check_gradients, check_resume, optimizer_of, quick
+from kit import (
+    EPOCHS,
+    TRAIN,
+    VALIDATION,
+    Script,
+    Way,
+    budget,
+    check_checkpoint,
+    check_gradients,
+    check_resume,
+    optimizer_of,
+    quick,
+)
 from lightning_runs import GrowCallback, Lightning, Manual, Module, Named, Positioned
+from torch.utils.data import DataLoader
 from torchmetrics import MeanMetric
 
 from esper.leyline import UsageError
@@ -74,6 +87,15 @@ def test_weights_that_lack_their_seeds_are_not_taken_for_the_whole(tmp_path: Pat
 )
 def test_a_fit_that_goes_on_from_a_checkpoint_is_the_uninterrupted_one(every: tuple[str, int], tmp_path: Path) -> None:
     check_resume(Lightning(Way(clip=0.05, scheduled=True), every=every), tmp_path)
+
+
+def test_validations_that_do_not_divide_an_epoch_end_no_more_epochs_of_growth_than_there_are(tmp_path: Path) -> None:
+    stack = Lightning(Way(rounds=2))
+    growth = GrowCallback({"site": "net.1"}, budget(), policy=Script(), run_dir=tmp_path / "lightning")
+    batches = DataLoader([*TRAIN, TRAIN[0]], batch_size=None)
+    stack.trainer(tmp_path, growth).fit(Module(Way()), batches, DataLoader(VALIDATION, batch_size=None))
+    assert growth.grower is not None
+    assert growth.grower.view.epoch == EPOCHS * 2
 
 
 # --- refused ----------------------------------------------------------------------------------------------------------

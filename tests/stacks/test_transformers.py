@@ -53,6 +53,12 @@ def test_a_checkpoint_loads_without_esper_and_has_the_seeds_beside(tmp_path: Pat
 MIDWAY = {"save_strategy": "steps", "save_steps": 2}
 
 
+def test_evaluations_that_do_not_divide_an_epoch_end_no_more_epochs_of_growth_than_there_are(tmp_path: Path) -> None:
+    _, _, growth = HuggingFace(options={"eval_strategy": "steps", "eval_steps": 3}).trained(tmp_path)
+    assert growth.grower is not None
+    assert growth.grower.view.epoch == -(-EPOCHS * len(TRAIN) // 3), "the Trainer evaluates its last step"
+
+
 @pytest.mark.parametrize("options", quick({"epochs": HuggingFace().options, "mid-epoch": MIDWAY}, "mid-epoch"))
 def test_a_run_that_goes_on_from_a_checkpoint_is_the_uninterrupted_one(options: Any, tmp_path: Path) -> None:
     check_resume(HuggingFace(Way(clip=0.05, scheduled=True), Counting, options=options), tmp_path)

@@ -138,8 +138,9 @@ class GrowCallback(Callback):
         """Begin the epoch before its first step: Lightning makes the step inside of ``optimizer.step``.
 
         One whose last step was saved before it was judged is judged now: a fit that goes on from there begins the next.
+        Where validations do not divide the Trainer's epoch, one of growth goes on over its end.
         """
-        if batch_idx == 0:
+        if batch_idx == 0 and _divides(trainer):
             self._end_epoch()
         if self.grower is not None:
             self.grower.begin_epoch()
@@ -218,14 +219,21 @@ def _within(trainer: Trainer) -> int:
     return max(1, int(batches // every)) if every is not None and math.isfinite(batches / every) else 1
 
 
+def _divides(trainer: Trainer) -> bool:
+    """Whether the last batch of the Trainer's epoch ends one of growth."""
+    within = _within(trainer)
+    return within == 1 or float(trainer.num_training_batches) % float(trainer.val_check_batch or 1) == 0
+
+
 def _epochs(trainer: Trainer) -> int:
-    """Most epochs that will be trained, each of them ended by a validation."""
+    """Most epochs that will be begun, each of them ended by a validation but for one behind the last."""
+    behind = 0 if _divides(trainer) else 1
     if trainer.max_epochs is not None and trainer.max_epochs > 0:
-        return trainer.max_epochs * _within(trainer)
+        return trainer.max_epochs * _within(trainer) + behind
     steps = trainer.num_training_batches / trainer.accumulate_grad_batches
     if trainer.max_steps < 1 or not math.isfinite(steps):
         raise UsageError("the Trainer has no last epoch, and growth is planned with it: Trainer(max_epochs=...)")
-    return math.ceil(trainer.max_steps / math.ceil(steps)) * _within(trainer)
+    return math.ceil(trainer.max_steps / math.ceil(steps)) * _within(trainer) + behind
 
 
 class _Validation:

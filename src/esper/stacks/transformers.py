@@ -113,8 +113,12 @@ class GrowCallback(TrainerCallback):
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Judge an epoch whose last step was saved before it was: a trainer that goes on from there begins the next."""
-        if self.grower is not None and self.grower.under_way and float(state.epoch or 0.0).is_integer():
+        """Judge an epoch whose last step was saved before it was: a trainer that goes on from there begins the next.
+
+        Where growth is judged by steps that is done before they are saved, and its epochs go on over the trainer's.
+        """
+        ended = float(state.epoch or 0.0).is_integer() and not self._by_steps
+        if self.grower is not None and self.grower.under_way and ended:
             self.grower.after_epoch()
 
     def on_epoch_end(
