@@ -170,16 +170,20 @@ def test_what_is_loaded_to_be_compared_draws_nothing_from_the_process(tmp_path: 
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_a_disk_that_fails_is_not_a_host_that_cannot_be_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("code", "where", "told"),
+    [(errno.EIO, None, "Input/output error"), (errno.EACCES, None, "denied"), (errno.EACCES, "model.py", "denied")],
+)
+def test_files_that_fail_are_not_a_host_that_cannot_be_written(
+    code: int, where: str | None, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def unread(*given: object) -> None:
-        raise OSError(errno.EIO, os.strerror(errno.EIO))
+        raise OSError(code, os.strerror(code), *([str(tmp_path / where)] if where else []))
 
     model, sample = wrapped("pointwise")
     built = compare(model.eval(), export(model), sample)
     monkeypatch.setattr(export_module, "compare", lambda one, *more: built if one is model else unread())
-    with pytest.raises(UsageError, match=r"cannot write the export to .*Input/output error"):
+    with pytest.raises(UsageError, match=rf"cannot write the export to .*{told}"):
         save_export(model, tmp_path, sample)
 
 
