@@ -52,6 +52,8 @@ def row_view(*slots: SlotView, **fields: Any) -> EnvView:
 def live_slot(slot_id: str, stage: SeedStage, blueprint: str = "large", **fields: Any) -> SlotView:
     """A slot that holds a seed of ``blueprint``."""
     defaults: dict[str, Any] = {"parameters": PARAMETERS[blueprint], "epochs_in_stage": 2, "age_epochs": 4}
+    if stage in (SeedStage.TRAINING, SeedStage.HOLDING):
+        defaults["stage_epoch"] = 3 - fields.get("epochs_in_stage", 2)
     return SlotView(slot_id, stage, seed_id=f"{slot_id}.1", blueprint=blueprint, **{**defaults, **fields})
 
 

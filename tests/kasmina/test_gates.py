@@ -141,7 +141,7 @@ def test_no_seed_no_gate() -> None:
 
 def test_a_grafted_seed_is_judged_by_what_its_removal_costs() -> None:
     state = ready(SeedStage.BLENDING)
-    state.incubation = Incubation.GRAFT
+    state.incubation, state.alpha = Incubation.GRAFT, 1.0
     state.metrics.probe_gain_loss = None
     assert evaluate_gate(state, SeedStage.BLENDING)
     state.metrics.removal_cost_loss = UNCERTAIN

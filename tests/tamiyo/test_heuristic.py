@@ -126,6 +126,7 @@ def test_the_last_moment_to_germinate_is_early_enough() -> None:
         ({"gradient_health": Fact(math.nan, 3)}, False),
         ({"isolation_violations": 1}, False),
         ({"isolation_violations": None}, True),
+        ({"isolation_violations": None, "isolation_due": True}, False),
     ],
 )
 def test_it_blends_only_with_every_piece_of_evidence(fields: dict[str, object], blends: bool) -> None:
@@ -146,8 +147,8 @@ def test_it_blends_nothing_in_that_would_be_lost_at_the_end(epoch: int, blends: 
 
 def test_evidence_from_before_the_stage_counts_for_nothing() -> None:
     old = replace(holding(5.0, 0.5), removal_cost=measured(5.0, 0.1, epoch=2))
-    assert decide(busy(old, epoch=5))[0] == WAIT
-    assert decide(busy(old, epoch=4))[0].op is Op.FOSSILIZE
+    assert decide(busy(replace(old, stage_epoch=3), epoch=5))[0] == WAIT
+    assert decide(busy(replace(old, stage_epoch=2), epoch=4))[0].op is Op.FOSSILIZE
 
 
 def test_it_keeps_what_metric_and_loss_would_miss() -> None:

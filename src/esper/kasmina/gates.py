@@ -1,60 +1,27 @@
 """Gates: pure functions of a seed's state and of thresholds. They decide; :class:`SeedSlot` moves.
 
-A check whose evidence is missing fails as ``<id>_not_measured``; a NaN passes no comparison.
+What a seed must show before it is blended in and kept is defined in :mod:`esper.kasmina.evidence`.
 """
 
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Callable, Sequence
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Final
 
 from esper.kasmina.birth import MIXING_TOLERANCE, Birth
-from esper.kasmina.state import Incubation, SeedState
+from esper.kasmina.evidence import Shown, before_blending, before_fossilizing, check
+from esper.kasmina.state import SeedState
 from esper.leyline import (
     GATE_FOR,
     GateCheck,
     GateLevel,
     GateResult,
     GateThresholds,
-    Paired,
     SeedStage,
     UsageError,
 )
-from esper.leyline.gates import Comparison
-
-
-def _at_least(measured: Any, threshold: Any) -> bool:
-    """Differences of means in another unit may miss by the last bits a threshold that they meet."""
-    if isinstance(measured, float) and math.isclose(measured, threshold, rel_tol=1e-9):
-        return True
-    return bool(measured >= threshold)
-
-
-_COMPARE: Final[MappingProxyType[Comparison, Callable[[Any, Any], bool]]] = MappingProxyType(
-    {
-        ">=": _at_least,
-        ">": operator.gt,
-        "<=": operator.le,
-        "<": operator.lt,
-        "==": operator.eq,
-        "is": operator.eq,
-    }
-)
-
-
-def check(
-    id: str,
-    measured: float | bool | str | None,
-    comparison: Comparison,
-    threshold: float | bool | str,
-    unit: str | None = None,
-) -> GateCheck:
-    """Compare; nothing measured fails."""
-    passed = measured is not None and _COMPARE[comparison](measured, threshold)
-    return GateCheck(id, measured, comparison, threshold, passed, unit)
 
 
 def verdict(gate: GateLevel | None, checks: Sequence[GateCheck], message: str | None = None) -> GateResult:
@@ -112,24 +79,7 @@ def _train(state: SeedState, thresholds: GateThresholds) -> list[GateCheck]:
 
 
 def _blend(state: SeedState, thresholds: GateThresholds) -> list[GateCheck]:
-    """G2: the seed has trained long enough, in isolation if it is meant to, with healthy gradients, and would help."""
-    metrics = state.metrics
-    evidence = "removal_cost_loss" if state.incubation is Incubation.GRAFT else "probe_gain_loss"
-    return [
-        check("training_epochs", state.epochs_in_stage, ">=", thresholds.min_training_epochs, "epochs"),
-        *(_certain_gain(state, evidence, thresholds) if thresholds.ask_for_gain else ()),
-        *(
-            [check("gradient_ratio", metrics.seed_gradient_norm_ratio, ">=", thresholds.min_gradient_ratio)]
-            if state.host_learns
-            else ()
-        ),
-        check("gradient_health", state.telemetry.gradient_health, ">=", thresholds.min_gradient_health),
-        *(
-            [check("isolation_violations", metrics.isolation_violations, "<=", thresholds.max_isolation_violations)]
-            if state.isolated_epochs
-            else ()
-        ),
-    ]
+    return before_blending(Shown.of_state(state), thresholds)
 
 
 def _hold(state: SeedState, thresholds: GateThresholds) -> list[GateCheck]:
@@ -143,48 +93,7 @@ def _hold(state: SeedState, thresholds: GateThresholds) -> list[GateCheck]:
 
 
 def _fossilize(state: SeedState, thresholds: GateThresholds) -> list[GateCheck]:
-    """G5: without the seed the host would be worse, by enough and with confidence."""
-    return [
-        check("holding_epochs", state.epochs_in_stage, ">=", thresholds.min_holding_epochs, "epochs"),
-        *(_removal_costs(state, thresholds) if thresholds.ask_for_gain else ()),
-        check("gradient_health", state.telemetry.gradient_health, ">=", thresholds.min_gradient_health),
-    ]
-
-
-def _removal_costs(state: SeedState, thresholds: GateThresholds) -> list[GateCheck]:
-    metrics = state.metrics
-    return [
-        *removal_checks(metrics.removal_cost, metrics.removal_cost_loss, thresholds),
-        *_of_this_stage(state, "removal_cost_loss"),
-        *_of_this_stage(state, "removal_cost"),
-    ]
-
-
-def removal_checks(cost: Paired | None, cost_loss: Paired | None, thresholds: GateThresholds) -> list[GateCheck]:
-    """What G5 asks of a seed's worth. The loss goes first: it tells more than a metric that counts, in any unit."""
-    least = thresholds.least_removal_cost(0.0 if cost is None else cost.se)
-    return [
-        certain_gain("removal_cost_loss", cost_loss, thresholds),
-        check("removal_cost", None if cost is None else cost.value, ">=", least, thresholds.unit),
-        certain_gain("removal_cost", cost, thresholds, thresholds.unit),
-    ]
-
-
-def certain_gain(name: str, value: Paired | None, thresholds: GateThresholds, unit: str | None = None) -> GateCheck:
-    """The lower confidence bound of a paired difference is above 0."""
-    return check(f"{name}_lower", None if value is None else value.lower(thresholds.confidence_z), ">", 0.0, unit)
-
-
-def _certain_gain(state: SeedState, fact: str, thresholds: GateThresholds) -> list[GateCheck]:
-    """The lower confidence bound of ``fact`` is above 0, and the fact is of this stage."""
-    return [certain_gain(fact, getattr(state.metrics, fact), thresholds), *_of_this_stage(state, fact)]
-
-
-def _of_this_stage(state: SeedState, fact: str) -> list[GateCheck]:
-    """Evidence from before the stage speaks of another alpha. A slot without a clock has no ages to compare."""
-    if state.stage_epoch is None or getattr(state.metrics, fact) is None:
-        return []
-    return [check(f"{fact}_epoch", getattr(state.metrics, f"{fact}_epoch"), ">=", state.stage_epoch)]
+    return before_fossilizing(Shown.of_state(state), thresholds)
 
 
 _CHECKS: Final[

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from esper.kasmina import blueprints
 from esper.kasmina.birth import parameter_count, random_input, tried
 from esper.kasmina.compiled import forget_graphs
-from esper.kasmina.gates import check, evaluate_birth, evaluate_gate, verdict
+from esper.kasmina.evidence import check, fact
+from esper.kasmina.gates import evaluate_birth, evaluate_gate, verdict
 from esper.kasmina.gradients import gradient_health, gradient_ratio, smooth, tensor_norms, total_norm
 from esper.kasmina.isolation import IsolatedBlend, IsolationMonitor, StraightThrough, added, blend, isolate
 from esper.kasmina.layer import Fit
@@ -26,10 +27,8 @@ from esper.leyline import (
     LIVE,
     PRUNABLE,
     Blend,
-    Fact,
     GateResult,
     GateThresholds,
-    Paired,
     SeedStage,
     Severity,
     Sink,
@@ -204,16 +203,18 @@ class SeedSlot(nn.Module):
             alpha_target=state.alpha_target,
             parameters=(state.parameters or 0) if self.live else 0,
             epochs_in_stage=state.epochs_in_stage,
+            stage_epoch=state.stage_epoch,
             age_epochs=state.age_epochs,
             metric_at_germination=state.metrics.metric_at_germination,
-            gradient_ratio=_fact(state.metrics, "seed_gradient_norm_ratio"),
+            gradient_ratio=fact(state.metrics, "seed_gradient_norm_ratio"),
             host_learns=state.host_learns,
-            gradient_health=_fact(state.telemetry, "gradient_health"),
-            removal_cost=_fact(state.metrics, "removal_cost"),
-            removal_cost_loss=_fact(state.metrics, "removal_cost_loss"),
-            probe_gain=_fact(state.metrics, "probe_gain"),
-            probe_gain_loss=_fact(state.metrics, "probe_gain_loss"),
+            gradient_health=fact(state.telemetry, "gradient_health"),
+            removal_cost=fact(state.metrics, "removal_cost"),
+            removal_cost_loss=fact(state.metrics, "removal_cost_loss"),
+            probe_gain=fact(state.metrics, "probe_gain"),
+            probe_gain_loss=fact(state.metrics, "probe_gain_loss"),
             isolation_violations=state.metrics.isolation_violations,
+            isolation_due=state.isolated_epochs > 0,
             blocked_by=state.blocked_by,
             may_mix=self.may_mix,
         )
@@ -489,11 +490,6 @@ class SeedSlot(nn.Module):
                 data=payload,
             )
         )
-
-
-def _fact(owner: Any, name: str) -> Fact[Any] | None:
-    value: float | Paired | None = getattr(owner, name)
-    return None if value is None else Fact(value, getattr(owner, f"{name}_epoch"))
 
 
 def _granted(message: str) -> GateResult:

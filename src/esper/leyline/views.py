@@ -57,6 +57,8 @@ class SlotView:
     alpha_target: float | None = None
     parameters: int = 0
     epochs_in_stage: int = 0
+    stage_epoch: int | None = None
+    """Epoch in which the stage was entered; what was measured earlier speaks of another alpha."""
     age_epochs: int = 0
     """Epochs since germination."""
     metric_at_germination: float | None = None
@@ -72,6 +74,8 @@ class SlotView:
     """Metric gained when a TRAINING seed's alpha is set to 1."""
     probe_gain_loss: Fact[Paired] | None = None
     isolation_violations: int | None = None
+    isolation_due: bool = False
+    """Whether the gate asks for that; a graft that is never isolated has nothing to show."""
     blocked_by: tuple[str, ...] = ()
     """Failed checks of the last gate evaluation, empty when the last one passed or none was made."""
     may_mix: SiteMixing | None = None

@@ -15,24 +15,23 @@ auditions early, since growth pays most while learning rates are high, and commi
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
+from esper.kasmina.evidence import Standing
 from esper.leyline import (
     WAIT,
     Blend,
     Decision,
     EnvView,
     FactoredAction,
-    GateThresholds,
     Op,
     Paired,
     SeedStage,
     SlotView,
 )
 from esper.tamiyo.policies.base import EnvPolicy
-from esper.tamiyo.policies.evidence import bring_through, foreseen, gain, just_failed
+from esper.tamiyo.policies.evidence import bring_through, foreseen, gain, just_failed, worth
 from esper.tolaria.legality import legal_blueprints, legal_slots
 
 
@@ -83,13 +82,10 @@ class HeuristicPolicy(EnvPolicy):
     def _remove_harm(self, view: EnvView) -> Iterator[Decision]:
         """Seeds whose evidence is not finite, or without which the host would certainly be better."""
         for slot in view.slots:
-            fact, name = gain(slot)
-            if fact is None or slot.stage not in (SeedStage.TRAINING, SeedStage.HOLDING):
-                continue
-            if not math.isfinite(fact.value.value):
-                yield _prune(slot, f"its {name} is {fact.value.value}", name, fact.value)
-            elif slot.stage is SeedStage.HOLDING and _surely_negative(fact.value, view.gates):
-                yield _prune(slot, "the host would be better without it", name, fact.value)
+            found = worth(view, slot)
+            if found.standing is Standing.REFUTED:
+                fact, name = gain(slot)
+                yield _prune(slot, found.reason, name, None if fact is None else fact.value)
 
     def _blend(self, view: EnvView) -> Iterator[Decision]:
         """Seeds behind the host that would pass G2, while there is time for G5: what is not kept is lost at the end."""
@@ -169,10 +165,6 @@ class FrugalPolicy(HeuristicPolicy):
 def _first(view: EnvView, *rules: Callable[[EnvView], Iterator[Decision]]) -> Decision | None:
     """The first decision of ``rules`` in turn that was not refused last epoch, so that the rest gets its turn."""
     return next((each for rule in rules for each in rule(view) if not just_failed(view, each.action)), None)
-
-
-def _surely_negative(difference: Paired, thresholds: GateThresholds) -> bool:
-    return difference.lower(-thresholds.confidence_z) < 0.0
 
 
 def _record(view: EnvView, blueprint: str) -> float:
