@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +26,7 @@ from esper.karn.state import RunState
 from esper.leyline import REGISTRY, WAIT, Blend, Decision, EnvSpec, FactoredAction, Op, SeedStage, TelemetryEvent
 from esper.leyline import TelemetryEventType as T
 from esper.nissa.reader import read_journal
+from esper.nissa.vitals import Sampler, VitalsRecorder
 from esper.run.assembly import build_executor, workload
 from esper.run.config import RunConfig
 from esper.scripts.train import main
@@ -128,6 +131,16 @@ def detectors(base: Path) -> list[list[TelemetryEvent]]:
     return [[*events, full.event(10)]]
 
 
+def sampling(base: Path) -> list[list[TelemetryEvent]]:
+    """A machine that is looked at."""
+    recorder, events = VitalsRecorder(Sampler(os.getpid()), every=0.001), []
+    while not events:
+        time.sleep(0.001)
+        events += recorder.take()
+    recorder.close()
+    return [events]
+
+
 def seen(state: RunState) -> bytes:
     """All that faces show, but for the count of events."""
     shot = build(state, 0.0)
@@ -166,7 +179,7 @@ def makers() -> Iterator[dict[str, list[set[str]]]]:
 @pytest.fixture(scope="module")
 def stories(tmp_path_factory: pytest.TempPathFactory, makers: object) -> list[list[TelemetryEvent]]:
     base = tmp_path_factory.mktemp("runs")
-    causes = (learning, growing, stepping, one_slot, losing_workers, detectors)
+    causes = (learning, growing, stepping, one_slot, losing_workers, detectors, sampling)
     return [story for cause in causes for story in cause(base)]
 
 

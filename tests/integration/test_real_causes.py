@@ -26,13 +26,14 @@ from torch import Tensor
 from esper.karn import anomaly
 from esper.karn.aggregator import fold
 from esper.karn.bound import detect
+from esper.karn.fold_policy import host_vitals
 from esper.karn.schema import Bound, StepSplit
 from esper.karn.snapshot import build
 from esper.karn.state import RunState
-from esper.karn.vitals import Sampler
 from esper.kasmina.slot import EventStamp
 from esper.leyline import WAIT, Blend, Decision, EnvSpec, FactoredAction, GateThresholds, Op, TelemetryEvent
 from esper.nissa.hub import NissaHub
+from esper.nissa.vitals import Sampler
 from esper.run.assembly import FORGIVING, build_executor, trainer_config, workload
 from esper.run.config import RunConfig
 from esper.simic.event_writer import RolloutEventWriter
@@ -193,10 +194,10 @@ def machine(root: Path, pid: int | None = None, *, left: int = 50) -> Path:
 
 def bound_of(sampler: Sampler, wanted: str, between: Callable[[], Any] = lambda: time.sleep(0.3)) -> Bound:
     """The verdict on two samples; a machine that is busy elsewhere gets some more of them."""
-    sampler.sample(0.0)
+    sampler.sample()
     for _ in range(40):
         between()
-        found = detect(StepSplit(), sampler.sample(0.0), 1)
+        found = detect(StepSplit(), host_vitals(0.0, sampler.sample()), 1)
         if found.kind == wanted:
             return found
     raise AssertionError(f"{found.kind}: {found.text}")
@@ -302,4 +303,4 @@ def test_a_processor_that_throttles(tmp_path: Path) -> None:
     found = bound_of(Sampler(1, root=tmp_path), "thermal", lambda: (time.sleep(0.01), count.write_text("9\n")))
     assert "throttled" in found.text
     shutil.rmtree(tmp_path / "sys")
-    assert Sampler(1, root=tmp_path).sample(0.0) is not None, "where it is not told, it is unknown"
+    assert "throttled_per_second" not in Sampler(1, root=tmp_path).sample(), "where it is not told, it is unknown"

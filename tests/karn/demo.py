@@ -51,11 +51,27 @@ def epochs(
         rec.now = max(rec.now, start + epoch * step if clock is None else clock())
         for host in hosts:
             host.epoch(rec, epoch)
-        yield _taken(rec)
+        yield [*_taken(rec), *([_sample(rec, epoch)] if epoch % 5 == 0 else [])]
     for host in hosts:
         host.end(rec, count)
     rec.say(T.TRAINING_ENDED, status="completed", seconds=rec.now - start)
     yield _taken(rec)
+
+
+def _sample(rec: Recorder, epoch: int) -> TelemetryEvent:
+    """The machine, every fifth epoch: for some time others keep it busy."""
+    used = 0.4 if 20 <= epoch < 30 else 1.9
+    return TelemetryEvent(
+        event_type=T.ANALYTICS_SNAPSHOT,
+        timestamp=rec.now,
+        producer="vitals",
+        seq=epoch // 5,
+        data={
+            **{"kind": "host_vitals", "cores": 2, "cpu_share": 0.97, "process_cores": used, "io_wait_share": 0.01},
+            **{"process_memory": 400_000_000 + 2_000_000 * epoch, "memory_total": 33_000_000_000},
+            **{"memory_available": 21_000_000_000, "disk_free": 80_000_000_000, "read_bytes_per_second": 0.0},
+        },
+    )
 
 
 def _taken(rec: Recorder) -> list[TelemetryEvent]:

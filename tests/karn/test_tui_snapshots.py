@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from esper.karn.schema import HostVitals
 from esper.karn.watch import RunWatch
 from esper.leyline import TelemetryEvent
 from karn import demo
@@ -24,7 +23,7 @@ from esper.karn.tui import Overwatch
 
 
 class Fixed(Overwatch):
-    """Without what differs from machine to machine: the rate achieved and the host's vitals."""
+    """Without what differs from machine to machine: the rate achieved."""
 
     def advance(self) -> None:
         super().advance()
@@ -37,11 +36,9 @@ def _app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, silent: float = 1.0, w
     events: list[TelemetryEvent] = []
     for part in list(demo.epochs(count=46, start=START))[:42]:
         events += [event for event in part if event.env_id not in hidden]
-    for number, event in enumerate(events):
+    for number, event in enumerate(event for event in events if event.producer == "train"):
         event.seq = number + 1  # what was left out is not missing
     now = (events[-1].timestamp or 0.0) + silent
-    vitals = HostVitals(time=now, cpu_share=0.62, process_cores=1.9, cores=2, memory_available=21_000_000_000)
-    monkeypatch.setattr(RunWatch, "_sample", lambda self, at: vitals)
     run = write_run(tmp_path, events).relative_to(tmp_path)
     monkeypatch.chdir(tmp_path)  # so that a picture shows no path of this machine
     return Fixed(RunWatch(run, clock=lambda: now, cache=tmp_path / "cache"), rate=0.001)

@@ -11,6 +11,7 @@ from esper.karn.player import Player
 from esper.karn.watch import RunWatch
 from esper.leyline import DataError
 from esper.nissa.journal import JournalWriter
+from karn import demo
 from karn.journals import RUN_ID, write_run
 from karn.streams import START, story
 
@@ -79,12 +80,19 @@ def test_a_long_journal_is_opened_through_its_index(tmp_path: Path, monkeypatch:
     assert list((tmp_path / "cache").iterdir())
 
 
-def test_vitals_are_for_a_live_run_only(tmp_path: Path) -> None:
-    path = write_run(tmp_path, story()[:-1])
+def test_vitals_are_the_journals_live_and_in_replay(tmp_path: Path) -> None:
+    events = [event for part in demo.epochs(count=12, start=START) for event in part]
+    samples = [place for place, event in enumerate(events) if event.data.get("kind") == "host_vitals"]
+    path = write_run(tmp_path, events[: samples[-1] + 3])
     watch = RunWatch(path, clock=Clock(START + 60), cache=tmp_path / "cache")
-    assert watch.tick().host is not None
-    watch.replay().seek(5)
-    assert watch.tick().host is None
+    live = watch.tick()
+    assert live.host is not None and live.host.time == events[samples[-1]].timestamp
+    assert live.bound.kind == "compute"
+    watch.replay().seek(samples[-1] + 3)
+    again = watch.tick()
+    assert (again.host, again.bound) == (live.host, live.bound)
+    watch.replay().seek(samples[0])
+    assert watch.tick().host is None and watch.tick().bound.kind == "unknown"
 
 
 def test_there_is_nothing_to_replay_without_a_journal(tmp_path: Path) -> None:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from histories import history
 
+from esper.leyline import TelemetryEvent, UsageError
 from esper.leyline import TelemetryEventType as T
-from esper.leyline import UsageError
 from esper.nissa.console import ConsoleSink
 from esper.nissa.reader import read_journal
+from esper.nissa.vitals import VitalsRecorder
+from esper.run import session as session_module
 from esper.run.config import RunConfig
 from esper.run.open import PreparedRun, RunOpening, RunRequest, open_run, prepare
 from esper.tolaria.nested import State, plain_state
@@ -56,6 +62,29 @@ def test_a_job_is_announced_and_kept(tmp_path: Path) -> None:
     events = [event for event in read_journal(session.path, validate=True) if event.producer in ("train", "run")]
     assert [event.event_type for event in events][1:] == [T.TRAINING_STARTED, T.CHECKPOINT_SAVED, T.TRAINING_ENDED]
     assert events[1].data["envs"] == 2 and events[2].data["step"] == 2
+
+
+def test_vitals_stand_between_what_the_run_says_and_change_none_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def told(name: str, at_least: int) -> list[TelemetryEvent]:
+        found = ready(tmp_path / name)
+        with open_run(found.opening(found.announcement("none", 1, 1), ConsoleSink(quiet=True))) as session:
+            for _ in range(3):
+                while session.hub.vitals is not None and len(session.hub.vitals) < at_least:
+                    time.sleep(0.001)
+                session.say(T.EPISODE_STARTED, seed=1, policy="none", arm="grown", max_epochs=1, host_parameters=1)
+        return list(read_journal(tmp_path / name, validate=True))
+
+    without = told("without", 0)
+    monkeypatch.setattr(session_module, "VitalsRecorder", partial(VitalsRecorder, every=0.001))
+    sampled = told("sampled", 1)
+    vitals = [event for event in sampled if event.producer == "vitals"]
+    assert len(vitals) >= 3 and not [event for event in without if event.producer == "vitals"]
+    assert history(tmp_path / "sampled") == history(tmp_path / "without")
+    times = [event.timestamp for event in sampled]
+    assert times == sorted(times)
+    assert threading.active_count() == len([each for each in threading.enumerate() if each.name != "esper-vitals"])
 
 
 @pytest.mark.parametrize("threads", [1, 2])

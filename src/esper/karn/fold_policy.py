@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from msgspec.structs import replace
 
 from esper.karn.fold_common import measure, smoothed
 from esper.karn.pulse import PULSE
+from esper.karn.schema import HostVitals
 from esper.karn.state import EnvironmentFold, Measured, RunState
 from esper.leyline import TelemetryEvent
 
@@ -97,9 +98,22 @@ def _diagnostics(environment: EnvironmentFold, event: TelemetryEvent) -> None:
     environment.diagnostics_epoch = event.epoch
 
 
-_OF_ROUND: Final[dict[Any, Callable[[RunState, TelemetryEvent], None]]] = {
+def _vitals(state: RunState, event: TelemetryEvent) -> None:
+    """Newest sample of the machine."""
+    if event.timestamp is not None:
+        state.host = host_vitals(event.timestamp, event.data)
+
+
+def host_vitals(time: float, data: Mapping[str, Any]) -> HostVitals:
+    """A sample's payload, taken at ``time``."""
+    return HostVitals(time=time, **{name: value for name, value in data.items() if name in _VITALS})
+
+
+_VITALS: Final = frozenset(HostVitals.__struct_fields__) - {"time"}
+_OF_RUN: Final[dict[Any, Callable[[RunState, TelemetryEvent], None]]] = {
     "action_distribution": _chosen,
     "mask_hit_rates": _masks,
+    "host_vitals": _vitals,
 }
 _OF_ENVIRONMENT: Final[dict[Any, Callable[[EnvironmentFold, TelemetryEvent], None]]] = {
     "throughput": _throughput,
@@ -110,10 +124,10 @@ _OF_ENVIRONMENT: Final[dict[Any, Callable[[EnvironmentFold, TelemetryEvent], Non
 
 
 def analytics(state: RunState, event: TelemetryEvent, environment: EnvironmentFold | None) -> None:
-    """Figures beside the story, told apart by ``kind``; those of a round are about no environment."""
+    """Figures beside the story, told apart by ``kind``; a round's and the machine's are about no environment."""
     kind = event.data.get("kind")
-    if kind in _OF_ROUND:
-        _OF_ROUND[kind](state, event)
+    if kind in _OF_RUN:
+        _OF_RUN[kind](state, event)
     elif environment is None:
         state.unplaced += 1
     elif kind in _OF_ENVIRONMENT:

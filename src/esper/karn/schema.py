@@ -300,7 +300,7 @@ class StepSplit(Part, kw_only=True, frozen=True):
 
 
 class HostVitals(Part, kw_only=True, frozen=True):
-    """Sampled by Overwatch beside the run, so a replay has none. Shares are in [0, 1]."""
+    """The newest sample that the journal holds. Shares are in [0, 1]."""
 
     time: float
     cpu_share: float | None = None
@@ -314,6 +314,9 @@ class HostVitals(Part, kw_only=True, frozen=True):
     memory_available: int | None = None
     io_wait_share: float | None = None
     read_bytes_per_second: float | None = None
+    write_bytes_per_second: float | None = None
+    disk_free: int | None = None
+    """Bytes left on the disk that the run writes to."""
     major_faults_per_second: float | None = None
     temperature: float | None = None
     """Hottest thermal zone, degrees Celsius."""

@@ -22,7 +22,6 @@ from esper.karn.schema import (
     EnvironmentRow,
     Factor,
     FeedItem,
-    HostVitals,
     Progress,
     Pulse,
     RunHeader,
@@ -66,13 +65,11 @@ class Builder:
         state: RunState,
         now: float,
         damage: Sequence[Damage] = (),
-        host: HostVitals | None = None,
         worst: int | None = None,
     ) -> Snapshot:
         """The snapshot at wall clock ``now``.
 
-        ``damage`` is what the reader met; ``host`` are vitals sampled beside a live run, which a replay does not have.
-        With ``worst``, rows are only built for so many environments, the worst ones.
+        ``damage`` is what the reader met. With ``worst``, rows are only built for so many environments, the worst ones.
         """
         ranks = ranks_of(state, now)
         ranked = sorted(ranks, key=ranks.__getitem__, reverse=True)  # stable: equals stay in order of their ids
@@ -90,8 +87,8 @@ class Builder:
             learner={name: figure(measured, None) for name, measured in sorted(state.learner.items())},
             operations=dict(sorted(state.op_counts.items())),
             steps=steps,
-            bound=bound.detect(steps, host, state.run.threads),
-            host=None if host is None else host,
+            bound=bound.detect(steps, state.host, state.run.threads),
+            host=state.host,
             levels=_levels(ranks.values()),
             devices=_devices(state, ranks, ranked),
             environments=rows,
@@ -144,11 +141,10 @@ def build(
     state: RunState,
     now: float,
     damage: Sequence[Damage] = (),
-    host: HostVitals | None = None,
     known: About | None = None,
 ) -> Snapshot:
     """One snapshot from scratch; :class:`Builder` gives the same one faster in a series."""
-    return Builder(known).build(state, now, damage, host)
+    return Builder(known).build(state, now, damage)
 
 
 def opening(now: float, done: int, total: int) -> Snapshot:

@@ -15,7 +15,18 @@ from typing import Any, Final, TypeVar, get_type_hints
 import msgspec
 
 from esper.karn.parts import Level
-from esper.karn.schema import Action, Census, Drop, EnvironmentFacts, GateFacts, Leader, RunFacts, SeedFacts, Stretch
+from esper.karn.schema import (
+    Action,
+    Census,
+    Drop,
+    EnvironmentFacts,
+    GateFacts,
+    HostVitals,
+    Leader,
+    RunFacts,
+    SeedFacts,
+    Stretch,
+)
 from esper.karn.series import Series
 from esper.leyline import TelemetryEvent
 from esper.leyline.payloads.run import EpochCompleted
@@ -229,6 +240,7 @@ class RunState(msgspec.Struct, omit_defaults=True):
     pulse: Facts = {}
     learner: Facts = {}
     """What the policy chose in its last round, and what masks left it to choose from."""
+    host: HostVitals | None = None
     op_counts: dict[str, int] = {}
     tallies: dict[str, tuple[int, int]] = {}
     """Pulse figure that is a share -> (yes, all)."""

@@ -13,15 +13,11 @@ from esper.karn.detail import build_detail
 from esper.karn.liveness import grown, heard
 from esper.karn.player import Player
 from esper.karn.replay import ReadProgress, Timeline
-from esper.karn.runs import describe_run
-from esper.karn.schema import Damage, EnvironmentDetail, EnvironmentRow, HostVitals, Snapshot
+from esper.karn.schema import Damage, EnvironmentDetail, EnvironmentRow, Snapshot
 from esper.karn.snapshot import Builder
 from esper.karn.source import Follower
 from esper.karn.state import RunState
-from esper.karn.vitals import Sampler, find_gpu
 
-VITALS_EVERY: Final = 1.0
-"""Seconds between samples of the body's vitals."""
 LONG: Final = 8 << 20
 """Bytes of a journal from which on it is opened through its index, so that the next opening is quick."""
 
@@ -46,9 +42,6 @@ class RunWatch:
         """What shows another time; ``None`` while now is shown."""
         self._clock, self._cache, self._progress = clock, cache, progress
         self._builder = Builder(about(self.directory))
-        self._sampler: Sampler | None = None
-        self._vitals: HostVitals | None = None
-        self._vitals_at = -VITALS_EVERY
         self._grew: float | None = None
         """When the journal was last seen to grow."""
         self._follower = self._follow()
@@ -83,8 +76,7 @@ class RunWatch:
             self._grew = self._clock()
         if self.player is not None:
             return self.player.tick(worst)
-        now = self.now
-        return self._builder.build(self._follower.state, now, self._follower.damage, self._sample(now), worst)
+        return self._builder.build(self._follower.state, self.now, self._follower.damage, worst)
 
     def row(self, env_id: int) -> EnvironmentRow:
         """The board's row of an environment of the last snapshot."""
@@ -114,13 +106,3 @@ class RunWatch:
             return Follower(self.directory)
         data, position = Timeline(self.directory, cache=self._cache, progress=self._progress).end
         return Follower(self.directory, states.decode(data), position)
-
-    def _sample(self, now: float) -> HostVitals | None:
-        if self._follower.state.run.end_status is not None:
-            return None
-        if self._sampler is None:
-            pid = describe_run(self.directory).pid
-            self._sampler = Sampler(pid, gpu=find_gpu(pid))
-        if now - self._vitals_at >= VITALS_EVERY:
-            self._vitals, self._vitals_at = self._sampler.sample(now), now
-        return self._vitals

@@ -17,6 +17,7 @@ from esper.leyline import TelemetryEventType as T
 from esper.nissa.hub import NissaHub
 from esper.nissa.journal import JournalWriter, Supersede
 from esper.nissa.rundir import RunDirectory
+from esper.nissa.vitals import Sampler, VitalsRecorder, find_gpu
 from esper.run.stopping import Stopped, StopRequests
 from esper.tolaria import checkpoint
 
@@ -74,7 +75,7 @@ class Announcement:
 class Session:
     """An open run. ``emit`` takes events; ``directory`` is where everything goes."""
 
-    def __init__(self, directory: RunDirectory, hub: NissaHub, stop: StopRequests, point: ResumePoint | None) -> None:
+    def __init__(self, directory: RunDirectory, hub: SessionHub, stop: StopRequests, point: ResumePoint | None) -> None:
         self.directory = directory
         self.hub = hub
         self.stop = stop
@@ -118,6 +119,8 @@ class Session:
             self.say(T.TRAINING_STARTED, **about)
         else:
             self.note(T.TRAINING_STARTED, **about, resumed_after_seq=self.point.hub["last_seq"])
+        sampler = Sampler(os.getpid(), gpu=find_gpu(_uuids(what.device)), disk=self.path)
+        self.hub.vitals = VitalsRecorder(sampler)
 
     def say(self, event_type: T, **data: Any) -> None:
         """Send an event of the run itself."""
@@ -128,8 +131,20 @@ class Session:
         self.hub.emit(TelemetryEvent(event_type=event_type, producer=RUN, severity=severity, data=data))
 
 
-class _ShieldedHub(NissaHub):
-    """A hub that no signal leaves half-way: with an event that has its number and is in no journal."""
+def _uuids(device: str) -> list[str]:
+    """Of the GPU that this process computes on, as NVML knows it."""
+    if not device.startswith("cuda"):
+        return []
+    return [f"GPU-{torch.cuda.get_device_properties(torch.device(device)).uuid}"]
+
+
+class SessionHub(NissaHub):
+    """A hub that no signal leaves half-way: with an event that has its number and is in no journal.
+
+    Before each event it tells the vitals that were sampled meanwhile, until it is closed.
+    """
+
+    vitals: VitalsRecorder | None = None
 
     def __init__(self, stop: StopRequests, *, level: str, lifecycle_only: bool) -> None:
         super().__init__(level=level, lifecycle_only=lifecycle_only)
@@ -137,6 +152,9 @@ class _ShieldedHub(NissaHub):
 
     def emit(self, event: TelemetryEvent) -> None:
         with self._stop.shielded():
+            if self.vitals is not None:
+                for sampled in self.vitals.take():
+                    super().emit(sampled)
             super().emit(event)
 
     def flush(self, barrier: bool = False) -> None:
@@ -145,6 +163,8 @@ class _ShieldedHub(NissaHub):
 
     def close(self) -> None:
         with self._stop.shielded():
+            if self.vitals is not None:
+                self.vitals.close()
             super().close()
 
 
@@ -162,7 +182,7 @@ def open_session(config: SessionConfig) -> Iterator[Session]:
         hub.close()
 
     stop = StopRequests(last_words)
-    hub = _ShieldedHub(stop, level=config.level, lifecycle_only=config.lifecycle_only)
+    hub = SessionHub(stop, level=config.level, lifecycle_only=config.lifecycle_only)
     if config.resume is not None:
         hub.resume(config.resume.hub)
     hub.add_sink(journal, name="journal")

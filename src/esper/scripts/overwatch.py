@@ -73,17 +73,13 @@ def resolve(name: str) -> Path:
 
 
 def once(run: Path, terms: str) -> int:
-    """Print the report. A run that goes on is looked at twice, since rates need two samples."""
+    """Print the report."""
     from esper.karn.filter import parse
     from esper.karn.plain import render
-    from esper.karn.watch import VITALS_EVERY, RunWatch
+    from esper.karn.watch import RunWatch
 
-    wanted, watch = parse(terms), RunWatch(run, progress=ReadingProgress())
-    snapshot = watch.tick()
-    if snapshot.host is not None:
-        time.sleep(VITALS_EVERY)
-        snapshot = watch.tick()
-    print(render(snapshot, wanted))
+    wanted = parse(terms)
+    print(render(RunWatch(run, progress=ReadingProgress()).tick(), wanted))
     return 0
 
 

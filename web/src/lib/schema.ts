@@ -252,7 +252,7 @@ export interface Gate {
   time?: number;
 }
 
-/** Sampled by Overwatch beside the run, so a replay has none. Shares are in [0, 1]. */
+/** The newest sample that the journal holds. Shares are in [0, 1]. */
 export interface HostVitals {
   time: number;
   cpu_share?: number;
@@ -263,6 +263,8 @@ export interface HostVitals {
   memory_available?: number;
   io_wait_share?: number;
   read_bytes_per_second?: number;
+  write_bytes_per_second?: number;
+  disk_free?: number;
   major_faults_per_second?: number;
   temperature?: number;
   throttled_per_second?: number;

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NotRequired, TypedDict
+from typing import Literal, NotRequired, TypedDict
 
 from esper.leyline.payloads._spec import PayloadSpec
 from esper.leyline.telemetry import Delivery
@@ -55,6 +55,31 @@ class ComputeSpent(TypedDict):
     total_macs: int
     seconds: float
     arm: NotRequired[str]
+
+
+class HostVitals(TypedDict):
+    """How the machine and the run's processes were, every 10 s: shares in [0, 1] and rates since the sample before,
+    memory and disk in bytes. ``cpu_share`` is of all cores, by everyone; ``process_cores`` the cores' worth that the
+    run used; ``memory_total`` and ``memory_available`` are what the run may use, of the host or its control group;
+    ``disk_free`` is of the disk that the run writes to; ``temperature`` of the hottest zone, in degrees Celsius."""
+
+    kind: Literal["host_vitals"]
+    cores: NotRequired[int]
+    cpu_share: NotRequired[float]
+    io_wait_share: NotRequired[float]
+    process_cores: NotRequired[float]
+    process_memory: NotRequired[int]
+    memory_total: NotRequired[int]
+    memory_available: NotRequired[int]
+    major_faults_per_second: NotRequired[float]
+    read_bytes_per_second: NotRequired[float]
+    write_bytes_per_second: NotRequired[float]
+    disk_free: NotRequired[int]
+    throttled_per_second: NotRequired[float]
+    temperature: NotRequired[float]
+    gpu_share: NotRequired[float]
+    gpu_memory: NotRequired[int]
+    gpu_memory_total: NotRequired[int]
 
 
 SPECS = (

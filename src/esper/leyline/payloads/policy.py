@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any, Literal, NotRequired, TypedDict
 
 from esper.leyline.payloads._spec import PayloadSpec
+from esper.leyline.payloads.measured import HostVitals
 from esper.leyline.telemetry import Delivery
 from esper.leyline.telemetry import TelemetryEventType as T
 
@@ -166,7 +167,7 @@ def _detector(event_type: T) -> PayloadSpec:
 SPECS = (
     PayloadSpec(
         T.ANALYTICS_SNAPSHOT,
-        LastAction | ActionDistribution | Throughput | RewardSummary | MaskHitRates | DiagnosticSnapshot,
+        LastAction | ActionDistribution | Throughput | RewardSummary | MaskHitRates | DiagnosticSnapshot | HostVitals,
         Delivery.LATEST_WINS,
         "policy pulse, body vitals, diagnostics",
     ),

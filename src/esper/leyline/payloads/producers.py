@@ -7,7 +7,7 @@ from typing import Final
 
 PRODUCERS: Final = MappingProxyType(
     {
-        "ANALYTICS_SNAPSHOT": ("nissa.diagnostics", "simic.event_writer", "simic.vectorized"),
+        "ANALYTICS_SNAPSHOT": ("nissa.diagnostics", "nissa.vitals", "simic.event_writer", "simic.vectorized"),
         "CHECKPOINT_LOADED": ("run.resume", "simic.training"),
         "CHECKPOINT_SAVED": ("run.resume", "simic.training"),
         "COMMAND_EXECUTED": ("tolaria.event_writer",),
@@ -51,6 +51,7 @@ PRODUCERS: Final = MappingProxyType(
         "WORKER_REPLACED": ("simic.workers",),
         "action_distribution": ("simic.event_writer",),
         "diagnostic_snapshot": ("nissa.diagnostics",),
+        "host_vitals": ("nissa.vitals",),
         "last_action": ("simic.event_writer",),
         "mask_hit_rates": ("simic.event_writer",),
         "reward_summary": ("simic.event_writer",),

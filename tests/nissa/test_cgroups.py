@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from esper.karn.cgroups import MemoryLimit, memory_limit
-from esper.karn.vitals import Sampler
+from esper.nissa.cgroups import MemoryLimit, memory_limit
+from esper.nissa.vitals import Sampler
 
 
 def write(root: Path, files: dict[str, object]) -> None:
@@ -51,5 +51,5 @@ def test_the_tighter_of_machine_and_group_counts(tmp_path: Path) -> None:
     machine = {"proc/meminfo": "MemTotal: 1000 kB\nMemAvailable: 100 kB", "proc/7/cgroup": "0::/a"}
     for limit, expected in ((50 * 1024, (50 * 1024, 40 * 1024)), (900 * 1024, (1000 * 1024, 100 * 1024))):
         write(tmp_path, {**machine, **group("sys/fs/cgroup/a", limit, 10 * 1024, 0)})
-        found = Sampler(7, root=tmp_path).sample(0.0)
-        assert found is not None and (found.memory_total, found.memory_available) == expected
+        found = Sampler(7, root=tmp_path).sample()
+        assert (found["memory_total"], found["memory_available"]) == expected
