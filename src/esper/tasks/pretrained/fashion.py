@@ -1,0 +1,99 @@
+"""Clothes on colour photographs, few of each kind, on a pretrained picture classifier.
+
+A composite of real pictures by the recipe of :mod:`esper.tasks.colour`: Fashion-MNIST (Xiao et al., 2017,
+arXiv:1708.07747) blended on crops of scikit-learn's two photographs.
+"""
+
+from __future__ import annotations
+
+import gzip
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from esper.leyline import DataError
+from esper.tasks.base import Data, Split, TaskBudget, TaskSpec
+from esper.tasks.colour import REGIONS, blend, photographs
+from esper.tasks.pretrained.efficientnet import frozen_efficientnet, sites_of_efficientnet
+from esper.tasks.pretrained.weights import check_sha256
+from esper.tasks.scoring import accuracy, accuracy_metric, cross_entropy
+from esper.tasks.sources import cut, stratified_order
+
+EXTRA: Final = "fashion-colour"
+FOLDER: Final = "/usr/share/datasets/fashion-mnist"
+"""Where Debian's package puts the files."""
+HOW: Final = "on Debian and Ubuntu: apt-get install dataset-fashion-mnist"
+PICTURES: Final = "train-images-idx3-ubyte.gz", "b0564c3eedabfbf835052cff8503ea422014ce006caf5b757f851416ee8300c7"
+LABELS: Final = "train-labels-idx1-ubyte.gz", "0ae29f65d86684f32d1b9c85147786c547b9c6aebcaf235f0400a0cce308b056"
+CLASSES: Final = 10
+SIDE: Final = 28
+VALIDATION, TEST = 500, 1000
+RANKS: Final = ("lora2", "lora4", "lora8", "lora16", "lora32")
+
+
+def fashion_colour(train: int = 640, split: int = 0, size: int = 32, data_dir: str = FOLDER) -> TaskSpec:
+    """Coloured Fashion-MNIST, 64 training examples of each kind, on a frozen EfficientNet-Lite0.
+
+    Needs the extra ``fashion-colour`` and the pictures (Debian's package ``dataset-fashion-mnist``) in ``data_dir``.
+    ``train`` is the number of training examples, ``split`` draws which pictures are in which split, ``size`` is the
+    pixels a side that the host sees.
+    """
+    if size < 32:
+        raise DataError(f"task fashion-colour: size is {size} pixels; at least 32 are needed")
+    return TaskSpec(
+        name="fashion-colour",
+        description="Fashion-MNIST blended on colour photographs, frozen EfficientNet-Lite0",
+        metric=accuracy_metric(chance=100.0 / CLASSES),
+        host=partial(frozen_efficientnet, classes=CLASSES, extra=EXTRA, size=size),
+        sites=sites_of_efficientnet(),
+        blueprints=RANKS,
+        loss=cross_entropy,
+        score=accuracy,
+        data=load_fashion_colour(train, split, Path(data_dir)),
+        budget=TaskBudget(max_epochs=10, batch_size=32, lr=1e-3, max_seeds=12),
+    )
+
+
+def load_fashion_colour(train: int, split: int, folder: Path) -> Data:
+    """Inputs uint8 ``[N, 3, 32, 32]``, targets int64 ``[N]``; 500 examples for validation and 1,000 for test.
+
+    All splits are of the published training pictures; clothes and crops of the three are disjoint.
+    """
+    pictures = _read(folder, *PICTURES)[16:].reshape(-1, SIDE, SIDE)
+    labels = _read(folder, *LABELS)[8:].astype(np.int64)
+    if not 1 <= train <= len(labels) - VALIDATION - TEST:
+        raise DataError(
+            f"task fashion-colour: train is {train} examples; legal: 1 to {len(labels) - VALIDATION - TEST}"
+        )
+    random = np.random.RandomState(split)
+    photos = photographs("task fashion-colour", EXTRA)
+    parts = dict(
+        zip(
+            ("validation", "test", "train"),
+            cut(stratified_order(labels, split), (VALIDATION, TEST, train)),
+            strict=True,
+        )
+    )
+    made = {}
+    # held-out examples are drawn first, so that fewer training examples leave them as they are
+    for name, region in (("validation", REGIONS[1]), ("test", REGIONS[2]), ("train", REGIONS[0])):
+        part = parts[name]
+        blended = blend(pictures[part].astype(np.int64), photos, region, random)
+        made[name] = Split(torch.from_numpy(blended), torch.from_numpy(labels[part]))
+    return Data.of(
+        made["train"], made["validation"], made["test"], source="Fashion-MNIST on scikit-learn's two photographs"
+    )
+
+
+def _read(folder: Path, name: str, sha256: str) -> npt.NDArray[np.uint8]:
+    """The bytes of a gzipped file, header and all."""
+    file = folder / name
+    if not file.is_file():
+        raise DataError(f"task fashion-colour: {file} is missing; {HOW}, or name another folder by the option data_dir")
+    check_sha256(file, sha256)
+    with gzip.open(file) as packed:
+        return np.frombuffer(packed.read(), np.uint8)

@@ -1,0 +1,53 @@
+"""Clothes on photographs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from esper.leyline import DataError
+from esper.tasks import TaskSpec, get_task
+from esper.tasks.base import check_task
+from esper.tasks.pretrained.fashion import FOLDER, HOW, LABELS, PICTURES
+from tasks.conformance import check_examples, check_slots, score_after
+
+
+@pytest.fixture(scope="module")
+def task() -> TaskSpec:
+    if not Path(FOLDER, PICTURES[0]).is_file():
+        pytest.skip(f"the pictures are not installed; {HOW}")
+    return get_task("fashion-colour")
+
+
+def test_it_is_a_sound_task(task: TaskSpec) -> None:
+    check_examples(task, classes=10)
+    assert [len(split) for split in task.data.splits().values()] == [640, 500, 1000]
+    assert task.data.train.targets.bincount().tolist() == [64] * 10
+    check_task(task)
+
+
+def test_fewer_training_examples_leave_what_is_held_out(task: TaskSpec) -> None:
+    few = get_task("fashion-colour", train=40).data
+    assert few.train.targets.bincount().tolist() == [4] * 10
+    assert few.test.inputs.equal(task.data.test.inputs)
+    assert few.validation.inputs.equal(task.data.validation.inputs)
+
+
+def test_missing_and_other_pictures_are_said(tmp_path: Path) -> None:
+    with pytest.raises(
+        DataError, match=r"train-images-idx3-ubyte.gz is missing; on Debian and Ubuntu: apt-get install"
+    ):
+        get_task("fashion-colour", data_dir=str(tmp_path))
+    for name in (PICTURES[0], LABELS[0]):
+        (tmp_path / name).write_bytes(b"other pictures")
+    with pytest.raises(DataError, match="sha256 is"):
+        get_task("fashion-colour", data_dir=str(tmp_path))
+    with pytest.raises(DataError, match="size is 16 pixels; at least 32"):
+        get_task("fashion-colour", size=16)
+
+
+@pytest.mark.slow
+def test_the_head_alone_learns_and_leaves_room(task: TaskSpec) -> None:
+    check_slots(task)
+    assert 15 < score_after(task, 3) < 60
