@@ -105,11 +105,9 @@ class EfficientNetLite0(nn.Module):
 
 def frozen_efficientnet(classes: int, extra: str, size: int | None = None) -> EfficientNetLite0:
     """The pretrained net, held, and a fresh head that learns; ``extra`` brings the weights."""
-    with torch.device("meta"):
-        host = EfficientNetLite0(classes, size)
-    head = nn.Linear(host._fc.in_features, classes)
-    host._fc = nn.Identity()  # type: ignore[assignment]
-    load_into(host.to_empty(device="cpu"), WEIGHTS(extra=extra))
+    host = EfficientNetLite0(classes, size)
+    head, host._fc = host._fc, nn.Identity()  # type: ignore[assignment]
+    load_into(host, WEIGHTS(extra=extra))
     host.requires_grad_(False)
     host._fc = head
     return host

@@ -176,10 +176,8 @@ class MiniLM(nn.Module):
 
 def frozen_minilm(classes: int, extra: str) -> MiniLM:
     """The pretrained encoder, held, and a fresh head that learns; ``extra`` brings the weights."""
-    with torch.device("meta"):
-        host = MiniLM(classes)
-    host.head = nn.Linear(host.head.in_features, classes)
-    load_into(host.bert.to_empty(device="cpu"), WEIGHTS(extra=extra))
+    host = MiniLM(classes)
+    load_into(host.bert, WEIGHTS(extra=extra))
     host.bert.requires_grad_(False)
     return host
 

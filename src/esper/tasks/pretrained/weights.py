@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Final
 
 import torch
@@ -53,7 +54,7 @@ def _read(weights: Weights) -> Mapping[str, Tensor]:
     check_sha256(file, weights.sha256)
     try:
         values = load_file(file) if file.suffix == ".safetensors" else torch.load(file, weights_only=True)
-    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+    except (OSError, RuntimeError, ValueError, SafetensorError, UnpicklingError) as error:
         raise DataError(f"{file}: not readable weights: {error}") from error
     return {name: value for name, value in values.items() if not name.startswith(weights.unused)}
 
