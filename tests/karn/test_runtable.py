@@ -108,11 +108,20 @@ def test_how_a_run_was_started(tmp_path: Path) -> None:
         subprocess.run([*git, *command], cwd=where, check=True)
 
     def start(name: str) -> Path:
-        subprocess.run([sys.executable, "-c", script, name, "--lr", "a b"], cwd=where, check=True)
+        subprocess.run(
+            [sys.executable, "-c", script, name, "--lr", "a b", "--at=https://u:pw@h.example/S?k"],
+            cwd=where,
+            check=True,
+        )
         return where / "runs" / name
 
     clean = run_about(start("clean"))
-    assert clean.command == "-c clean --lr 'a b'" and clean.dirty is False and clean.diff == "" and clean.revision
+    assert (
+        clean.command == "-c clean --lr 'a b' '--at=https://h.example/…'"
+        and clean.dirty is False
+        and clean.diff == ""
+        and clean.revision
+    )
     (where / "file").write_text("two\n")
     dirty = run_about(start("dirty"))
     assert dirty.dirty is True and "-one\n+two" in dirty.diff and dirty.diff_bytes == len(dirty.diff)

@@ -12,7 +12,7 @@ import pytest
 from esper.karn import watch
 from esper.karn.web import assets
 from esper.leyline import UsageError
-from esper.scripts import overwatch
+from esper.scripts import alerts, cli, overwatch
 from karn.journals import write_run
 from karn.streams import story
 
@@ -85,15 +85,15 @@ def test_beside_a_process_it_finds_the_run_that_the_process_writes(tmp_path: Pat
     )
     process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdin=subprocess.PIPE)
     try:
-        found = overwatch.await_run(tmp_path, process.pid)
+        found = alerts.await_run(tmp_path, process.pid)
     finally:
         process.communicate()
     assert found == tmp_path / "mine"
-    assert overwatch.await_run(tmp_path / "elsewhere", process.pid) is None, "it is gone and has written nothing"
+    assert alerts.await_run(tmp_path / "elsewhere", process.pid) is None, "it is gone and has written nothing"
 
 
 def test_alive() -> None:
-    assert overwatch.alive(os.getpid()) and not overwatch.alive(None) and not overwatch.alive(2**22 + 1)
+    assert cli.alive(os.getpid()) and not cli.alive(None) and not cli.alive(2**22 + 1)
 
 
 @pytest.mark.slow

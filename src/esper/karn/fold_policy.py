@@ -101,7 +101,10 @@ def _diagnostics(environment: EnvironmentFold, event: TelemetryEvent) -> None:
 def _vitals(state: RunState, event: TelemetryEvent) -> None:
     """Newest sample of the machine."""
     if event.timestamp is not None:
-        state.host = host_vitals(event.timestamp, event.data)
+        state.host = host = host_vitals(event.timestamp, event.data)
+        if host.disk_free is not None:
+            state.disk = [one for one in state.disk[-DISK:] if one[0] < host.time]
+            state.disk.append((host.time, host.disk_free))
 
 
 def host_vitals(time: float, data: Mapping[str, Any]) -> HostVitals:
@@ -109,6 +112,8 @@ def host_vitals(time: float, data: Mapping[str, Any]) -> HostVitals:
     return HostVitals(time=time, **{name: value for name, value in data.items() if name in _VITALS})
 
 
+DISK: Final = 60
+"""Samples over which it is looked how fast the disk fills: ten minutes' worth."""
 _VITALS: Final = frozenset(HostVitals.__struct_fields__) - {"time"}
 _OF_RUN: Final[dict[Any, Callable[[RunState, TelemetryEvent], None]]] = {
     "action_distribution": _chosen,

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from esper.karn import anomaly
 from esper.karn.parts import Level
 from esper.karn.state import EnvironmentFold, RunFold
 from esper.karn.stats import Interval, total
-from esper.karn.words import figure, rounded
+from esper.karn.words import duration, figure, rounded, size
 
 if TYPE_CHECKING:
     from esper.karn.verdict import Case
@@ -19,6 +19,16 @@ LOST: Final = 0.5
 """Share of its progress that a run which has diverged has lost again."""
 QUIET: Final = 1 / 3
 """Share of an episode's epochs without a better metric after which it has stopped improving."""
+
+
+SOON: Final = 3600.0
+"""Seconds in which a disk that is then full is told of."""
+MEASURED: Final = 60.0
+"""Seconds below which how fast a disk fills is not known."""
+UNTOLD: Final = 1 / 3
+"""Share of its first episode in which a run that guesses is not told of yet: it may be about to learn."""
+TELL: Final = ("failed", "silent", "out of disk", "at chance", "ended")
+"""What a person who is not looking is told of, the worst first."""
 
 
 class Judged(NamedTuple):
@@ -38,7 +48,10 @@ def judge(case: Case) -> Iterator[Judged]:
     elif run.end_status in ("interrupted", "preempted"):
         yield Judged(run.end_status, "watch", f"{run.end_status} before its end; it can be resumed")
     elif header.state == "silent":
-        yield Judged("silent", "critical", f"no contact: {header.text}, and it has not said that it ended")
+        gone = ", and its process is gone" if case.seen.gone else ""
+        yield Judged("silent", "critical", f"no contact: {header.text}, and it has not said that it ended{gone}")
+    if (filling := _out_of_disk(case)) is not None:
+        yield filling
     diverged = _diverged(case)
     if diverged is not None and diverged.level == "bad":
         yield diverged
@@ -54,6 +67,43 @@ def judge(case: Case) -> Iterator[Judged]:
     if back := sum(fold.rollbacks for fold in case.environments):
         times = "once" if back == 1 else f"{back} times"
         yield Judged("rolled back", "watch", f"the governor had to go back to the last good state {times}")
+
+
+def worth_telling(case: Case, judged: Iterable[Judged]) -> list[str]:
+    """Which of :data:`TELL` the run is. Silence and guessing only once they are no matter of patience."""
+    run, kinds = case.state.run, {one.kind for one in judged}
+    if run.end_status is not None:
+        kinds.add("ended" if run.end_status != "failed" else "failed")
+    elif "silent" in kinds and not (case.seen.gone or _silent_for_long(case)):
+        kinds.discard("silent")
+    if "at chance" in kinds and run.end_status is None and not case.table.arms:
+        shares = [(fold.epoch or 0) / fold.max_epochs for fold in case.environments if fold.max_epochs]
+        if max(shares, default=1.0) < UNTOLD:
+            kinds.discard("at chance")
+    return [kind for kind in TELL if kind in kinds]
+
+
+def _silent_for_long(case: Case) -> bool:
+    waits = [fold.epoch_seconds or 0.0 for fold in case.state.environments.values()]
+    allowed = max(anomaly.STALE_AT_LEAST, anomaly.STALE_EPOCHS * max(waits, default=0.0))
+    return (case.seen.silent_for or 0.0) > allowed
+
+
+def _out_of_disk(case: Case) -> Judged | None:
+    """A disk that is full within :data:`SOON` at the rate of the last minutes, whoever fills it, or that has less room
+    than the run holds in memory: what it would have to write down may not fit."""
+    host, course = case.state.host, case.state.disk
+    if host is None or host.disk_free is None or case.state.run.end_status is not None:
+        return None
+    left = f"{size(host.disk_free)} left on the disk that the run writes to"
+    (since, before), (now, free) = course[0], course[-1]
+    if now - since >= MEASURED and before > free and (full := free * (now - since) / (before - free)) < SOON:
+        text = f"out of disk in about {duration(full)}: {left}, and it fills at that rate"
+        return Judged("out of disk", "critical", text)
+    if host.process_memory is not None and host.disk_free < host.process_memory:
+        text = f"almost out of disk: {left}, less than the {size(host.process_memory)} that it holds in memory"
+        return Judged("out of disk", "bad", text)
+    return None
 
 
 def _diverged(case: Case) -> Judged | None:

@@ -412,6 +412,8 @@ class Verdict(Part, kw_only=True, frozen=True):
     """What to type next."""
     why: str = ""
     """What that would tell, or what there is to wait for."""
+    tell: list[str] = []
+    """Of what a person who is not looking is told: see :data:`esper.karn.judge.TELL`."""
 
 
 class Drop(Part, kw_only=True, frozen=True):

@@ -29,7 +29,7 @@ from esper.karn.schema import (
     StepSplit,
 )
 from esper.karn.state import EnvironmentFold, Facts, Measured, RunState, SlotFold, view
-from esper.karn.verdict import Tables, make_verdict
+from esper.karn.verdict import Seen, Tables, make_verdict
 from esper.leyline import TelemetryEvent
 
 STALE_EPOCHS: Final = 2
@@ -66,10 +66,12 @@ class Builder:
         now: float,
         damage: Sequence[Damage] = (),
         worst: int | None = None,
+        gone: bool = False,
     ) -> Snapshot:
         """The snapshot at wall clock ``now``.
 
         ``damage`` is what the reader met. With ``worst``, rows are only built for so many environments, the worst ones.
+        ``gone``: the process that wrote the run is not there any more.
         """
         ranks = ranks_of(state, now)
         ranked = sorted(ranks, key=ranks.__getitem__, reverse=True)  # stable: equals stay in order of their ids
@@ -77,12 +79,12 @@ class Builder:
         ended, better = state.run.end_status is not None, state.run.higher_is_better
         parts = [self._part(fold) for fold in state.environments.values()]
         steps = _steps(parts)
-        header = run_header(state, now)
+        header, clock = run_header(state, now), _clock(state, now, ended)
         return Snapshot(
             schema=SNAPSHOT_SCHEMA,
-            clock=_clock(state, now, ended),
+            clock=clock,
             run=header,
-            verdict=make_verdict(state, header, self._known, self._tables),
+            verdict=make_verdict(state, header, self._known, self._tables, Seen(clock.silent_for, gone)),
             pulse=_pulse(state),
             learner={name: figure(measured, None) for name, measured in sorted(state.learner.items())},
             operations=dict(sorted(state.op_counts.items())),

@@ -241,6 +241,8 @@ class RunState(msgspec.Struct, omit_defaults=True):
     learner: Facts = {}
     """What the policy chose in its last round, and what masks left it to choose from."""
     host: HostVitals | None = None
+    disk: list[tuple[float, int]] = []
+    """Times, and bytes left on the disk then, of the last minutes."""
     op_counts: dict[str, int] = {}
     tallies: dict[str, tuple[int, int]] = {}
     """Pulse figure that is a share -> (yes, all)."""

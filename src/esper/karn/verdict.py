@@ -13,7 +13,7 @@ from typing import Final
 
 from esper.karn import words
 from esper.karn.advice import About, next_step
-from esper.karn.judge import Judged, judge
+from esper.karn.judge import Judged, judge, worth_telling
 from esper.karn.parts import Level, number
 from esper.karn.results import STATIC, ArmRow, EndTable, end_table
 from esper.karn.schema import ArmResult, Finding, RunHeader, Verdict
@@ -30,6 +30,16 @@ _CUT: Final = {"interrupted": "watch", "preempted": "watch", "failed": "critical
 
 
 @dataclass(frozen=True, slots=True)
+class Seen:
+    """What who looks sees of a run beside its journal."""
+
+    silent_for: float | None = None
+    """Seconds since the last event; ``None`` once the run has ended."""
+    gone: bool = False
+    """The process that wrote the run is not there any more."""
+
+
+@dataclass(frozen=True, slots=True)
 class Case:
     """What a verdict is made from."""
 
@@ -42,6 +52,7 @@ class Case:
     """Of all arms; of a learner's run, those of its newest rounds."""
     environments: list[EnvironmentFold]
     """Those that play ``arm`` now."""
+    seen: Seen
 
     @property
     def own(self) -> list[EpisodeRecord]:
@@ -85,9 +96,11 @@ class Tables:
         return self._made
 
 
-def make_verdict(state: RunState, header: RunHeader, known: About, tables: Tables | None = None) -> Verdict:
+def make_verdict(
+    state: RunState, header: RunHeader, known: About, tables: Tables | None = None, seen: Seen | None = None
+) -> Verdict:
     """The verdict on what was folded; ``header`` says how the run is, by the clock of who looks."""
-    case = _case(state, header, *(tables or Tables()).of(state))
+    case = _case(state, header, *(tables or Tables()).of(state), seen or Seen())
     # the worst first; among those that are no alarm, as they were found: against the control that does not grow first
     judged = sorted(judge(case), key=lambda one: _ALARMS.get(one.level, len(_ALARMS)))
     head = _headline(case, judged)
@@ -102,6 +115,7 @@ def make_verdict(state: RunState, header: RunHeader, known: About, tables: Table
         arms=_arms(case),
         command=None if command is None else visible(command),
         why=why,
+        tell=worth_telling(case, judged),
     )
 
 
@@ -125,11 +139,11 @@ def _judged(state: RunState) -> list[EpisodeRecord]:
     return [*played, *(result for result in results if result.arm == STATIC and result.seed in hosts)]
 
 
-def _case(state: RunState, header: RunHeader, results: list[EpisodeRecord], table: EndTable) -> Case:
+def _case(state: RunState, header: RunHeader, results: list[EpisodeRecord], table: EndTable, seen: Seen) -> Case:
     folds = [state.environments[env] for env in sorted(state.environments)]
     names = [row.arm for row in table.arms] or [fold.arm for fold in folds if fold.arm]
     arm = next((name for name in names if name != STATIC), names[0] if names else "")
-    return Case(state, header, table, arm, results, [fold for fold in folds if fold.arm == arm])
+    return Case(state, header, table, arm, results, [fold for fold in folds if fold.arm == arm], seen)
 
 
 def _headline(case: Case, judged: Sequence[Judged]) -> Judged:

@@ -13,11 +13,14 @@ from esper.karn.detail import build_detail
 from esper.karn.liveness import grown, heard
 from esper.karn.player import Player
 from esper.karn.replay import ReadProgress, Timeline
+from esper.karn.runs import describe_run
 from esper.karn.schema import Damage, EnvironmentDetail, EnvironmentRow, Snapshot
 from esper.karn.snapshot import Builder
 from esper.karn.source import Follower
 from esper.karn.state import RunState
 
+LOOKS_EVERY: Final = 1.0
+"""Seconds between looks for the run's process."""
 LONG: Final = 8 << 20
 """Bytes of a journal from which on it is opened through its index, so that the next opening is quick."""
 
@@ -42,6 +45,9 @@ class RunWatch:
         """What shows another time; ``None`` while now is shown."""
         self._clock, self._cache, self._progress = clock, cache, progress
         self._builder = Builder(about(self.directory))
+        self.gone = False
+        """The process that wrote the run is not there any more, and there is no end event."""
+        self._looked = -LOOKS_EVERY
         self._grew: float | None = None
         """When the journal was last seen to grow."""
         self._follower = self._follow()
@@ -76,7 +82,8 @@ class RunWatch:
             self._grew = self._clock()
         if self.player is not None:
             return self.player.tick(worst)
-        return self._builder.build(self._follower.state, self.now, self._follower.damage, worst)
+        self._look()
+        return self._builder.build(self._follower.state, self.now, self._follower.damage, worst, self.gone)
 
     def row(self, env_id: int) -> EnvironmentRow:
         """The board's row of an environment of the last snapshot."""
@@ -99,6 +106,14 @@ class RunWatch:
     def live(self) -> None:
         """Back to now."""
         self.player = None
+
+    def _look(self) -> None:
+        """Whether the run's process is there, as far as that can be told from here."""
+        if self._follower.state.run.end_status is not None:
+            self.gone = False
+        elif (now := time.monotonic()) - self._looked >= LOOKS_EVERY:
+            self._looked = now
+            self.gone = describe_run(self.directory).goes_on is False
 
     def _follow(self) -> Follower:
         size = sum(path.stat().st_size for path in self.directory.glob("events-*.jsonl"))

@@ -68,6 +68,15 @@ def duration(seconds: float) -> str:
     return f"{whole // DAY:,} d {whole % DAY // 3600} h"
 
 
+def size(count: float) -> str:
+    """Bytes: ``512 B``, ``1.5 kB``, ``3.42 GB``, in powers of 1000."""
+    for power, unit in ((4, "TB"), (3, "GB"), (2, "MB"), (1, "kB")):
+        if count >= 1000**power:
+            value = count / 1000**power
+            return f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f} {unit}"
+    return f"{count:.0f} B"
+
+
 def moment(time: float) -> str:
     """A wall-clock time as it can be compared across machines: ``2026-11-29 11:41:37Z``."""
     try:

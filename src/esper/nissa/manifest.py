@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -25,6 +26,8 @@ SOURCES: Final[tuple[Source, ...]] = ("default", "preset", "file", "flag")
 
 DIFF_BYTES: Final = 64 * 1024
 """Most of a difference to the revision that a manifest keeps."""
+
+_SECRET: Final = re.compile(r"(https?://)(?:[^\s/@]*@)?([^\s/?#]*)(?:[/?#]\S*)?", re.IGNORECASE)
 
 PACKAGES: Final = ("torch", "numpy", "msgspec", "safetensors", "rich", "scikit-learn", "gymnasium")
 
@@ -72,7 +75,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, fo
     host: Host
     git: Git | None = None
     command: list[str] = []
-    """The command line of the process, program first."""
+    """The command line of the process, program first; addresses in it without user, path and query: secrets are there.
+    """
 
     def values(self) -> dict[str, Any]:
         """name -> resolved value of every setting."""
@@ -113,7 +117,7 @@ def describe(run_id: str, created: float, given: Mapping[str, Any]) -> Manifest:
         packages=_versions(),
         host=_host(),
         git=_git(Path.cwd()),
-        command=list(sys.argv),
+        command=[_SECRET.sub(r"\1\2/…", word) for word in sys.argv],
     )
 
 

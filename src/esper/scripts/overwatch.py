@@ -13,18 +13,17 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from esper.karn.runs import describe_run, resolve_run
+from esper.karn.runs import resolve_run
 from esper.leyline import DataError, UsageError
 from esper.nissa.rundir import list_runs
-from esper.scripts.cli import Parser
+from esper.scripts.alerts import BEHIND, NOTIFY, await_run, keep_watch, read_targets, start_watcher
+from esper.scripts.cli import Parser, alive
 
 LINGER = 20.0
 """Seconds that an Overwatch started beside a run stays after the run's process is gone and nobody looks."""
 COLLECT_AFTER = 50_000
 """New objects after which the server looks for cycles. By Python's own 700 that is twice in each view of a wide run,
 and now and then through the whole folded state, for 50 to 90 ms, while a view waits."""
-BEHIND = 5
-"""Niceness of an Overwatch beside a run: the run goes first."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -34,10 +33,12 @@ def build_parser() -> argparse.ArgumentParser:
     face = parser.add_mutually_exclusive_group()
     face.add_argument("--tui", action="store_true", help="in this terminal")
     face.add_argument("--once", action="store_true", help="print a report in plain text and leave")
+    face.add_argument("--no-page", action="store_true", help="only send alerts, until interrupted or the run is over")
     parser.add_argument("--replay", action="store_true", help="begin at the first event instead of now")
     parser.add_argument(
         "--filter", default="", metavar="TERMS", help="what --once shows, as in env=3 severity>=warning"
     )
+    parser.add_argument("--notify", action="append", default=[], metavar="WHERE", help=NOTIFY)
     web = parser.add_argument_group("in the browser")
     web.add_argument("--port", type=int, help="default: 8471, or any free one where that is taken")
     web.add_argument("--bind", default="127.0.0.1", metavar="ADDRESS", help="default: only this machine")
@@ -45,6 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
     web.add_argument("--new-token", action="store_true", help="links that were given out stop working")
     web.add_argument("--build", action="store_true", help="build the page anew, in a checkout")
     web.add_argument("--beside", type=int, metavar="PID", help=argparse.SUPPRESS)
+    web.add_argument("--until", type=int, metavar="PID", help=argparse.SUPPRESS)
     return parser
 
 
@@ -53,6 +55,11 @@ def main(argv: Sequence[str]) -> int:
     given = build_parser().parse_args(argv)
     if given.port is not None and not 0 <= given.port < 65536:
         raise UsageError(f"--port {given.port}: a port is a number from 0 to 65535")
+    where = read_targets(given.notify)
+    if given.no_page:
+        return keep_watch(given, where)
+    if where and (given.once or given.tui):
+        raise UsageError("--notify goes with the page, or with --no-page for alerts alone")
     if given.once:
         return once(resolve(given.run), given.filter)
     if given.filter:
@@ -62,7 +69,7 @@ def main(argv: Sequence[str]) -> int:
 
         run_tui(resolve(given.run), replay=given.replay, progress=ReadingProgress())
         return 0
-    return browse(given)
+    return browse(given, where)
 
 
 def resolve(name: str) -> Path:
@@ -83,7 +90,7 @@ def once(run: Path, terms: str) -> int:
     return 0
 
 
-def browse(given: argparse.Namespace) -> int:
+def browse(given: argparse.Namespace, notify: Sequence[str]) -> int:
     """Serve the page until interrupted, or beside a run until it is gone and nobody looks."""
     from esper.karn.replay import cache_home
     from esper.karn.web.guard import kept_token
@@ -116,8 +123,14 @@ def browse(given: argparse.Namespace) -> int:
 
     if given.beside is not None:
         threading.Thread(target=leave_when_alone, daemon=True).start()
-    with contextlib.suppress(KeyboardInterrupt):
-        server.run(sockets=[listening.socket])
+    watcher = start_watcher(target, notify, "--until", os.getpid()) if notify else None
+    try:
+        with contextlib.suppress(KeyboardInterrupt):
+            server.run(sockets=[listening.socket])
+    finally:
+        if watcher is not None:
+            watcher.terminate()
+            watcher.wait()
     return 0
 
 
@@ -161,29 +174,3 @@ def start_beside(where: str | Path) -> None:
     """
     command = [sys.executable, "-m", "esper.scripts.main", "overwatch", str(where), "--beside", str(os.getpid())]
     subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
-
-
-def await_run(where: Path, pid: int, patience: float = 120.0) -> Path | None:
-    """The run that process ``pid`` writes, in ``where`` or below it; ``None`` if it leaves before there is one."""
-    end = time.monotonic() + patience
-    while time.monotonic() < end:
-        for path in [where, *reversed(list_runs(where) if where.is_dir() else [])]:
-            if (path / "run.json").is_file() and describe_run(path).pid == pid:
-                return path
-        if not alive(pid):
-            return None
-        time.sleep(0.2)
-    raise DataError(f"no run of process {pid} in {where} after {patience:.0f} s")
-
-
-def alive(pid: int | None) -> bool:
-    """Whether the process exists."""
-    if pid is None:
-        return False
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

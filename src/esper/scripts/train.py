@@ -7,6 +7,7 @@ Also runnable as ``python -m esper.scripts.train``.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
@@ -25,6 +26,7 @@ from esper.run.config import (
     flag_of,
     read_config_file,
 )
+from esper.scripts.alerts import NOTIFY, read_targets, start_watcher
 from esper.scripts.cli import Parser, option_value
 from esper.simic.ppo_config import PPORunConfig
 
@@ -52,6 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
         groups[RECORD].add_argument(
             "--overwatch", action="store_true", help="watch the run in the browser; prints the link"
         )
+        groups[RECORD].add_argument("--notify", action="append", metavar="WHERE", help=NOTIFY)
     return parser
 
 
@@ -126,10 +129,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     asked = None if run is None else ResumeRequest(resolve_run(run), override)
     file = {} if path is None else read_config_file(path)
+    where = asked.run if asked is not None else flags.get("run_dir") or file.get("run_dir") or "runs"
+    targets = read_targets(flags.pop("notify", []))
     if flags.pop("overwatch", False):
         from esper.scripts.overwatch import start_beside
 
-        start_beside(asked.run if asked is not None else flags.get("run_dir") or file.get("run_dir") or "runs")
+        start_beside(where)
+    if targets:
+        start_watcher(where, targets, "--beside", os.getpid())
     if kind == "ppo":
         from esper.scripts.ppo import run_ppo
 

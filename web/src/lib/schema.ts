@@ -506,6 +506,7 @@ export interface Verdict {
   arms?: Array<ArmResult>;
   command?: string;
   why?: string;
+  tell?: Array<string>;
 }
 
 /** All that one client sees. */

@@ -3,6 +3,7 @@ import { Connection, get, keepToken, Refused, takeToken } from "./connection";
 import { parse, rowSubject, type Filter } from "./filter";
 import { formatPlace, parsePlace, type Place } from "./route";
 import type { EnvironmentRow, Request, RunRow, RunTable, Snapshot, View } from "./schema";
+import { tell } from "./tell.svelte";
 import { advance, columnsAfter, decodeFrame, type Columns } from "./wire";
 
 /** Milliseconds without a frame after which the page says that it has no contact. */
@@ -278,6 +279,9 @@ class Overwatch {
     this.missed = frame.missed;
     this.columns = columnsAfter(this.columns, frame);
     if (frame.columns) this.boardChanged = true;
+    // here, and not where it is drawn: nothing is drawn in a tab that is not looked at
+    const { run, verdict } = this.latest.snapshot;
+    if (this.latest.mode.kind === "live" && run.state !== "reading") tell.look(this.place.run ?? run.run_id ?? "run", verdict.tell ?? [], verdict.headline);
     if (this.painting) return;
     this.painting = true;
     // asked for before the work, so that it is not waited for behind it
