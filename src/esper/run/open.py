@@ -24,6 +24,7 @@ from esper.run.resume import Checkpointer, CheckpointInfo, DeferredSink, Resumab
 from esper.run.session import Announcement, Session, SessionConfig, open_session
 from esper.tasks import get_task
 from esper.tolaria.nested import State
+from esper.tolaria.ranks import require_one
 from esper.tolaria.rng import seed_process
 
 C = TypeVar("C", bound=CommonConfig)
@@ -135,6 +136,7 @@ class PreparedRun(Generic[C]):
 
 def prepare(request: RunRequest[C]) -> PreparedRun[C]:
     """The first half. Raises ``UsageError`` or ``DataError`` for whatever is wrong with the request or the past."""
+    require_one("esper train")
     of, given = request.of, {**request.file, **request.flags}
     past = None if request.asked is None else find(request.asked, request.kind, of, given)
     if past is None:

@@ -35,6 +35,7 @@ from esper.tolaria.engine import EngineConfig, ModuleEngine
 from esper.tolaria.evaluation import Reading
 from esper.tolaria.executor import Executor, ExecutorConfig
 from esper.tolaria.governor import Governor, GovernorConfig
+from esper.tolaria.ranks import require_one
 from esper.tolaria.schedules import ScheduleConfig
 from esper.tolaria.setup import (
     Forward,
@@ -199,6 +200,7 @@ class OwnModel:
         cls, model: nn.Module, loaders: Mapping[str, Loader], choices: OwnChoices, optimizer: Optimizer | None
     ) -> OwnModel:
         """Move the model to its device and find out all that growing needs to know. ``loaders``: by split."""
+        require_one("growing a model")
         device = pick_device(choices.device)
         model.to(device)
         ignored = ignored_by(choices.metric, choices.loss)
