@@ -58,6 +58,7 @@ def training_started(state: RunState, event: TelemetryEvent, environment: Enviro
     run.metric, run.unit = metric.get("name"), metric.get("unit", "")
     run.higher_is_better, run.chance = metric.get("higher_is_better", True), metric.get("chance")
     run.low, run.high = metric.get("low"), metric.get("high")
+    run.host = data.get("host")
 
 
 def training_ended(state: RunState, event: TelemetryEvent, environment: EnvironmentFold | None) -> None:
@@ -243,6 +244,7 @@ BY_SLOT: Final = (
     ("alphas", "alpha"),
     ("seed_gradient_norm_ratios", "seed_gradient_norm_ratio"),
     ("gradient_healths", "gradient_health"),
+    ("seed_macs", "macs"),
 )
 """Payload key of the values by slot -> fact of the slot's seed."""
 

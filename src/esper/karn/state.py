@@ -219,6 +219,8 @@ class RunFold(RunFacts, kw_only=True):
 
     end_reason: str | None = None
     end_seconds: float | None = None
+    host: dict[str, Any] | None = None
+    """What the host is made of, as the payload has it; ``None`` in journals that do not say."""
 
 
 class ProducerFold(msgspec.Struct, omit_defaults=True):

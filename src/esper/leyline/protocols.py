@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -79,6 +79,8 @@ class EnvCost:
     learning_rate: float | None
     spent: Mapping[str, int]
     """Multiply-accumulates, by the keys of the ``COMPUTE_SPENT`` payload that end in ``_macs``."""
+    seed_macs: Mapping[str, int] = field(default_factory=dict)
+    """Of ``inference_macs`` those of each live seed, by slot."""
 
 
 @dataclass(frozen=True, slots=True)

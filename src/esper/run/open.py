@@ -16,6 +16,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 
+from esper.kasmina.anatomy import host_record
 from esper.nissa.console import ConsoleSink
 from esper.nissa.manifest import Setting
 from esper.run.assembly import Workload, workload
@@ -94,7 +95,8 @@ class PreparedRun(Generic[C]):
 
     def announcement(self, policy: str, episodes: int, envs: int) -> Announcement:
         """What is about to run."""
-        task = self.load.task
+        task, host = self.load.task, self.load.task.host()
+        sample = task.data.train.inputs[:2]
         return Announcement(
             task=task.name,
             policy=policy,
@@ -106,7 +108,8 @@ class PreparedRun(Generic[C]):
             max_epochs=self.load.max_epochs,
             device=self.load.device,
             examples={name: len(split) for name, split in task.data.splits().items()},
-            host_parameters=sum(p.numel() for p in task.host().parameters()),
+            host_parameters=sum(p.numel() for p in host.parameters()),
+            host=host_record(host, task.sites, sample, len(sample)),
         )
 
     def session(self, settings: Mapping[str, Setting] | None = None) -> SessionConfig:

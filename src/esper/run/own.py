@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from esper.kasmina import blueprints
+from esper.kasmina.anatomy import host_record
 from esper.kasmina.auto import auto_sites
 from esper.kasmina.growing import named_sites
 from esper.kasmina.hosts import check_host, fill_lazy
@@ -319,6 +320,12 @@ class OwnModel:
             device=self.device,
             examples=self.examples(),
             host_parameters=self.host_parameters,
+            host=host_record(
+                self.setup.host,
+                self.task.sites,
+                ForwardCall(self.setup.sample, self.setup.forward),
+                self.setup.sample_examples,
+            ),
         )
 
 

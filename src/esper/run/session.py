@@ -70,6 +70,8 @@ class Announcement:
     device: str
     examples: Mapping[str, int]
     host_parameters: int
+    host: Mapping[str, Any] | None = None
+    """See :func:`esper.kasmina.anatomy.host_record`."""
 
 
 class Session:
@@ -114,6 +116,8 @@ class Session:
         """Say what is about to run, or to go on."""
         metric = {name: value for name, value in asdict(what.metric).items() if value is not None}
         plain = {**asdict(what), "slots": list(what.slots), "blueprints": list(what.blueprints), "metric": metric}
+        if plain["host"] is None:
+            del plain["host"]
         about = {"run_id": self.directory.run_id, "kind": kind, "threads": torch.get_num_threads(), **plain}
         if self.point is None:
             self.say(T.TRAINING_STARTED, **about)

@@ -333,6 +333,7 @@ class ModuleEngine:
                     inference_macs=trainer.macs.forward,
                     learning_rate=float(surgery.host_groups(trainer.optimizer)[0]["lr"]),
                     spent=trainer.ledger.spent(),
+                    seed_macs=dict(trainer.macs.inside),
                 )
             )
         return costs

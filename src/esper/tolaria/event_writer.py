@@ -121,7 +121,12 @@ class EpisodeEventWriter:
             self._say(T.COUNTERFACTUAL_COMPUTED, data, slot.slot_id, slot.seed_id)
 
     def epoch_completed(
-        self, view: EnvView, trained: TrainResult, readout: Readout, seconds: Mapping[str, float | None]
+        self,
+        view: EnvView,
+        cost: EnvCost,
+        trained: TrainResult,
+        readout: Readout,
+        seconds: Mapping[str, float | None],
     ) -> None:
         """The commit barrier: last event of an epoch. ``seconds`` are shares of the env's time, by name."""
         live = [slot for slot in view.slots if slot.live]
@@ -133,6 +138,7 @@ class EpisodeEventWriter:
             **_known(host_gradient_norm=trained.host_gradient_norm, learning_rate=trained.learning_rate),
             **_known(**{f"{name}_ms": None if s is None else 1000.0 * s for name, s in seconds.items()}),
             "parameters": view.host_parameters + view.seed_parameters,
+            "inference_macs": cost.inference_macs,
             "live_seeds": view.live_seeds,
             "alphas": {slot.slot_id: slot.alpha for slot in live},
             "stages": {slot.slot_id: slot.stage.name for slot in view.slots},
@@ -141,6 +147,10 @@ class EpisodeEventWriter:
             measured = {slot.slot_id: value.value for slot in live if (value := getattr(slot, fact)) is not None}
             if measured:
                 data[name] = measured
+        if live:
+            data["seed_macs"] = {
+                slot.slot_id: cost.seed_macs[slot.slot_id] for slot in live if slot.slot_id in cost.seed_macs
+            }
         self._say(T.EPOCH_COMPLETED, data)
 
     def compute_spent(self, cost: EnvCost, seconds: float) -> None:

@@ -208,7 +208,8 @@ class Executor:
                 "policy": policy_seconds,
             }
             env.seconds += sum(seconds[name] or 0.0 for name in ("train", "validate", "policy"))
-            env.event_writer.epoch_completed(view, trained[i], readout, seconds)
+            (cost,) = self.engine.costs([i])
+            env.event_writer.epoch_completed(view, cost, trained[i], readout, seconds)
             reports.append(StepReport(view, outcome, trained[i], readout, rolled_back, float(result.seconds[i])))
         return reports
 

@@ -20,6 +20,35 @@ class MetricRecord(TypedDict):
     high: NotRequired[float]
 
 
+class PartRecord(TypedDict):
+    """A module of the host, or what one ``around`` other parts has and does itself. ``macs`` are of one example,
+    ``calls`` of one pass; parameters that a part before it has too are not counted again."""
+
+    path: str
+    kind: str
+    parameters: int
+    macs: int
+    calls: int
+    around: NotRequired[bool]
+
+
+class SiteRecord(TypedDict):
+    """Where a slot sits: behind the module at ``path``, or ``beside`` it."""
+
+    slot: str
+    path: str
+    beside: bool
+
+
+class HostRecord(TypedDict):
+    """What the host is made of, in the order of its calls, and where it can grow. ``macs`` are of one example; of a
+    host of more than 5,000 parts there are none."""
+
+    macs: int
+    sites: list[SiteRecord]
+    parts: list[PartRecord]
+
+
 class TrainingStarted(TypedDict):
     """What is about to run, or to go on. ``kind`` is ``heuristic``, ``ppo``, ``eval`` or ``library``."""
 
@@ -37,6 +66,7 @@ class TrainingStarted(TypedDict):
     threads: int
     examples: dict[str, int]
     host_parameters: int
+    host: NotRequired[HostRecord]
     resumed_after_seq: NotRequired[int]
 
 
@@ -103,7 +133,9 @@ class EpisodeEnded(TypedDict):
 
 
 class EpochCompleted(TypedDict):
-    """What one epoch of one environment came to. It is the last event of its epoch, so that what was said is whole."""
+    """What one epoch of one environment came to. It is the last event of its epoch, so that what was said is whole.
+    ``inference_macs`` are of one example's forward pass through the network as it is now, ``seed_macs`` those of them
+    that are each live seed's, by slot."""
 
     arm: NotRequired[str]
     train_loss: NotRequired[float]
@@ -112,6 +144,7 @@ class EpochCompleted(TypedDict):
     host_gradient_norm: NotRequired[float]
     learning_rate: NotRequired[float]
     parameters: int
+    inference_macs: NotRequired[int]
     live_seeds: int
     alphas: dict[str, float]
     stages: dict[str, str]
@@ -122,6 +155,7 @@ class EpochCompleted(TypedDict):
     policy_ms: NotRequired[float]
     seed_gradient_norm_ratios: NotRequired[dict[str, float]]
     gradient_healths: NotRequired[dict[str, float]]
+    seed_macs: NotRequired[dict[str, int]]
 
 
 class Command(TypedDict):
