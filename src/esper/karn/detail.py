@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from esper.karn import words
+from esper.karn.layout import lay_out
+from esper.karn.network import grown
 from esper.karn.parts import Curve, number, wire_safe
 from esper.karn.results import left_out
 from esper.karn.schema import Check, EnvironmentDetail, Gate, Seed, Slot
@@ -30,6 +32,7 @@ def build_detail(state: RunState, env_id: int, now: float) -> EnvironmentDetail:
         slots={name: _slot(fold.slots[name], fold) for name in in_order(fold.slots, state.run.slots)},
         compute=_figures(fold.compute, fold.epoch),
         diagnostics=wire_safe(fold.diagnostics),
+        network=lay_out(grown(state, fold)),
     )
 
 

@@ -5,6 +5,7 @@ It is read off the one fold (:mod:`esper.karn.aggregator`) while that goes over 
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any, Final
@@ -15,7 +16,10 @@ from esper.karn import words
 from esper.karn.advice import About
 from esper.karn.aggregator import apply
 from esper.karn.fold_common import known_seed
-from esper.karn.results import EndTable, end_table, left_out
+from esper.karn.layout import lay_out
+from esper.karn.network import Grown, grown
+from esper.karn.picture import Network
+from esper.karn.results import STATIC, EndTable, end_table, left_out
 from esper.karn.schema import Verdict
 from esper.karn.snapshot import in_order, run_header
 from esper.karn.state import EnvironmentFold, EpisodeRecord, GateFold, Measured, RunState, SeedFold, SlotFold, view
@@ -78,6 +82,8 @@ class RunEvidence(msgspec.Struct, omit_defaults=True):
     seeds: list[SeedLife]
     tracks: list[Track]
     verdict: Verdict
+    network: Network | None = None
+    """What grew in the episode that is shown (:func:`shown_track`), as it is at its end, or now."""
     rollbacks: int = 0
     vetoes: int = 0
     dropped: int = 0
@@ -93,6 +99,23 @@ def gather(events: Iterable[TelemetryEvent], known: About | None = None) -> RunE
     for event in events:
         recorder.note(apply(state, event), event)
     return recorder.evidence(state, known or About())
+
+
+def shown_track(evidence: RunEvidence) -> Track | None:
+    """The track of the growing arm's best episode by validation; the first one while none has ended."""
+    tracks = [track for track in evidence.tracks if track.arm != STATIC and track.metric] or [
+        track for track in evidence.tracks if track.metric
+    ]
+    if not tracks:
+        return None
+    sign = 1.0 if evidence.table.higher_is_better else -1.0
+    results: dict[tuple[int | None, int | None, str], float] = {
+        (episode.env_id, episode.episode, episode.arm): sign * episode.validation_metric
+        for episode in evidence.episodes
+        if episode.validation_metric is not None and math.isfinite(episode.validation_metric)
+    }
+    main = [track for track in tracks if track.arm == tracks[0].arm]
+    return max(main, key=lambda track: results.get((track.env_id, track.episode, track.arm), -math.inf))
 
 
 class _Life(msgspec.Struct):
@@ -118,6 +141,8 @@ class _Recorder:
         """Newest result of each track."""
         self.lives: dict[tuple[_Course, str], _Life] = {}
         self.tracks: dict[_Course, Track] = {}
+        self.grown: dict[_Course, Grown] = {}
+        """What had grown when each track ended."""
         self.counts: Counter[T] = Counter()
 
     def note(self, state: RunState, event: TelemetryEvent) -> None:
@@ -138,13 +163,15 @@ class _Recorder:
             elif kind is T.EPISODE_ENDED and environment.result is not None:
                 self.episodes.append(environment.result)
                 self.results[_course(track)] = environment.result
+                if environment.arm != STATIC:
+                    self.grown[_course(track)] = grown(state, environment)
         if kind in _LIFE and event.slot_id in environment.slots:
             self._seed(environment, environment.slots[event.slot_id], event)
 
     def evidence(self, state: RunState, known: About) -> RunEvidence:
         """What was kept."""
         run = state.run
-        return RunEvidence(
+        evidence = RunEvidence(
             run=self.run,
             end=self.end,
             table=end_table(self.episodes, run),
@@ -157,6 +184,16 @@ class _Recorder:
             dropped=sum(drop.count for drop in state.drops),
             events=state.events,
         )
+        evidence.network = self._network(state, shown_track(evidence))
+        return evidence
+
+    def _network(self, state: RunState, shown: Track | None) -> Network | None:
+        if shown is None:
+            return None
+        found, environment = self.grown.get(_course(shown)), state.environments.get(shown.env_id)
+        if found is None and environment is not None and environment.episode == shown.episode:
+            found = grown(state, environment)
+        return None if found is None else lay_out(found)
 
     def _track(self, environment: EnvironmentFold, event: TelemetryEvent) -> Track:
         key = (environment.env, event.episode or 0, environment.arm or "")

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import msgspec
 
-from esper.karn.evidence import RunEvidence, SeedLife, Track
+from esper.karn.evidence import RunEvidence, SeedLife, Track, shown_track
 from esper.karn.results import STATIC
 from esper.leyline import MissingExtraError, visible
 from esper.leyline.files import Folder
@@ -63,7 +63,7 @@ def draw(evidence: RunEvidence, report: Folder) -> list[str]:
     except ImportError:
         raise MissingExtraError("drawing figures", "report") from None
     evidence = msgspec.structs.replace(evidence, tracks=[_on_paper(track) for track in evidence.tracks])
-    shown = _shown(evidence)
+    shown = shown_track(evidence)
     if shown is None:
         return []
     lives = {
@@ -100,23 +100,6 @@ def _on_paper(track: Track) -> Track:
         costs={seed: banded(points) for seed, points in track.costs.items()},
         gains={seed: banded(points) for seed, points in track.gains.items()},
     )
-
-
-def _shown(evidence: RunEvidence) -> Track | None:
-    """The track of the growing arm's best episode by validation; the first one while none has ended."""
-    grown = [track for track in evidence.tracks if track.arm != STATIC and track.metric] or [
-        track for track in evidence.tracks if track.metric
-    ]
-    if not grown:
-        return None
-    sign = 1.0 if evidence.table.higher_is_better else -1.0
-    results: dict[tuple[int | None, int | None, str], float] = {
-        (episode.env_id, episode.episode, episode.arm): sign * episode.validation_metric
-        for episode in evidence.episodes
-        if episode.validation_metric is not None and math.isfinite(episode.validation_metric)
-    }
-    main = [track for track in grown if track.arm == grown[0].arm]
-    return max(main, key=lambda track: results.get((track.env_id, track.episode, track.arm), -math.inf))
 
 
 def _course(figure: Any, evidence: RunEvidence, shown: Track, lives: Mapping[str, SeedLife]) -> bool:

@@ -290,7 +290,7 @@ def command_settled(state: RunState, event: TelemetryEvent, environment: Environ
 
 def model_exported(state: RunState, event: TelemetryEvent, environment: EnvironmentFold | None) -> None:
     """The grown model was written."""
-    state.run.exported = words.describe(event)
+    state.run.exported, state.run.exported_parameters = words.describe(event), event.data.get("parameters")
 
 
 def compute_spent(state: RunState, event: TelemetryEvent, environment: EnvironmentFold | None) -> None:

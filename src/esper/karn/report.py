@@ -2,7 +2,7 @@
 
 report/report.json    everything, machine-readable
 report/report.md      the table, what was grown and why, the figures
-report/figures/*.svg  and *.png
+report/figures/*.svg  and *.png; the network as SVG alone
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from esper.karn.parts import wire_safe
 from esper.karn.results import EndTable, difference_line, with_interval
 from esper.karn.schema import Damage, Verdict
 from esper.karn.source import damage_of, report_damage
+from esper.karn.svg import paint
 from esper.karn.words import ABSENT, duration, figure
 from esper.leyline import DataError, MissingExtraError, TelemetryEvent
 from esper.leyline.files import Folder
@@ -51,10 +52,14 @@ def write_report(directory: str | Path, *, figures: bool | None = None) -> Path:
     missing = ""
     with Folder.open(directory) as run, run.folder("report", make=True) as out:
         if figures is not False:
+            if evidence.network is not None:
+                with out.folder("figures", make=True) as folder:
+                    folder.write("network.svg", paint(evidence.network).encode())
+                drawn = ["network"]
             try:
                 from esper.karn.figures import draw
 
-                drawn = draw(evidence, out)
+                drawn += draw(evidence, out)
             except MissingExtraError as error:
                 if figures:
                     raise
@@ -83,8 +88,8 @@ def read_evidence(directory: str | Path, name: str | None = None) -> tuple[RunEv
 
 
 def encode_report(evidence: RunEvidence, damage: Sequence[Damage]) -> bytes:
-    """``report.json``: deterministic, non-finite values by name, unmeasured ones left out."""
-    plain = msgspec.to_builtins(evidence, str_keys=True)
+    """``report.json``: deterministic, non-finite values by name, unmeasured ones left out, the picture too."""
+    plain = msgspec.to_builtins(msgspec.structs.replace(evidence, network=None), str_keys=True)
     content = wire_safe({"schema": REPORT_SCHEMA, "damage": msgspec.to_builtins(list(damage)), **_without_none(plain)})
     return ascii_json(msgspec.json.format(msgspec.json.encode(content, order="deterministic"), indent=2)) + b"\n"
 
@@ -103,10 +108,9 @@ def markdown(evidence: RunEvidence, damage: Sequence[Damage], drawn: Sequence[st
     ]
     parts += _difference_lines(evidence.table)
     parts += ["## What was grown", _seed_table(evidence.seeds)]
-    if drawn:
-        parts += ["## Figures", *(f"![{_caption(name)}](figures/{name}.svg)" for name in drawn)]
-    elif missing:
-        parts += ["## Figures", f"Not drawn: {missing}"]
+    shown = [f"![{_caption(name)}](figures/{name}.svg)" for name in drawn]
+    if shown or missing:
+        parts += ["## Figures", *shown, *([f"Not drawn: {missing}"] if missing else [])]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -219,6 +223,7 @@ def _macs(value: float | None) -> str:
 
 def _caption(name: str) -> str:
     return {
+        "network": "The grown network: its modules, where each seed sits, what it takes and what it is worth",
         "course": "Metric over epochs with the life of each slot",
         "contribution": "What each seed contributes",
         "alpha": "Alpha of each seed",

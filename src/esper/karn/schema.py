@@ -11,6 +11,7 @@ from typing import Any, Final, Literal
 import msgspec
 
 from esper.karn.parts import Curve, Figure, Level, Number, Part, Shared
+from esper.karn.picture import Network
 
 SNAPSHOT_SCHEMA: Final = 1
 
@@ -198,6 +199,7 @@ class EnvironmentDetail(Part, kw_only=True, frozen=True):
     rollbacks: int
     diagnostics: dict[str, Any] = {}
     diagnostics_epoch: int | None = None
+    network: Network | None = None
 
 
 class FeedItem(Part, kw_only=True, frozen=True):
@@ -475,6 +477,8 @@ class Snapshot(Part, kw_only=True, frozen=True):
     """Events that the sequence numbers say are missing."""
     unplaced: int
     damage: list[Damage]
+    network: Network | None = None
+    """Of the environment that the run is shown by."""
 
 
 def json_schema() -> dict[str, Any]:

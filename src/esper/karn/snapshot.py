@@ -11,7 +11,10 @@ import msgspec
 from esper.karn import anomaly, bound, words
 from esper.karn.advice import About
 from esper.karn.fold_run import LEADERS, standing
+from esper.karn.layout import lay_out
+from esper.karn.network import grown, judged_environment
 from esper.karn.parts import Figure, Level, number, travelling
+from esper.karn.picture import Network
 from esper.karn.pulse import PULSE
 from esper.karn.schema import (
     SNAPSHOT_SCHEMA,
@@ -59,6 +62,7 @@ class Builder:
         self._rows: dict[int, tuple[tuple[Any, ...], EnvironmentRow]] = {}
         self._parts: dict[int, tuple[tuple[Any, ...], _Part]] = {}
         self._items: dict[str, FeedItem] = {}
+        self._network: tuple[tuple[Any, ...], Network] | None = None
 
     def build(
         self,
@@ -102,6 +106,7 @@ class Builder:
             missing=sum(producer.missing for producer in state.producers.values()),
             unplaced=state.unplaced,
             damage=list(damage),
+            network=self._picture(state),
         )
 
     def row(self, state: RunState, env_id: int, now: float) -> EnvironmentRow:
@@ -115,6 +120,16 @@ class Builder:
         row = environment_row(fold, stale, state.run.slots)
         self._rows[env_id] = (key, row)
         return row
+
+    def _picture(self, state: RunState) -> Network | None:
+        """The network of the environment that the run is shown by."""
+        fold = judged_environment(state)
+        if fold is None:
+            return None
+        key = (*_identity(fold), id(state.run.host), state.run.exported)
+        if self._network is None or self._network[0] != key:
+            self._network = key, lay_out(grown(state, fold))
+        return self._network[1]
 
     def _part(self, fold: EnvironmentFold) -> _Part:
         """What the environment adds to sums over all of them."""

@@ -221,6 +221,8 @@ class RunFold(RunFacts, kw_only=True):
     end_seconds: float | None = None
     host: dict[str, Any] | None = None
     """What the host is made of, as the payload has it; ``None`` in journals that do not say."""
+    exported_parameters: int | None = None
+    """Of the model that was written."""
 
 
 class ProducerFold(msgspec.Struct, omit_defaults=True):

@@ -33,12 +33,33 @@ export interface ArmResult {
   judged?: boolean;
 }
 
+/** A piece of the picture as wide as all of it: blocks stand one below the other, or in columns. */
+export interface Block {
+  height: number;
+  spoken: string;
+  boxes?: Array<Box>;
+  wires?: Array<Wire>;
+  dots?: Array<Dot>;
+  labels?: Array<Label>;
+}
+
 /** What limits the run, and what to do about it. */
 export interface Bound {
   kind: "compute" | "input" | "memory" | "sync" | "thermal" | "unknown";
   text: string;
   advice: string;
   evidence?: Record<string, Num>;
+}
+
+/** A rectangle. `whole` is all that is known of what it stands for, to be read at the pointer. */
+export interface Box {
+  x: number;
+  y: number;
+  width: number;
+  height: number;
+  kind: string;
+  stage?: string;
+  whole?: string;
 }
 
 /** What became of the seeds of one blueprint. */
@@ -145,6 +166,14 @@ export interface DeviceGroup {
   level: "bad" | "critical" | "ok" | "watch";
 }
 
+/** Where a seed's output joins the network's, filled by its `share` (alpha) in [0, 1]; empty without one. */
+export interface Dot {
+  x: number;
+  y: number;
+  share?: number;
+  stage?: string;
+}
+
 /** Events that a sink lost. */
 export interface Drop {
   sink: string;
@@ -167,6 +196,7 @@ export interface EnvironmentDetail {
   rollbacks: number;
   diagnostics?: Record<string, unknown>;
   diagnostics_epoch?: number;
+  network?: Network;
 }
 
 /** One environment on the flight board. */
@@ -273,6 +303,16 @@ export interface HostVitals {
   gpu_memory_total?: number;
 }
 
+/** A line of text, its baseline at `y`; `x` is its left end, with `end` its right one. */
+export interface Label {
+  x: number;
+  y: number;
+  text: string;
+  kind: string;
+  stage?: string;
+  end?: boolean;
+}
+
 /** A finished episode. */
 export interface Leader {
   arm: string;
@@ -299,6 +339,16 @@ export interface Mode {
   playing?: boolean;
   speed?: number;
   note?: string;
+}
+
+/** The network of one episode, from its input to its output. */
+export interface Network {
+  title: string;
+  width: number;
+  head: Block;
+  blocks: Array<Block>;
+  notes?: Array<string>;
+  env?: number;
 }
 
 /** How far the run is; without `eta` the pace is not known yet. */
@@ -478,6 +528,7 @@ export interface Snapshot {
   missing: number;
   unplaced: number;
   damage: Array<Damage>;
+  network?: Network;
 }
 
 /** Where an epoch's time goes, in milliseconds, mean over the environments' last epochs. */
@@ -514,6 +565,13 @@ export interface View {
   snapshot: Snapshot;
   mode: Mode;
   detail?: EnvironmentDetail;
+}
+
+/** A line through `points`: x and y in turn. */
+export interface Wire {
+  points: Array<number>;
+  kind: string;
+  stage?: string;
 }
 
 export const WIRE = {
