@@ -44,10 +44,11 @@ STEP_PARTS: Final = ("train_ms", "validate_ms", "counterfactual_ms", "policy_ms"
 """Parts of an epoch's time that add up; ``input_wait_ms`` lies within ``train_ms``."""
 
 
-_TIMES: Final = (*STEP_PARTS, "input_wait_ms")
+TIMES: Final = (*STEP_PARTS, "input_wait_ms")
+"""What a verdict on what limits a run is judged by."""
 
 _Part = tuple[tuple[float | None, ...], tuple[str, ...]]
-"""Of one environment: ``_TIMES`` of its newest epoch, and the stages of its slots, sorted."""
+"""Of one environment: ``TIMES`` of its newest epoch, and the stages of its slots, sorted."""
 
 
 class Builder:
@@ -82,7 +83,7 @@ class Builder:
         rows = {str(env_id): self.row(state, env_id, now) for env_id in sorted(ranked[:worst])}
         ended, better = state.run.end_status is not None, state.run.higher_is_better
         parts = [self._part(fold) for fold in state.environments.values()]
-        steps = _steps(parts)
+        steps = step_split([times for times, _ in parts])
         header, clock = run_header(state, now), _clock(state, now, ended)
         return Snapshot(
             schema=SNAPSHOT_SCHEMA,
@@ -208,7 +209,7 @@ def _identity(fold: EnvironmentFold) -> tuple[Any, ...]:
 
 def _part(fold: EnvironmentFold) -> _Part:
     facts = fold.facts
-    times = [facts.get(name) for name in _TIMES]
+    times = [facts.get(name) for name in TIMES]
     steps = [None if fact is None or fact.epoch != fold.epoch else float(fact.value) for fact in times]
     return tuple(steps), tuple(sorted([slot.stage or "UNKNOWN" for slot in fold.slots.values()]))
 
@@ -360,9 +361,10 @@ def _pulse(state: RunState) -> list[Pulse]:
     return pulses
 
 
-def _steps(parts: list[_Part]) -> StepSplit:
-    known = {name: [t for steps, _ in parts if (t := steps[at]) is not None] for at, name in enumerate(_TIMES)}
-    means = {name.removesuffix("_ms"): number(sum(times) / len(times)) for name, times in known.items() if times}
+def step_split(times: Sequence[tuple[float | None, ...]]) -> StepSplit:
+    """Means of :data:`TIMES` over environments."""
+    known = {name: [t for told in times if (t := told[at]) is not None] for at, name in enumerate(TIMES)}
+    means = {name.removesuffix("_ms"): number(sum(each) / len(each)) for name, each in known.items() if each}
     return StepSplit(**means, environments=len(known["train_ms"]))
 
 

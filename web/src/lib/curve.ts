@@ -1,23 +1,106 @@
 /** Curves from the wire as lines of a chart; non-finite points become marks, never numbers. */
-import type { Curve, Num } from "./schema";
-import type { Line } from "../parts/Chart.svelte";
+import type { Curve, CurveLine, Num } from "./schema";
+
+export interface Line {
+  label: string;
+  at: number[];
+  value: Array<number | null>;
+  /** Extremes around the value; absent where each point stands for itself. */
+  low?: Array<number | null>;
+  high?: Array<number | null>;
+  /** Where a value was not finite. */
+  odd?: number[];
+  tone: Tone;
+  dash?: number[];
+  /** Drawn thinner: a control, what was trained on. */
+  second?: boolean;
+  /** On an axis of its own, to the right. */
+  right?: boolean;
+}
+
+/** A stretch of the positions behind the lines. */
+export interface Band {
+  from: number;
+  until: number;
+  colour: string;
+}
+
+export type Range = readonly [number, number] | null;
+
+export const TONES = ["accent", "stage-blending", "stage-holding", "stage-pruned", "stage-training", "stage-germinated", "stage-fossilized", "soft"] as const;
+export type Tone = (typeof TONES)[number];
+const DASHES = [undefined, [7, 3], [2, 3], [8, 3, 2, 3], [12, 4], [4, 6]];
+/** Lines beyond so many repeat a colour and its dashes. */
+export const HUES = TONES.length * DASHES.length;
+
+/** One colour, with its dashes, for everything of one hue. */
+export function styleOf(hue: number): { tone: Tone; dash?: number[] } {
+  const dash = DASHES[Math.floor(hue / TONES.length) % DASHES.length];
+  return { tone: TONES[hue % TONES.length] ?? "accent", ...(dash && { dash }) };
+}
 
 const finite = (value: Num | undefined): number | null => (typeof value === "number" ? value : null);
 
-export function lineOf(label: string, curve: Curve, tone: string, extra: Partial<Line> = {}): Line {
+export function lineOf(label: string, curve: Curve, tone: Tone, extra: Partial<Line> = {}): Line {
   return {
     label,
     tone,
     at: curve.at,
     value: curve.last.map(finite),
-    low: curve.low.map(finite),
-    high: curve.high.map(finite),
+    ...(curve.low.length ? { low: curve.low.map(finite), high: curve.high.map(finite) } : {}),
     odd: curve.at.filter((_, index) => (curve.nans[index] ?? 0) > 0 || typeof curve.last[index] === "string"),
     ...extra,
   };
 }
 
+export function hued(line: CurveLine): Line {
+  const { tone, dash } = styleOf(line.hue);
+  return lineOf(line.label, line.curve, tone, { dash, second: line.dashed });
+}
+
 /** How many points stand behind what is drawn. */
 export function drawn(curve: Curve): string {
   return curve.at.length < curve.seen ? `${curve.at.length} buckets of ${curve.seen} points, least to most shaded` : `${curve.seen} points`;
+}
+
+/** Every line over the union of all positions; what a line did not measure is a gap (`undefined` where it says nothing). */
+export function aligned(at: number[], lines: Line[], change: (line: Line) => Array<Array<number | null>>): Array<Array<number | null | undefined>> {
+  const place = new Map(at.map((where, index) => [where, index]));
+  return lines.flatMap((line) => {
+    const columns = change(line);
+    if (line.at.length === at.length) return columns;
+    const places = line.at.map((where) => place.get(where) ?? 0);
+    return columns.map((values) => {
+      const spread: Array<number | null | undefined> = Array.from({ length: at.length });
+      for (const [index, where] of places.entries()) spread[where] = values[index] ?? null;
+      return spread;
+    });
+  });
+}
+
+/** Positions of all lines, in order, each once. */
+export function positions(lines: Line[]): number[] {
+  const [first] = lines;
+  if (first && lines.every((line) => line.at === first.at || (line.at.length === first.at.length && line.at.every((where, index) => where === first.at[index])))) return first.at;
+  return [...new Set(lines.flatMap((line) => line.at))].sort((a, b) => a - b);
+}
+
+/** A running mean in which each value weighs `1 - by`, freed of its start (Adam's correction). */
+export function softened(values: Array<number | null>, by: number): Array<number | null> {
+  if (by <= 0) return values;
+  let [mean, weight] = [0, 0];
+  return values.map((value) => {
+    if (value === null) return null;
+    mean = by * mean + (1 - by) * value;
+    weight = by * weight + (1 - by);
+    return mean / weight;
+  });
+}
+
+/** A range as wide as asked for, within the extent; `null` for all of it. */
+export function within(from: number, to: number, [first, last]: readonly [number, number]): Range {
+  const width = Math.min(to - from, last - first);
+  if (width <= 0 || width >= last - first) return null;
+  const low = Math.min(Math.max(from, first), last - width);
+  return [low, low + width];
 }

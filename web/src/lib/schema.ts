@@ -51,6 +51,15 @@ export interface Bound {
   evidence?: Record<string, Num>;
 }
 
+/** Seconds of a run through which one thing limited it; `text` and `advice` are of its last sample. */
+export interface BoundStretch {
+  kind: string;
+  since: number;
+  until: number;
+  text: string;
+  advice: string;
+}
+
 /** A rectangle. `whole` is all that is known of what it stands for, to be read at the pointer. */
 export interface Box {
   x: number;
@@ -136,20 +145,20 @@ export interface Curve {
   seen: number;
 }
 
-/** Lines over the same epochs (or rounds of a policy's learning). */
+/** Lines over the same epochs, rounds of a policy's learning, or seconds since the run began. */
 export interface CurveChart {
   title: string;
   x: string;
   lines: Array<CurveLine>;
   unit?: string;
+  of: number;
 }
 
-/** One line of a chart. */
+/** One line of a chart. Lines of one `hue` have one colour, in every chart; `dashed` ones stand second. */
 export interface CurveLine {
   label: string;
   curve: Curve;
-  arm?: string;
-  env?: number;
+  hue: number;
   dashed?: boolean;
 }
 
@@ -399,13 +408,18 @@ export interface RunAbout {
   diff_bytes?: number;
 }
 
-/** The charts of one episode (of a learner, one round), and those over all rounds. */
+/** The charts of one episode (of a learner, one round) and of the whole run; or those of many runs' newest ones. */
 export interface RunCurves {
   charts: Array<CurveChart>;
+  metric?: string;
   episode?: number;
   episodes?: Array<number>;
   tracks?: number;
   drawn?: number;
+  seeds?: Array<SeedLife>;
+  bounds?: Array<BoundStretch>;
+  runs?: Array<string>;
+  left_out?: Record<string, string>;
 }
 
 /** What runs, and how it is. */
@@ -491,6 +505,14 @@ export interface Seed {
   left_out?: string;
   alpha?: Curve;
   contribution?: Curve;
+}
+
+/** The stages of one seed, for bands behind curves; the last stretch lasts where it has no end. */
+export interface SeedLife {
+  name: string;
+  arm: string;
+  env: number;
+  stretches: Array<Stretch>;
 }
 
 /** One slot in the environment drawer. */

@@ -20,7 +20,7 @@ import msgspec
 
 from esper.karn.advice import about
 from esper.karn.compare import compare
-from esper.karn.curves import run_curves
+from esper.karn.curves import overlaid, run_curves
 from esper.karn.detail import build_detail
 from esper.karn.filter import parse
 from esper.karn.replay import ReadProgress, Timeline
@@ -212,17 +212,26 @@ async def _events(deck: Deck, request: HttpRequest) -> Response:
 
 async def _compare(deck: Deck, request: HttpRequest) -> Response:
     """The newest runs, or those named in ``runs`` with commas."""
+    paths = deck.paths()
+    chosen = _chosen(deck, request) or paths[-MAX_COMPARED:]
+    return _json(await anyio.to_thread.run_sync(lambda: compare(chosen, len(paths))))
+
+
+def _chosen(deck: Deck, request: HttpRequest) -> list[Path]:
+    """The runs named in ``runs`` with commas."""
     paths = {path.name: path for path in deck.paths()}
-    names = [name for name in request.query_params.get("runs", "").split(",") if name] or list(paths)[-MAX_COMPARED:]
+    names = [name for name in request.query_params.get("runs", "").split(",") if name]
     if strange := [name for name in names if name not in paths]:
         raise unknown("run", strange[0], paths)
-    return _json(await anyio.to_thread.run_sync(lambda: compare([paths[name] for name in names], len(paths))))
+    return [paths[name] for name in names]
 
 
 async def _curves(deck: Deck, request: HttpRequest) -> Response:
-    """Charts of one episode of a run, of the newest by default."""
+    """Charts of one episode of a run, of the newest by default; or of the runs named in ``runs`` with commas."""
+    if runs := _chosen(deck, request):
+        return _json(await anyio.to_thread.run_sync(overlaid, runs))
     directory = deck.feed(request.query_params.get("run")).directory
-    episode = int(request.query_params["episode"]) if "episode" in request.query_params else None
+    episode = _whole(request.query_params["episode"], "episode") if "episode" in request.query_params else None
     return _json(await anyio.to_thread.run_sync(run_curves, directory, episode))
 
 
