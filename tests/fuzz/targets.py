@@ -327,11 +327,11 @@ def _client() -> tuple[asyncio.AbstractEventLoop, Any]:
 def _server() -> tuple[asyncio.AbstractEventLoop, Callable[[], tuple[Any, Any]], bytes, list[str]]:
     from uvicorn.server import ServerState
 
-    from esper.karn.web.server import listen, make_server
+    from esper.karn.web.server import Door, listen, make_server
     from karn.journals import write_run
     from karn.streams import story
 
-    listening = listen(port=0)
+    listening = listen(Door(port=0))
     server = make_server(write_run(ROOT / "served", story()).parent, listening, cache=ROOT / "cache")
     server.config.load()
     loop = asyncio.new_event_loop()

@@ -35,7 +35,7 @@ _ORDERS: Final[dict[str, tuple[str, ...]]] = {
 _WORDS: Final = frozenset(
     {
         *("type", "slot", "seed", "stage", "blueprint", "gate", "arm", "policy", "device", "status", "factor"),
-        *("run", "task", "kind", "state"),
+        *("run", "task", "kind", "state", "name", "tag", "archived"),
     }
 )
 FIELDS: Final = tuple(sorted(_NUMBERS | set(_ORDERS) | _WORDS))

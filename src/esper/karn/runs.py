@@ -61,7 +61,7 @@ class RunInfo:
 def find_runs(folder: str | Path = "runs") -> list[RunInfo]:
     """All runs in ``folder``, the newest last, or the one that it is. One that cannot be read has its problem."""
     path = Path(folder)
-    return [describe_run(path)] if _is_run(path) else [describe_run(run) for run in list_runs(path)]
+    return [describe_run(path)] if is_run(path) else [describe_run(run) for run in list_runs(path)]
 
 
 def resolve_run(name: str | Path, base: str | Path = "runs") -> Path:
@@ -70,7 +70,7 @@ def resolve_run(name: str | Path, base: str | Path = "runs") -> Path:
     Raises ``UsageError`` when there is none or more than one.
     """
     path = Path(name)
-    if _is_run(path):
+    if is_run(path):
         return path
     if path.is_dir():
         inside = list_runs(path)
@@ -142,7 +142,8 @@ def _word(value: Any) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def _is_run(path: Path) -> bool:
+def is_run(path: Path) -> bool:
+    """Whether there is a manifest or a journal in ``path``."""
     return path.is_dir() and ((path / "run.json").is_file() or _has_journal(path))
 
 

@@ -18,6 +18,8 @@ from typing import Any, Final
 import msgspec
 
 from esper.karn.filter import Filter
+from esper.karn.notes import NOTES, Notes, read_notes
+from esper.karn.notes import facts as row_facts
 from esper.karn.parts import Level, Number, Part, number, wire_safe
 from esper.karn.results import STATIC
 from esper.karn.runs import RunInfo, describe_run
@@ -35,7 +37,7 @@ TAIL: Final = 1 << 18
 """Bytes at a journal's end in which the newest result is looked for."""
 NOT_SHOWN: Final = frozenset({"run_dir", "quiet", "overwatch", "config", "task", "policy"})
 """Settings that say nothing of a run, or stand in columns of their own."""
-SORTS: Final = ("run", "date", "duration", "task", "policy", "result", "state")
+SORTS: Final = ("run", "name", "date", "duration", "task", "policy", "result", "state")
 _ENDS: Final[Mapping[str, Level]] = {"failed": "critical", "interrupted": "watch", "preempted": "watch"}
 
 
@@ -61,6 +63,15 @@ class RunRow(Part, kw_only=True, frozen=True):
     arm: str | None = None
     split: str | None = None
     """What ``result`` is of."""
+    title: str | None = None
+    """Name that a person gave it."""
+    tags: list[str] = []
+    notes: str = ""
+    """Their beginning."""
+    notes_length: int = 0
+    archived: bool = False
+    notes_problem: str | None = None
+    """Why what a person said of it cannot be read."""
     settings: dict[str, Any] = {}
     """Values of those settings in which the runs differ; one that a run does not have is missing."""
 
@@ -70,6 +81,8 @@ class RunTable(Part, kw_only=True, frozen=True):
 
     rows: list[RunRow]
     keys: list[str]
+    edits: bool = False
+    """Whether names, tags and notes can be changed here."""
 
 
 class RunAbout(Part, kw_only=True, frozen=True):
@@ -91,6 +104,13 @@ class RunAbout(Part, kw_only=True, frozen=True):
     diff: str = ""
     diff_bytes: int = 0
     """How long the difference to the revision is as a whole; ``diff`` may be its beginning."""
+    path: str = ""
+    title: str = ""
+    tags: list[str] = []
+    notes: str = ""
+    archived: bool = False
+    digest: str = ""
+    """Of what a person said of it: an edit says what it was made from."""
 
 
 class _Told(msgspec.Struct):
@@ -99,21 +119,26 @@ class _Told(msgspec.Struct):
     verdict: Verdict | None = None
 
 
-def run_table(paths: Iterable[Path], now: float) -> RunTable:
-    """The runs in ``paths`` as they are at wall clock ``now``."""
+def run_table(paths: Iterable[Path], now: float, edits: bool = False) -> RunTable:
+    """The runs in ``paths`` as they are at wall clock ``now``; ``edits``: whether they can be changed there."""
     found = [(describe_run(path), _facts(path, _signature(path))) for path in paths]
     values = [facts.settings for _, facts in found]
     names = sorted({name for settings in values for name in settings} - NOT_SHOWN)
     # runs of another kind have other settings: those that have one must differ in it
     told = {name: {_spelled(settings[name]) for settings in values if name in settings} for name in names}
     keys = [name for name in names if len(told[name]) > 1]
-    return RunTable(rows=[_row(info, facts, keys, now) for info, facts in found], keys=keys)
+    return RunTable(rows=[_row(info, facts, keys, now) for info, facts in found], keys=keys, edits=edits)
 
 
 def run_about(path: Path) -> RunAbout:
-    """What the manifest of the run in ``path`` says. Raises ``DataError`` where there is none."""
+    """What the manifest of the run in ``path`` says, and what a person says of it. Raises ``DataError`` where there is
+    no manifest.
+    """
     manifest: Manifest = RunDirectory.open(path).manifest
     git = manifest.git
+    notes = Notes()
+    with contextlib.suppress(DataError):  # the table says so
+        notes = read_notes(path)
     return RunAbout(
         name=path.name,
         command=shlex.join(manifest.command),
@@ -128,6 +153,12 @@ def run_about(path: Path) -> RunAbout:
         dirty=None if git is None else git.dirty,
         diff="" if git is None else git.diff,
         diff_bytes=0 if git is None else git.diff_bytes,
+        path=str(path),
+        title=notes.name,
+        tags=notes.tags,
+        notes=notes.notes,
+        archived=notes.archived,
+        digest=notes.digest,
     )
 
 
@@ -148,22 +179,27 @@ def run_subject(row: RunRow) -> dict[str, Any]:
         "metric": row.result,
         "time": row.created,
         "duration": row.seconds,
+        "name": row.title,
+        "tag": set(row.tags) or None,
+        "archived": "yes" if row.archived else "no",
     }
     subject |= {name: value for name, value in named.items() if value is not None}
-    words = [row.name, row.task, row.policy, row.state, row.headline]
+    words = [row.name, row.task, row.policy, row.state, row.headline, row.title, *row.tags, row.notes]
     return subject | {"text": " ".join(word for word in words if word)}
 
 
-def chosen(table: RunTable, wanted: Filter, order: str = "date") -> list[RunRow]:
+def chosen(table: RunTable, wanted: Filter, order: str = "date", archived: bool = False) -> list[RunRow]:
     """The rows that ``wanted`` matches, by ``order``: a column or a setting, with ``-`` in front from the greatest.
 
-    What is not known stands last. Raises ``UsageError`` for an order that there is not.
+    Those that were put away only where ``archived`` says so, or the filter asks for them. What is not known stands
+    last. Raises ``UsageError`` for an order that there is not.
     """
     name, back = order.removeprefix("-"), order.startswith("-")
     if name not in SORTS and name not in table.keys:
         raise unknown("column", name, (*SORTS, *table.keys))
-    rows = [row for row in table.rows if wanted.matches(run_subject(row))]
-    fields = {"run": "name", "date": "created", "duration": "seconds"}
+    archived = archived or any(term.field == "archived" for term in wanted.terms)
+    rows = [row for row in table.rows if (archived or not row.archived) and wanted.matches(run_subject(row))]
+    fields = {"run": "name", "name": "title", "date": "created", "duration": "seconds"}
 
     def value(row: RunRow) -> Any:
         return getattr(row, fields.get(name, name)) if name in SORTS else row.settings.get(name)
@@ -177,12 +213,26 @@ def text(table: RunTable, rows: Sequence[RunRow]) -> str:
     """The runs as an aligned table, and how many are not shown."""
     if not table.rows:
         return "no runs here\n"
-    head = ["run", "date", "duration", "task", "policy", "result", *map(visible, table.keys), "state", "verdict"]
-    lines = [[visible(cell) for cell in _cells(row, table.keys)] for row in rows]
+    said = [name for name in ("name", "tags") if any(_said(row, name) for row in rows)]
+    head = ["run", *said, "date", "duration", "task", "policy", "result", *map(visible, table.keys), "state", "verdict"]
+    lines = [[visible(cell) for cell in _cells(row, table.keys, said)] for row in rows]
     widths = [max(len(line[at]) for line in (head, *lines)) for at in range(len(head))]
     told = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in (head, *lines)]
-    hidden = len(table.rows) - len(rows)
-    return "\n".join([*told, *([f"{hidden} of {len(table.rows)} hidden by the filter"] if hidden else [])]) + "\n"
+    names = {row.name for row in rows}
+    hidden = [row for row in table.rows if row.name not in names]
+    archived = sum(row.archived for row in hidden)
+    if len(hidden) > archived:
+        told.append(f"{len(hidden) - archived} of {len(table.rows)} hidden by the filter")
+    if archived:
+        told.append(f"{archived} of {len(table.rows)} archived and not shown; --archived shows them")
+    told += [visible(f"{row.name}: {row.notes_problem}") for row in rows if row.notes_problem]
+    return "\n".join(told) + "\n"
+
+
+def _said(row: RunRow, name: str) -> str:
+    """What a person called it, cut to what a line has room for."""
+    words = (row.title or "") if name == "name" else ",".join(row.tags)
+    return words if len(words) <= 40 else f"{words[:39]}…"
 
 
 def setting(value: Any) -> str:
@@ -192,13 +242,25 @@ def setting(value: Any) -> str:
     return value if isinstance(value, str) else figure(value) if not isinstance(value, dict) else _spelled(value)
 
 
-def _cells(row: RunRow, keys: Sequence[str]) -> list[str]:
+def _cells(row: RunRow, keys: Sequence[str], said: Sequence[str]) -> list[str]:
     date = ABSENT if row.created is None else time.strftime("%Y-%m-%d %H:%M", time.localtime(row.created))
     result = ABSENT if row.result is None else figure(row.result)
     settings = [setting(row.settings.get(name)) for name in keys]
     took = ABSENT if row.seconds is None else duration(row.seconds)
     verdict = ABSENT if row.headline is None else row.headline if len(row.headline) <= 60 else f"{row.headline[:59]}…"
-    return [row.name, date, took, row.task or ABSENT, row.policy or ABSENT, result, *settings, row.state, verdict]
+    words = [_said(row, name) or ABSENT for name in said]
+    return [
+        row.name,
+        *words,
+        date,
+        took,
+        row.task or ABSENT,
+        row.policy or ABSENT,
+        result,
+        *settings,
+        row.state,
+        verdict,
+    ]
 
 
 def _row(info: RunInfo, facts: _Facts, keys: Sequence[str], now: float) -> RunRow:
@@ -220,6 +282,7 @@ def _row(info: RunInfo, facts: _Facts, keys: Sequence[str], now: float) -> RunRo
         level=level,
         headline=facts.reason if verdict is None else verdict.headline,
         **_result(info, facts),
+        **facts.notes,
         settings={name: wire_safe(facts.settings[name]) for name in keys if facts.settings.get(name) is not None},
     )
 
@@ -239,6 +302,8 @@ def _result(info: RunInfo, facts: _Facts) -> dict[str, Any]:
 
 class _Facts(msgspec.Struct):
     settings: dict[str, Any] = {}
+    notes: dict[str, Any] = {}
+    """What a person said of it, as fields of a row."""
     verdict: Verdict | None = None
     reason: str | None = None
     """Why it ended, where it did not complete."""
@@ -252,7 +317,7 @@ def _report(path: Path) -> Path:
 
 def _signature(path: Path) -> tuple[tuple[str, int, int], ...]:
     told = []
-    for file in (path / MANIFEST, _report(path), *list_segments(path).values()):
+    for file in (path / MANIFEST, path / NOTES, _report(path), *list_segments(path).values()):
         with contextlib.suppress(OSError):
             about = file.stat()
             told.append((file.name, about.st_size, about.st_mtime_ns))
@@ -264,6 +329,10 @@ def _facts(path: Path, signature: tuple[tuple[str, int, int], ...]) -> _Facts:
     facts = _Facts()
     with contextlib.suppress(DataError):
         facts.settings = RunDirectory.open(path).manifest.values()
+    try:
+        facts.notes = row_facts(read_notes(path))
+    except DataError as problem:
+        facts.notes = {"notes_problem": str(problem)}
     written = {name: moment for name, _, moment in signature}
     newest = max((moment for name, moment in written.items() if name.startswith("events-")), default=0)
     if written.get("report.json", 0) >= newest:  # an older report is of a run that went on

@@ -7,6 +7,7 @@ there in between. A file with a second name (a hard link) is replaced, never wri
 
 from __future__ import annotations
 
+import fcntl
 import io
 import os
 import re
@@ -216,6 +217,15 @@ class Folder:
         for name in self.names():
             if _TEMPORARY.fullmatch(name):
                 os.unlink(name, dir_fd=self._descriptor)
+
+    def lock(self) -> None:
+        """Take the lock of whoever writes in it, until it is closed. Raises ``BlockingIOError`` if another has it."""
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise
+        except OSError:
+            pass  # some network file systems have no locks
 
     def sync(self) -> None:
         """Wait until the names in it are on the disk."""

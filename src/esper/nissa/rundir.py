@@ -108,9 +108,10 @@ class RunDirectory:
 
 
 def list_runs(base: str | Path = "runs") -> list[Path]:
-    """The run directories in ``base``, oldest first; empty where ``base`` is not there."""
+    """The run directories in ``base``, oldest first; none without ``base``. Hidden ones are being deleted."""
     try:
         with os.scandir(base) as entries:
-            return sorted(Path(entry.path) for entry in entries if os.path.isfile(os.path.join(entry.path, MANIFEST)))
+            shown = [entry.path for entry in entries if not entry.name.startswith(".")]
+            return sorted(Path(path) for path in shown if os.path.isfile(os.path.join(path, MANIFEST)))
     except FileNotFoundError:
         return []

@@ -43,6 +43,11 @@ def build_parser() -> argparse.ArgumentParser:
     web.add_argument("--port", type=int, help="default: 8471, or any free one where that is taken")
     web.add_argument("--bind", default="127.0.0.1", metavar="ADDRESS", help="default: only this machine")
     web.add_argument("--allowed-host", action="append", default=[], metavar="NAME", help="host name that may be used")
+    web.add_argument(
+        "--base-path", default="", metavar="PATH", help="path below which a proxy serves the page, as /esper"
+    )
+    web.add_argument("--token-file", type=Path, metavar="FILE", help="keep the token there (default: beside the cache)")
+    web.add_argument("--allow-edits", action="store_true", help="name, tag, describe, put away and delete runs there")
     web.add_argument("--new-token", action="store_true", help="links that were given out stop working")
     web.add_argument("--build", action="store_true", help="build the page anew, in a checkout")
     web.add_argument("--beside", type=int, metavar="PID", help=argparse.SUPPRESS)
@@ -93,8 +98,8 @@ def once(run: Path, terms: str) -> int:
 def browse(given: argparse.Namespace, notify: Sequence[str]) -> int:
     """Serve the page until interrupted, or beside a run until it is gone and nobody looks."""
     from esper.karn.replay import cache_home
-    from esper.karn.web.guard import kept_token
-    from esper.karn.web.server import listen, make_server
+    from esper.karn.web.guard import kept_token, token_from
+    from esper.karn.web.server import Door, listen, make_server
 
     ready_page(given.build)
     if given.beside is not None:
@@ -104,14 +109,21 @@ def browse(given: argparse.Namespace, notify: Sequence[str]) -> int:
             return 0
     else:
         target = Path(given.run) if list_runs(given.run) else resolve_run(given.run)
-    token = kept_token(cache_home().with_name("overwatch-token"), given.new_token)
-    listening = listen(given.bind, given.port, given.allowed_host, token)
+    if given.token_file is not None:
+        token = token_from(given.token_file, given.new_token)
+    else:
+        token = kept_token(cache_home().with_name("overwatch-token"), given.new_token)
+    door = Door(given.bind, given.port, given.allowed_host, token, given.base_path, given.allow_edits)
+    listening = listen(door)
     server = make_server(target, listening, progress=ReadingProgress())
     gc.set_threshold(COLLECT_AFTER)
     link = listening.link
     if given.replay:
         link += "&at=0"
     print(f"Overwatch: {link}", flush=True)
+    if "SSH_CONNECTION" in os.environ:
+        there = f"{listening.port}:127.0.0.1:{listening.port}"
+        print(f"  from your machine: ssh -L {there} HOST, then this link; any port there will do", flush=True)
 
     def leave_when_alone() -> None:
         last = time.monotonic()

@@ -8,15 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from esper.karn.web.server import Listening, listen, make_server
+from esper.karn.web.server import Door, Listening, listen, make_server
 
 
 @contextlib.contextmanager
-def serving(
-    target: Path, cache: Path, *, port: int = 0, token: str | None = None, **options: Any
-) -> Iterator[Listening]:
+def serving(target: Path, cache: Path, *, door: Door | None = None, **options: Any) -> Iterator[Listening]:
     """A server over ``target``, on a free port unless one is given; it ends with the block."""
-    listening = listen(port=port, token=token)
+    listening = listen(door or Door(port=0))
     server = make_server(target, listening, cache=cache, **options)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening.socket]}, daemon=True)
     thread.start()

@@ -9,8 +9,8 @@ import pytest
 pytest.importorskip("starlette")
 httpx = pytest.importorskip("httpx")
 
-from esper.karn.web.guard import CSP, access_for, is_loopback, kept_token, new_token  # noqa: E402
-from esper.karn.web.server import listen, make_app  # noqa: E402
+from esper.karn.web.guard import CSP, access_for, is_loopback, kept_token, new_token, token_from  # noqa: E402
+from esper.karn.web.server import Door, listen, make_app  # noqa: E402
 from esper.leyline import UsageError  # noqa: E402
 from karn.journals import write_run  # noqa: E402
 from karn.streams import story  # noqa: E402
@@ -26,7 +26,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> httpx.AsyncClient:
     page.mkdir()
     (page / "index.html").write_text("<!doctype html><title>Overwatch</title>")
     run = write_run(base / "runs", story())
-    app = make_app(run, access_for("127.0.0.1", 9000, token=TOKEN), static=page, cache=base / "cache")
+    app = make_app(run, access_for("127.0.0.1", token=TOKEN), static=page, cache=base / "cache")
     return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url=f"http://{HOST}")
 
 
@@ -40,8 +40,14 @@ AUTH = {"authorization": f"Bearer {TOKEN}"}
         ("/", {}, 200),
         ("/", {"host": "localhost:9000"}, 200),
         ("/", {"host": "evil.example"}, 403),
-        ("/", {"host": "127.0.0.1"}, 403),
-        ("/", {"host": "127.0.0.1:9001"}, 403),
+        # a tunnel has a port of its own, and no site can take these names for itself
+        ("/", {"host": "127.0.0.1"}, 200),
+        ("/", {"host": "localhost:9001"}, 200),
+        ("/", {"host": "localhost.evil.example:9000"}, 403),
+        ("/api/snapshot", AUTH | {"host": "localhost:9001", "origin": "http://localhost:9001"}, 200),
+        # the page of another server of this machine
+        ("/api/snapshot", AUTH | {"origin": "http://localhost:3000"}, 403),
+        ("/api/snapshot", AUTH | {"origin": "http://127.0.0.1:9001"}, 403),
         ("/", {"host": "127.0.0.1:9000.evil.example"}, 403),
         ("/api/snapshot", AUTH, 200),
         ("/api/snapshot", {}, 401),
@@ -93,7 +99,7 @@ async def test_run_names_travel_as_data(tmp_path: Path) -> None:
     name = "<img src=x onerror=alert(1)>"
     events = story()
     events[0].data["task"] = name
-    access, unbuilt = access_for("127.0.0.1", 9000, token=TOKEN), tmp_path / "static"
+    access, unbuilt = access_for("127.0.0.1", token=TOKEN), tmp_path / "static"
     app = make_app(write_run(tmp_path, events), access, static=unbuilt, cache=tmp_path / "cache")
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url=f"http://{HOST}") as client:
         response = await client.get("/api/snapshot", headers=AUTH)
@@ -124,21 +130,21 @@ def test_the_link_has_the_token_in_its_fragment() -> None:
 def test_other_machines_only_by_name(bind: str) -> None:
     assert not is_loopback(bind)
     with pytest.raises(UsageError, match="--allowed-host"):
-        listen(bind)
-    hosts = access_for(bind, 80, ["box.example", "other.example:8080"]).hosts
-    assert {"box.example:80", "other.example:8080"} < hosts
+        listen(Door(bind))
+    hosts = access_for(bind, ["box.example", "other.example:8080"]).hosts
+    assert hosts == {"box.example", "other.example:8080"}
 
 
 def test_a_taken_port_is_said_and_a_default_one_is_stepped_over() -> None:
     first = listen()
     try:
         with pytest.raises(UsageError, match=f"port {first.port}.*--port"):
-            listen(port=first.port)
+            listen(Door(port=first.port))
         second = listen()
         assert second.port != first.port
         second.socket.close()
         with pytest.raises(UsageError, match="--port"):
-            listen(port=70000)
+            listen(Door(port=70000))
     finally:
         first.socket.close()
 
@@ -155,3 +161,24 @@ def test_a_kept_token_outlives_the_server_and_is_its_owners_alone(tmp_path: Path
     assert len(kept_token(path)) >= 43
     (tmp_path / "file").write_text("")
     assert kept_token(tmp_path / "file" / "token") != kept_token(tmp_path / "file" / "token"), "not kept, yet given"
+
+
+def test_a_token_file_of_a_person(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "token"
+    token = token_from(path)
+    assert token_from(path) == token and path.stat().st_mode & 0o777 == 0o600
+    assert token_from(path, anew=True) != token
+    mine = "My-own_token" * 4
+    path.write_text(f"{mine}\n")
+    assert token_from(path) == mine
+    path.chmod(0o640)
+    with pytest.raises(UsageError, match="chmod 600"):
+        token_from(path)
+    assert path.read_text() == f"{mine}\n", "what a person wrote is not replaced"
+    path.chmod(0o600)
+    for held in ("short", "x" * 42 + " y", "\u00e9" * 50):
+        path.write_text(held)
+        with pytest.raises(UsageError, match="--token-file"):
+            token_from(path)
+    with pytest.raises(UsageError, match="cannot be written"):
+        token_from(path / "below" / "a" / "file")

@@ -17,7 +17,7 @@ from esper.karn.aggregator import fold
 from esper.karn.report import write_report
 from esper.karn.snapshot import build
 from esper.karn.verdict import lines
-from esper.karn.web.server import listen, make_server
+from esper.karn.web.server import Door, listen, make_server
 from esper.leyline import TelemetryEvent
 from esper.leyline import TelemetryEventType as T
 from karn.journals import write_run
@@ -133,14 +133,14 @@ def test_a_tab_outlives_its_server_and_says_what_it_needs(
 ) -> None:
     """Started again with the same token it goes on by itself; with another one it asks for that, and is quiet."""
     run = write_run(tmp_path, story(), run_id="again")
-    with serving(run, tmp_path / "cache", token="k" * 43) as listening:
+    with serving(run, tmp_path / "cache", door=Door(port=0, token="k" * 43)) as listening:
         go(browser, listening.link)
         until(lambda: rows(browser))
         port = listening.port
     until(lambda: "No contact with Overwatch" in browser.text(selector="[aria-label=Notices]"), 8)
-    with serving(run, tmp_path / "cache", port=port, token="k" * 43):
+    with serving(run, tmp_path / "cache", door=Door(port=port, token="k" * 43)):
         until(lambda: "No contact" not in browser.text(selector="[aria-label=Notices]"), 8)
-    with serving(run, tmp_path / "cache", port=port, token="o" * 43):
+    with serving(run, tmp_path / "cache", door=Door(port=port, token="o" * 43)):
         browser.wait(selector="[role=alert]")
         assert "does not know this tab's token" in browser.text(selector="main")
         asked = "performance.getEntriesByType('resource').length"
@@ -171,7 +171,7 @@ def test_runs_that_come_and_go(browser: Browser, tmp_path: Path) -> None:
 
 def test_behind_a_prefix(browser: Browser, tmp_path: Path) -> None:
     """A proxy serves the page below a path and takes the path away."""
-    listening = listen(port=0)
+    listening = listen(Door(port=0))
     server = make_server(write_run(tmp_path, story(), run_id="deep"), listening, cache=tmp_path / "cache")
     inner: Callable[..., Awaitable[None]] = server.config.app  # type: ignore[assignment]
 

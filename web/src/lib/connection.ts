@@ -31,6 +31,17 @@ export async function get<T>(path: string, query: Record<string, string | number
   return (await response.json()) as T;
 }
 
+/** Change something; the server answers with what it is now. */
+export async function post<T>(path: string, query: Record<string, string>, body: unknown): Promise<T> {
+  const response = await fetch(`${path}?${new URLSearchParams(query)}`, {
+    method: "POST",
+    headers: { Authorization: `Bearer ${sessionStorage.getItem(KEY) ?? ""}`, "Content-Type": "application/json" },
+    body: JSON.stringify(body),
+  });
+  if (!response.ok) throw new Refused(response.status, (await response.text()).trim() || response.statusText);
+  return (await response.json()) as T;
+}
+
 /** The server answered, and not with what was asked for. */
 export class Refused extends Error {
   constructor(

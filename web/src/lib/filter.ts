@@ -9,7 +9,7 @@ const ORDERS: Record<string, readonly string[]> = {
   level: ["ok", "watch", "bad", "critical"],
 };
 const NUMBERS = new Set(["env", "episode", "epoch", "score", "metric", "loss", "parameters", "time", "duration"]);
-const WORDS = new Set(["type", "slot", "seed", "stage", "blueprint", "gate", "arm", "policy", "device", "status", "factor", "run", "task", "kind", "state"]);
+const WORDS = new Set(["type", "slot", "seed", "stage", "blueprint", "gate", "arm", "policy", "device", "status", "factor", "run", "task", "kind", "state", "name", "tag", "archived"]);
 export const FIELDS = [...NUMBERS, ...Object.keys(ORDERS), ...WORDS].sort();
 
 const COMPARE: Record<string, (a: Value, b: Value) => boolean> = {
@@ -116,11 +116,11 @@ export function itemSubject(item: FeedItem): Subject {
 /** Fields of a run, its settings by their names. */
 export function runSubject(row: RunRow): Subject {
   const settings = Object.entries(row.settings ?? {}).map(([name, value]) => [name, Array.isArray(value) ? value.map(String) : typeof value === "number" || typeof value === "string" ? value : String(value)]);
-  const { name, task, policy, kind, state, level, result, created, seconds, headline } = row;
+  const { name, task, policy, kind, state, level, result, created, seconds, headline, title, tags = [], notes } = row;
   return {
     ...(Object.fromEntries(settings) as Subject),
-    ...{ run: name, task, policy, kind, state, level, metric: result, time: created, duration: seconds },
-    text: [name, task, policy, state, headline].filter(Boolean).join(" "),
+    ...{ run: name, task, policy, kind, state, level, metric: result, time: created, duration: seconds, name: title, tag: tags.length ? tags : undefined, archived: row.archived ? "yes" : "no" },
+    text: [name, task, policy, state, headline, title, ...tags, notes].filter(Boolean).join(" "),
   };
 }
 

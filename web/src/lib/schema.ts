@@ -406,6 +406,12 @@ export interface RunAbout {
   dirty?: boolean;
   diff?: string;
   diff_bytes?: number;
+  path?: string;
+  title?: string;
+  tags?: Array<string>;
+  notes?: string;
+  archived?: boolean;
+  digest?: string;
 }
 
 /** The charts of one episode (of a learner, one round) and of the whole run; or those of many runs' newest ones. */
@@ -475,6 +481,12 @@ export interface RunRow {
   result?: Num;
   arm?: string;
   split?: string;
+  title?: string;
+  tags?: Array<string>;
+  notes?: string;
+  notes_length?: number;
+  archived?: boolean;
+  notes_problem?: string;
   settings?: Record<string, unknown>;
 }
 
@@ -482,6 +494,7 @@ export interface RunRow {
 export interface RunTable {
   rows: Array<RunRow>;
   keys: Array<string>;
+  edits?: boolean;
 }
 
 /** The seed inspector. */

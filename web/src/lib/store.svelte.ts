@@ -35,6 +35,8 @@ class Overwatch {
   runs = $state.raw<RunRow[]>([]);
   /** Settings in which the runs differ. */
   keys = $state.raw<string[]>([]);
+  /** Whether runs can be named, tagged, described, put away and deleted here. */
+  edits = $state(false);
   timeline = $state.raw<Timeline | null>(null);
   cursor = $state<number | null>(null);
   byNumber = $state(false);
@@ -236,9 +238,10 @@ class Overwatch {
   private take(table: RunTable): void {
     this.runs = table.rows;
     this.keys = table.keys;
+    this.edits = table.edits ?? false;
   }
 
-  private async loadRuns(): Promise<void> {
+  async loadRuns(): Promise<void> {
     try {
       const began = performance.now();
       this.take(await get<RunTable>("api/runs"));

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hmac
 import ipaddress
 import os
+import re
 import secrets
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from dataclasses import dataclass
@@ -29,6 +30,10 @@ TOKEN_PREFIX: Final = "esper.token."
 
 PRIVATE: Final = ("/api", "/ws", "/metrics")
 """Paths that need the token. The page itself holds nothing."""
+
+EDITS: Final = frozenset({"/api/edit", "/api/delete"})
+"""Paths that change something, by POST."""
+LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "[::1]"})
 
 CSP: Final = "; ".join(
     (
@@ -60,12 +65,25 @@ class Access:
     """Hosts, origins and token that are let in."""
 
     hosts: frozenset[str]
+    """Names in lower case, each with a port where that one alone is meant."""
     token: str
+    edits: bool = False
+    """Whether runs may be named, tagged, described, put away and deleted."""
 
-    @property
-    def origins(self) -> frozenset[str]:
-        """Origins that pages may come from."""
-        return frozenset(f"{scheme}://{host}" for host in self.hosts for scheme in ("http", "https"))
+    def knows(self, host: str) -> bool:
+        """Whether a request's ``Host`` is let in. Names of this machine are, by any port: a tunnel has its own, and no
+        other site can take such a name for itself.
+        """
+        name, port = _split(host.lower())
+        return name in LOOPBACK or name in self.hosts or f"{name}:{port}" in self.hosts
+
+    def admits(self, origin: str, host: str) -> bool:
+        """Whether a page of ``origin`` may ask ``host``: one of its own, or of a name that was given. The page of
+        another server of this machine may not.
+        """
+        scheme, _, place = origin.lower().partition("://")
+        mine = place == host.lower() or place in self.hosts or _split(place)[0] in self.hosts
+        return scheme in ("http", "https") and mine
 
 
 def new_token() -> str:
@@ -101,8 +119,28 @@ SHORTEST: Final = 43
 """Letters of :func:`new_token`."""
 
 
-def access_for(bind: str, port: int, allowed_hosts: Iterable[str] = (), token: str | None = None) -> Access:
-    """Access for a server bound to ``bind``:``port``.
+def token_from(path: Path, anew: bool = False) -> str:
+    """The token in a file that a person named, made there where it is missing. Raises ``UsageError`` where it cannot be
+    kept, others may read it, or it can be guessed.
+    """
+    if path.exists() and not anew:
+        if path.stat().st_mode & 0o077:
+            raise UsageError(f"--token-file {path}: others may read it; chmod 600 {path}")
+        try:
+            held = path.read_text(encoding="ascii").strip()
+        except (OSError, ValueError):
+            raise UsageError(f"--token-file {path}: it cannot be read as a token") from None
+        if not re.fullmatch(f"[A-Za-z0-9_-]{{{SHORTEST},256}}", held):
+            raise UsageError(f"--token-file {path}: a token is of {SHORTEST} to 256 letters, digits, - and _")
+        return held
+    token = kept_token(path, anew=True)
+    if not path.is_file() or path.read_text(encoding="ascii") != token:
+        raise UsageError(f"--token-file {path}: it cannot be written")
+    return token
+
+
+def access_for(bind: str, allowed_hosts: Iterable[str] = (), token: str | None = None, edits: bool = False) -> Access:
+    """Access for a server bound to ``bind``. A name without a port is let in by any.
 
     Raises ``UsageError`` for an address that other machines can reach, unless the names under which they may are given.
     """
@@ -112,9 +150,7 @@ def access_for(bind: str, port: int, allowed_hosts: Iterable[str] = (), token: s
             f"binding to {bind} lets other machines in; name the hosts they may use with --allowed-host, "
             f"or bind to 127.0.0.1"
         )
-    names = ["127.0.0.1", "localhost", "[::1]", *allowed]
-    hosts = {name if _has_port(name) else f"{name}:{port}" for name in names}
-    return Access(frozenset(hosts), token if token is not None else new_token())
+    return Access(frozenset(allowed), token if token is not None else new_token(), edits)
 
 
 def is_loopback(bind: str) -> bool:
@@ -146,16 +182,19 @@ class Guard:
     def _refusal(self, scope: Scope) -> tuple[int, str] | None:
         socket = scope["type"] == "websocket"
         hosts, origins = _values(scope, b"host"), _values(scope, b"origin")
-        if len(hosts) != 1 or hosts[0].lower() not in self._access.hosts:
+        if len(hosts) != 1 or not self._access.knows(hosts[0]):
             return 403, f"this host name is not served here; {_advice(hosts)}"
-        if len(origins) > 1 or (origins and origins[0].lower() not in self._access.origins):
+        if len(origins) > 1 or (origins and not self._access.admits(origins[0], hosts[0])):
             return (
                 403,
                 "this origin is not served here; start Overwatch with --allowed-host and its name if that is meant",
             )
-        if not socket and scope["method"] not in ("GET", "HEAD"):
-            return 405, "read-only"
         path = scope["path"]
+        if not socket and scope["method"] not in ("GET", "HEAD"):
+            if path not in EDITS or scope["method"] != "POST":
+                return 405, "read-only"
+            if not self._access.edits:
+                return 405, "read-only; runs are edited where Overwatch was started with --allow-edits"
         if not any(path == private or path.startswith(f"{private}/") for private in PRIVATE):
             return None
         bearer = [value[7:] for value in _values(scope, b"authorization") if value[:7].lower() == "bearer "]
@@ -180,6 +219,12 @@ def _offered_tokens(scope: Scope) -> list[str]:
 
 def _values(scope: Scope, name: bytes) -> list[str]:
     return [value.decode("latin-1") for key, value in scope["headers"] if key == name]
+
+
+def _split(host: str) -> tuple[str, str]:
+    """Name and port, which may be empty."""
+    name, colon, port = host.rpartition(":")
+    return (name, port) if colon and port.isdigit() and not host.endswith("]") else (host, "")
 
 
 def _has_port(name: str) -> bool:

@@ -1,6 +1,7 @@
 """Overwatch's server: Starlette routes over watched runs, read-only, guarded, on the loopback interface.
 
-``WS /ws`` sends binary frames (:mod:`esper.karn.web.frames`); everything else is ``GET``.
+``WS /ws`` sends binary frames (:mod:`esper.karn.web.frames`); everything else is ``GET``, but for edits, which are
+``POST`` and off unless asked for.
 """
 
 from __future__ import annotations
@@ -23,10 +24,11 @@ from esper.karn.compare import compare
 from esper.karn.curves import overlaid, run_curves
 from esper.karn.detail import build_detail
 from esper.karn.filter import parse
+from esper.karn.notes import Edit, delete, edit
 from esper.karn.replay import ReadProgress, Timeline
 from esper.karn.runtable import run_about, run_table
 from esper.karn.snapshot import build, feed_item
-from esper.leyline import DataError, EsperError, MissingExtraError, UsageError, unknown
+from esper.leyline import DataError, EsperError, MissingExtraError, UsageError, decode_json, unknown
 from esper.leyline.decoding import told
 from esper.leyline.text import visible, visible_json
 from esper.nissa.rundir import list_runs
@@ -47,6 +49,7 @@ from esper.karn.web.connections import BACKLOG, MOST_WAITING, WaitingRoom, proto
 from esper.karn.web.feed import Client, RunFeed
 from esper.karn.web.guard import PROTOCOL, Access, Asgi, Guard, access_for
 from esper.karn.web.metrics import CONTENT_TYPE, openmetrics
+from esper.karn.web.prefix import Prefix, checked
 from esper.karn.web.types import page_schema
 
 STATIC: Final = Path(__file__).parent / "static"
@@ -56,6 +59,8 @@ NOT_BUILT: Final = (
     "'--tui' and '--once' need neither.\n"
 )
 MAX_MESSAGE: Final = 64 * 1024
+MAX_EDIT: Final = 2 << 20
+"""Bytes of a change: all that notes may be, however they are escaped."""
 MAX_CLIENTS: Final = 256
 MAX_EVENTS: Final = 1000
 MAX_COMPARED: Final = 16
@@ -73,6 +78,7 @@ class Deck:
     cache: Path | None = None
     progress: ReadProgress | None = None
     """Told about the first reading of a long journal."""
+    edits: bool = False
     feeds: dict[Path, RunFeed] = field(default_factory=dict)
     clients: int = 0
 
@@ -80,20 +86,26 @@ class Deck:
         """Run directories, the newest last."""
         return list_runs(self.target) or [self.target]
 
+    def named(self, name: str) -> Path:
+        """Directory of the run called ``name``. Raises ``UsageError``."""
+        paths = {path.name: path for path in self.paths()}
+        if name not in paths:
+            raise unknown("run", name, paths)
+        return paths[name]
+
     def feed(self, name: str | None) -> RunFeed:
         """Feed of the run called ``name``, of the newest one by default. Raises ``UsageError``."""
-        paths = {path.name: path for path in self.paths()}
-        if name is not None and name not in paths:
-            raise unknown("run", name, paths)
-        path = paths[name] if name is not None else list(paths.values())[-1]
+        path = self.named(name) if name is not None else self.paths()[-1]
         if path not in self.feeds:
             self.feeds[path] = RunFeed(path, self.clock, self.cache, self.progress)
         return self.feeds[path]
 
 
-def make_app(target: str | Path, access: Access, *, static: Path | None = None, **deck: Any) -> Asgi:
-    """The guarded application over ``target``, a run directory or a folder of runs."""
-    hangar = Deck(Path(target), **deck)
+def make_app(
+    target: str | Path, access: Access, *, static: Path | None = None, base_path: str = "", **deck: Any
+) -> Asgi:
+    """The guarded application over ``target``, a run directory or a folder of runs, below ``base_path``."""
+    hangar = Deck(Path(target), edits=access.edits, **deck)
     page = STATIC if static is None else static
     routes: list[Any] = [
         Route("/api/runs", _answer(hangar, _runs)),
@@ -105,6 +117,8 @@ def make_app(target: str | Path, access: Access, *, static: Path | None = None, 
         Route("/api/curves", _answer(hangar, _curves)),
         Route("/api/compare", _answer(hangar, _compare)),
         Route("/api/schema", _answer(hangar, _schema)),
+        Route("/api/edit", _answer(hangar, _edit), methods=["POST"]),
+        Route("/api/delete", _answer(hangar, _delete), methods=["POST"]),
         Route("/metrics", _answer(hangar, _metrics)),
         WebSocketRoute("/ws", _socket(hangar)),
     ]
@@ -112,7 +126,8 @@ def make_app(target: str | Path, access: Access, *, static: Path | None = None, 
         routes.append(Mount("/", StaticFiles(directory=page, html=True)))
     else:
         routes.append(Route("/", lambda request: PlainTextResponse(NOT_BUILT, 503)))
-    return Guard(Starlette(routes=routes), access)
+    guarded = Guard(Starlette(routes=routes), access)
+    return Prefix(guarded, base_path) if base_path else guarded
 
 
 Handler = Callable[[Deck, HttpRequest], Awaitable[Response]]
@@ -145,13 +160,47 @@ def _whole(text: str, name: str) -> int:
 
 async def _runs(deck: Deck, request: HttpRequest) -> Response:
     """All runs, and the settings in which they differ."""
-    return _json(await anyio.to_thread.run_sync(lambda: run_table(deck.paths(), deck.clock())))
+    return _json(await anyio.to_thread.run_sync(lambda: run_table(deck.paths(), deck.clock(), deck.edits)))
 
 
 async def _run(deck: Deck, request: HttpRequest) -> Response:
     """What the manifest says of one run."""
     directory = deck.feed(request.query_params.get("run")).directory
     return _json(await anyio.to_thread.run_sync(run_about, directory))
+
+
+async def _edit(deck: Deck, request: HttpRequest) -> Response:
+    """Change what a person says of one run; the answer is what the run is now."""
+    change = decode_json(await _body(request), "edit", Edit)
+    directory = deck.named(request.query_params.get("run", ""))
+
+    def made() -> Any:
+        edit(directory, change)
+        return run_about(directory)
+
+    return _json(await anyio.to_thread.run_sync(made))
+
+
+async def _delete(deck: Deck, request: HttpRequest) -> Response:
+    """Delete one run, whose name is said twice: in the address and in the body."""
+    directory = deck.named(request.query_params.get("run", ""))
+    if decode_json(await _body(request), "deletion") != {"delete": directory.name}:
+        raise UsageError("a deletion says the name of the run once more")
+    await anyio.to_thread.run_sync(delete, directory)
+    deck.feeds.pop(directory, None)
+    return _json({"deleted": directory.name})
+
+
+async def _body(request: HttpRequest) -> bytes:
+    """JSON of a request, of limited length. Raises ``UsageError``."""
+    if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
+        raise UsageError("a body of application/json is needed")
+    body = b""
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > MAX_EDIT:
+            raise UsageError(f"an edit of more than {MAX_EDIT} bytes")
+    return body
 
 
 async def _snapshot(deck: Deck, request: HttpRequest) -> Response:
@@ -313,46 +362,63 @@ class Listening:
     access: Access
     bind: str
     port: int
+    base_path: str = ""
 
     @property
     def link(self) -> str:
         """The token is in the fragment, which browsers do not send and logs do not see."""
         host = "127.0.0.1" if self.bind in ("127.0.0.1", "0.0.0.0", "localhost") else self.bind
         host = f"[{host}]" if ":" in host and not host.startswith("[") else host
-        return f"http://{host}:{self.port}/#token={self.access.token}"
+        return f"http://{host}:{self.port}{self.base_path}/#token={self.access.token}"
 
 
-def listen(
-    bind: str = "127.0.0.1", port: int | None = None, allowed_hosts: Sequence[str] = (), token: str | None = None
-) -> Listening:
+@dataclass(frozen=True, slots=True)
+class Door:
+    """Where a server is to listen, and who may come in. Without a ``port`` it is the usual one, or any free one where
+    that is taken; without a ``token`` a new one is made. ``base_path`` is empty or as ``/esper``.
+    """
+
+    bind: str = "127.0.0.1"
+    port: int | None = None
+    allowed_hosts: Sequence[str] = ()
+    token: str | None = None
+    base_path: str = ""
+    edits: bool = False
+
+    def access(self) -> Access:
+        """Who is let in. Raises ``UsageError`` for an address that others can reach without ``allowed_hosts``."""
+        return access_for(self.bind, self.allowed_hosts, self.token, self.edits)
+
+
+def listen(door: Door | None = None) -> Listening:
     """Take the port, so that the link can be printed before anything else.
 
-    Without a ``port`` the usual one, or any free one where that is taken. Raises ``UsageError`` for a port that is
-    taken, and for an address that other machines can reach without ``allowed_hosts``.
+    Raises ``UsageError`` for a port that is taken, and for an address that other machines can reach without
+    ``allowed_hosts``.
     """
-    access_for(bind, port or DEFAULT_PORT, allowed_hosts, "")
-    taken: Iterable[int] = (DEFAULT_PORT, 0) if port is None else (port,)
+    door = door or Door()
+    access, base = door.access(), checked(door.base_path)
+    taken: Iterable[int] = (DEFAULT_PORT, 0) if door.port is None else (door.port,)
     for candidate in taken:
-        family = socket.AF_INET6 if ":" in bind else socket.AF_INET
+        family = socket.AF_INET6 if ":" in door.bind else socket.AF_INET
         listener = socket.socket(family, socket.SOCK_STREAM)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            listener.bind((bind.strip("[]"), candidate))
+            listener.bind((door.bind.strip("[]"), candidate))
             listener.listen(128)
         except (OSError, OverflowError) as problem:
             listener.close()
             reason = getattr(problem, "strerror", None) or problem
-            failed = UsageError(f"cannot listen on {bind} port {candidate}: {reason}; choose another with --port")
+            failed = UsageError(f"cannot listen on {door.bind} port {candidate}: {reason}; choose another with --port")
             continue
-        got = listener.getsockname()[1]
-        return Listening(listener, access_for(bind, got, allowed_hosts, token), bind, got)
+        return Listening(listener, access, door.bind, listener.getsockname()[1], base)
     raise failed
 
 
 def make_server(target: str | Path, listening: Listening, **options: Any) -> uvicorn.Server:
     """A server over ``target``; ``run(sockets=[listening.socket])`` starts it."""
     config = uvicorn.Config(
-        make_app(target, listening.access, **options),
+        make_app(target, listening.access, base_path=listening.base_path, **options),
         ws="websockets-sansio",
         ws_max_size=MAX_MESSAGE,
         ws_per_message_deflate=False,
