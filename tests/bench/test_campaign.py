@@ -113,3 +113,20 @@ def test_what_a_learned_policy_took_to_train_is_said(run):
     *_, sentence = tables(config, run[1].work, run[2], findings)
     card = load_policy(SHIPPED_FILE).card
     assert sentence == f"Policy: esper-v1, {macs(card['policy_macs'] + card['table_macs'])} MACs to train."
+
+
+def test_each_seed_may_draw_a_split_of_its_own(tmp_path):
+    config = replace(CONFIG, task="emoji", arms=("small",), grown="frugal", resplit=True)
+    work = work_of(config)
+    campaign = Campaign(config, work, Store.open(tmp_path / "run", config, work))
+    small = next(arm for arm in campaign.arms if arm.name == "small")
+    frugal = next(arm for arm in campaign.arms if arm.name == "frugal")
+    setting = campaign.settings(small)[0]
+    splits = [
+        dict(campaign.trial(small, stage, number, setting).work.options)["split"]
+        for stage, number in (("final", 0), ("final", 1), ("tune", 0))
+    ]
+    assert len(set(splits)) == 3
+    assert dict(campaign.trial(frugal, "final", 1, setting).work.options)["split"] == splits[1]
+    with pytest.raises(UsageError, match="unknown option of task 'bench_toys:tiny' 'split'"):
+        Campaign(replace(CONFIG, resplit=True), work_of(CONFIG), campaign.store)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from esper.bench.arms import LARGE_EQUAL, RETRAINED_EQUAL, Arm
+from esper.bench.arms import LARGE_EQUAL, RETRAINED_EQUAL, RIVALS, Arm
 from esper.bench.campaign import Evidence
 from esper.bench.trial import TrialOutcome
 from esper.karn.stats import Interval, interval
@@ -28,6 +28,8 @@ class ArmSummary:
     test: Interval | None
     validation: Interval | None
     parameters: float | None
+    trained: float | None
+    """Parameters that learn."""
     inference_macs: float | None
     macs: float | None
     """Spent by one run, everything counted."""
@@ -36,6 +38,7 @@ class ArmSummary:
     """Spent to find the schedule, for the arm that follows one."""
     kept: float | None
     seconds: float | None
+    cpu_seconds: float | None
     failed: int
 
 
@@ -48,6 +51,10 @@ class PairedDifference:
     test: Interval | None
     macs_ratio: float | None
     """MACs of ``arm`` over those of ``control``."""
+    trained_ratio: float | None
+    """The same of parameters that learn."""
+    cpu_ratio: float | None
+    """The same of processor time."""
     unpaired: int
     """Seeds on which one of the two failed."""
 
@@ -75,7 +82,7 @@ class Findings:
     seeds: int
     lines: tuple[ArmSummary, ...]
     headline: tuple[PairedDifference, ...]
-    """Grown minus the arms trained from scratch for as many MACs."""
+    """Grown minus the arms trained from scratch for as many MACs, and minus the adapter with the best validation."""
     differences: tuple[PairedDifference, ...]
     """Grown minus every arm."""
     pareto: Pareto | None
@@ -88,7 +95,8 @@ def analyse(evidence: Evidence, grown: str, metric: Metric) -> Findings:
     seeds = len(next(iter(evidence.finals.values())))
     controls = [arm.name for arm in evidence.arms if arm.name != grown]
     differences = {control: _difference(evidence, grown, control, metric) for control in controls}
-    headline = tuple(differences[name] for name in (LARGE_EQUAL, RETRAINED_EQUAL) if name in differences)
+    against = (LARGE_EQUAL, RETRAINED_EQUAL, *_best_adapter(lines, metric))
+    headline = tuple(differences[name] for name in against if name in differences)
     notes = [
         f"{line.arm} failed on {line.failed} of {seeds} seeds; its figures are of the others"
         for line in lines
@@ -108,6 +116,17 @@ def analyse(evidence: Evidence, grown: str, metric: Metric) -> Findings:
     )
 
 
+def _best_adapter(lines: Iterable[ArmSummary], metric: Metric) -> list[str]:
+    """Chosen by validation: chosen by test it would be the luckiest."""
+    sign = 1.0 if metric.higher_is_better else -1.0
+    adapters = {
+        line.arm: sign * line.validation.mean
+        for line in lines
+        if line.arm in RIVALS and RIVALS[line.arm].kind != "full" and line.validation is not None
+    }
+    return [max(adapters, key=adapters.__getitem__)] if adapters else []
+
+
 def _line(arm: Arm, evidence: Evidence) -> ArmSummary:
     outcomes = [outcome for outcome in evidence.finals[arm.name] if outcome.failed is None]
     tuning = evidence.tuning[arm.name]
@@ -120,12 +139,14 @@ def _line(arm: Arm, evidence: Evidence) -> ArmSummary:
         test=interval([outcome.test for outcome in outcomes if outcome.test is not None]),
         validation=interval([outcome.validation for outcome in outcomes if outcome.validation is not None]),
         parameters=_mean(outcome.parameters for outcome in outcomes),
+        trained=_mean(outcome.trained for outcome in outcomes),
         inference_macs=_mean(outcome.inference_macs for outcome in outcomes),
         macs=_mean(outcome.macs for outcome in outcomes),
         tuning_macs=tuning.macs,
         found_macs=None if schedule is None else int(schedule["macs"]),
         kept=_mean(len(outcome.seeds) for outcome in outcomes),
         seconds=_mean(outcome.seconds for outcome in outcomes),
+        cpu_seconds=_mean(outcome.cpu_seconds for outcome in outcomes),
         failed=len(evidence.finals[arm.name]) - len(outcomes),
     )
 
@@ -139,6 +160,8 @@ def _difference(evidence: Evidence, arm: str, control: str, metric: Metric) -> P
         control=control,
         test=interval([sign * (_test(mine) - _test(other)) for mine, other in measured]),
         macs_ratio=_mean(mine.macs / other.macs for mine, other in measured),
+        trained_ratio=_mean(mine.trained / other.trained for mine, other in measured if other.trained),
+        cpu_ratio=_mean(mine.cpu_seconds / other.cpu_seconds for mine, other in measured if other.cpu_seconds),
         unpaired=len(pairs) - len(measured),
     )
 

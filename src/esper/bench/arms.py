@@ -8,6 +8,7 @@ from typing import Final, Literal
 
 from esper.bench.settings import Family
 from esper.leyline import UsageError, unknown
+from esper.tamiyo.policies.registry import policy_names
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +19,7 @@ class Arm:
     what: str
     """For people."""
     family: Family
-    topology: Literal["host", "full", "grown"] | None = None
+    topology: Literal["host", "full", "middle", "grown"] | None = None
     """What is there from the start, for arms that do not grow."""
     equal: bool = False
     """Whether it trains for as many multiply-accumulates as the grown run of the same seed."""
@@ -36,7 +37,40 @@ class Arm:
         return self.topology is None
 
 
+@dataclass(frozen=True, slots=True)
+class Rival:
+    """How a host is adapted."""
+
+    kind: Literal["lora", "dora", "adalora", "full"]
+    rank: int = 0
+    attention: bool = False
+    """Whether only the maps to queries and values are; else every module beside which the task has a site."""
+
+
+RIVALS: Final[Mapping[str, Rival]] = {
+    **{f"lora{rank}-qv": Rival("lora", rank, attention=True) for rank in (4, 8, 16)},
+    **{f"lora{rank}": Rival("lora", rank) for rank in (4, 8, 16)},
+    "dora": Rival("dora", 8),
+    "adalora": Rival("adalora", 8),
+    "full": Rival("full"),
+}
+"""Arm -> what it is."""
+
+
 _GRADMAX = "in every slot the seed and the draw with the largest gradient norm at birth, at a fixed time"
+
+
+def _told(rival: Rival) -> str:
+    if rival.kind == "full":
+        return "all weights of the host, fine-tuned"
+    title = {"lora": "LoRA", "dora": "DoRA", "adalora": "AdaLoRA"}[rival.kind]
+    where = "the maps to queries and values" if rival.attention else "every module beside which there is a site"
+    return f"{title} of rank {rival.rank} in {where}, by PEFT"
+
+
+def _family(rival: Rival) -> Family:
+    return Family.FULL if rival.kind == "full" else Family.ADAPTER
+
 
 ARMS: Final[Mapping[str, Arm]] = {
     arm.name: arm
@@ -45,6 +79,7 @@ ARMS: Final[Mapping[str, Arm]] = {
         Arm("small-equal", "the host alone, as many MACs as the grown run", Family.HOST, "host", equal=True),
         Arm("large", "every slot filled with the largest seed, from scratch", Family.SCRATCH, "full"),
         Arm("large-equal", "the same, as many MACs as the grown run", Family.SCRATCH, "full", equal=True),
+        Arm("all-sites", "a seed of the middle size in every slot, from the start", Family.SCRATCH, "middle"),
         Arm("retrained", "the end topology of the grown run, from scratch", Family.SCRATCH, "grown"),
         Arm("retrained-equal", "the same, as many MACs as the grown run", Family.SCRATCH, "grown", equal=True),
         Arm("random", "random growth, kept on evidence", Family.POLICY, policy="nurtured"),
@@ -61,25 +96,33 @@ ARMS: Final[Mapping[str, Arm]] = {
         Arm("net2net", "largest seeds as identities, all at a fixed time", Family.INSERTION, policy="net2net"),
         Arm("gradmax", _GRADMAX, Family.INSERTION, policy="gradmax"),
         Arm("policy", "a saved policy", Family.POLICY, policy="policy"),
+        *(Arm(name, _told(rival), _family(rival), "host") for name, rival in RIVALS.items()),
     )
 }
 
-FULL: Final = tuple(name for name in ARMS if name not in ("small-equal", "grafted", "policy"))
+FULL: Final = tuple(name for name in ARMS if name not in ("small-equal", "all-sites", "grafted", "policy", *RIVALS))
 QUICK: Final = ("small", "large-equal", "retrained-equal", "frugal")
+_NOT_GROWING: Final = ("static",)
 LARGE_EQUAL: Final = "large-equal"
 RETRAINED_EQUAL: Final = "retrained-equal"
 
 
 def chosen(names: Iterable[str], grown: str) -> tuple[Arm, ...]:
-    """The arms of these names in the order of :data:`ARMS`, and ``grown`` among them.
+    """The arms of these names in the order of :data:`ARMS`, and ``grown`` among them; then policies by their names.
 
     Raises ``UsageError`` for an unknown name, or where ``grown`` does not grow.
     """
     wanted = {*names, grown}
+    policies = {
+        name: Arm(name, f"growth by the policy {name}", Family.POLICY, policy=name)
+        for name in policy_names()
+        if name not in (*ARMS, *_NOT_GROWING)
+    }
+    known = {**ARMS, **policies}
     for name in sorted(wanted):
-        if name not in ARMS:
-            raise unknown("arm", name, ARMS)
-    if not ARMS[grown].grows:
-        legal = ", ".join(arm.name for arm in ARMS.values() if arm.grows)
+        if name not in known:
+            raise unknown("arm", name, known)
+    if not known[grown].grows:
+        legal = ", ".join(arm.name for arm in known.values() if arm.grows)
         raise UsageError(f"arm {grown!r} does not grow, nothing can be held to its compute; legal: {legal}")
-    return tuple(arm for name, arm in ARMS.items() if name in wanted)
+    return tuple(arm for name, arm in known.items() if name in wanted)

@@ -14,7 +14,7 @@ import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from statistics import fmean
 from typing import Any, Final
@@ -30,6 +30,9 @@ from esper.tolaria.rng import derive
 
 SEARCH: Final = "search"
 """Key of what the search for a schedule found."""
+
+SPLITS: Final = 2**31
+"""As many as there are seeds of NumPy's generator."""
 
 Jobs = Mapping[str, tuple[dict[str, Any], Callable[[], dict[str, Any]]]]
 """Key -> what it is, in plain words, and the call that does it."""
@@ -74,6 +77,7 @@ class Campaign:
         self.arms = chosen(config.arms, config.grown)
         if any(arm.policy == "policy" for arm in self.arms) and config.policy is None:
             raise UsageError("arm 'policy' needs --policy-checkpoint FILE")
+        task_of(self._work("final", 0))
         self.evidence = Evidence(self.arms)
         self._told = told or (lambda done, of, what: None)
         self._pool: ProcessPoolExecutor | None = None
@@ -115,11 +119,11 @@ class Campaign:
             grown = self._grown(stage, number)
             topology = dict(grown.seeds) if arm.topology == "grown" else None
             macs = grown.macs if arm.equal else None
-        if arm.topology == "full":
-            topology = "full"
+        if arm.topology in ("full", "middle"):
+            topology = arm.topology
         schedule = self.evidence.schedule if arm.policy == "schedule" else None
         return Trial(
-            work=self.work,
+            work=self._work(stage, number),
             arm=arm.name,
             stage=stage,
             seed=self.seeds(stage)[number],
@@ -129,6 +133,12 @@ class Campaign:
             topology=topology,
             macs=macs,
         )
+
+    def _work(self, stage: str, number: int) -> Work:
+        if not self.config.resplit:
+            return self.work
+        split = derive(self.config.seed, f"bench-split-{stage}", number) % SPLITS
+        return replace(self.work, options=tuple(sorted({**dict(self.work.options), "split": split}.items())))
 
     def _grown(self, stage: str, number: int) -> TrialOutcome:
         arm = next(arm for arm in self.arms if arm.name == self.config.grown)

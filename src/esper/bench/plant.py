@@ -67,6 +67,15 @@ def largest(sizes: Mapping[str, Mapping[str, int]]) -> dict[str, str]:
     return {slot: max(fitting, key=fitting.__getitem__) for slot, fitting in sizes.items() if fitting}
 
 
+def middle(sizes: Mapping[str, Mapping[str, int]]) -> dict[str, str]:
+    """slot -> its blueprint of middle size, of an even number the smaller one. ``sizes`` as for :func:`largest`."""
+    return {
+        slot: sorted(fitting, key=fitting.__getitem__)[(len(fitting) - 1) // 2]
+        for slot, fitting in sizes.items()
+        if fitting
+    }
+
+
 def by_gradient(
     trainer: Trainer, sizes: Mapping[str, Mapping[str, int]], seed: int, *, draws: int = 2
 ) -> list[Planted]:

@@ -7,11 +7,12 @@ import math
 from collections.abc import Iterator
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
 from esper.bench.analysis import ArmSummary, Findings, PairedDifference, macs
+from esper.bench.arms import LARGE_EQUAL, RETRAINED_EQUAL, RIVALS
 from esper.bench.campaign import Evidence
 from esper.bench.figures import draw
 from esper.bench.settings import DEFAULT, BenchConfig
@@ -83,6 +84,7 @@ def command(config: BenchConfig, work: Work) -> str:
     parts += [f"--task-option {name}={value}" for name, value in work.options]
     parts += [f"--seeds {config.seeds}", f"--trials {config.trials}", f"--tuning-seeds {config.tuning_seeds}"]
     parts += [f"--arms {','.join(config.arms)}", f"--epochs {work.epochs}", f"--seed {config.seed}"]
+    parts += ["--resplit"] if config.resplit else []
     parts += [f"--grown {config.grown}"] if config.grown != DEFAULT.grown else []
     parts += [f"--policy-checkpoint {config.policy}"] if config.policy else []
     return " ".join(parts)
@@ -91,26 +93,35 @@ def command(config: BenchConfig, work: Work) -> str:
 def headline(findings: Findings) -> list[str]:
     """The score in sentences, one a control at equal compute."""
     if not findings.headline:
-        return ["No arm was trained from scratch at equal compute: there is no headline score."]
+        return ["No arm was trained from scratch at equal compute, nor an adapter: there is no headline score."]
     return [_headline(each, findings.metric) for each in findings.headline]
+
+
+_HEADLINES: Final = {
+    LARGE_EQUAL: "delta at equal compute",
+    RETRAINED_EQUAL: "the same against its own end topology",
+}
 
 
 def _headline(each: PairedDifference, metric: Metric) -> str:
     unit = f" {'points' if metric.unit == '%' else metric.unit}".rstrip()
-    name = "delta at equal compute" if each.control == "large-equal" else "the same against its own end topology"
+    name = _HEADLINES.get(each.control, "against the adapter with the best validation")
     text = f"**{name}**: {each.arm} minus {each.control} {with_interval(each.test, sign=True)}{unit}"
     if each.test is not None and each.test.low is not None and each.test.high is not None:
         text += f" (95 % {each.test.low:+.2f} to {each.test.high:+.2f})"
     if each.macs_ratio is not None:
         text += f", at {each.macs_ratio:.3f} times its MACs"
+    if each.control in RIVALS and each.trained_ratio is not None and each.cpu_ratio is not None:
+        text += f", {each.trained_ratio:.2f} times its trained parameters and {each.cpu_ratio:.2f} times its CPU time"
     return f"{text}, {0 if each.test is None else each.test.n} paired seeds."
 
 
 def _arms(findings: Findings) -> Iterator[str]:
     metric = findings.metric
     test = f"test {metric.name}{f', {metric.unit}' if metric.unit else ''}"
-    yield f"| arm | {test} | parameters | MACs a pass | MACs a run | seeds kept | tuned to | MACs to tune |"
-    yield "|---|---:|---:|---:|---:|---:|---|---:|"
+    costs = "parameters | of them trained | MACs a pass | MACs a run | CPU s"
+    yield f"| arm | {test} | {costs} | seeds kept | tuned to | MACs to tune |"
+    yield "|---|---:|---:|---:|---:|---:|---:|---:|---|---:|"
     for line in findings.lines:
         yield f"| {' | '.join(_cells(line))} |"
 
@@ -120,8 +131,10 @@ def _cells(line: ArmSummary) -> tuple[str, ...]:
         line.arm,
         with_interval(line.test),
         "–" if line.parameters is None else f"{line.parameters:,.0f}",
+        "–" if line.trained is None else f"{line.trained:,.0f}",
         macs(line.inference_macs),
         macs(line.macs),
+        "–" if line.cpu_seconds is None else f"{line.cpu_seconds:.3g}",
         "–" if line.kept is None else f"{line.kept:.1f}",
         line.setting,
         macs(line.tuning_macs),
@@ -129,13 +142,16 @@ def _cells(line: ArmSummary) -> tuple[str, ...]:
 
 
 def _differences(findings: Findings) -> Iterator[str]:
-    yield f"| {findings.grown} minus | test, paired | 95 % t interval | MACs ratio |"
-    yield "|---|---:|---|---:|"
+    ratios = "ratio of MACs | of trained parameters | of CPU time"
+    yield f"| {findings.grown} minus | test, paired | 95 % t interval | {ratios} |"
+    yield "|---|---:|---|---:|---:|---:|"
     for each in findings.differences:
         value = each.test
         bounds = "none" if value is None or value.low is None else f"{value.low:+.2f} to {value.high:+.2f}"
-        ratio = "–" if each.macs_ratio is None else f"{each.macs_ratio:.3g}"
-        yield f"| {each.control} | {'–' if value is None else f'{value.mean:+.2f}'} | {bounds} | {ratio} |"
+        ratios = " | ".join(
+            "–" if ratio is None else f"{ratio:.3g}" for ratio in (each.macs_ratio, each.trained_ratio, each.cpu_ratio)
+        )
+        yield f"| {each.control} | {'–' if value is None else f'{value.mean:+.2f}'} | {bounds} | {ratios} |"
 
 
 def _pareto(findings: Findings) -> str:

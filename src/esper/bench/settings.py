@@ -53,6 +53,8 @@ class Family(StrEnum):
     SCRATCH = "scratch"
     POLICY = "policy"
     INSERTION = "insertion"
+    ADAPTER = "adapter"
+    FULL = "full"
 
 
 def _crossed(rates: tuple[float, ...], *others: Mapping[str, Any]) -> tuple[TrialSetting, ...]:
@@ -63,6 +65,9 @@ GRIDS: Final[Mapping[Family, tuple[TrialSetting, ...]]] = {
     Family.HOST: _crossed((1.0, 4.0, 2.0, 8.0, 16.0, 0.5, 32.0, 0.25), {}),
     Family.SCRATCH: _crossed((2.0, 4.0, 1.0, 8.0), {"seed_lr": 1.0}, {"seed_lr": 1.0, "initial": Initial.DEFAULT}),
     Family.POLICY: _crossed((2.0, 4.0, 1.0, 8.0), {"seed_lr": 1.0}, {"seed_lr": 1.0, "quick": True}),
+    # what is adapted takes some ten times the rate of what is fine-tuned
+    Family.ADAPTER: _crossed((4.0, 1.0, 2.0, 8.0, 0.5, 16.0, 0.25, 0.125), {}),
+    Family.FULL: _crossed((0.25, 0.0625, 0.125, 0.5, 1.0, 0.03125, 2.0, 0.015625), {}),
     Family.INSERTION: _crossed((2.0, 4.0, 1.0, 8.0), {"seed_lr": 1.0, "at": 0.1}, {"restart": True, "at": 0.3}),
 }
 """Settings in the order in which they are tried; all families have as many, so that every arm gets equal trials."""
@@ -87,6 +92,9 @@ class BenchConfig:
     """Settings that every arm may try, each on every tuning seed."""
     tuning_seeds: int = 2
     seed: int = 0
+    resplit: bool = False
+    """Whether each seed draws a split of its own, by the task's option ``split``: intervals then hold for other
+    examples too, not for those of one small test split alone."""
     policy: str | None = None
     """File of a learned policy, for the arm ``policy``."""
     device: str = "cpu"

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from typing import Any, Final
 
-from esper.bench.plant import Planted, by_gradient, largest, plant
+from esper.bench.arms import RIVALS
+from esper.bench.plant import Planted, by_gradient, largest, middle, plant
+from esper.bench.rivals import RivalTask
 from esper.bench.settings import TrialSetting
 from esper.leyline import EnvSpec, EsperError, GateThresholds, Policy
 from esper.run.assembly import Workload, build_executor, trainer_config, workload
@@ -61,7 +64,7 @@ class Trial:
     entries: tuple[Mapping[str, Any], ...] = ()
     """Of a schedule."""
     topology: Mapping[str, str] | str | None = None
-    """slot -> blueprint, or ``full``: what is there from the start."""
+    """slot -> blueprint, or ``full`` or ``middle``, a seed of that size in every slot: what is there from the start."""
     macs: int | None = None
     """Train until at least as many are spent, whatever the number of epochs."""
 
@@ -84,10 +87,14 @@ class TrialOutcome:
     """Everything: training, probes, validation, counterfactuals, discarded seeds."""
     inference_macs: int = 0
     parameters: int = 0
+    trained: int = 0
+    """Parameters that learn, of the network that is delivered."""
     seeds: Mapping[str, str] = field(default_factory=dict)
     """slot -> blueprint of what is in the network in the end."""
     spent: Mapping[str, int] = field(default_factory=dict)
     seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    """Of processor time, validation and test too; for arms that grow also what was measured before the first batch."""
     curve: Sequence[tuple[int, float]] = ()
     """MACs spent and validation metric after an epoch."""
 
@@ -105,11 +112,15 @@ def task_of(work: Work) -> TaskSpec:
 
 def run_trial(trial: Trial) -> TrialOutcome:
     """Run it. A run that the governor gives up is an outcome, not an error."""
+    began = time.process_time()
     player = _TrialRun(trial)
+    # who does not grow needs no slots, which are measured when they are made
+    began = began if player.grows else time.process_time()
     try:
-        return player.play(trial.work.epochs if trial.macs is None else player.affordable(trial.macs))
+        outcome = player.play(trial.work.epochs if trial.macs is None else player.affordable(trial.macs))
     except EsperError as error:
         return TrialOutcome(failed=str(error))
+    return replace(outcome, cpu_seconds=time.process_time() - began)
 
 
 def run_search(work: Work, seed: int, count: int) -> dict[str, Any]:
@@ -127,6 +138,7 @@ class _TrialRun:
 
     def __init__(self, trial: Trial) -> None:
         self.trial = trial
+        self.grows = trial.policy != "static"
         self.thresholds = self._thresholds()
         self.measured = trial.policy not in ("static", "blind", "net2net", "gradmax")
         self.load, self.executor = self._assembled()
@@ -154,6 +166,13 @@ class _TrialRun:
         load = workload(task, config)
         budget = load.task.budget
         base = trainer_config(load, config)
+        if not self.grows and trial.topology is None:
+            # nothing grows, so that one slot is as good as many and is measured faster
+            load = replace(load, task=replace(load.task, sites=dict(list(task.sites.items())[-1:])))
+        if trial.arm in RIVALS:
+            rival = RivalTask(task, trial.arm, steps=trial.work.epochs * -(-len(task.data.train) // base.batch_size))
+            load = replace(load, task=replace(rival.task, sites=load.task.sites))
+            base = rival.trainer(base)
         multiplier = budget.seed_lr_multiplier if setting.seed_lr is None else setting.seed_lr
         schedule = replace(base.schedule, seed_multiplier=multiplier, host_restart=setting.restart)
         trainer = replace(base, lr=base.lr * setting.lr, schedule=schedule, thresholds=self.thresholds)
@@ -180,9 +199,14 @@ class _TrialRun:
         spec = EnvSpec(0, 0, trial.seed, epochs, arm=trial.arm, policy=self.policy.name)
         self.episode = Episode.begin(self.executor, [spec], self.policy)
         if trial.topology is not None:
-            wanted = largest(self._sizes()) if isinstance(trial.topology, str) else trial.topology
+            wanted = self._wanted(trial.topology)
             self._plant([Planted(slot, wanted[slot], self._draw(slot)) for slot in self._sizes() if slot in wanted])
             self.episode.look()
+
+    def _wanted(self, topology: Mapping[str, str] | str) -> dict[str, str]:
+        if not isinstance(topology, str):
+            return dict(topology)
+        return largest(self._sizes()) if topology == "full" else middle(self._sizes())
 
     def _sizes(self) -> Mapping[str, Mapping[str, int]]:
         return self.engine.views([0])[0].blueprint_parameters
@@ -231,9 +255,10 @@ class _TrialRun:
         cost = self.engine.costs([0])[0]
         kept = {s.slot_id: s.blueprint or "" for s in result.view.slots if s.live}
         planted = self.trial.topology
-        if planted is not None and kept != (largest(self._sizes()) if isinstance(planted, str) else dict(planted)):
+        if planted is not None and kept != self._wanted(planted):
             return TrialOutcome(failed="training failed before its first good epoch", macs=result.total_macs)
         stride = -(-len(curve) // CURVE_POINTS)
+        learners = (parameter for parameter in self.engine.trainer(0).model.parameters() if parameter.requires_grad)
         return TrialOutcome(
             validation=result.validation_metric,
             validation_loss=result.validation_loss,
@@ -242,6 +267,7 @@ class _TrialRun:
             macs=result.total_macs,
             inference_macs=cost.inference_macs,
             parameters=cost.total_parameters,
+            trained=sum(parameter.numel() for parameter in learners),
             seeds=kept,
             spent=dict(cost.spent),
             seconds=result.seconds,

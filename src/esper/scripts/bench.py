@@ -40,6 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--trials", type=int, metavar="N", help=f"settings every arm tries (default {MOST_TRIALS})")
     parser.add_argument("--tuning-seeds", type=int, metavar="N", help=f"default {DEFAULT.tuning_seeds}")
     parser.add_argument("--seed", type=int, default=DEFAULT.seed, help="all others derive from it")
+    parser.add_argument("--resplit", action="store_true", help="each seed draws a split of its own, where the task can")
     parser.add_argument("--policy-checkpoint", metavar="FILE", help="a policy.safetensors, played as the arm policy")
     parser.add_argument("--device", default=DEFAULT.device, help="default: cpu")
     parser.add_argument("--workers", type=int, metavar="N", help="processes (default: one a core)")
@@ -102,6 +103,7 @@ def configured(args: argparse.Namespace) -> BenchConfig:
         arms=names,
         grown=args.grown,
         seed=args.seed,
+        resplit=args.resplit,
         policy=args.policy_checkpoint,
         device=args.device,
         **numbers,

@@ -115,6 +115,8 @@ class TrainerConfig:
     """Most examples in one evaluation pass; ``None`` is what a batch of the split holds."""
     counterfactual_share: float = 1.0
     """Share of validation that is read under other alphas than the env's own."""
+    sample_examples: int = 2
+    """Of a task, examples in trial passes; work that does not grow with the batch is shared among as many."""
     precision: str | None = None
     """``"bf16-mixed"``, ``"16-mixed"``, or ``None``: as weights and inputs are."""
 
@@ -186,8 +188,8 @@ def from_task(task: TaskSpec, config: TrainerConfig) -> MakeSetup:
             optimizer=config.optimizer(trainable(host), config.lr, config.weight_decay),
             batches=training_batches(task, config.batch_size, streams, config.device),
             splits=splits,
-            sample=splits["train"].inputs[:2],
-            sample_examples=len(splits["train"].inputs[:2]),
+            sample=splits["train"].inputs[: config.sample_examples],
+            sample_examples=len(splits["train"].inputs[: config.sample_examples]),
             criterion=criterion,
         )
 
