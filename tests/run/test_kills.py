@@ -63,7 +63,6 @@ def test_kills(kind: str, tmp_path: Path) -> None:
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Two CPUs of Ray, in a process that outlives the runs."""
-    pytest.importorskip("ray")
     code = (
         "import ray, time; ray.init(num_cpus=2, include_dashboard=False)\n"
         "print(ray.get_runtime_context().gcs_address, flush=True); time.sleep(36000)"
@@ -74,6 +73,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name, value in (("AUTH_MODE", "disabled"), ("USAGE_STATS_ENABLED", "0"), ("ENABLE_UV_RUN_RUNTIME_ENV", "0")):
         monkeypatch.setenv(f"RAY_{name}", value)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    pytest.importorskip("ray")  # which reads them
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None
         monkeypatch.setenv("RAY_ADDRESS", other.stdout.readline().strip())

@@ -82,6 +82,32 @@ def test_an_actor_that_is_killed_in_mid_episode_changes_nothing() -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
+def test_an_actor_says_whether_it_was_born() -> None:
+    import ray
+
+    from esper.simic import workers_ray
+
+    workers_ray.connect("ray", envs=5)
+    factory = EnvFactory(CONFIG, tiny_task.tiny().data.digest)
+    actors = [workers_ray.RayWorker(factory) for _ in range(3)]
+    for actor in actors[:2]:
+        ray.get(actor.actor.__ray_ready__.remote())
+        assert actor.condition() == ""
+    assert actors[2].condition() == "it may still wait for its place: 0 of the cluster's 2 CPUs are free"
+    actors[0].close()
+    deadline = time.monotonic() + 60
+    while workers_ray._cpus()[0] < 1 and actors[2].condition() and time.monotonic() < deadline:
+        time.sleep(0.001)
+    # it has a place now, and takes a while to be born
+    assert actors[2].condition() in ("", workers_ray.UNBORN)
+    ray.get(actors[2].actor.__ray_ready__.remote())
+    assert actors[2].condition() == ""
+    for actor in actors:
+        actor.close()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("cluster")
 def test_a_run_on_a_cluster_equals_one_in_a_single_process(client_port: int, tmp_path: Path) -> None:
     train = (
         "train ppo --task tiny:tiny --rounds 2 --envs 3 --episode-length 4 --checkpoint-every 3 --device cpu".split()

@@ -25,6 +25,7 @@ except ImportError as error:
 
 PLACING_SECONDS: Final = 25.0
 """So long a cluster may take to have a free CPU, where nothing else is asked for."""
+UNBORN: Final = "it was not born yet, though there is a place for it: Ray's logs (raylet.out of its session) say why"
 _SETTLING_SECONDS: Final = 3.0
 
 
@@ -45,6 +46,7 @@ class RayWorker:
     def __init__(self, factory: EnvFactory) -> None:
         remote: Any = ray.remote(num_cpus=1)(Actor)
         self.actor = remote.remote(factory)
+        self._born: Any = self.actor.__ray_ready__.remote()
         self.where = f"Ray actor {self.actor._actor_id.hex()}"
         self._pending: Any = None
         self._answer: WorkerAnswer | RayError | None = None
@@ -63,11 +65,13 @@ class RayWorker:
         return self._answer is not None
 
     def condition(self) -> str:
-        """Whether it may be waiting for a place."""
+        """Whether it was born, and may be waiting for a place."""
+        if ray.wait([self._born], timeout=0)[0]:
+            return ""
         free, total = _cpus()
-        return (
-            "" if free >= 1 else f"it may still wait for its place: {free:g} of the cluster's {total:g} CPUs are free"
-        )
+        if free < 1:
+            return f"it may still wait for its place: {free:g} of the cluster's {total:g} CPUs are free"
+        return UNBORN
 
     def answer(self) -> WorkerAnswer:
         """Raises :class:`WorkerLost` when the actor, or the node that it was on, is gone."""
