@@ -23,6 +23,7 @@ from esper.leyline import (
     FactoredAction,
     ModelExport,
     Op,
+    Promise,
     SeedStage,
     SlotFacts,
     SlotView,
@@ -129,6 +130,12 @@ class FakeEngine:
         }
         fresh = SlotView(slot.slot_id) if action.op is Op.PRUNE else replace(slot, **moves[action.op])
         env.slots[slot.slot_id] = fresh
+
+    def audition(self, env: int, candidates: Sequence[tuple[str, str]]) -> None:
+        for name, blueprint in candidates:
+            self.envs[env].slots[name] = replace(
+                self.envs[env].slots[name], promise={blueprint: Promise(WORTH[blueprint] / 100, 1, 0, 1)}
+            )
 
     def settle(self, envs: Sequence[int], epoch: int, measured: Sequence[EpochMeasurement]) -> None:
         for i, facts in zip(envs, measured, strict=True):

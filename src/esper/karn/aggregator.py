@@ -34,6 +34,7 @@ HANDLERS: Final = MappingProxyType[T, Handler](
         T.ISOLATION_VIOLATION: fold_seed.isolation_violation,
         T.COUNTERFACTUAL_COMPUTED: fold_seed.counterfactual,
         T.COUNTERFACTUAL_UNAVAILABLE: fold_seed.counterfactual_unavailable,
+        T.PROMISES_MEASURED: fold_seed.promises_measured,
         T.TRAINING_STARTED: fold_run.training_started,
         T.TRAINING_ENDED: fold_run.training_ended,
         T.EPISODE_STARTED: fold_run.episode_started,

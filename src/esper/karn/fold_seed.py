@@ -7,7 +7,7 @@ from typing import Any, Final
 from msgspec.structs import replace
 
 from esper.karn import words
-from esper.karn.fold_common import measure, measure_aged, retire, seed_of, slot_of, tally, trim
+from esper.karn.fold_common import measure, measure_aged, retire, seed_of, slot_in, slot_of, tally, trim
 from esper.karn.schema import Census, Stretch
 from esper.karn.state import EnvironmentFold, GateFold, Measured, Refusal, RunState, SeedFold, SlotFold, payload_keys
 from esper.leyline import SeedStage, TelemetryEvent
@@ -218,6 +218,13 @@ def counterfactual_unavailable(state: RunState, event: TelemetryEvent, environme
     seed = _seed(state, event, environment)
     if seed is not None:
         seed.unavailable = words.dated(event.data.get("reason", ""), event.epoch)
+
+
+def promises_measured(state: RunState, event: TelemetryEvent, environment: EnvironmentFold | None) -> None:
+    """Empty slots were auditioned; the feed says what they promise."""
+    if environment is not None:
+        for name in event.data.get("promises", ()):
+            slot_in(state, environment, name)
 
 
 GOVERNOR = 100

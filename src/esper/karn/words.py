@@ -164,6 +164,14 @@ def _reason(data: Mapping[str, Any]) -> str:
     return str(data.get("reason", "no reason given")).replace("_", " ")
 
 
+def _promises(data: Mapping[str, Any]) -> str:
+    """The three most promising places, with what they would take off the loss."""
+    values, kinds = data.get("promises") or {}, data.get("blueprints") or {}
+    best = sorted(values, key=values.__getitem__, reverse=True)[:3]
+    said = ", ".join(f"{kinds.get(slot)} in {slot} {figure(values[slot])}" for slot in best)
+    return f"what {len(values)} places promise to take off the loss ({data.get('steps')} steps): {said}"
+
+
 def _panic(data: Mapping[str, Any]) -> str:
     against = f" (limit {figure(data['threshold'])})" if data.get("threshold") is not None else ""
     measured = f": {figure(data['measured'])}" if data.get("measured") is not None else ""
@@ -197,6 +205,7 @@ _SENTENCES: dict[T, Callable[[Mapping[str, Any]], str]] = {
         f"probe gain {figure(d.get('probe_gain'))} {d.get('unit', '')}".rstrip()
     ),
     T.COUNTERFACTUAL_UNAVAILABLE: lambda d: f"no counterfactual: {_reason(d)}",
+    T.PROMISES_MEASURED: _promises,
     T.ANALYTICS_SNAPSHOT: lambda d: str(d.get("kind", "")).replace("_", " "),
     T.COMPUTE_SPENT: lambda d: f"{figure(d.get('total_macs'))} MACs so far",
     T.PPO_UPDATE_COMPLETED: lambda d: (

@@ -39,7 +39,7 @@ from esper.leyline.protocols import (
 from esper.leyline.stages import GATE_FOR, LEGAL_MOVES, LIVE, PRUNABLE, GateLevel, SeedStage
 from esper.leyline.telemetry import SCHEMA_VERSION, SEVERITIES, Delivery, Severity, TelemetryEvent, TelemetryEventType
 from esper.leyline.text import visible
-from esper.leyline.views import EnvView, Fact, Paired, SlotFacts, SlotView
+from esper.leyline.views import EnvView, Fact, Paired, Promise, SlotFacts, SlotView
 
 __all__ = [
     "ALPHA_TARGETS",
@@ -81,6 +81,7 @@ __all__ = [
     "Paired",
     "PayloadSpec",
     "Policy",
+    "Promise",
     "Positions",
     "EnvCost",
     "EnvSpec",

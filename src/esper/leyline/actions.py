@@ -96,6 +96,11 @@ class Decision:
     evidence: tuple[tuple[str, float], ...] = ()
     macs: int = 0
     """Multiply-accumulates that deciding took; they are charged to the row."""
+    also: tuple[Decision, ...] = ()
+    """What is done in the same epoch after it, in this order."""
+    audition: tuple[tuple[str, str], ...] = ()
+    """``(slot, blueprint)`` of candidates that learn in the coming epoch, all at once and behind the host, so that the
+    next view says what each of these places promises."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -126,6 +126,10 @@ class HostEngine(Protocol):
     ) -> list[ActionOutcome]:
         """Apply one action per env; an illegal one changes nothing and says why. ``reasons`` go into the events."""
 
+    def audition(self, env: int, candidates: Sequence[tuple[str, str]]) -> None:
+        """Let candidates, ``(slot, blueprint)``, learn behind the host in the coming epoch: what their places promise
+        is in the view when it has settled. Raises ``UsageError`` where one cannot be."""
+
     def settle(self, envs: Sequence[int], epoch: int, measured: Sequence[EpochMeasurement]) -> None:
         """Record what epoch ``epoch`` measured, then let every slot tick (automatic moves, ramps, cool-down)."""
 

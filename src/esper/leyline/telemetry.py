@@ -65,6 +65,7 @@ class TelemetryEventType(_ByName):
     # what was measured
     COUNTERFACTUAL_COMPUTED = auto()
     COUNTERFACTUAL_UNAVAILABLE = auto()
+    PROMISES_MEASURED = auto()
     ANALYTICS_SNAPSHOT = auto()
     COMPUTE_SPENT = auto()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -32,6 +33,21 @@ class Paired:
     def lower(self, z: float = 1.645) -> float:
         """One-sided lower confidence bound (95 % at the default ``z``)."""
         return self.value - z * self.se
+
+
+@dataclass(frozen=True, slots=True)
+class Promise:
+    """What an empty place promises, of one kind of seed: measured, before anything grows there."""
+
+    value: float
+    """Training loss that a seed there took off, per example: by how much it fell along the seed's own steps, to first
+    order, while candidates in all places learned together."""
+    steps: int
+    """How many steps they learned."""
+    macs: int
+    """The place's share of what measuring took."""
+    epoch: int | None = None
+    """In which it was measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +96,8 @@ class SlotView:
     """Failed checks of the last gate evaluation, empty when the last one passed or none was made."""
     may_mix: SiteMixing | None = None
     """What the host lets a seed of this slot mix."""
+    promise: Mapping[str, Promise] = field(default_factory=dict)
+    """By blueprint, what was measured in an audition."""
 
     @property
     def live(self) -> bool:
@@ -110,6 +128,8 @@ class EnvView:
     metric_history: tuple[float, ...] = ()
     loss_history: tuple[float, ...] = ()
     higher_is_better: bool = True
+    learning_parameters: int | None = None
+    """Parameters of the host that are trained; few where it is frozen but for its head."""
     gates: GateThresholds = field(default_factory=GateThresholds)
     """What the gates of this env ask."""
     parameter_budget: int | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,9 +29,12 @@ from esper.leyline import (
     GateResult,
     ModelExport,
     Op,
+    Promise,
     SeedStage,
     Sink,
     SlotFacts,
+    TelemetryEvent,
+    TelemetryEventType,
     TrainResult,
     UsageError,
     unknown,
@@ -74,6 +77,8 @@ class _EnvState:
     pruned: Counter[str] = field(default_factory=Counter)
     fossilized: Counter[str] = field(default_factory=Counter)
     vetoed_until: dict[str, int] = field(default_factory=dict)
+    promises: dict[str, dict[str, Promise]] = field(default_factory=dict)
+    """slot -> blueprint -> what an audition said of it."""
     last_outcome: ActionOutcome | None = None
     diagnostics: EnvDiagnostics | None = None
 
@@ -164,6 +169,16 @@ class ModuleEngine:
     def trainer(self, env: int) -> Trainer:
         """The trainer of ``env``, for a loop of the user's own."""
         return self._envs[env].trainer
+
+    def audition(self, env: int, candidates: Sequence[tuple[str, str]]) -> None:
+        """Let candidates learn behind the host in the coming epoch. Raises ``UsageError`` where one cannot be."""
+        kept = self._envs[env]
+        for slot_id, blueprint in candidates:
+            if slot_id not in kept.slots:
+                raise unknown("slot", slot_id, kept.slots)
+            if blueprint not in self._sizes[slot_id]:
+                raise unknown(f"blueprint in slot {slot_id}", blueprint, self._sizes[slot_id])
+        kept.trainer.auditioned = dict(candidates)
 
     def _awaken(self, env: _EnvState) -> None:
         """The epoch begins: its number goes on every event, and what has germinated starts to learn."""
@@ -266,6 +281,8 @@ class ModuleEngine:
                 env.metric, env.loss = facts.metric, facts.loss
                 env.metric_history.append(facts.metric)
                 env.loss_history.append(facts.loss)
+            if facts.metric is not None:
+                self._note_promises(env, epoch)
             for slot_id, slot in env.slots.items():
                 if slot.live:
                     self._record(env, slot, facts.slots.get(slot_id, SlotFacts()), facts.loss)
@@ -276,6 +293,22 @@ class ModuleEngine:
     def _record(self, env: _EnvState, slot: SeedSlot, facts: SlotFacts, loss: float | None) -> None:
         measured = {name: getattr(facts, name) for name in SlotFacts.__slots__} | {"loss": loss}
         slot.record(**{name: value for name, value in measured.items() if value is not None})
+
+    def _note_promises(self, env: _EnvState, epoch: int) -> None:
+        found, env.trainer.promises = env.trainer.promises, {}
+        if not found:
+            return
+        for slot_id, (blueprint, promise) in found.items():
+            env.promises.setdefault(slot_id, {})[blueprint] = replace(promise, epoch=epoch)
+        data = {
+            "promises": {slot_id: promise.value for slot_id, (_, promise) in found.items()},
+            "blueprints": {slot_id: blueprint for slot_id, (blueprint, _) in found.items()},
+            "steps": max(promise.steps for _, promise in found.values()),
+            "macs": sum(promise.macs for _, promise in found.values()),
+        }
+        said = TelemetryEvent(event_type=TelemetryEventType.PROMISES_MEASURED, data=data)
+        said.env_id, said.episode, said.epoch = env.spec.env_id, env.spec.episode, epoch
+        self._emit(said)
 
     def quarantine(self, env: int, slot: str, epochs: int, reason: str) -> None:
         """Prune what lives in ``slot`` in the governor's name and let nothing grow there for ``epochs`` epochs."""
@@ -302,10 +335,11 @@ class ModuleEngine:
             episode=env.spec.episode,
             epoch=env.epoch,
             max_epochs=env.spec.max_epochs,
-            slots=tuple(slot.view() for slot in env.slots.values()),
+            slots=tuple(replace(s.view(), promise=env.promises.get(s.slot_id, {})) for s in env.slots.values()),
             blueprints=tuple(self.task.blueprints),
             blueprint_parameters=self._sizes,
             host_parameters=env.trainer.host_size,
+            learning_parameters=env.trainer.learning_size,
             metric=env.metric,
             loss=env.loss,
             train_loss=env.train_loss,
@@ -352,6 +386,7 @@ class ModuleEngine:
             **{name: list(getattr(kept, name)) for name in _LISTS},
             **{name: dict(getattr(kept, name)) for name in _COUNTS},
             "last_outcome": None if outcome is None else plain_outcome(outcome),
+            "promises": {s: {b: asdict(p) for b, p in each.items()} for s, each in kept.promises.items()},
         }
         return state
 
@@ -368,6 +403,9 @@ class ModuleEngine:
             setattr(kept, name, list(plain[name]))
         for name in _COUNTS:
             setattr(kept, name, type(getattr(kept, name))(plain[name]))
+        # what 0.1.0 wrote lacks the key: it measured none
+        promises = plain.get("promises", {})
+        kept.promises = {s: {b: Promise(**p) for b, p in each.items()} for s, each in promises.items()}
         outcome = plain["last_outcome"]
         kept.last_outcome = None if outcome is None else read_outcome(outcome)
         self._stamp(kept, kept.epoch)

@@ -10,7 +10,9 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from esper.kasmina.growing import GrowingModel
 from esper.kasmina.slot import SeedSlot
+from esper.tolaria.audition import Audition
 from esper.tolaria.nested import State
 
 _PLAIN: Final = ("steps", "step", "examples", "waited", "host_norm")
@@ -32,6 +34,8 @@ class Epoch:
     waited: float = 0.0
     host_norm: float | None = None
     started: float = field(default_factory=time.perf_counter)
+    audition: Audition | None = None
+    """Of empty places, where one goes on."""
 
     def state(self, slots: Mapping[str, SeedSlot]) -> State:
         """All it takes to go on in the midst of it; with what the monitors of the slots have counted in it."""
@@ -39,12 +43,20 @@ class Epoch:
         plain |= {"probing": list(self.probing), "measured": sorted(self.measured)}
         plain |= {"seconds": time.perf_counter() - self.started}
         plain |= {"monitors": {slot_id: slot.monitor.counts for slot_id, slot in slots.items()}}
-        return {"tensors": {"total": self.total.detach().clone()}, "plain": plain}
+        tensors = {"total": self.total.detach().clone()}
+        if self.audition is not None:
+            state = self.audition.state()
+            tensors |= {f"audition/{name}": tensor for name, tensor in state["tensors"].items()}
+            plain["audition"] = state["plain"]
+        return {"tensors": tensors, "plain": plain}
 
     @classmethod
-    def load(cls, state: Mapping[str, Any], slots: Mapping[str, SeedSlot], device: torch.device) -> Epoch:
+    def load(cls, state: Mapping[str, Any], model: GrowingModel, device: torch.device) -> Epoch:
         """Undo of :meth:`state`."""
-        plain = state["plain"]
+        plain, slots, audition = state["plain"], model.slots, None
+        if "audition" in plain:
+            tensors = {n.removeprefix("audition/"): t for n, t in state["tensors"].items() if n.startswith("audition/")}
+            audition = Audition.load({"tensors": tensors, "plain": plain["audition"]}, model)
         for slot_id, counts in plain["monitors"].items():
             slots[slot_id].monitor.counts = counts
         return cls(
@@ -52,5 +64,6 @@ class Epoch:
             measured=frozenset(plain["measured"]),
             total=state["tensors"]["total"].to(device).clone(),
             started=time.perf_counter() - plain["seconds"],
+            audition=audition,
             **{name: plain[name] for name in _PLAIN},
         )

@@ -187,6 +187,9 @@ class Executor:
     def begin(self, decisions: Sequence[Decision]) -> None:
         """The first half of :meth:`step`, for those who train the epoch themselves: act, and start the clock."""
         self._outcomes = self._act(decisions)
+        for i, decision in enumerate(decisions):
+            if decision.audition:
+                self.engine.audition(i, decision.audition)
         self._set_clock(self.epoch + 1)
 
     def complete(self, trained: Sequence[TrainResult], policy_seconds: float | None = None) -> list[StepReport]:
@@ -367,24 +370,33 @@ class Executor:
             env.event_writer.epoch = epoch
 
     def _act(self, decisions: Sequence[Decision]) -> list[ActionOutcome]:
+        """Act on each env's decision, then on what else it asks for; what became of the first is told."""
+        outcomes = self._act_on(self.envs, decisions)
+        for i, decision in enumerate(decisions):
+            for another in decision.also:
+                self._act_on([i], [another])
+        return outcomes
+
+    def _act_on(self, envs: Sequence[int], decisions: Sequence[Decision]) -> list[ActionOutcome]:
         """Ask the governor, then the engine; every command other than WAIT leaves two events."""
-        views = self.engine.views(self.envs)
+        views = self.engine.views(envs)
         vetoes: list[str | None] = []
-        for i, (env, view, decision) in enumerate(zip(self._envs, views, decisions, strict=True)):
+        for i, view, decision in zip(envs, views, decisions, strict=True):
+            env = self._envs[i]
             if decision.macs:
                 self.engine.charge(i, "policy", decision.macs)
             env.event_writer.command_issued(decision)
             vetoes.append(env.governor.preflight(view, decision.action))
         allowed = [d.action if veto is None else FactoredAction() for d, veto in zip(decisions, vetoes, strict=True)]
-        outcomes = self.engine.apply(self.envs, allowed, [decision.reason for decision in decisions])
+        outcomes = self.engine.apply(envs, allowed, [decision.reason for decision in decisions])
         for i, (decision, veto) in enumerate(zip(decisions, vetoes, strict=True)):
             if veto is not None:
                 outcomes[i] = ActionOutcome(decision.action, success=False, illegal=True, why_not=veto)
         if any(outcome.success and outcome.action != WAIT for outcome in outcomes):
-            views = self.engine.views(self.envs)
-        for env, view, outcome in zip(self._envs, views, outcomes, strict=True):
-            env.event_writer.command_answered(outcome)
-            env.event_writer.note_births(view)
+            views = self.engine.views(envs)
+        for i, view, outcome in zip(envs, views, outcomes, strict=True):
+            self._envs[i].event_writer.command_answered(outcome)
+            self._envs[i].event_writer.note_births(view)
         return outcomes
 
     def _plan(self, view: EnvView) -> counterfactual.CounterfactualPlan:

@@ -19,6 +19,9 @@ class Lesson:
     probing: tuple[str, ...]
     """Slots whose seed learns from it in a second pass."""
     tape: Tape | None
+    again: Callable[[], Tensor] | None = None
+    """Makes the pass and the loss anew, where an audition asks for it."""
+    examples: int = 0
     times: float = 1.0
     """What the loss must be multiplied by to be that of its batch alone."""
     gradients: list[Tensor] = field(default_factory=list)

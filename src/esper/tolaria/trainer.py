@@ -19,11 +19,12 @@ from esper.kasmina.incubation import probe_backward
 from esper.kasmina.precision import Autocast
 from esper.kasmina.state import Incubation
 from esper.kasmina.trial import ForwardCall, held, mode, train
-from esper.leyline import AlphaConfig, EnvSpec, SeedStage, Sink, TrainResult, UsageError
+from esper.leyline import AlphaConfig, EnvSpec, Promise, SeedStage, Sink, TrainResult, UsageError
 from esper.tasks.base import Batch
 from esper.tasks.losses import one_number
 from esper.tasks.tree import size
 from esper.tolaria import evaluation, ledger, rates, schedules, surgery
+from esper.tolaria.audition import Audition
 from esper.tolaria.epoch import Epoch
 from esper.tolaria.evaluation import Evaluation, Reading
 from esper.tolaria.ledger import Ledger, Macs
@@ -31,7 +32,7 @@ from esper.tolaria.lessons import Lesson, weight
 from esper.tolaria.nested import State
 from esper.tolaria.observed import ObservedStep
 from esper.tolaria.order import Untouched
-from esper.tolaria.rng import Streams
+from esper.tolaria.rng import Streams, derive, seeded
 from esper.tolaria.setup import PRECISIONS, Criterion, GrowthTask, MakeSetup, TrainerConfig
 from esper.tolaria.work import StepMacs, count_step
 
@@ -66,6 +67,7 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "16-mixed")
         self.host_size = sum(p.numel() for p in self.model.host_parameters())
         """Parameters of the host, frozen ones too."""
+        self.learning_size = sum(p.numel() for p in self.model.host_parameters() if p.requires_grad)
         self._infinite = {name for name, buffer in self.model.named_buffers() if not torch.isfinite(buffer).all()}
         """Buffers that are not finite as they come, such as a mask of minus infinities."""
         self.optimizer = self.setup.optimizer
@@ -83,7 +85,11 @@ class Trainer:
         """Asked before seeds are taught; it knows of what is watched in a loop of the user's own."""
         self.on_backward: Callable[[], None] | None = None
         """Called after every backward pass, when all gradients are there."""
+        self.auditioned: Mapping[str, str] = {}
+        """slot -> blueprint of the candidates that learn in the next epoch."""
         self._epoch = self.begin_epoch(0)
+        self.promises: Mapping[str, tuple[str, Promise]] = {}
+        """slot -> blueprint and what it promises, of the audition in the latest epoch."""
         self._lessons: list[Lesson] = []
         """Of the losses that backward has reached since :meth:`after_backward`."""
 
@@ -247,7 +253,16 @@ class Trainer:
         samples = self.config.gradient_samples
         measured = frozenset(steps - 1 - i * steps // samples for i in range(samples)) if steps else frozenset({0})
         self._epoch = Epoch(steps, self._probing(), measured, torch.zeros((), device=self.config.device))
+        if chosen := self.auditioned:
+            with seeded(derive(self.streams.seed, "audition", self.completed)):
+                self._epoch.audition = Audition(self.model, chosen, self._seed_rate())
+        self.auditioned = {}
         return self._epoch
+
+    def _seed_rate(self) -> float:
+        """The rate that a seed would be given now."""
+        host = max(float(group["lr"]) for group in surgery.host_groups(self.optimizer))
+        return host * self.config.schedule.seed_multiplier
 
     def loss(self, inputs: Any, targets: Any, criterion: Criterion | None = None) -> Tensor:
         """Training loss of one batch, by ``criterion`` or the set-up's own.
@@ -261,7 +276,14 @@ class Trainer:
             tape = stack.enter_context(self.model.record(epoch.probing)) if epoch.probing else None
             loss = one_number(own(self._run(inputs), targets))
         lesson = Lesson(lambda output: one_number(own(output, targets)), tuple(epoch.probing), tape)
+        if self._auditions:
+            lesson.again = lambda: one_number(own(self._run(inputs), targets))
         return self._taken(loss, lesson, size(inputs, targets) if self.setup.counted else 1)
+
+    @property
+    def _auditions(self) -> bool:
+        audition = self._epoch.audition
+        return audition is not None and audition.due and torch.is_grad_enabled()
 
     @contextmanager
     def observing(self, step: ObservedStep, examples: int, times: float = 1.0) -> Iterator[Callable[[Tensor], Tensor]]:
@@ -273,20 +295,25 @@ class Trainer:
         self.autocast = Autocast.now(self.device)
         with self.autocast.entered(), self.model.teaching(), ExitStack() as recording:
             tape = recording.enter_context(self.model.record(epoch.probing)) if epoch.probing else None
-            if tape is not None:
+            lesson = Lesson(one_number, tuple(epoch.probing), tape, times=times)
+            if self._auditions:
+                lesson.again = lambda: one_number(step.again())
+            if again := tape is not None or lesson.again is not None:
                 step.keep()
+            if tape is not None:
                 tape.again = step.again
 
             def taken(loss: Tensor) -> Tensor:
                 recording.close()
-                if tape is not None:
+                if again:
                     step.kept()
-                return self._taken(one_number(loss), Lesson(one_number, tuple(epoch.probing), tape, times), examples)
+                return self._taken(one_number(loss), lesson, examples)
 
             yield taken
 
     def _taken(self, loss: Tensor, lesson: Lesson, examples: int) -> Tensor:
         """Book a loss, and wait for its gradient."""
+        lesson.examples = examples
         self._epoch.total.add_(loss.detach(), alpha=examples * lesson.times)
         self._epoch.examples += examples
         if not torch.is_grad_enabled():
@@ -331,13 +358,23 @@ class Trainer:
             with self.model.teaching():
                 for slot in lesson.probing:
                     probe_backward(self.model, lesson.tape, lesson.criterion, slot, sum(lesson.gradients))  # type: ignore[arg-type]
-        lesson.tape, lesson.over = None, True
+        if lesson.again is not None and self._epoch.audition is not None:
+            with self.model.teaching(), self.as_trained():
+                scale = self.scaler.get_scale() if self.scaler.is_enabled() else 1.0
+                self._epoch.audition.step(lesson.again, lesson.examples, scale)
+        lesson.tape, lesson.again, lesson.over = None, None, True
 
     def end_epoch(self) -> TrainResult:
         """Sum up the epoch and book its work."""
         epoch = self._epoch
         self.completed += 1
         self._charge_training(epoch.examples, epoch.probing)
+        self.promises = {}
+        if (audition := epoch.audition) is not None:
+            with self.as_trained():
+                each = audition.macs(lambda: self._run(self.setup.sample), self.setup.sample_examples)
+            self._charge("probe", audition.examples, each)
+            self.promises = audition.promises(audition.examples * each)
         return TrainResult(
             loss=float(epoch.total) / epoch.examples,
             examples=epoch.examples,
@@ -354,7 +391,7 @@ class Trainer:
 
     def load_epoch(self, state: Mapping[str, Any]) -> None:
         """Undo of :meth:`epoch_state`, after :meth:`load`."""
-        self._epoch = Epoch.load(state, self.model.slots, self.device)
+        self._epoch = Epoch.load(state, self.model, self.device)
 
     def _probing(self) -> list[str]:
         return [

@@ -68,7 +68,7 @@ def count_step(model: GrowingModel, run: Callable[[], Any], examples: int, probi
                 backward = counter.total - begun
         for slot_id in probing:
             with counting() as counter:
-                probe_gradients(model, tape, _sum, slot_id)
+                probe_gradients(model, tape, summed, slot_id)
             probe[slot_id] = ledger.share(counter.total, examples)
     if backward is None:
         backward = ledger.backward(forward.forward) * examples if learning else 0
@@ -80,6 +80,7 @@ def _reached(output: Any) -> list[Tensor]:
     return [tensor for _, tensor in tensors(output) if tensor.requires_grad]
 
 
-def _sum(output: Any) -> Tensor:
+def summed(output: Any) -> Tensor:
+    """The sum of all in an output that has a gradient, for passes that are made to be counted."""
     parts = [torch.view_as_real(each) if each.is_complex() else each for each in _reached(output)]
     return sum((part.sum() for part in parts), torch.zeros((), device=parts[0].device if parts else None))

@@ -40,6 +40,17 @@ class CounterfactualUnavailable(TypedDict):
     detail: NotRequired[str]
 
 
+class PromisesMeasured(TypedDict):
+    """What empty slots promise: by slot the training loss per example that a candidate there, of the named blueprint,
+    took off in ``steps`` steps, to first order, while candidates in all these slots learned together behind the host.
+    ``macs`` is what all of it took."""
+
+    promises: dict[str, float]
+    blueprints: dict[str, str]
+    steps: int
+    macs: int
+
+
 class ComputeSpent(TypedDict):
     """Multiply-accumulates since the episode began. ``discarded_seed_macs`` is the part of the others that went into
     seeds that were pruned; it is not added to ``total_macs`` again."""
@@ -95,5 +106,6 @@ SPECS = (
         Delivery.MUST_KEEP,
         "environment drawer",
     ),
+    PayloadSpec(T.PROMISES_MEASURED, PromisesMeasured, Delivery.MUST_KEEP, "event feed"),
     PayloadSpec(T.COMPUTE_SPENT, ComputeSpent, Delivery.MUST_KEEP, "environment drawer, report"),
 )

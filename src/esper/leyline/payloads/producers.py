@@ -32,6 +32,7 @@ PRODUCERS: Final = MappingProxyType(
         "PERFORMANCE_DEGRADATION": ("simic.detectors",),
         "PLATEAU_DETECTED": ("simic.detectors",),
         "PPO_UPDATE_COMPLETED": ("simic.vectorized",),
+        "PROMISES_MEASURED": ("tolaria.engine",),
         "RATIO_COLLAPSE_DETECTED": ("simic.detectors",),
         "RATIO_EXPLOSION_DETECTED": ("simic.detectors",),
         "REWARD_COMPUTED": ("simic.event_writer",),
