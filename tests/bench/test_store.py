@@ -42,7 +42,7 @@ def test_more_seeds_other_arms_and_workers_may_go_on(run):
 
 
 @pytest.mark.parametrize(
-    "changed", [{"epochs": 3}, {"trials": 1}, {"tuning_seeds": 1}, {"seed": 1}, {"grown": "blind"}, {"policy": "x"}]
+    "changed", [{"epochs": 3}, {"trials": 1}, {"tuning_seeds": 1}, {"seed": 1}, {"resplit": True}, {"policy": "x"}]
 )
 def test_other_settings_are_refused_in_one_line_that_names_them(run, changed):
     with pytest.raises(UsageError) as error:

@@ -77,7 +77,8 @@ MOST_TRIALS: Final = min(map(len, GRIDS.values()))
 
 @dataclass(frozen=True, slots=True)
 class BenchConfig:
-    """One bench. Two with the same values but for ``arms``, ``seeds`` and ``workers`` may share a run directory."""
+    """One bench. Two with the same values but for ``arms``, ``grown``, ``seeds`` and ``workers`` may share a run
+    directory."""
 
     task: str = "digits"
     options: Mapping[str, Any] = field(default_factory=dict)

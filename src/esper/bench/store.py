@@ -23,7 +23,7 @@ from esper.nissa.manifest import Setting as Chosen
 from esper.nissa.rundir import MANIFEST, RunDirectory
 
 TRIALS: Final = "trials.jsonl"
-FREE: Final = ("arms", "seeds", "workers")
+FREE: Final = ("arms", "grown", "seeds", "workers")
 """Settings that may differ when a bench is gone on with: trials name all that their outcomes depend on."""
 
 
