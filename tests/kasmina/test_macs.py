@@ -30,6 +30,25 @@ def test_counts(run: Callable[[], Any], macs: int, gradients: bool) -> None:
         assert counted(run) == macs
 
 
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Conv2d(4, 8, 3, padding=1, stride=2),
+        nn.Conv2d(6, 6, 3, groups=6),
+        nn.Conv1d(4, 6, 5, groups=2),
+        nn.ConvTranspose2d(4, 6, 3, stride=2, groups=2),
+    ],
+)
+def test_a_convolutions_gradients_take_each_what_its_output_takes(layer: Any) -> None:
+    x = torch.ones(2, layer.in_channels, *(9,) * len(layer.kernel_size), requires_grad=True)
+    forward = counted(lambda: layer(x))
+    assert forward > 0
+    assert counted(lambda: layer(x).sum().backward()) == 3 * forward
+    assert counted(lambda: layer(x.detach()).sum().backward()) == 2 * forward
+    layer.weight.requires_grad_(False)
+    assert counted(lambda: layer(x).sum().backward()) == 2 * forward
+
+
 def test_fused_attention_is_counted_in_its_parts_and_fusing_is_kept() -> None:
     batch, time, width, hidden = 3, 4, 8, 16
     layer = nn.TransformerEncoderLayer(width, 2, hidden, batch_first=True).eval()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from math import prod
 from typing import Any, Final
 
 import torch
@@ -34,7 +35,7 @@ def _convolution_backward(gradient: Tensor, x: Tensor, weight: Tensor, *rest: An
     """
     *_, transposed, _, _, asked = rest
     places = x if transposed else gradient
-    return (int(asked[0]) + int(asked[1])) * places.numel() * weight[0].numel()
+    return (int(asked[0]) + int(asked[1])) * places.numel() * prod(weight.shape[1:])
 
 
 _ALSO: Final[dict[Any, Callable[..., int]]] = {
