@@ -42,6 +42,15 @@ def test_a_model_comes_back_plain_and_grown(tmp_path: Path) -> None:
     with torch.no_grad():
         accuracy = 100 * float((result.model(inputs).argmax(1) == targets).float().mean())
     assert accuracy == pytest.approx(arm.test.mean)
+    shown = result._repr_html_()
+    assert "<svg" in shown and "<table" in shown and result.report.network is not None
+    assert repr(result).startswith("GrowResult(model=Sequential(...), epoch=") and "\n" not in repr(result)
+    drawn = result.report.network.head.spoken
+    grown = sum(parameter.numel() for parameter in result.model.parameters())
+    host = sum(parameter.numel() for parameter in narrow().parameters())
+    assert drawn.startswith(f"parameters: {host:,} before, {grown:,} after; MACs of one example: ")
+    assert len(esper.report(result).seeds) == len(result.report.seeds)
+    assert (result.run_dir / "report" / "figures" / "network.svg").is_file()
 
 
 def test_unless_told_otherwise_the_shipped_policy_decides_and_leaves_gates_to_evidence(tmp_path: Path) -> None:

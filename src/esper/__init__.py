@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Final
 from esper._version import __version__
 
 if TYPE_CHECKING:
+    from esper.delivery import GrowResult as GrowResult
+    from esper.karn.tables import report as report
     from esper.kasmina.applied import apply as apply
     from esper.kasmina.blueprints import Blueprint as Blueprint
     from esper.kasmina.export import export as export
@@ -22,7 +24,6 @@ if TYPE_CHECKING:
     from esper.leyline import UsageError as UsageError
     from esper.library import Budget as Budget
     from esper.library import Grower as Grower
-    from esper.library import GrowResult as GrowResult
     from esper.library import OwnChoices as OwnChoices
     from esper.library import Scored as Scored
     from esper.library import grow as grow
@@ -36,7 +37,7 @@ PUBLIC: Final = MappingProxyType(
         "DataError": "esper.leyline",
         "EnvPolicy": "esper.tamiyo.policies",
         "EsperError": "esper.leyline",
-        "GrowResult": "esper.library",
+        "GrowResult": "esper.delivery",
         "Grower": "esper.library",
         "Metric": "esper.leyline",
         "OwnChoices": "esper.library",
@@ -47,6 +48,7 @@ PUBLIC: Final = MappingProxyType(
         "apply": "esper.kasmina.applied",
         "export": "esper.kasmina.export",
         "grow": "esper.library",
+        "report": "esper.karn.tables",
     }
 )
 """Public name -> the module that has it."""

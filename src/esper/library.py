@@ -9,7 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from esper.karn.evidence import RunEvidence
-from esper.karn.report import as_text, markdown, read_evidence, write_report
+from esper.delivery import GrowResult
+from esper.karn.report import read_evidence, write_report
 from esper.kasmina.applied import tell_of_adapters
 from esper.kasmina.exposure import Exposure
 from esper.kasmina.leaving import leave
@@ -49,23 +49,6 @@ from esper.tolaria.setup import Forward, call
 from esper.tolaria.surgery import join_seeds
 
 __all__ = ["Accuracy", "Budget", "GateThresholds", "GrowResult", "Grower", "OwnChoices", "Scored", "grow"]
-
-
-@dataclass(frozen=True, slots=True)
-class GrowResult:
-    """The result of growing."""
-
-    model: nn.Module
-    """A plain model in evaluation mode, which needs no Esper."""
-    report: RunEvidence
-    """The evidence for every seed. ``print(result)`` shows it as a page."""
-    run_dir: Path
-    """Holds the journal, the report and the exported model."""
-    epoch: int
-    """After which the model was as it is here; none was better on validation."""
-
-    def __str__(self) -> str:
-        return as_text(markdown(self.report, (), ()))
 
 
 def grow(  # noqa: PLR0913

@@ -186,7 +186,7 @@ def test_nothing_to_report(tmp_path: Path) -> None:
 def test_without_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     path = write_run(tmp_path, story())
-    assert "pip install 'esper-grow[report]'" in write_report(path).read_text()
+    assert "pip install '.[report]'" in write_report(path).read_text()
     with pytest.raises(MissingExtraError, match="extra 'report'"):
         write_report(path, figures=True)
 

@@ -228,4 +228,4 @@ def test_without_ray_one_line_names_the_extra() -> None:
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert ended.returncode == 2
-    assert ended.stderr == "esper: --workers ray needs the extra 'ray': pip install 'esper-grow[ray]'\n"
+    assert ended.stderr == "esper: --workers ray needs the extra 'ray': in a checkout of Esper, pip install '.[ray]'\n"

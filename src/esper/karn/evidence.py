@@ -24,7 +24,7 @@ from esper.karn.schema import Verdict
 from esper.karn.snapshot import in_order, run_header
 from esper.karn.state import EnvironmentFold, EpisodeRecord, GateFold, Measured, RunState, SeedFold, SlotFold, view
 from esper.karn.verdict import make_verdict
-from esper.leyline import SeedStage, TelemetryEvent
+from esper.leyline import SeedStage, TelemetryEvent, visible
 from esper.leyline import TelemetryEventType as T
 
 
@@ -88,6 +88,17 @@ class RunEvidence(msgspec.Struct, omit_defaults=True):
     vetoes: int = 0
     dropped: int = 0
     events: int = 0
+
+    def __repr__(self) -> str:
+        return (
+            f"RunEvidence({visible(str(self.run.get('task', 'a run')))!r}: {self.verdict.headline}; "
+            f"{len(self.episodes)} episodes, {len(self.seeds)} seeds, {self.events:,} events)"
+        )
+
+    def _repr_html_(self) -> str:
+        from esper.karn.notebook import evidence_html
+
+        return evidence_html(self)
 
 
 def gather(events: Iterable[TelemetryEvent], known: About | None = None) -> RunEvidence:

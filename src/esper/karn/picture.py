@@ -73,3 +73,8 @@ class Network(Part, kw_only=True, frozen=True):
     notes: list[str] = []
     """What the picture cannot show."""
     env: int | None = None
+
+    def _repr_svg_(self) -> str:
+        from esper.karn.svg import paint
+
+        return paint(self)

@@ -6,8 +6,6 @@ import difflib
 from collections.abc import Iterable
 from typing import Final
 
-from esper._version import DISTRIBUTION
-
 
 class EsperError(Exception):
     """Something that a person can mend. The message says what was given, where, and what is legal."""
@@ -30,7 +28,7 @@ class MissingExtraError(UsageError):
     """A feature whose optional dependency is not installed."""
 
     def __init__(self, feature: str, extra: str) -> None:
-        super().__init__(f"{feature} needs the extra '{extra}': pip install '{DISTRIBUTION}[{extra}]'")
+        super().__init__(f"{feature} needs the extra '{extra}': in a checkout of Esper, pip install '.[{extra}]'")
 
 
 LONGEST: Final = 200

@@ -48,7 +48,11 @@ def lines() -> Iterator[tuple[bool, str, str]]:
         yield True, "cuda", "no device; everything runs on the CPU"
     for extra, modules in EXTRAS.items():
         missing = [name for name in modules if not _imports(name)]
-        detail = f"missing {', '.join(missing)}; pip install '{DISTRIBUTION}[{extra}]'" if missing else "installed"
+        detail = (
+            f"missing {', '.join(missing)}; in a checkout of Esper, pip install '.[{extra}]'"
+            if missing
+            else "installed"
+        )
         yield not missing, f"extra {extra}", detail
 
 
