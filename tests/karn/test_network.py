@@ -23,7 +23,9 @@ from esper.leyline import TelemetryEventType as T
 from karn.networks import Grows, grown_run, host, part, transformer
 from karn.streams import START, story
 
-BLOCKS = host([part("stem", 16, 512), part("pool", 0, 0), part("body", 72, 1024), part("head")], ["stem", "body"])
+BLOCKS = host(
+    [part("stem", 16, 512), part("pool", 0, 0, calls=2), part("body", 72, 1024), part("head")], ["stem", "body"]
+)
 
 
 def drawn(events: Sequence[TelemetryEvent]) -> Network:
@@ -51,7 +53,7 @@ def test_what_grew_stands_at_its_place_with_its_figures_and_their_epoch() -> Non
         "input",
         "stem, 16 parameters, 512 MACs. behind it conv3, kept, 148 parameters, 9,000 MACs, "
         "removal cost 4.21 (epoch 9), alpha 1",
-        "pool, 0 parameters, 0 MACs",
+        "pool ×2, 0 parameters, 0 MACs",
         "body, 72 parameters, 1,024 MACs. behind it norm, blending, 16 parameters, 0 MACs, "
         "removal cost not measured, alpha 0.4",
         "head, 10 parameters, 20 MACs",

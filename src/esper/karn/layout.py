@@ -263,6 +263,8 @@ class _Canvas:
         else:
             if parts[0].get("around"):
                 name = f"{name} itself"
+            if parts[0].get("calls", 1) > 1:
+                name = f"{name} ×{parts[0]['calls']}"
             fact, width = _numbers(parts), MODULE
         said = f"{name}, {_told(parts)}"
         self.spoken.append(said)
@@ -273,9 +275,9 @@ class _Canvas:
             Label(x=LEFT + 9, y=y + 31, text=fit(fact, FACT, width - 10), kind="fact"),
         ]
         room = width - 30 - width_of(name, NAME)
-        kind_ = visible(parts[0]["kind"]) + (f" ×{parts[0]['calls']}" if parts[0].get("calls", 1) > 1 else "")
-        if len(parts) == 1 and width_of(kind_, FACT) <= room:
-            self.labels.append(Label(x=LEFT + width - 9, y=y + 16, text=kind_, kind="note", end=True))
+        made = visible(parts[0]["kind"])
+        if len(parts) == 1 and width_of(made, FACT) <= room:
+            self.labels.append(Label(x=LEFT + width - 9, y=y + 16, text=made, kind="note", end=True))
 
     def _unknown(self, row: Row, y: float) -> None:
         """A place whose module the journal does not tell, or around modules above."""
