@@ -10,6 +10,11 @@ import { advance, columnsAfter, decodeFrame, type Columns } from "./wire";
 export const NO_CONTACT = 2000;
 /** Milliseconds after which the folder of runs is looked at again. */
 const RUNS_EVERY = 3000;
+/** Milliseconds in which so many frames are a burst: ten come in a second. */
+const BURST = 400;
+const BURST_FRAMES = 10;
+/** Milliseconds without a burst after which frames come one by one again. */
+const BURST_OVER = 30_000;
 
 export interface Mark {
   events: number;
@@ -48,6 +53,8 @@ class Overwatch {
   /** Milliseconds since the last frame, to the half second. */
   silence = $state(0);
   reason = $state("");
+  /** Seconds between bursts of frames, where something on the way keeps them back; 0 where they come one by one. */
+  bursts = $state(0);
   /** The server does not know this tab's token: another one was started since. */
   refused = $state(false);
   /** The run that was asked for is not among those of the server. */
@@ -126,7 +133,10 @@ class Overwatch {
     this.lastFrame = performance.now();
     this.connection = new Connection(this.place.run, this.token ?? "", {
       frame: (data) => this.frame(data),
-      opened: () => this.resume(),
+      opened: () => {
+        this.failures = 0;
+        this.resume();
+      },
       closed: (reason, wasOpen) => {
         this.reason = reason;
         if (!wasOpen) void this.askWhy();
@@ -148,6 +158,8 @@ class Overwatch {
     try {
       this.take(await get<RunTable>("api/runs"));
       this.gone = this.place.run !== undefined && !this.runs.some((run) => run.name === this.place.run);
+      this.failures += 1;
+      if (this.failures > 1 && !this.gone) this.problem = "Overwatch answers, but its live connection (WebSocket) does not come about: a proxy in between has to pass that on. It is tried again and again.";
     } catch (error) {
       if (error instanceof Refused && error.status === 401) {
         this.connection?.close();
@@ -274,8 +286,19 @@ class Overwatch {
     if (at !== undefined) this.seek(at);
   }
 
+  /** A server that stood still sends one newest frame then; a proxy that keeps frames back lets many go at once. */
+  private pace(now: number): void {
+    const gap = now - this.lastFrame;
+    if (gap >= NO_CONTACT) this.burst = { gap, at: now, frames: 1 };
+    else if (now - this.burst.at < BURST && ++this.burst.frames >= BURST_FRAMES) this.bursts = Math.round(this.burst.gap / 1000);
+    this.lastFrame = now;
+  }
+
+  private burst = { gap: 0, at: Number.NEGATIVE_INFINITY, frames: 0 };
+  private failures = 0;
+
   private frame(data: ArrayBuffer): void {
-    this.lastFrame = performance.now();
+    this.pace(performance.now());
     const frame = decodeFrame(data);
     if (!frame.whole && this.latest === null) return;
     this.latest = advance(this.latest, frame);
@@ -314,6 +337,7 @@ class Overwatch {
   private tick(): void {
     if (this.refused) return;
     const silence = performance.now() - this.lastFrame;
+    if (this.bursts && performance.now() - this.burst.at > BURST_OVER) this.bursts = 0;
     this.silence = this.token && silence >= NO_CONTACT ? Math.floor(silence / 500) * 500 : 0;
     const count = this.devices?.reduce((sum, group) => sum + group.environments.length, 0) ?? 0;
     if (this.runsDue && performance.now() > this.runsDue && !this.noContact) {
