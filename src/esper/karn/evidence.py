@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 import msgspec
@@ -82,6 +82,8 @@ class RunEvidence(msgspec.Struct, omit_defaults=True):
     seeds: list[SeedLife]
     tracks: list[Track]
     verdict: Verdict
+    updates: dict[str, dict[int, float]] = {}
+    """Figure of the learner -> round -> value; ``open.HEAD`` is a head's entropy as a share of its greatest."""
     network: Network | None = None
     """What grew in the episode that is shown (:func:`shown_track`), as it is at its end, or now."""
     rollbacks: int = 0
@@ -155,6 +157,7 @@ class _Recorder:
         self.grown: dict[_Course, Grown] = {}
         """What had grown when each track ended."""
         self.counts: Counter[T] = Counter()
+        self.updates: dict[str, dict[int, float]] = {}
 
     def note(self, state: RunState, event: TelemetryEvent) -> None:
         """Keep what ``event``, the last one folded into ``state``, has changed."""
@@ -164,6 +167,8 @@ class _Recorder:
             self.run = self.run or event.data
         elif kind is T.TRAINING_ENDED:
             self.end = event.data
+        elif kind is T.PPO_UPDATE_COMPLETED:
+            self._update(event.data)
         if event.env_id is None:
             return
         environment = state.environments[event.env_id]
@@ -179,6 +184,16 @@ class _Recorder:
         if kind in _LIFE and event.slot_id in environment.slots:
             self._seed(environment, environment.slots[event.slot_id], event)
 
+    def _update(self, data: Mapping[str, Any]) -> None:
+        at = data.get("round")
+        if not isinstance(at, int):
+            return
+        heads = data.get("heads") or {}
+        undecided = {f"open.{name}": one["entropy"] / one["most"] for name, one in heads.items() if one.get("most")}
+        for name, value in {**{name: data.get(name) for name in LEARNING}, **undecided}.items():
+            if isinstance(value, int | float):
+                self.updates.setdefault(name, {})[at] = float(value)
+
     def evidence(self, state: RunState, known: About) -> RunEvidence:
         """What was kept."""
         run = state.run
@@ -187,6 +202,7 @@ class _Recorder:
             end=self.end,
             table=end_table(self.episodes, run),
             episodes=self.episodes,
+            updates=self.updates,
             seeds=[_told(life, self.results.get(course)) for (course, _), life in self.lives.items()],
             tracks=list(self.tracks.values()),
             verdict=make_verdict(state, run_header(state, state.last_time or 0.0), known),
@@ -256,6 +272,8 @@ class _Recorder:
                         life.cost, life.cost_se = value, known
 
 
+LEARNING: Final = ("mean_episode_return", "mean_objective_gain", "kl", "clip_fraction", "explained_variance")
+"""Figures of a learner's rounds that a report has the course of."""
 _Course = tuple[int, int, str]
 """Environment, episode and arm: twins are played in one environment, one after the other."""
 

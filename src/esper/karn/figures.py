@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import msgspec
 
 from esper.karn.evidence import RunEvidence, SeedLife, Track, shown_track
+from esper.karn.pulse import PULSE
 from esper.karn.results import STATIC
 from esper.leyline import MissingExtraError, visible
 from esper.leyline.files import Folder
@@ -32,6 +33,8 @@ LINES: Final = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"
 QUIET: Final = "#7a7a7a"
 INK: Final = "#222222"
 GRID: Final = "#e6e6e6"
+LINE: Final = 11.5
+"""Points between the middles of two labels of 9 points."""
 LARGEST: Final = 1e30
 """Of what is drawn; differences of numbers near the end of floats are infinite."""
 
@@ -64,18 +67,22 @@ def draw(evidence: RunEvidence, report: Folder) -> list[str]:
         raise MissingExtraError("drawing figures", "report") from None
     evidence = msgspec.structs.replace(evidence, tracks=[_on_paper(track) for track in evidence.tracks])
     shown = shown_track(evidence)
-    if shown is None:
+    painters: dict[str, Callable[[Any], bool]] = {}
+    if evidence.updates:
+        painters["learning"] = lambda figure: _learning(figure, evidence)
+    if shown is not None:
+        here, track = (shown.env_id, shown.episode, shown.arm), shown
+        lives = {life.seed_id: life for life in evidence.seeds if (life.env_id, life.episode, life.arm) == here}
+        painters["course"] = lambda figure: _course(figure, evidence, track)
+        painters["contribution"] = lambda figure: _contribution(figure, evidence, track, lives)
+        painters["alpha"] = lambda figure: _alpha(figure, track, lives)
+    if not painters:
         return []
-    lives = {
-        life.seed_id: life
-        for life in evidence.seeds
-        if (life.env_id, life.episode, life.arm) == (shown.env_id, shown.episode, shown.arm)
-    }
     names = []
     with matplotlib.rc_context(STYLE), report.folder("figures", make=True) as folder:
-        for name, painter in (("course", _course), ("contribution", _contribution), ("alpha", _alpha)):
+        for name, paint in painters.items():
             figure = Figure(figsize=(8.0, 4.6), dpi=144, facecolor="white", layout="constrained")
-            if painter(figure, evidence, shown, lives):
+            if paint(figure):
                 for kind, about in (("svg", {"Date": None, "Creator": None}), ("png", {"Software": None})):
                     drawn = io.BytesIO()
                     figure.savefig(drawn, format=kind, metadata=about)
@@ -102,7 +109,52 @@ def _on_paper(track: Track) -> Track:
     )
 
 
-def _course(figure: Any, evidence: RunEvidence, shown: Track, lives: Mapping[str, SeedLife]) -> bool:
+PANELS: Final = {
+    "mean_episode_return": "return, mean of the round",
+    "mean_objective_gain": "gain of the objective",
+    "open.": "entropy, share of its greatest",
+    "kl": "KL of the update, nats",
+    "clip_fraction": "clip fraction",
+    "explained_variance": "explained variance",
+}
+"""Figure of a learner, or the start of several -> the title of its panel."""
+
+
+def _learning(figure: Any, evidence: RunEvidence) -> bool:
+    """The learner over its rounds, a panel for each figure; where it is a worry, a line (as in the policy's pulse)."""
+    lines = {key: {name: points for name, points in evidence.updates.items() if name.startswith(key)} for key in PANELS}
+    shown = [key for key in PANELS if lines[key]]
+    columns = min(3, len(shown))
+    grid = list(figure.subplots(-(-len(shown) // columns), columns, squeeze=False, sharex=True).flat)
+    for axes, key in zip(grid, shown, strict=False):
+        labels = []
+        for index, (name, points) in enumerate(sorted(lines[key].items())):
+            colour = LINES[index % len(LINES)]
+            rounds = sorted(points)
+            values = [points[at] if abs(points[at]) <= LARGEST else math.nan for at in rounds]
+            axes.plot(rounds, values, color=colour, linewidth=1.6, marker="o", markersize=2.0)
+            _mark_non_finite(axes, rounds, values, colour)
+            finite = [(at, value) for at, value in zip(rounds, values, strict=True) if math.isfinite(value)]
+            if finite and key == "open.":
+                labels.append((*finite[-1], name.removeprefix(key), colour))
+        worry = PULSE[key].threshold if key in PULSE else None
+        low, high = axes.get_ylim()
+        if worry is not None and low <= worry <= high:
+            axes.axhline(worry, color=QUIET, linewidth=0.9, linestyle="--")
+        dress(axes, "", PANELS[key])
+        axes.title.set_fontsize(9.5)
+        axes.tick_params(labelsize=8)
+        axes.locator_params(axis="x", integer=True, nbins=5)
+        _label_ends(axes, labels)
+    for axes in grid[: len(shown)]:
+        if axes.get_subplotspec().is_last_row():
+            axes.set_xlabel("round")
+    for axes in grid[len(shown) :]:
+        axes.set_visible(False)
+    return True
+
+
+def _course(figure: Any, evidence: RunEvidence, shown: Track) -> bool:
     slots = [slot for slot, spans in shown.stages.items() if any(stage != "DORMANT" for _, stage in spans)]
     ratio = [5, max(1.0, 0.55 * len(slots))]
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=ratio) if slots else (figure.subplots(), None)
@@ -119,13 +171,13 @@ def _course(figure: Any, evidence: RunEvidence, shown: Track, lives: Mapping[str
         finite = [(epoch, value) for epoch, value in zip(epochs, values, strict=True) if math.isfinite(value)]
         if finite:
             labels.append((*finite[-1], track.arm or "unnamed", colour))
-    _label_ends(above, labels)
     unit = f" ({evidence.table.unit})" if evidence.table.unit else ""
     dress(above, f"validation {evidence.table.metric}{unit}", f"Course of episode {shown.episode}, arm {shown.arm}")
     if below is not None:
         _swimlanes(below, shown, slots)
         below.set_xlabel("epoch")
         above.set_xlabel("")
+    _label_ends(above, labels)
     return True
 
 
@@ -183,16 +235,16 @@ def _contribution(figure: Any, evidence: RunEvidence, shown: Track, lives: Mappi
         points = sorted((shown.costs.get(seed) or shown.gains.get(seed) or {}).items())
         if points and math.isfinite(points[-1][1][0]):
             labels.append((points[-1][0], points[-1][1][0], _name(seed, lives), colour))
-    _label_ends(axes, labels)
     unit = f" ({evidence.table.unit})" if evidence.table.unit else ""
     dress(
         axes, f"{evidence.table.metric} lost without the seed{unit}", "Contribution with 95 % band (dotted: probe gain)"
     )
     axes.set_xlabel("epoch")
+    _label_ends(axes, labels)
     return True
 
 
-def _alpha(figure: Any, evidence: RunEvidence, shown: Track, lives: Mapping[str, SeedLife]) -> bool:
+def _alpha(figure: Any, shown: Track, lives: Mapping[str, SeedLife]) -> bool:
     if not shown.alphas:
         return False
     axes = figure.subplots()
@@ -203,10 +255,10 @@ def _alpha(figure: Any, evidence: RunEvidence, shown: Track, lives: Mapping[str,
         axes.plot(epochs, [points[epoch] for epoch in epochs], color=colour, linewidth=2)
         if math.isfinite(points[epochs[-1]]):
             labels.append((epochs[-1], points[epochs[-1]], _name(seed, lives), colour))
-    _label_ends(axes, labels)
     axes.set_ylim(-0.05, 1.08)
     dress(axes, "alpha", "Alpha that the forward pass used")
     axes.set_xlabel("epoch")
+    _label_ends(axes, labels)
     return True
 
 
@@ -216,24 +268,28 @@ def _name(seed: str, lives: Mapping[str, SeedLife]) -> str:
 
 
 def _label_ends(axes: Any, labels: list[tuple[int, float, str, str]]) -> None:
-    """Write each line's name at its end, pushed apart where they would touch."""
+    """Write each line's name at its end, pushed apart so that none touches another; those that there is no room for are
+    counted. To be called when the axes are dressed: what else stands there decides how high they are.
+    """
+    if not labels:
+        return
+    axes.figure.draw_without_rendering()  # the layout is known only then
     low, high = axes.get_ylim()
-    room = (high - low) * 0.06
-    below = -math.inf
-    for x, y, text, colour in sorted(labels, key=lambda label: label[1]):
-        at = max(y, below + room)
-        below = at
-        axes.annotate(
-            _label(text, 48),
-            (x, y),
-            xytext=(x, at),
-            textcoords="data",
-            color=colour,
-            fontsize=9,
-            va="center",
-            ha="left",
-            annotation_clip=False,
-        ).set_x(x + 0.012 * (axes.get_xlim()[1] - axes.get_xlim()[0]))
+    room = (high - low) * LINE * axes.figure.dpi / 72 / axes.bbox.height
+    most = max(1, int((high - low) / room))
+    shown = sorted(labels, key=lambda label: label[1])
+    if len(shown) > most:
+        shown = [*shown[: most - 1], (shown[-1][0], high, f"and {len(shown) - most + 1} more", QUIET)]
+    places: list[float] = []
+    for _, y, _, _ in shown:
+        places.append(max(y, places[-1] + room) if places else max(y, low))
+    top = high
+    for place in reversed(range(len(places))):  # a pile that grew over the top is pushed back
+        places[place] = min(places[place], top)
+        top = places[place] - room
+    beside = 0.012 * (axes.get_xlim()[1] - axes.get_xlim()[0])
+    for (x, _, text, colour), at in zip(shown, places, strict=True):
+        axes.text(x + beside, at, _label(text, 48), color=colour, fontsize=9, va="center", ha="left", clip_on=False)
 
 
 def _mark_non_finite(axes: Any, epochs: list[int], values: list[float], colour: str) -> None:

@@ -8,16 +8,19 @@ report/figures/*.svg  and *.png; the network as SVG alone
 from __future__ import annotations
 
 import html
+import math
 import re
 import shlex
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any, Final
 
 import msgspec
 
 from esper.karn.advice import about
-from esper.karn.evidence import RunEvidence, SeedLife, gather
+from esper.karn.evidence import RunEvidence, SeedLife, gather, shown_track
 from esper.karn.parts import wire_safe
 from esper.karn.results import EndTable, difference_line, with_interval
 from esper.karn.schema import Damage, Verdict
@@ -32,8 +35,12 @@ from esper.nissa.reader import read_journal
 REPORT_SCHEMA = 1
 _ESCAPED: Final = re.compile(r"\\([\\`*_\[\]|#~$])")
 """What :func:`_text` writes for a mark."""
-SEEDS_SHOWN = 200
-"""Seeds listed in ``report.md``; ``report.json`` has them all."""
+SEEDS_SHOWN: Final = 24
+"""Seeds that ``report.md`` lists one by one; ``report.json`` has them all."""
+GROUPS_SHOWN: Final = 40
+REASONS_SHOWN: Final = 8
+LONGEST_REASON: Final = 200
+_NUMBER: Final = re.compile(r"-?\d[\d,.]*(?:e[+-]?\d+)?")
 
 
 def write_report(directory: str | Path, *, figures: bool | None = None) -> Path:
@@ -107,7 +114,7 @@ def markdown(evidence: RunEvidence, damage: Sequence[Damage], drawn: Sequence[st
         result_table(evidence.table),
     ]
     parts += _difference_lines(evidence.table)
-    parts += ["## What was grown", _seed_table(evidence.seeds)]
+    parts += ["## What was grown", *_seed_tables(evidence)]
     shown = [f"![{_caption(name)}](figures/{name}.svg)" for name in drawn]
     if shown or missing:
         parts += ["## Figures", *shown, *([f"Not drawn: {missing}"] if missing else [])]
@@ -164,9 +171,26 @@ def _warnings(evidence: RunEvidence, damage: Sequence[Damage]) -> list[str]:
     return ["\n".join(lines)] if lines else []
 
 
-def _seed_table(seeds: Sequence[SeedLife]) -> str:
+def _seed_tables(evidence: RunEvidence) -> list[str]:
+    """Every seed with its reason where they are few; else those of the episode that is shown, and all by place and
+    kind: a learner's run has thousands.
+    """
+    seeds = evidence.seeds
     if not seeds:
-        return "Nothing germinated."
+        return ["Nothing germinated."]
+    shown = seeds
+    if len(seeds) > SEEDS_SHOWN and (track := shown_track(evidence)) is not None:
+        here = (track.env_id, track.episode, track.arm)
+        shown = [seed for seed in seeds if (seed.env_id, seed.episode, seed.arm) == here]
+    told = [_seed_table(shown[:SEEDS_SHOWN])] if shown else []
+    if len(seeds) > SEEDS_SHOWN:
+        head = f"All {len(seeds):,} seeds by place and kind, those kept most often first; each is in report.json."
+        told = [*([f"Of the episode in the figures, environment {shown[0].env_id}:"] if shown else []), *told]
+        told += [head, _by_kind(seeds), _by_reason(seeds)]
+    return told
+
+
+def _seed_table(seeds: Sequence[SeedLife]) -> str:
     head = [
         "| arm | episode | slot | blueprint | parameters | born | end | outcome | removal cost | why |",
         "|---|---:|---|---|---:|---:|---:|---|---:|---|",
@@ -175,10 +199,44 @@ def _seed_table(seeds: Sequence[SeedLife]) -> str:
         f"| {_text(seed.arm)} | {seed.episode} | {_text(seed.slot)} | {_text(seed.blueprint)} "
         f"| {figure(seed.parameters)} | {figure(seed.germinated_epoch)} | {figure(seed.end_epoch)} | {seed.outcome} "
         f"| {_cost(seed)} | {_text(seed.reason)} |"
-        for seed in seeds[:SEEDS_SHOWN]
+        for seed in seeds
     ]
-    more = [f"\n{len(seeds) - SEEDS_SHOWN} more are in report.json."] if len(seeds) > SEEDS_SHOWN else []
+    return "\n".join(head + rows)
+
+
+OUTCOMES: Final = ("kept", "pruned", "left out", "undecided")
+
+
+def _by_kind(seeds: Sequence[SeedLife]) -> str:
+    """How many seeds of each arm, slot and blueprint came to what, and what the kept ones are worth."""
+    groups: dict[tuple[str, str, str], list[SeedLife]] = {}
+    for seed in seeds:
+        groups.setdefault((seed.arm, seed.slot, seed.blueprint or ""), []).append(seed)
+    head = [
+        f"| arm | slot | blueprint | seeds | {' | '.join(OUTCOMES)} | removal cost of the kept, median |",
+        f"|---|---|---|---:|{'---:|' * len(OUTCOMES)}---:|",
+    ]
+    rows = []
+    kept = {key: sum(seed.outcome == "kept" for seed in those) for key, those in groups.items()}
+    order = sorted(groups, key=lambda key: (-kept[key], key))
+    for key in order[:GROUPS_SHOWN]:
+        counts = Counter(seed.outcome for seed in groups[key])
+        costs = [s.removal_cost for s in groups[key] if s.outcome == "kept" and s.removal_cost is not None]
+        finite = sorted(cost for cost in costs if math.isfinite(cost))
+        worth = figure(median(finite)) if finite else ABSENT
+        cells = [*map(_text, key), figure(len(groups[key])), *(figure(counts[name]) for name in OUTCOMES), worth]
+        rows.append(f"| {' | '.join(cells)} |")
+    more = [f"\n{len(order) - GROUPS_SHOWN} more kinds are not listed."] if len(order) > GROUPS_SHOWN else []
     return "\n".join(head + rows + more)
+
+
+def _by_reason(seeds: Sequence[SeedLife]) -> str:
+    """Why seeds came to what they did, in words without their figures, the most frequent first."""
+    reasons = Counter((seed.outcome, _NUMBER.sub("…", seed.reason)) for seed in seeds)
+    shown = reasons.most_common(REASONS_SHOWN)
+    lines = [f"- {figure(count)} {outcome}: {_text(reason[:LONGEST_REASON])}" for (outcome, reason), count in shown]
+    left = len(reasons) - len(shown)
+    return "\n".join([*lines, *([f"- and {left} other reasons"] if left else [])])
 
 
 def _cost(seed: SeedLife) -> str:
@@ -224,6 +282,7 @@ def _macs(value: float | None) -> str:
 def _caption(name: str) -> str:
     return {
         "network": "The grown network: its modules, where each seed sits, what it takes and what it is worth",
+        "learning": "What the learner did, round by round (dashed: from there on it is a worry)",
         "course": "Metric over epochs with the life of each slot",
         "contribution": "What each seed contributes",
         "alpha": "Alpha of each seed",

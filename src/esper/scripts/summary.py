@@ -35,7 +35,9 @@ def print_summary(directory: Path, console: Console) -> None:
     grown = [seed for seed in evidence.seeds if evidence.table.arms and seed.arm == evidence.table.arms[0].arm]
     if grown:
         console.print()
-        console.print(seeds_table(grown, evidence.table.unit))
+        newest = evidence.run.get("kind") == "ppo"  # of a learner what it does now counts
+        shown = grown[-SEEDS_SHOWN:] if newest else grown[:SEEDS_SHOWN]
+        console.print(seeds_table(shown, evidence.table.unit))
         if len(grown) > SEEDS_SHOWN:
             console.print(Text(f"{len(grown) - SEEDS_SHOWN} more stand in the report.", style="dim"))
     for problem in damage:
@@ -79,7 +81,7 @@ def seeds_table(seeds: list[SeedLife], unit: str) -> Table:
     for heading in ("episode", "slot", "blueprint", "epochs", "outcome", "why"):
         view.add_column(heading, overflow="fold", justify="right" if heading in ("episode", "epochs") else "left")
     styles = {"kept": "green", "fossilized": "green", "pruned": "magenta"}
-    for seed in seeds[:SEEDS_SHOWN]:
+    for seed in seeds:
         began = "?" if seed.germinated_epoch is None else str(seed.germinated_epoch)
         ended = "" if seed.end_epoch is None else f"–{seed.end_epoch}"
         view.add_row(
