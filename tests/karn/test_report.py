@@ -13,6 +13,7 @@ from esper.karn.report import markdown, read_evidence, write_report
 from esper.karn.results import difference_line
 from esper.leyline import DataError, MissingExtraError, TelemetryEvent
 from esper.leyline import TelemetryEventType as T
+from esper.leyline.files import Folder
 from karn.journals import write_run
 from karn.streams import Recorder, begin, begin_episode, end_episode, epoch_done, random_run, story
 
@@ -232,3 +233,69 @@ def test_the_table_of_results_prints_as_a_table() -> None:
     ]
     assert "EndTable(" not in text and text.splitlines()[-1].startswith("heuristic minus static: +1.50 ")
     assert str(gather([]).table) == "No episode has ended."
+
+
+def learner(rounds: int, seeds: int) -> list[TelemetryEvent]:
+    """A learner's run: in each round an environment grows some seeds, and an update follows."""
+    rec = Recorder()
+    begin(rec, envs=1)
+    rec.events[0].data |= {"kind": "ppo", "policy": "ppo", "episodes": rounds}
+    for number in range(1, rounds + 1):
+        begin_episode(rec, 0, arm="grown", episode=number)
+        for seed in range(seeds):
+            where = {"episode": number, "env_id": 0, "slot_id": "stem", "seed_id": f"stem-{number}-{seed}"}
+            rec.say(T.SEED_GERMINATED, epoch=1, blueprint="norm", parameters=4, **where)
+            why = {"reason": f"the loss rose by {number}.{seed} points", "by": "policy", "from_": "TRAINING"}
+            rec.say(T.SEED_PRUNED, epoch=2, **where, **why)
+        epoch_done(rec, 0, 3, 80.0, arm="grown", episode=number)
+        end_episode(rec, 0, 80.0, arm="grown", episode=number, seed=number)
+        heads = {"op": {"entropy": 1.0 / number, "most": 2.0, "share": 1.0}, "slot": {"entropy": 0.0, "most": 0.0}}
+        update = {"round": number, "kl": 0.01, "clip_fraction": 0.1, "mean_episode_return": float(number)}
+        rec.say(T.PPO_UPDATE_COMPLETED, **update, heads=heads, entropy=1.0)
+    rec.say(T.TRAINING_ENDED, status="completed", seconds=9.0)
+    return rec.events
+
+
+def test_a_learners_report_has_its_learning_curves_and_its_seeds_by_kind_and_reason() -> None:
+    evidence = gather(learner(rounds=6, seeds=10))
+    assert evidence.updates["mean_episode_return"] == {at: float(at) for at in range(1, 7)}
+    assert evidence.updates["open.op"] == {at: 0.5 / at for at in range(1, 7)} and "open.slot" not in evidence.updates
+    assert "explained_variance" not in evidence.updates, "what was not measured is absent"
+    page = markdown(evidence, [], [])
+    assert evidence.verdict.headline in page
+    assert "All 60 seeds by place and kind" in page and "| grown | stem | norm | 60 | 0 | 60 | 0 | 0 | – |" in page
+    assert "- 60 pruned: the loss rose by … points (by policy)" in page
+    assert page.count("the loss rose by") <= 11 and len(page) < 8000
+    few = markdown(gather(learner(rounds=2, seeds=3)), [], [])
+    assert few.count("the loss rose by") == 6 and "by place and kind" not in few
+
+
+def test_figures_of_a_learner(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    from esper.karn.figures import draw
+
+    with Folder.open(tmp_path) as folder:
+        assert "learning" in draw(gather(learner(rounds=3, seeds=2)), folder)
+    text = (tmp_path / "figures" / "learning.svg").read_text()
+    assert "KL of the update" in text and "explained variance" not in text
+
+
+@pytest.mark.parametrize("count", [1, 4, 12, 200])
+@pytest.mark.parametrize("spread", [0.0, 0.01, 1.0])
+def test_labels_of_lines_keep_clear_of_each_other(count: int, spread: float) -> None:
+    pytest.importorskip("matplotlib")
+    from matplotlib.figure import Figure
+
+    from esper.karn.figures import _label_ends
+
+    figure = Figure(figsize=(8.0, 4.6), dpi=144, layout="constrained")
+    axes = figure.subplots()
+    axes.plot([0, 1], [0.0, 1.0])
+    _label_ends(axes, [(1, 0.99 - spread * at / count, f"line {at}", "#000000") for at in range(count)])
+    figure.draw_without_rendering()
+    boxes = sorted((text.get_window_extent() for text in axes.texts), key=lambda box: box.y0)
+    assert boxes and all(one.y1 <= other.y0 + 0.5 for one, other in zip(boxes, boxes[1:], strict=False))
+    assert boxes[-1].y1 <= figure.bbox.y1 and boxes[0].y0 >= 0
+    shown = [text.get_text() for text in axes.texts]
+    more = [int(text.split()[1]) for text in shown if text.startswith("and ")]
+    assert len(shown) - len(more) + sum(more) == count, "nothing is left out silently"

@@ -112,7 +112,7 @@ def _on_paper(track: Track) -> Track:
 PANELS: Final = {
     "mean_episode_return": "return, mean of the round",
     "mean_objective_gain": "gain of the objective",
-    "open.": "entropy, share of its greatest",
+    "open.": "entropy by head, of the most",
     "kl": "KL of the update, nats",
     "clip_fraction": "clip fraction",
     "explained_variance": "explained variance",
@@ -170,12 +170,15 @@ def _course(figure: Any, evidence: RunEvidence, shown: Track) -> bool:
         _mark_non_finite(above, epochs, values, colour)
         finite = [(epoch, value) for epoch, value in zip(epochs, values, strict=True) if math.isfinite(value)]
         if finite:
-            labels.append((*finite[-1], track.arm or "unnamed", colour))
+            name = track.arm or "unnamed"
+            alone = sum(one.arm == track.arm for one in (shown, *beside)) == 1
+            labels.append((*finite[-1], name if alone else f"{name}, environment {track.env_id}", colour))
     unit = f" ({evidence.table.unit})" if evidence.table.unit else ""
     dress(above, f"validation {evidence.table.metric}{unit}", f"Course of episode {shown.episode}, arm {shown.arm}")
     if below is not None:
         _swimlanes(below, shown, slots)
         below.set_xlabel("epoch")
+        below.locator_params(axis="x", integer=True)
         above.set_xlabel("")
     _label_ends(above, labels)
     return True
@@ -240,6 +243,7 @@ def _contribution(figure: Any, evidence: RunEvidence, shown: Track, lives: Mappi
         axes, f"{evidence.table.metric} lost without the seed{unit}", "Contribution with 95 % band (dotted: probe gain)"
     )
     axes.set_xlabel("epoch")
+    axes.locator_params(axis="x", integer=True)
     _label_ends(axes, labels)
     return True
 
@@ -258,6 +262,7 @@ def _alpha(figure: Any, shown: Track, lives: Mapping[str, SeedLife]) -> bool:
     axes.set_ylim(-0.05, 1.08)
     dress(axes, "alpha", "Alpha that the forward pass used")
     axes.set_xlabel("epoch")
+    axes.locator_params(axis="x", integer=True)
     _label_ends(axes, labels)
     return True
 
@@ -283,7 +288,7 @@ def _label_ends(axes: Any, labels: list[tuple[int, float, str, str]]) -> None:
     places: list[float] = []
     for _, y, _, _ in shown:
         places.append(max(y, places[-1] + room) if places else max(y, low))
-    top = high
+    top = high - room / 2
     for place in reversed(range(len(places))):  # a pile that grew over the top is pushed back
         places[place] = min(places[place], top)
         top = places[place] - room

@@ -40,7 +40,7 @@ SEEDS_SHOWN: Final = 24
 GROUPS_SHOWN: Final = 40
 REASONS_SHOWN: Final = 8
 LONGEST_REASON: Final = 200
-_NUMBER: Final = re.compile(r"-?\d[\d,.]*(?:e[+-]?\d+)?")
+_NUMBER: Final = re.compile(r"(?<![A-Za-z\d.])-?\d[\d,.]*(?:e[+-]?\d+)?")
 
 
 def write_report(directory: str | Path, *, figures: bool | None = None) -> Path:

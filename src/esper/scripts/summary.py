@@ -12,7 +12,7 @@ from rich.text import Text
 from esper.karn.evidence import SeedLife
 from esper.karn.plain import verdict_lines
 from esper.karn.report import read_evidence, write_report
-from esper.karn.results import EndTable, difference_line, with_interval
+from esper.karn.results import STATIC, EndTable, difference_line, with_interval
 from esper.karn.words import ABSENT, duration
 from esper.leyline import visible
 
@@ -32,7 +32,8 @@ def print_summary(directory: Path, console: Console) -> None:
     console.print(arms_table(evidence.table))
     for difference in evidence.table.differences:
         console.print(Text(visible(difference_line(difference, evidence.table))), soft_wrap=True)
-    grown = [seed for seed in evidence.seeds if evidence.table.arms and seed.arm == evidence.table.arms[0].arm]
+    arm = next((row.arm for row in evidence.table.arms if row.arm != STATIC), None)
+    grown = [seed for seed in evidence.seeds if seed.arm == arm]
     if grown:
         console.print()
         newest = evidence.run.get("kind") == "ppo"  # of a learner what it does now counts

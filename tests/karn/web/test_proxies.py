@@ -35,8 +35,8 @@ class Forwarder:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
         self._open: set[socket.socket] = set()
-        self._over = False
-        threading.Thread(target=self._accept, daemon=True).start()
+        self._threads = [threading.Thread(target=self._accept, daemon=True)]
+        self._threads[0].start()
 
     def cut(self) -> None:
         for one in list(self._open):
@@ -44,9 +44,16 @@ class Forwarder:
                 one.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
-        self._over = True
+        self.hold = 0.0
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
+        self._threads[0].join(10)
         self.cut()
+        for thread in self._threads:
+            thread.join(10)
+        for one in self._open:
+            one.close()
 
     def _accept(self) -> None:
         with contextlib.suppress(OSError):
@@ -59,19 +66,21 @@ class Forwarder:
                     continue
                 self._open |= {near, far}
                 for ends in ((near, far, False), (far, near, True)):
-                    threading.Thread(target=self._pass, args=ends, daemon=True).start()
+                    self._threads.append(threading.Thread(target=self._pass, args=ends, daemon=True))
+                    self._threads[-1].start()
 
     def _pass(self, source: socket.socket, sink: socket.socket, held: bool) -> None:
         with contextlib.suppress(OSError):
             while data := source.recv(1 << 16):
                 if held and self.hold:
-                    end, source_ = time.monotonic() + self.hold, source
-                    while time.monotonic() < end:
-                        source_.settimeout(max(0.01, end - time.monotonic()))
+                    end = time.monotonic() + self.hold
+                    while self.hold and (left := end - time.monotonic()) > 0:
+                        source.settimeout(left)
                         with contextlib.suppress(TimeoutError):
-                            more = source_.recv(1 << 16)
+                            if not (more := source.recv(1 << 16)):
+                                break
                             data += more
-                    source_.settimeout(None)
+                    source.settimeout(None)
                 sink.sendall(data)
         for one in (source, sink):
             with contextlib.suppress(OSError):
