@@ -24,6 +24,8 @@ class GrowResult:
     """Holds the journal, the report and the exported model."""
     epoch: int
     """After which the model was as it is here; none was better on validation."""
+    delivered: str
+    """``last``, as training left it, or ``best``. Validation chose it, so that its figure there flatters it."""
 
     def __str__(self) -> str:
         return as_text(markdown(self.report, (), ()))

@@ -89,9 +89,8 @@ def grow(  # noqa: PLR0913
     whatever breaks the run off leaves the best so far in the run directory; a note on the error says where.
 
     ``precision`` is ``"bf16-mixed"`` or ``"16-mixed"`` (autocast, the latter with a scaled loss), or as the model is.
-    What is in ``eval()`` stays so while the rest is trained, such as a frozen backbone. A model that is in ``eval()``
-    as a whole, as a pretrained one comes, is trained, but for the parts whose parameters are all frozen. Where all of
-    them are, only seeds learn.
+    What is in ``eval()`` stays so, such as a frozen backbone. A model that is in ``eval()`` as a whole, as a pretrained
+    one comes, is trained, but for parts that are frozen. Where all of it is, only seeds learn.
 
     Raises ``UsageError`` or ``DataError`` naming what is wrong and what is legal.
     """
@@ -177,8 +176,7 @@ class Grower:
         self._saved = False
         """Whether the run was saved since the last batch."""
         self._told = False
-        self._schedulers = Schedulers(self._optimizer)
-        self._stack = ExitStack()
+        self._schedulers, self._stack = Schedulers(self._optimizer), ExitStack()
 
     @property
     def result(self) -> GrowResult:
@@ -446,9 +444,9 @@ class _Delivery:
             return
         path, told = self._session.path, self._episode
         write_report(path)
-        assert told.delivered_epoch is not None
+        assert told.delivered and told.delivered_epoch is not None
         tell_of_adapters(self._grown, path)
-        self._result = GrowResult(self._grown, read_evidence(path)[0], path, told.delivered_epoch)
+        self._result = GrowResult(self._grown, read_evidence(path)[0], path, told.delivered_epoch, told.delivered)
 
 
 @contextmanager

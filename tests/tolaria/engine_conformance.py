@@ -131,7 +131,7 @@ class EngineConformance:
         engine.reset([spec()])
         self.germinate(engine)
         self.epoch(engine, [0], 1)
-        engine.conclude([0])
+        engine.conclude([0], (), "over")
         assert not any(slot.live for slot in engine.views([0])[0].slots)
 
     def test_a_network_is_delivered_as_it_was_with_the_seeds_that_took_part(self) -> None:

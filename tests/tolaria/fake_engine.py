@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -192,10 +192,10 @@ class FakeEngine:
         self.envs[env].slots[slot] = SlotView(slot)
         self.envs[env].vetoed[slot] = self.envs[env].epoch + epochs
 
-    def conclude(self, envs: Sequence[int]) -> None:
+    def conclude(self, envs: Sequence[int], stay: Collection[str], reason: str) -> None:
         for i in envs:
             for name, slot in self.envs[i].slots.items():
-                if slot.stage is not SeedStage.FOSSILIZED:
+                if slot.stage is not SeedStage.FOSSILIZED and name not in stay:
                     self.envs[i].slots[name] = SlotView(name)
 
     def network(self, env: int) -> dict[str, Any]:

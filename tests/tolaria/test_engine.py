@@ -143,7 +143,7 @@ def test_a_seed_that_helps_is_grown_kept_and_exported() -> None:
         if done["block0"]:
             break
     assert done["block0"], [e.data["message"] for e in events if e.event_type is T.SEED_GATE_EVALUATED]
-    engine.conclude([0])
+    engine.conclude([0], (), "over")
     result = engine.evaluate([0], [({},)], split="test")
     plain = engine.materialise(0)
     with torch.no_grad():

@@ -25,6 +25,8 @@ from esper.leyline import (
     TelemetryEvent,
 )
 from esper.leyline import TelemetryEventType as T
+from esper.tolaria.delivery import better
+from esper.tolaria.event_writer import UNPROVEN
 from esper.tolaria.executor import Executor, ExecutorConfig
 from esper.tolaria.governor import Governor, GovernorConfig
 
@@ -238,7 +240,23 @@ def test_a_seed_that_holds_in_the_end_is_asked_for_its_proof() -> None:
         (result,) = run.finish([WAITING])
         assert result.validation_metric == 70.0, "without it the metric would be 50"
         assert [seed["stage"] for seed in ended(events)["seeds"]] == [stage]
-        assert result.delivered == ("last" if proves else "best")
+        assert result.delivered == "last"
+        assert [seed.get("reason") for seed in ended(events)["seeds"]] == [None if proves else UNPROVEN]
+
+
+def test_in_the_end_each_unproven_seed_is_looked_at_by_itself() -> None:
+    """The last network, both seeds blended in, is worth 60; without any it is worth 50, and neither is delivered."""
+    for useless, kept in (("harmful", 70.0), ("useless", 70.0), ("good", 90.0)):
+        run, events = executor(FakeEngine(proves=()), BEST)
+        run.reset([spec()])
+        run.step([germinate("a", "good")])
+        run.step([germinate("b", useless)])
+        for slot in "ab":
+            run.engine.apply([0], [FactoredAction(Op.ADVANCE, slot)])
+        run.step([WAITING])
+        (result,) = run.finish([WAITING])
+        assert (result.validation_metric, result.delivered, result.delivered_epoch) == (kept, "last", 3)
+        assert [seed["slot_id"] for seed in ended(events)["seeds"]] == (["a", "b"] if useless == "good" else ["a"])
 
 
 def test_the_gate_is_not_asked_twice_and_the_policys_last_word_comes_first() -> None:
@@ -257,11 +275,10 @@ def test_the_gate_is_not_asked_twice_and_the_policys_last_word_comes_first() -> 
 
 
 def test_equal_metrics_are_told_apart_by_the_loss_and_nan_is_worst() -> None:
-    run, _ = executor(FakeEngine(), BEST)
-    assert run._better((50.0, 1.0), (50.0, 1.1)) and not run._better((50.0, 1.1), (50.0, 1.1))
-    assert run._better((49.0, 1.0), (math.nan, 0.1)) and not run._better((math.nan, 0.1), None)
-    run.metric = Metric("error", "", higher_is_better=False)
-    assert run._better((49.0, 1.0), (50.0, 1.0)) and not run._better((51.0, 0.0), (50.0, 1.0))
+    assert better((50.0, 1.0), (50.0, 1.1), METRIC) and not better((50.0, 1.1), (50.0, 1.1), METRIC)
+    assert better((49.0, 1.0), (math.nan, 0.1), METRIC) and not better((math.nan, 0.1), None, METRIC)
+    error = Metric("error", "", higher_is_better=False)
+    assert better((49.0, 1.0), (50.0, 1.0), error) and not better((51.0, 0.0), (50.0, 1.0), error)
 
 
 def test_an_epoch_that_was_rolled_back_is_never_the_best() -> None:

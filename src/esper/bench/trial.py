@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -249,6 +250,12 @@ class _TrialRun:
             if metric is not None:
                 curve.append((self.engine.costs([0])[0].spent["total_macs"], metric))
         (result,) = self.episode.finish(self.policy)
+        sign = 1.0 if self.load.task.metric.higher_is_better else -1.0
+        seen = max((sign * metric for _, metric in curve), default=-math.inf)
+        if sign * result.validation_metric < seen:
+            raise RuntimeError(
+                f"a network of {result.validation_metric} is delivered, and one of {sign * seen} was seen"
+            )
         return self._outcome(result, epochs, curve)
 
     def _outcome(self, result: EpisodeResult, epochs: int, curve: list[tuple[int, float]]) -> TrialOutcome:

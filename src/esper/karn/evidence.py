@@ -304,8 +304,8 @@ def _told(life: _Life, result: EpisodeRecord | None) -> SeedLife:
         held = f", {gate}" if gate else ""
         reason = f"in stage {life.stage or 'unknown'} when the episode ended{held}"
     stage = seed.stage or life.stage
-    if result is not None and result.delivered == "best":
-        outcome, stage, reason = _in_the_best(result, seed.seed, (outcome, stage, reason))
+    if result is not None and result.delivered is not None:
+        outcome, stage, reason = _in_what_is_delivered(result, seed.seed, (outcome, stage, reason))
     return view(
         SeedLife,
         seed,
@@ -324,9 +324,11 @@ def _told(life: _Life, result: EpisodeRecord | None) -> SeedLife:
     )
 
 
-def _in_the_best(result: EpisodeRecord, seed_id: str, last: tuple[str, str | None, str]) -> tuple[str, str | None, str]:
-    """Outcome, stage and reason where the network of an earlier epoch is delivered: what is in it was kept, whatever
-    became of it afterwards (``last``).
+def _in_what_is_delivered(
+    result: EpisodeRecord, seed_id: str, last: tuple[str, str | None, str]
+) -> tuple[str, str | None, str]:
+    """Outcome, stage and reason where a network is delivered: what is in it was kept, whatever became of it afterwards
+    (``last``).
     """
     outcome, stage, reason = last
     inside = next((seed for seed in result.seeds if seed.seed_id == seed_id), None)

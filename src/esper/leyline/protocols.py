@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -154,8 +154,9 @@ class HostEngine(Protocol):
     def quarantine(self, env: int, slot: str, epochs: int, reason: str) -> None:
         """Prune what lives in ``slot`` in the governor's name and let nothing grow there for ``epochs`` epochs."""
 
-    def conclude(self, envs: Sequence[int]) -> None:
-        """Prune every seed that was not fossilized: what remains is what is tested and exported."""
+    def conclude(self, envs: Sequence[int], stay: Collection[str], reason: str) -> None:
+        """Prune every seed that was not fossilized, but for those in the slots ``stay``: what remains is what is tested
+        and exported."""
 
     def network(self, env: int) -> dict[str, Any]:
         """What the env's network computes now, on the host's memory; less than :meth:`state`, and of the same form."""

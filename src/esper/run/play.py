@@ -216,9 +216,13 @@ class Episodes:
     def _specs(self) -> list[EnvSpec]:
         return arm_specs(self.policies, self.episode, self.plan.seed + self.episode, self.plan.max_epochs)
 
-    def _compare(self, first: EpisodeResult) -> None:
+    def beats(self, first: EpisodeResult) -> bool:
+        """Whether the first arm's result is the best so far."""
         sign = 1.0 if self.executor.metric.higher_is_better else -1.0
-        if self.best is None or sign * first.validation_metric > sign * self.best:
+        return self.best is None or sign * first.validation_metric > sign * self.best
+
+    def _compare(self, first: EpisodeResult) -> None:
+        if self.beats(first):
             self.best, self.best_episode = first.validation_metric, self.episode
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
-from esper.leyline import TelemetryEventType
+from esper.leyline import HostEngine, TelemetryEventType
 from esper.nissa.console import ConsoleSink
 from esper.run.assembly import build_executor
 from esper.run.config import RunConfig
@@ -35,10 +35,20 @@ def run_heuristic(flags: Mapping[str, Any], file: Mapping[str, Any], asked: Resu
     lines = ConsoleSink(quiet=config.quiet or console.is_terminal, console=beside)
     what = ready.announcement(config.policy, config.episodes, len(policies))
     with open_run(ready.opening(what, lines, progress.say), episodes) as session, progress:
-        for results, engine in episodes:
-            progress.episode(results)
-            if config.export and episodes.best_episode == results[0].spec.episode:
-                made = engine.save(0, session.directory.model)
-                session.say(TelemetryEventType.MODEL_EXPORTED, **{**asdict(made), "formats": list(made.formats)})
+
+        def export(engine: HostEngine) -> None:
+            made = engine.save(0, session.directory.model)
+            session.say(TelemetryEventType.MODEL_EXPORTED, **{**asdict(made), "formats": list(made.formats)})
+
+        try:
+            for results, engine in episodes:
+                progress.episode(results)
+                if config.export and episodes.best_episode == results[0].spec.episode:
+                    export(engine)
+        except Exception:
+            results = episodes.executor.salvage("failed") or []
+            if results and config.export and episodes.beats(results[0]):
+                export(episodes.executor.engine)
+            raise
     print_summary(session.path, console)
     return 0

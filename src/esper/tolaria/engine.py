@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -317,12 +317,12 @@ class ModuleEngine:
             self._prune(self._envs[env], found, reason, by="governor")
         self._envs[env].vetoed_until[slot] = self._envs[env].epoch + epochs
 
-    def conclude(self, envs: Sequence[int]) -> None:
-        """Prune every seed that was not fossilized."""
+    def conclude(self, envs: Sequence[int], stay: Collection[str], reason: str) -> None:
+        """Prune every seed that was not fossilized, but for those in the slots ``stay``."""
         for i in envs:
-            for slot in self._envs[i].slots.values():
-                if slot.live and slot.stage is not SeedStage.FOSSILIZED:
-                    self._prune(self._envs[i], slot, "the episode ended before it was fossilized", by="lifecycle")
+            for slot_id, slot in self._envs[i].slots.items():
+                if slot.live and slot.stage is not SeedStage.FOSSILIZED and slot_id not in stay:
+                    self._prune(self._envs[i], slot, reason, by="lifecycle")
 
     def views(self, envs: Sequence[int]) -> list[EnvView]:
         """Plain state of each env."""

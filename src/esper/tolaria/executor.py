@@ -8,11 +8,11 @@ an env's module.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
+from esper.kasmina.evidence import Shown, before_blending
 from esper.leyline import (
     WAIT,
     ActionOutcome,
@@ -29,16 +29,18 @@ from esper.leyline import (
     Op,
     SeedStage,
     Sink,
+    SlotView,
     TrainResult,
 )
 from esper.tolaria import counterfactual
 from esper.tolaria.counterfactual import Readout
+from esper.tolaria.delivery import Delivered, Scored, Validated, better, left_out, looks, taking_part, unproven
 from esper.tolaria.event_writer import EpisodeEventWriter
 from esper.tolaria.governor import Governor
 from esper.tolaria.nested import State, join, plain_state, split
 from esper.tolaria.saved import SavedEnvs, plain_outcome, read_outcome
 
-_KEEP: Final = Op.FOSSILIZE
+_UPWARDS: Final = (Op.ADVANCE, Op.FOSSILIZE)
 _WAITING: Final = Decision(FactoredAction(), "nothing is left to decide")
 
 MakeGovernor = Callable[[Sink], Governor]
@@ -56,8 +58,9 @@ class ExecutorConfig:
     test: bool = True
     """Whether there is a test split to look at in the end."""
     deliver: Literal["best", "last"] = "last"
-    """``last`` is the network as training left it, without unproven seeds. ``best`` goes back to the best network that
-    was validated where that was better, and is for runs that deliver a model."""
+    """``last`` is the network as training left it, without unproven seeds. ``best`` is for runs that deliver a model:
+    unproven seeds stay where validation is worse without them, and the best network that was validated is gone back to
+    where that was better."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,37 +101,6 @@ class EpisodeResult:
         return {name: value for name, value in values.items() if value is not None}
 
 
-@dataclass(frozen=True, slots=True)
-class _Validated:
-    """A network with what validation said of it."""
-
-    epoch: int
-    metric: float
-    loss: float
-    seeds: Mapping[str, float]
-    """seed id -> alpha, of those that took part."""
-    network: State
-
-    def state(self) -> State:
-        about = {name: getattr(self, name) for name in ("epoch", "metric", "loss")} | {"seeds": dict(self.seeds)}
-        return join({"about": plain_state(about), "network": self.network})
-
-    @classmethod
-    def load(cls, state: Mapping[str, Any]) -> _Validated:
-        parts = split(state, "about", "network")
-        return cls(**parts["about"]["plain"], network=parts["network"])
-
-
-@dataclass(frozen=True, slots=True)
-class _Delivered:
-    """What an episode ends with."""
-
-    metric: float
-    loss: float
-    which: str | None = None
-    epoch: int | None = None
-
-
 @dataclass(slots=True)
 class _Env:
     spec: EnvSpec
@@ -136,7 +108,7 @@ class _Env:
     governor: Governor
     seconds: float = 0.0
     """The env's own time so far: training, validation and its share of deciding."""
-    best: _Validated | None = None
+    best: Validated | None = None
     """The best network so far, where one is delivered."""
 
 
@@ -219,17 +191,18 @@ class Executor:
     def finish(self, decisions: Sequence[Decision] | None = None, status: str = "completed") -> list[EpisodeResult]:
         """End the episode: a last word from the policy, unproven seeds out, the one look at the test split.
 
-        Where the best network is delivered, seeds that hold are kept if their gate finds the evidence sufficient, and
-        what is then left is given up for the best network that was validated if that was better.
+        Where the best network is delivered, seeds go up a stage if their gate finds the evidence sufficient; of those
+        that the network feels and that are not kept for good those stay without whom validation, looked at as a whole,
+        is worse; and what is then left is given up for the best network that was validated if that was better.
         """
         self._outcomes = [] if decisions is None else self._act(decisions)
         as_is: list[Sequence[AlphaConfig]] = [({},) for _ in self._envs]
         if self.config.deliver == "best":
             delivered = self._delivered_best()
         else:
-            self.engine.conclude(self.envs)
+            self.engine.conclude(self.envs, (), "the episode ended before it was fossilized")
             validation = self.engine.evaluate(self.envs, as_is)
-            delivered = [_Delivered(*scored) for scored in _first(validation)]
+            delivered = [Delivered(*scored) for scored in _first(validation)]
         test = self.engine.evaluate(self.envs, as_is, split="test") if self.config.test else None
         return [self._end(i, each, test, status) for i, each in enumerate(delivered)]
 
@@ -241,7 +214,7 @@ class Executor:
         delivered = [self._go_back(i, env.best) for i, env in enumerate(self._envs) if env.best is not None]
         return [self._end(i, each, None, status) for i, each in enumerate(delivered)]
 
-    def _end(self, i: int, delivered: _Delivered, test: EvalResult | None, status: str) -> EpisodeResult:
+    def _end(self, i: int, delivered: Delivered, test: EvalResult | None, status: str) -> EpisodeResult:
         env, (view,), (cost,) = self._envs[i], self.engine.views([i]), self.engine.costs([i])
         result = EpisodeResult(
             spec=env.spec,
@@ -263,56 +236,52 @@ class Executor:
 
     def _keep_best(self, i: int, view: EnvView, readout: Readout) -> None:
         """Keep the network as it was just validated, if none was better; an ill epoch's is not kept."""
-        env = self._envs[i]
-        before = None if env.best is None else (env.best.metric, env.best.loss)
-        if env.governor.healthy and self._better((readout.metric, readout.loss), before):
-            network = self.engine.network(i)
-            env.best = _Validated(self.epoch, readout.metric, readout.loss, _taking_part(view), network)
+        env, scored = self._envs[i], (readout.metric, readout.loss)
+        before = None if env.best is None else env.best.scored
+        if env.governor.healthy and better(scored, before, self.metric):
+            env.best = Validated(self.epoch, *scored, taking_part(view), self.engine.network(i))
 
-    def _better(self, one: tuple[float, float], other: tuple[float, float] | None) -> bool:
-        """Whether ``one`` metric and loss are better; equal metrics are told apart by the loss. NaN is worst."""
-        if not all(map(math.isfinite, one)):
-            return False
-        if other is None or not all(map(math.isfinite, other)):
-            return True
-        sign = 1.0 if self.metric.higher_is_better else -1.0
-        return (sign * one[0], -one[1]) > (sign * other[0], -other[1])
-
-    def _delivered_best(self) -> list[_Delivered]:
-        self._keep_proven()
+    def _delivered_best(self) -> list[Delivered]:
+        """Decide by a last look at the whole of validation: which unproven seeds stay, and whether an earlier network
+        was better."""
+        self._ask_gates()
         views = self.engine.views(self.envs)
-        unproven = [[s.slot_id for s in v.slots if s.live and s.stage is not SeedStage.FOSSILIZED] for v in views]
-        without: list[Sequence[AlphaConfig]] = [(dict.fromkeys(slots, 0.0),) for slots in unproven]
-        delivered = []
-        for i, scored in enumerate(_first(self.engine.evaluate(self.envs, without))):
-            best = self._envs[i].best
-            proven = _taking_part(views[i], proven=True)
-            if best is not None and (best.epoch, best.seeds) == (self.epoch, proven):
-                scored = best.metric, best.loss  # the very network, whatever rounding says
-            if best is not None and self._better((best.metric, best.loss), scored):
-                delivered.append(self._go_back(i, best))
-            else:
-                self.engine.conclude([i])
-                delivered.append(_Delivered(*scored, "last", views[i].epoch))
-        return delivered
+        slots = [unproven(view) for view in views]
+        asked = [looks(each) for each in slots]
+        found = self.engine.evaluate(self.envs, asked)
+        out = [left_out(each, _scored(found, i, len(asked[i])), self.metric) for i, each in enumerate(slots)]
+        last = _first(found) if not any(out) else _first(self.engine.evaluate(self.envs, [(each,) for each in out]))
+        return [self._chosen(i, views[i], out[i], scored) for i, scored in enumerate(last)]
 
-    def _keep_proven(self) -> None:
-        """Ask the gate of every seed that holds, unless the policy has just asked it in vain."""
-        asked = {(i, outcome.action.slot) for i, outcome in enumerate(self._outcomes) if outcome.action.op is _KEEP}
+    def _chosen(self, i: int, view: EnvView, out: AlphaConfig, scored: Scored) -> Delivered:
+        """The last network without the seeds ``out``, or the best one before it."""
+        best = self._envs[i].best
+        if best is not None and (best.epoch, best.seeds) == (self.epoch, taking_part(view, out)):
+            scored = best.scored  # the very network, whatever rounding says
+        if best is not None and better(best.scored, scored, self.metric):
+            return self._go_back(i, best)
+        stay = [slot for slot in unproven(view) if slot not in out]
+        self.engine.conclude([i], stay, "not proven, and validation is no worse without it")
+        return Delivered(*scored, "last", view.epoch)
+
+    def _ask_gates(self) -> None:
+        """Ask the gate of every seed that holds, and of every one behind the host that is ready to be blended in,
+        unless the policy has just asked it in vain."""
+        asked = {(i, outcome.action.slot) for i, outcome in enumerate(self._outcomes) if outcome.action.op in _UPWARDS}
         while True:
             decisions = [_WAITING] * len(self._envs)
             for i, view in enumerate(self.engine.views(self.envs)):
-                held = [s.slot_id for s in view.slots if s.stage is SeedStage.HOLDING and (i, s.slot_id) not in asked]
-                if held:
-                    asked.add((i, held[0]))
-                    decisions[i] = Decision(FactoredAction(_KEEP, held[0]), "the episode ends: kept if it is proven")
+                due = next((d for s in view.slots if (i, s.slot_id) not in asked and (d := _last_step(view, s))), None)
+                if due is not None:
+                    asked.add((i, due.action.slot))
+                    decisions[i] = due
             if decisions == [_WAITING] * len(self._envs):
                 return
             self._act(decisions)
 
-    def _go_back(self, i: int, best: _Validated) -> _Delivered:
+    def _go_back(self, i: int, best: Validated) -> Delivered:
         self.engine.deliver(i, best.network, best.epoch)
-        return _Delivered(best.metric, best.loss, "best", best.epoch)
+        return Delivered(best.metric, best.loss, "best", best.epoch)
 
     def state(self) -> State:
         """Everything that the episode under way needs to go on bit for bit, as it is between two epochs."""
@@ -333,7 +302,7 @@ class Executor:
             best = saved.pop("best", None)
             if set(saved) != {"own", "engine", "governor"}:
                 raise DataError(f"the saved state of env {i} has the parts {', '.join(sorted(saved))}")
-            env.best = None if best is None else _Validated.load(best)
+            env.best = None if best is None else Validated.load(best)
             self.engine.load(i, saved["engine"])
             env.governor.load(saved["governor"])
             env.seconds = saved["own"]["plain"]["seconds"]
@@ -437,19 +406,28 @@ class Executor:
         self.engine.settle([i], self.epoch, [EpochMeasurement(readout.metric, readout.loss, readout.facts)])
         view = self.engine.views([i])[0]
         if env.governor.snapshot_due(self.epoch):
-            env.governor.keep(self.epoch, self.engine.state(i), loss=view.loss, metric=view.metric)
+            state = self.engine.state(i)
+            env.governor.keep(self.epoch, state, loss=view.loss, metric=view.metric)
+            if env.best is not None and env.best.epoch == self.epoch:
+                env.best.kept_in(state["tensors"])
         return view
+
+
+def _last_step(view: EnvView, slot: SlotView) -> Decision | None:
+    """What is asked for a seed when the episode ends."""
+    if slot.stage is SeedStage.HOLDING:
+        return Decision(FactoredAction(Op.FOSSILIZE, slot.slot_id), "the episode ends: kept if it is proven")
+    ready = slot.stage is SeedStage.TRAINING and slot.alpha == 0.0
+    if ready and all(check.passed for check in before_blending(Shown.of_view(slot), view.gates)):
+        return Decision(FactoredAction(Op.ADVANCE, slot.slot_id), "the episode ends: blended in, since it is ready")
+    return None
+
+
+def _scored(result: EvalResult, env: int, configs: int) -> list[Scored]:
+    """Metric and loss of an env under each of its configurations."""
+    return [(float(result.metric[env, i]), float(result.loss[env, i])) for i in range(configs)]
 
 
 def _first(result: EvalResult) -> list[tuple[float, float]]:
     """Metric and loss of every env under its first configuration."""
     return [(float(metric), float(loss)) for metric, loss in zip(result.metric[:, 0], result.loss[:, 0], strict=True)]
-
-
-def _taking_part(view: EnvView, *, proven: bool = False) -> dict[str, float]:
-    """seed id -> alpha of the seeds that change what the network computes; with ``proven`` only those kept for good."""
-    return {
-        slot.seed_id or "": slot.alpha
-        for slot in view.slots
-        if slot.live and slot.alpha != 0.0 and (slot.stage is SeedStage.FOSSILIZED or not proven)
-    }

@@ -107,8 +107,9 @@ class EpisodeEnded(TypedDict):
     """What an episode came to. The test split is touched here alone; missing where there is none.
 
     Figures and ``seeds`` are of the network as it is in the end. ``delivered`` is ``last`` or ``best`` where one is
-    delivered: as training left it, without unproven seeds, or as it was validated after ``delivered_epoch``, with every
-    seed that took part then; ``reason`` of a seed says that it is not proven.
+    delivered: as training left it, without the unproven seeds that validation is no worse without, or as it was
+    validated after ``delivered_epoch``, with every seed that took part then; ``reason`` of a seed says that it is not
+    proven. Its validation figures are the best of those that were seen, and flatter it.
     """
 
     seed: int
