@@ -45,6 +45,11 @@ def test_a_model_comes_back_plain_and_grown(tmp_path: Path) -> None:
     shown = result._repr_html_()
     assert "<svg" in shown and "<table" in shown and result.report.network is not None
     assert repr(result).startswith("GrowResult(model=Sequential(...), epoch=") and "\n" not in repr(result)
+    events = list(read_journal(result.run_dir))
+    host_macs = next(event.data["host"]["macs"] for event in events if "host" in event.data)
+    told = [event.data for event in events if "inference_macs" in event.data and "stages" in event.data]
+    assert len(told) == EPOCHS and any(data["seed_macs"] for data in told if "seed_macs" in data)
+    assert all(data["inference_macs"] == host_macs + sum(data.get("seed_macs", {}).values()) for data in told)
     drawn = result.report.network.head.spoken
     grown = sum(parameter.numel() for parameter in result.model.parameters())
     host = sum(parameter.numel() for parameter in narrow().parameters())

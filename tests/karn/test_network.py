@@ -60,6 +60,8 @@ def test_what_grew_stands_at_its_place_with_its_figures_and_their_epoch() -> Non
         "output",
     ]
     assert {"● conv3", "kept", "+148 · 9,000 MACs", "removal cost 4.21 (epoch 9)", "α 0.4"} <= set(texts(network))
+    (pool,) = network.blocks[2].boxes
+    assert pool.whole is not None and pool.whole.endswith("pool (Linear): 0 parameters, 0 MACs, called 2 times")
     (dot,) = (dot for dot in network.blocks[3].dots)
     assert dot.share == 0.4 and dot.stage == "BLENDING"
 
@@ -183,6 +185,32 @@ def test_a_seed_that_is_not_delivered_is_grey_and_said_to_be_left_out() -> None:
     assert "norm (left out: kept only after epoch 10, whose network is delivered)" in "".join(network.notes)
     assert network.head.spoken.startswith("parameters: 98 before, 198 after")
     assert gather([*events, end]).network == network, "the report has the page's picture"
+
+
+def test_what_was_folded_on_export_is_said_in_report_and_page_alike() -> None:
+    events = grown_run(BLOCKS, [Grows("stem", "lora4", "FOSSILIZED")])
+    ended = {
+        "seed": 1,
+        "policy": "heuristic",
+        "arm": "grown",
+        "epochs": 15,
+        "host_parameters": 98,
+        "status": "completed",
+    }
+    data = {**ended, "total_parameters": 198, "inference_macs": 2556, "seconds": 1.0, "seeds": []}
+    written = {"path": "model", "parameters": 98, "max_abs_difference": 0.0, "formats": ["model.py"]}
+    for kind, payload, where in (
+        (T.EPISODE_ENDED, data, {"env_id": 0, "episode": 0, "epoch": 15}),
+        (T.MODEL_EXPORTED, written, {}),
+    ):
+        seq = (events[-1].seq or 0) + 1
+        events.append(
+            TelemetryEvent(event_type=kind, timestamp=START + seq, producer="train", seq=seq, data=payload, **where)
+        )
+    network = drawn(events)
+    assert any(note.startswith("Written with 98 parameters") for note in network.notes)
+    assert gather(events).network == network
+    assert not any("Written" in note for note in drawn(events[:-1]).notes)
 
 
 def test_live_is_replay() -> None:

@@ -220,7 +220,11 @@ class _Recorder:
         found, environment = self.grown.get(_course(shown)), state.environments.get(shown.env_id)
         if found is None and environment is not None and environment.episode == shown.episode:
             found = grown(state, environment)
-        return None if found is None else lay_out(found)
+        if found is None:
+            return None
+        if state.run.episodes == 1:
+            found.exported = state.run.exported_parameters  # written after the episode's end
+        return lay_out(found)
 
     def _track(self, environment: EnvironmentFold, event: TelemetryEvent) -> Track:
         key = (environment.env, event.episode or 0, environment.arm or "")

@@ -455,7 +455,9 @@ def _told(parts: Iterable[dict[str, Any]]) -> str:
 def _whole(said: str, parts: Sequence[dict[str, Any]]) -> str:
     """All that stands behind a box, by line; of very many modules how many more there are."""
     lines = [
-        f"{visible(part['path'] or 'the model')} ({visible(part['kind'])}): {_told([part])}" for part in parts[:24]
+        f"{visible(part['path'] or 'the model')} ({visible(part['kind'])}): {_told([part])}"
+        + (f", called {part['calls']} times" if part.get("calls", 1) > 1 else "")
+        for part in parts[:24]
     ]
     more = [f"and {len(parts) - 24} more"] if len(parts) > 24 else []
     return "\n".join([said, *lines, *more])

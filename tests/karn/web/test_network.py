@@ -59,6 +59,8 @@ def test_every_text_of_the_picture_is_on_the_page_and_has_room(
         browser.shot(path=str(ARTIFACTS / f"network-{scheme}-{width}.png"))
         browser.eval(code="document.querySelector('.grown button').click()")
         until(lambda: browser.texts(selector="aside figure[data-network] text") == said)
+        browser.eval(code="document.querySelector('aside figure[data-network]').scrollIntoView()")
+        browser.shot(path=str(ARTIFACTS / f"network-environment-{scheme}-{width}.png"))
         assert browser.axe() == []
         assert browser.eval(code="document.querySelectorAll('main img').length") == 0
         assert browser.said() == []
