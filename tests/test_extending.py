@@ -171,7 +171,7 @@ EVERY_EPOCH = """
 AN_EPOCH = """
 from esper.karn.aggregator import fold
 from esper.karn.detail import build_detail
-from esper.leyline import EnvSpec, EnvView, Metric, TrainResult
+from esper.leyline import EnvCost, EnvSpec, EnvView, Metric, TrainResult
 from esper.tolaria.counterfactual import Readout
 from esper.tolaria.event_writer import EpisodeEventWriter
 
@@ -179,7 +179,7 @@ events = []
 writer = EpisodeEventWriter(EnvSpec(0, 0, 0, 9), Metric("accuracy", "%", True, 10.0), events.append)
 view = EnvView(0, 0, 1, 9, (), (), {}, host_parameters=5)
 trained, validated = TrainResult(1.0, 96, 0.1, None, True, None, None), Readout(50.0, 1.0, {}, None, None, {}, None)
-writer.epoch_completed(view, trained, validated, {})
+writer.epoch_completed(view, EnvCost(5, 5, 20, 0.1, {}), trained, validated, {})
 print(build_detail(fold(events), 0, now=0.0).facts["examples"].value)
 """
 
