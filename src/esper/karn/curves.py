@@ -62,8 +62,8 @@ VITALS_CHARTS: Final = {
     "cores": ("cores in use", "there are", 1.0),
     "cpu_share": ("CPU of all cores, %", "everyone", 100.0),
     "io_wait_share": ("CPU of all cores, %", "waits for disks", 100.0),
-    "process_memory": ("memory, GB", "the run", 1e-9),
-    "memory_available": ("memory, GB", "left", 1e-9),
+    "process_memory": ("memory of the run, GB", "", 1e-9),
+    "memory_available": ("memory left, GB", "", 1e-9),
     "read_bytes_per_second": ("disk, MB a second", "read", 1e-6),
     "write_bytes_per_second": ("disk, MB a second", "written", 1e-6),
     "disk_free": ("disk left, GB", "", 1e-9),
@@ -72,6 +72,7 @@ VITALS_CHARTS: Final = {
     "gpu_memory_total": ("memory of the GPU, GB", "there is", 1e-9),
 }
 """Vital -> the chart that it is in, what the line is called there, and its factor."""
+SECOND: Final = frozenset({"there are", "there is", "written", "waits for disks"})
 _ORDER: Final = ("metric", "loss", "reward", "learning rate", _COST, _ALPHA)
 
 
@@ -304,7 +305,7 @@ def _time(found: Courses) -> Iterator[_Line]:
     for name, (title, what, factor) in VITALS_CHARTS.items():
         if name in found.vitals:
             points = [(at, factor * value) for at, value in found.vitals[name]]
-            yield _Line(title, "second", what, points, 0, what in ("there are", "there is", "left", "written"))
+            yield _Line(title, "second", what, points, 0, what in SECOND)
 
 
 def _throughput(done: Sequence[tuple[float, int]]) -> Points:

@@ -34,7 +34,8 @@ sets = [torch.utils.data.TensorDataset(x[a:b], y[a:b]) for a, b in ((0, 1000), (
 train, val = (torch.utils.data.DataLoader(one, batch_size=64, shuffle=not at) for at, one in enumerate(sets))
 model = torch.nn.Sequential(torch.nn.Linear(64, 8), torch.nn.ReLU(), torch.nn.Linear(8, 10))
 budget = esper.Budget(epochs=60)
-esper.grow(model, train, val, loss=torch.nn.functional.cross_entropy, budget=budget, run_dir=sys.argv[1])
+loss = torch.nn.functional.cross_entropy
+esper.grow(model, train=train, val=val, loss=loss, budget=budget, run_dir=sys.argv[1])
 """
 TRAIN = ("-m", "esper.scripts.main", "train")
 RUNS = {

@@ -270,3 +270,38 @@ def test_curves_zoom_together_and_say_the_value_at_the_cursor(browser: Browser, 
     browser.click(selector=".head input[type=checkbox]")
     browser.wait(selector=f"{other} canvas")
     assert browser.said() == []
+
+
+def test_runs_overlaid_have_one_colour_each_and_a_seeds_life_stands_behind(browser: Browser, finished: str) -> None:
+    go(browser, finished, "#/curves")
+    browser.wait(selector="figure[data-title=accuracy] canvas")
+    browser.eval(code=CHOOSE)
+    told = until(lambda: browser.texts(selector=".keys")[0])
+    assert "the life of" in told and "training" in told
+    machine = browser.texts(selector=".across .keys")
+    assert machine and "compute 100 % of the time" in machine[0]
+    assert browser.texts(selector="figure[data-title='cores in use'] li .name") == ["the run", "there are"]
+    browser.click(selector="details summary")
+    browser.click(selector="details .box button:text-is('all found')")
+    until(lambda: "20250101-short: grown" in "".join(browser.texts(selector="figure[data-title=accuracy] li .name")))
+    colours = browser.eval(code=f"({COLOURS})()")
+    assert set(colours) == {"20250101-short", "20260101-demo"}
+    assert all(len(each) == 1 for each in colours.values()) and len(set(map(tuple, colours.values()))) == 2
+    assert browser.axe() == [] and browser.said() == []
+    browser.click(selector="details .box button:text-is('none')")
+    browser.wait(selector="label:has-text('episode')")
+
+
+CHOOSE = """(() => {
+  const select = [...document.querySelectorAll(".head select")].at(-1);
+  select.selectedIndex = 1;
+  select.dispatchEvent(new Event("change", { bubbles: true }));
+})()"""
+COLOURS = """() => {
+  const found = {};
+  for (const line of document.querySelectorAll("figure[data-title] li[title]")) {
+    const run = line.title.split(":")[0];
+    (found[run] ??= new Set()).add(line.querySelector("svg").style.color);
+  }
+  return Object.fromEntries(Object.entries(found).map(([run, colours]) => [run, [...colours]]));
+}"""

@@ -10,7 +10,7 @@ export interface Line {
   high?: Array<number | null>;
   /** Where a value was not finite. */
   odd?: number[];
-  tone: Tone;
+  tone: string;
   dash?: number[];
   /** Drawn thinner: a control, what was trained on. */
   second?: boolean;
@@ -28,20 +28,20 @@ export interface Band {
 export type Range = readonly [number, number] | null;
 
 export const TONES = ["accent", "stage-blending", "stage-holding", "stage-pruned", "stage-training", "stage-germinated", "stage-fossilized", "soft"] as const;
-export type Tone = (typeof TONES)[number];
-const DASHES = [undefined, [7, 3], [2, 3], [8, 3, 2, 3], [12, 4], [4, 6]];
-/** Lines beyond so many repeat a colour and its dashes. */
-export const HUES = TONES.length * DASHES.length;
 
-/** One colour, with its dashes, for everything of one hue. */
-export function styleOf(hue: number): { tone: Tone; dash?: number[] } {
-  const dash = DASHES[Math.floor(hue / TONES.length) % DASHES.length];
-  return { tone: TONES[hue % TONES.length] ?? "accent", ...(dash && { dash }) };
+/** One colour for everything of one hue: those of the page, then around the circle. Dashes would take long to draw. */
+export function toneOf(hue: number): string {
+  return TONES[hue] ?? `hue-${Math.round((hue * 137.508) % 360)}`;
+}
+
+/** A tone in a style sheet. */
+export function inCss(tone: string): string {
+  return tone.startsWith("hue-") ? `oklch(var(--hue-lightness) 0.12 ${tone.slice(4)})` : `var(--${tone})`;
 }
 
 const finite = (value: Num | undefined): number | null => (typeof value === "number" ? value : null);
 
-export function lineOf(label: string, curve: Curve, tone: Tone, extra: Partial<Line> = {}): Line {
+export function lineOf(label: string, curve: Curve, tone: string, extra: Partial<Line> = {}): Line {
   return {
     label,
     tone,
@@ -54,8 +54,7 @@ export function lineOf(label: string, curve: Curve, tone: Tone, extra: Partial<L
 }
 
 export function hued(line: CurveLine): Line {
-  const { tone, dash } = styleOf(line.hue);
-  return lineOf(line.label, line.curve, tone, { dash, second: line.dashed });
+  return lineOf(line.label, line.curve, toneOf(line.hue), { second: line.dashed });
 }
 
 /** How many points stand behind what is drawn. */

@@ -25,13 +25,14 @@ class Theme {
 
 export const theme = new Theme();
 
-/** A function from the names of custom properties to their values. */
-export function palette(): (name: string) => string {
+/** A function from the names of custom properties, and of hues (`hue-120`), to colours for a canvas. */
+export function palette(): (name: string, alpha?: number) => string {
   const sheet = getComputedStyle(document.documentElement);
   const known = new Map<string, string>();
-  return (name) => {
+  return (name, alpha = 1) => {
+    if (name.startsWith("hue-")) return `oklch(${sheet.getPropertyValue("--hue-lightness").trim()} 0.12 ${name.slice(4)} / ${alpha})`;
     let value = known.get(name);
     if (value === undefined) known.set(name, (value = sheet.getPropertyValue(`--${name}`).trim()));
-    return value;
+    return alpha === 1 ? value : `${value}${Math.round(alpha * 255).toString(16).padStart(2, "0")}`;
   };
 }
