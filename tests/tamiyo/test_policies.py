@@ -204,7 +204,17 @@ def test_unknown_policies_and_options_are_named() -> None:
 def test_third_parties_add_policies_by_entry_points(monkeypatch: pytest.MonkeyPatch) -> None:
     points = EntryPoints([EntryPoint("theirs", "esper.tamiyo.policies:StaticPolicy", ENTRY_POINTS)])
     monkeypatch.setattr(plugins, "entry_points", points.select)
-    assert policy_names() == ("static", "random", "nurtured", "schedule", "heuristic", "frugal", "esper-v1", "theirs")
+    assert policy_names() == (
+        "static",
+        "random",
+        "nurtured",
+        "schedule",
+        "heuristic",
+        "frugal",
+        "auto",
+        "esper-v1",
+        "theirs",
+    )
     assert isinstance(make_policy("theirs"), StaticPolicy)
     assert isinstance(make_policy("heuristic"), HeuristicPolicy)
 

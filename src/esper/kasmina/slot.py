@@ -289,7 +289,7 @@ class SeedSlot(nn.Module):
             seed_id=seed_id or f"{self.slot_id}-{self.germinations}",
             blueprint_id=blueprint,
             slot_id=self.slot_id,
-            incubation=self.config.incubation,
+            incubation=plan.incubation or self.config.incubation,
             detach_epochs=self.config.detach_epochs,
             parameters=parameter_count(seed),
             alpha_target=plan.alpha_target,

@@ -34,6 +34,8 @@ class GrowthPlan:
     tempo: int = 3
     """Length of the ramp, epochs."""
     alpha_target: float = 1.0
+    incubation: Incubation | None = None
+    """``None``: as the slot has it."""
 
     def __post_init__(self) -> None:
         check_ramp(self.alpha_target, self.tempo)

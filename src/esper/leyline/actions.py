@@ -59,6 +59,8 @@ class FactoredAction:
     blend: Blend | None = None
     alpha_target: float | None = None
     tempo: int | None = None
+    incubation: str | None = None
+    """How a germinating seed learns before it may be felt; no head, and ``None`` is as the run has it."""
 
 
 WAIT: Final = FactoredAction()
@@ -101,6 +103,8 @@ class Decision:
     audition: tuple[tuple[str, str], ...] = ()
     """``(slot, blueprint)`` of candidates that learn in the coming epoch, all at once and behind the host, so that the
     next view says what each of these places promises."""
+    look: bool = True
+    """Whether what seeds are worth is measured after the coming epoch, where the run measures then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,3 +115,5 @@ class ActionOutcome:
     success: bool
     illegal: bool = False
     why_not: str | None = None
+    look: bool = True
+    """As the decision had it."""

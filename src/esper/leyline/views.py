@@ -96,6 +96,8 @@ class SlotView:
     """Failed checks of the last gate evaluation, empty when the last one passed or none was made."""
     may_mix: SiteMixing | None = None
     """What the host lets a seed of this slot mix."""
+    beside: bool = False
+    """Whether seeds grow beside the module rather than behind it."""
     promise: Mapping[str, Promise] = field(default_factory=dict)
     """By blueprint, what was measured in an audition."""
 

@@ -14,8 +14,9 @@ from torch import nn
 
 from esper.kasmina import blueprints
 from esper.kasmina.export import compare, export, save_export
+from esper.kasmina.layer import Beside
 from esper.kasmina.slot import EventStamp, SeedSlot
-from esper.kasmina.state import GrowthPlan
+from esper.kasmina.state import GrowthPlan, Incubation
 from esper.kasmina.trial import device_of, mode, random_kept, trial
 from esper.leyline import (
     ActionOutcome,
@@ -33,6 +34,7 @@ from esper.leyline import (
     SeedStage,
     Sink,
     SlotFacts,
+    SlotView,
     TelemetryEvent,
     TelemetryEventType,
     TrainResult,
@@ -257,7 +259,12 @@ class ModuleEngine:
             result = slot.germinate(
                 _given(action.blueprint),
                 seed_id=f"e{env.spec.episode}-r{env.spec.env_id}-s{env.births}",
-                plan=GrowthPlan(_given(action.blend), _given(action.tempo), _given(action.alpha_target)),
+                plan=GrowthPlan(
+                    _given(action.blend),
+                    _given(action.tempo),
+                    _given(action.alpha_target),
+                    None if action.incubation is None else Incubation(action.incubation),
+                ),
                 parameter_budget=spare,
             )
         if result.passed:
@@ -335,7 +342,7 @@ class ModuleEngine:
             episode=env.spec.episode,
             epoch=env.epoch,
             max_epochs=env.spec.max_epochs,
-            slots=tuple(replace(s.view(), promise=env.promises.get(s.slot_id, {})) for s in env.slots.values()),
+            slots=tuple(self._slot_view(env, s) for s in env.slots.values()),
             blueprints=tuple(self.task.blueprints),
             blueprint_parameters=self._sizes,
             host_parameters=env.trainer.host_size,
@@ -354,6 +361,10 @@ class ModuleEngine:
             pruned=dict(env.pruned),
             fossilized=dict(env.fossilized),
         )
+
+    def _slot_view(self, env: _EnvState, slot: SeedSlot) -> SlotView:
+        beside = isinstance(slot.config.layout, Beside)
+        return replace(slot.view(), beside=beside, promise=env.promises.get(slot.slot_id, {}))
 
     def costs(self, envs: Sequence[int]) -> list[EnvCost]:
         """Parameters and multiply-accumulates of each env."""

@@ -9,7 +9,7 @@ an env's module.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
 from esper.kasmina.evidence import Shown, before_blending
@@ -158,7 +158,8 @@ class Executor:
 
     def begin(self, decisions: Sequence[Decision]) -> None:
         """The first half of :meth:`step`, for those who train the epoch themselves: act, and start the clock."""
-        self._outcomes = self._act(decisions)
+        acted = zip(self._act(decisions), decisions, strict=True)
+        self._outcomes = [replace(outcome, look=decision.look) for outcome, decision in acted]
         for i, decision in enumerate(decisions):
             if decision.audition:
                 self.engine.audition(i, decision.audition)
@@ -167,7 +168,7 @@ class Executor:
     def complete(self, trained: Sequence[TrainResult], policy_seconds: float | None = None) -> list[StepReport]:
         """The second half of :meth:`step`: measure what was trained, and settle."""
         views = self.engine.views(self.envs)
-        plans = [self._plan(view) for view in views]
+        plans = [self._plan(view, outcome) for view, outcome in zip(views, self._outcomes, strict=True)]
         result = self.engine.evaluate(self.envs, [plan.configs for plan in plans])
         reports = []
         for i, (env, outcome) in enumerate(zip(self._envs, self._outcomes, strict=True)):
@@ -368,8 +369,8 @@ class Executor:
             self._envs[i].event_writer.note_births(view)
         return outcomes
 
-    def _plan(self, view: EnvView) -> counterfactual.CounterfactualPlan:
-        if self.epoch % self.config.counterfactual_every:
+    def _plan(self, view: EnvView, outcome: ActionOutcome) -> counterfactual.CounterfactualPlan:
+        if self.epoch % self.config.counterfactual_every or not outcome.look:
             return counterfactual.CounterfactualPlan(({},), (), (), shapley=False)
         every = self.config.shapley_every
         due = self.epoch % every == 0 if every else self.epoch == view.max_epochs

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from esper.tamiyo.policies.registry import ENTRY_POINTS, chosen_policy, make_policy, make_seeded, policy_names
 
 if TYPE_CHECKING:
+    from esper.tamiyo.policies.auto import AutoConfig, AutoPolicy
     from esper.tamiyo.policies.base import EnvPolicy
     from esper.tamiyo.policies.heuristic import FrugalPolicy, HeuristicConfig, HeuristicPolicy
     from esper.tamiyo.policies.random import NurturedPolicy, RandomPolicy
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ENTRY_POINTS",
+    "AutoConfig",
+    "AutoPolicy",
     "Entry",
     "FrugalPolicy",
     "HeuristicConfig",
@@ -35,6 +38,8 @@ __all__ = [
 ]
 
 _MODULES = {
+    "AutoConfig": "auto",
+    "AutoPolicy": "auto",
     "EnvPolicy": "base",
     "FrugalPolicy": "heuristic",
     "HeuristicConfig": "heuristic",
