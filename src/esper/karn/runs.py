@@ -174,6 +174,9 @@ def _ending(path: Path) -> tuple[float | None, str | None]:
             lines = file.read(_TAIL).split(b"\n")
         commits = [at for at, line in enumerate(lines) if line.startswith(b'{"commit":') and at < len(lines) - 1]
         for line in reversed(lines[: commits[-1]] if commits else []):
+            # of all but the last event only what begins or ends a run matters: decoding each would take seconds
+            if last_time is not None and b'"TRAINING_' not in line:
+                continue
             try:
                 event = decode(line, validate=False)
             except DataError:
