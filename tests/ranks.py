@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import pickle
 import signal
@@ -24,7 +25,7 @@ def on_ranks(n: int, where: Path, work: Callable[[int], Any], *, timeout: float 
 
     ``where`` is a fresh folder, ``timeout`` how many seconds a rank waits for another.
     """
-
+    importlib.import_module("torch._dynamo")  # which an optimizer imports: once here, and not once in every rank
     where.mkdir(parents=True, exist_ok=True)
     children = []
     for rank in range(n):

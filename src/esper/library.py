@@ -29,11 +29,12 @@ from esper.leyline import EnvView, GateThresholds, Policy, TelemetryEventType, U
 from esper.run.checks import check_optimizer, made, whole
 from esper.run.loop import OwnLoop
 from esper.run.open import Job, RunOpening, open_run
-from esper.run.own import Budget, Loader, OwnChoices, OwnModel, check_life
+from esper.run.own import Budget, Loader, OwnChoices, OwnModel, check_life, kept, loaders_of, opening_of
 from esper.run.packed import pack, unpack
 from esper.run.play import EpisodePlan, Episodes
-from esper.run.resume import LIBRARY, CheckpointInfo, DeferredSink, Snapshot, find_newest, find_state
-from esper.run.session import Session, SessionConfig
+from esper.run.resume import LIBRARY, CheckpointInfo, Snapshot, find_state
+from esper.run.session import Session
+from esper.run.together import check_shared_out, how_to_go_on, led
 from esper.tamiyo.policies import chosen_policy
 from esper.tamiyo.policies.learned import SHIPPED
 from esper.tasks.answers import Accuracy
@@ -44,6 +45,7 @@ from esper.tolaria.alone import host_alone
 from esper.tolaria.engine import ModuleEngine
 from esper.tolaria.executor import EpisodeResult, Executor, StepReport
 from esper.tolaria.observed import ObservedStep
+from esper.tolaria.ranks import RankLost, require_same
 from esper.tolaria.rates import Schedulers, follow, innermost, rates_kept
 from esper.tolaria.setup import Forward, call
 from esper.tolaria.surgery import join_seeds
@@ -103,13 +105,15 @@ def grow(  # noqa: PLR0913
     if optimizer is not None:
         check_optimizer(model, optimizer)
     batches = LoaderBatches(train, batches=steps_per_epoch, unpacking=choices.unpacking)
-    own = OwnModel.of(model, _splits(val, test), choices, optimizer)
+    own = OwnModel.of(model, loaders_of(val, test), choices, optimizer)
+    check_shared_out(own.ranks, train)
     batches.device = own.device
     own = replace(own, setup=replace(own.setup, batches=batches))
-    opening, delivery = _opening(own, decider, run_dir), _Delivery()
+    opening, delivery = opening_of(own, decider, run_dir), _Delivery()
     executor = delivery.executor = own.executor(opening.sink.emit)
-    episodes = Episodes(executor, {decider.name: decider}, EpisodePlan(1, choices.budget.epochs, seed))
-    opening = _kept(opening, own.subject(decider, seed), choices.budget.checkpoint_every, resume)
+    plan = EpisodePlan(1, choices.budget.epochs, seed)
+    episodes = Episodes(executor, {decider.name: led(decider, own.ranks)}, plan)
+    opening = kept(opening, own.subject(decider, seed), choices.budget.checkpoint_every, resume)
     optimizer = own.setup.optimizer
     with _leaving(model, optimizer), rates_kept(optimizer), modes_kept(model), delivery.outlasting(opening, episodes):
         for (result,), _ in episodes:
@@ -166,10 +170,12 @@ class Grower:
         self._policy = chosen_policy(policy)
         check_life(choices.budget, self._policy)
         self._optimizer = innermost(optimizer)
-        self._own = OwnModel.of(model, _splits(val, test), choices, self._optimizer)
+        self._own = OwnModel.of(model, loaders_of(val, test), choices, self._optimizer)
         self._subject = self._own.subject(self._policy)
-        self._opening = _opening(self._own, self._policy, run_dir)
-        self._loop = OwnLoop(self._own.executor(self._opening.sink.emit), self._policy, choices.budget.epochs)
+        require_same(self._own.ranks, self._subject)
+        self._opening = opening_of(self._own, self._policy, run_dir)
+        decider = led(self._policy, self._own.ranks)
+        self._loop = OwnLoop(self._own.executor(self._opening.sink.emit), decider, choices.budget.epochs)
         self._delivery = _Delivery()
         self._entered = False
         self._exposures: list[Exposure] = []
@@ -199,6 +205,8 @@ class Grower:
             raise UsageError(
                 "grower.state_dict() between loss() and after_backward(): call it before the batch, or after the step"
             )
+        if self._own.ranks.count > 1 and self._loop.under_way:
+            raise UsageError("with several ranks grower.state_dict() comes between epochs, right after after_epoch()")
         self._saved = True
         session = self._delivery.session
         about = CheckpointInfo(LIBRARY, {}, self._subject, tuple(self._loop.remarks()))
@@ -220,7 +228,7 @@ class Grower:
         loaded, run = unpack(state)
         asked = self._opening.session.run_dir
         run = run if asked is None else Path(asked)
-        past = find_state(loaded, run, LIBRARY, self._subject)
+        past = find_state(loaded, run, LIBRARY, self._subject, self._own.ranks)
         session = replace(self._opening.session, resume=past.point)
         self._opening = replace(self._opening, session=session, past=past)
 
@@ -385,6 +393,7 @@ class _Delivery:
         self._session: Session | None = None
         self._episode: EpisodeResult | None = None
         self._grown: nn.Module | None = None
+        self._how = ""
         self._result: GrowResult | None = None
 
     @property
@@ -396,6 +405,7 @@ class _Delivery:
     @contextmanager
     def outlasting(self, opening: RunOpening, job: Job) -> Iterator[None]:
         """Open the run; when it is closed again the result is made, after an error from the best state so far."""
+        self._how = how_to_go_on(opening)
         try:
             with open_run(opening, job) as session:
                 self._session = session
@@ -406,19 +416,22 @@ class _Delivery:
                     raise
         except BaseException as error:
             self.over = True
-            if self._grown is not None:
-                self._report()
+            if self._grown is not None and self.session.writes:
+                self._result = self._reported()
                 error.add_note(f"The model of epoch {self.result().epoch} is in {self.result().run_dir / 'model'}")
             raise
         self.over = True
-        self._report()
+        if self._grown is not None:
+            told = self.session.ranks.first(lambda: replace(self._reported(), model=nn.Identity()))
+            self._result = replace(told, model=self._grown)
 
     def write(self, episode: EpisodeResult) -> None:
         """Write what the episode delivers as a plain model."""
-        assert self.executor is not None and self._session is not None
-        exported = self.executor.engine.save(0, self._session.directory.model)
-        told = {**asdict(exported), "formats": list(exported.formats)}
-        self._session.say(TelemetryEventType.MODEL_EXPORTED, **told)
+        assert self.executor is not None
+        if self.session.writes:
+            exported = self.executor.engine.save(0, self.session.directory.model)
+            told = {**asdict(exported), "formats": list(exported.formats)}
+            self.session.say(TelemetryEventType.MODEL_EXPORTED, **told)
         self._grown, self._episode = self.executor.engine.materialise(0), episode
 
     def result(self) -> GrowResult:
@@ -429,7 +442,9 @@ class _Delivery:
 
     def _salvage(self, error: BaseException) -> None:
         """Deliver the best state so far; what goes wrong with that is a note on the error that was there before."""
-        if self.executor is None or self._grown is not None:
+        if isinstance(error, RankLost):
+            error.args = (f"{error}; {self._how}",)
+        if self.executor is None or self._grown is not None or not self.session.writes:
             return
         interrupted = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
         try:
@@ -439,14 +454,15 @@ class _Delivery:
         except Exception as another:
             error.add_note(f"The model so far could not be written: {type(another).__name__}: {another}")
 
-    def _report(self) -> None:
-        if self._grown is None or self._session is None or self._episode is None:
-            return
-        path, told = self._session.path, self._episode
+    def _reported(self) -> GrowResult:
+        """Write the report."""
+        assert self._grown is not None and self._episode is not None
+        path = self.session.path
         write_report(path)
-        assert told.delivered and told.delivered_epoch is not None
         tell_of_adapters(self._grown, path)
-        self._result = GrowResult(self._grown, read_evidence(path)[0], path, told.delivered_epoch, told.delivered)
+        told = self._episode
+        assert told.delivered and told.delivered_epoch is not None
+        return GrowResult(self._grown, read_evidence(path)[0], path, told.delivered_epoch, told.delivered)
 
 
 @contextmanager
@@ -457,25 +473,3 @@ def _leaving(model: nn.Module, optimizer: Optimizer, exposures: Sequence[Exposur
     finally:
         leave(model, [copied for exposure in exposures for copied in exposure.copies])
         join_seeds(optimizer, model)
-
-
-def _opening(own: OwnModel, policy: Policy, run_dir: str | Path | None) -> RunOpening:
-    given = None if run_dir is None else str(Path(run_dir).absolute())
-    where = SessionConfig(LIBRARY, given, str(Path("runs").absolute()))  # user code may change directory meanwhile
-    return RunOpening(where, own.announcement(policy), DeferredSink())
-
-
-def _kept(opening: RunOpening, subject: Mapping[str, Any], every: int, resume: str | Path | None) -> RunOpening:
-    """The opening of a run that writes checkpoints, and goes on from those of ``resume``."""
-    about = CheckpointInfo(LIBRARY, {}, subject, how="grow(..., resume={run!r}) goes on")
-    opening = replace(opening, about=about, checkpoint_every=every)
-    if resume is None:
-        return opening
-    if opening.session.run_dir is not None and Path(opening.session.run_dir) != Path(resume).absolute():
-        raise UsageError(f"run_dir={opening.session.run_dir!r} with resume={str(resume)!r}: a run goes on where it is")
-    past = find_newest(Path(resume), LIBRARY, subject)
-    return replace(opening, session=replace(opening.session, resume=past.point), past=past)
-
-
-def _splits(val: Loader, test: Loader | None) -> dict[str, Loader]:
-    return {"validation": val} | ({} if test is None else {"test": test})

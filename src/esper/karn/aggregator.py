@@ -65,6 +65,7 @@ HANDLERS: Final = MappingProxyType[T, Handler](
         T.CHECKPOINT_SAVED: fold_run.checkpoint,
         T.CHECKPOINT_LOADED: fold_run.checkpoint,
         T.WORKER_REPLACED: fold_policy.detected,
+        T.RANKS_DIFFER: fold_policy.detected,
         T.TELEMETRY_DROPPED: fold_run.dropped,
         T.TELEMETRY_LEVEL_SET: fold_run.level_set,
     }

@@ -223,6 +223,9 @@ _SENTENCES: dict[T, Callable[[Mapping[str, Any]], str]] = {
         f"worker {d.get('worker')} ({d.get('where')}) was lost: {d.get('reason')}; "
         f"another repeats {d.get('epochs_repeated')} epochs"
     ),
+    T.RANKS_DIFFER: lambda d: (
+        f"rank {', '.join(map(str, d.get('ranks', ())))} and rank 0 have drifted apart, in {d.get('what')}"
+    ),
     T.TELEMETRY_DROPPED: lambda d: (
         f"{figure(d.get('count'))} {d.get('event_type')} dropped"
         + ("" if d.get("sink") == "*" else f" by {d.get('sink')}")

@@ -11,7 +11,13 @@ from esper.kasmina.tap import Tap, tap_of
 from esper.kasmina.trial import Sample, invoke, modes_kept
 from esper.leyline import UsageError
 
-_DISTRIBUTED: Final = frozenset({"DistributedDataParallel", "DataParallel", "FullyShardedDataParallel", "FSDPModule"})
+_ADVICE: Final = {
+    "DistributedDataParallel": "give the module inside, {its}.module: gradients are averaged here",
+    "DataParallel": "give the module inside, {its}.module, which is then trained on one device",
+    "FullyShardedDataParallel": "legal: a host that fits on each device, its gradients averaged here, under torchrun",
+    "FSDPModule": "legal: a host that fits on each device, its gradients averaged here, under torchrun",
+}
+"""By the kind of a host that spreads its work over devices."""
 
 
 def check_host(host: nn.Module) -> None:
@@ -29,11 +35,9 @@ def check_host(host: nn.Module) -> None:
                 f"{where} is what torch.compile made; give {inner}, and compile it in place with its compile() method,"
                 " before or after"
             )
-        if kinds & _DISTRIBUTED:
-            raise UsageError(
-                f"{where} is a {type(module).__name__}, which spreads its work over devices; give the module inside, "
-                f"{'its' if name else 'model'}.module, which is then trained on one device"
-            )
+        for kind in kinds & _ADVICE.keys():
+            advice = _ADVICE[kind].format(its="its" if name else "model")
+            raise UsageError(f"{where} is a {type(module).__name__}, which spreads its work over devices; {advice}")
         if "GrowingModel" in kinds or isinstance(tap_of(module), Tap):
             raise UsageError(f"{where} is being grown already; leave that block first, or give another copy")
         if _is_lazy(module):

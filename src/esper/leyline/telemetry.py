@@ -93,6 +93,7 @@ class TelemetryEventType(_ByName):
     CHECKPOINT_SAVED = auto()
     CHECKPOINT_LOADED = auto()
     WORKER_REPLACED = auto()
+    RANKS_DIFFER = auto()
 
     # telemetry about telemetry
     TELEMETRY_DROPPED = auto()

@@ -173,7 +173,8 @@ def open_run(opening: RunOpening, job: Job | None = None) -> Iterator[Session]:
         if (threads := torch.get_num_threads()) > 1:
             opening.tell([f"{threads} threads: their sums differ in the last bits from those of 1"])
         if past is not None:
-            past.say(session)
+            if session.writes:
+                past.say(session)
             opening.tell(past.lines())
             past.restore_chance()
         if job is None or opening.about is None:

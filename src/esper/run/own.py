@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -22,7 +23,10 @@ from esper.kasmina.trial import ForwardCall, Sample, trial
 from esper.leyline import DataError, GateThresholds, Metric, Policy, Sink, UsageError, unknown
 from esper.run import checks
 from esper.run.assembly import pick_device
-from esper.run.session import Announcement
+from esper.run.open import RunOpening
+from esper.run.resume import BATCHES, LIBRARY, CheckpointInfo, DeferredSink, find_newest
+from esper.run.session import Announcement, SessionConfig
+from esper.run.together import start_alike
 from esper.tamiyo.policies.static import StaticPolicy
 from esper.tasks.answers import ignored_by
 from esper.tasks.base import Batch, CountedBatch
@@ -36,7 +40,7 @@ from esper.tolaria.engine import EngineConfig, ModuleEngine
 from esper.tolaria.evaluation import Reading
 from esper.tolaria.executor import Executor, ExecutorConfig
 from esper.tolaria.governor import Governor, GovernorConfig
-from esper.tolaria.ranks import require_one
+from esper.tolaria.ranks import Ranks, place, present, require_same
 from esper.tolaria.schedules import ScheduleConfig
 from esper.tolaria.setup import (
     Forward,
@@ -201,8 +205,8 @@ class OwnModel:
         cls, model: nn.Module, loaders: Mapping[str, Loader], choices: OwnChoices, optimizer: Optimizer | None
     ) -> OwnModel:
         """Move the model to its device and find out all that growing needs to know. ``loaders``: by split."""
-        require_one("growing a model")
-        device = pick_device(choices.device)
+        ranks = present()
+        device = pick_device(place(choices.device))
         model.to(device)
         ignored = ignored_by(choices.metric, choices.loss)
         splits = {
@@ -213,6 +217,7 @@ class OwnModel:
             first = next(batches)
         fill_lazy(model, ForwardCall(first[0], choices.forward))
         check_host(model)
+        start_alike(ranks, model, optimizer, splits)
         sample, examples = _few(model, choices.forward, first, validation.counted)
         checks.check_model(model, choices.forward, sample)
         loss, scored = _figures(model, choices, first, validation)
@@ -234,10 +239,16 @@ class OwnModel:
                 criterion=choices.criterion,
                 forward=choices.forward,
                 counted=validation.counted,
+                ranks=ranks,
             ),
             choices,
             device,
         )
+
+    @property
+    def ranks(self) -> Ranks:
+        """The processes that train it together."""
+        return self.setup.ranks
 
     @property
     def host_parameters(self) -> int:
@@ -296,7 +307,7 @@ class OwnModel:
             "places": {slot: str(site) for slot, site in self.task.sites.items()},
             "blueprints": list(self.task.blueprints),
             "examples": self.examples(),
-            "training batches": len(self.setup.batches),
+            BATCHES: len(self.setup.batches),
             "optimizer": type(self.setup.optimizer).__name__,
             "metric": self.task.metric.name,
             "precision": self.choices.precision,
@@ -395,3 +406,29 @@ def _sites(model: nn.Module, at: Sites, sample: Sample) -> dict[str, Site]:
     if isinstance(at, str) and at != "auto":
         raise UsageError(f"at={at!r}; legal: 'auto', a list of submodule paths, or a mapping slot -> path")
     return named_sites(auto_sites(model, sample) if at == "auto" else spread(model, at))
+
+
+def loaders_of(val: Loader, test: Loader | None) -> dict[str, Loader]:
+    """By split."""
+    return {"validation": val} | ({} if test is None else {"test": test})
+
+
+def opening_of(own: OwnModel, policy: Policy, run_dir: str | Path | None) -> RunOpening:
+    """How the run opens that grows the model."""
+    given = None if run_dir is None else str(Path(run_dir).absolute())
+    base = str(Path("runs").absolute())  # user code may change directory meanwhile
+    return RunOpening(SessionConfig(LIBRARY, given, base, ranks=own.ranks), own.announcement(policy), DeferredSink())
+
+
+def kept(opening: RunOpening, subject: Mapping[str, Any], every: int, resume: str | Path | None) -> RunOpening:
+    """The opening of a run that writes checkpoints, and goes on from those of ``resume``."""
+    ranks = opening.session.ranks
+    require_same(ranks, {**subject, "resume": None if resume is None else str(resume)})
+    about = CheckpointInfo(LIBRARY, {}, subject, how="grow(..., resume={run!r}) goes on")
+    opening = replace(opening, about=about, checkpoint_every=every)
+    if resume is None:
+        return opening
+    if opening.session.run_dir is not None and Path(opening.session.run_dir) != Path(resume).absolute():
+        raise UsageError(f"run_dir={opening.session.run_dir!r} with resume={str(resume)!r}: a run goes on where it is")
+    past = find_newest(Path(resume), LIBRARY, subject, ranks)
+    return replace(opening, session=replace(opening.session, resume=past.point), past=past)

@@ -24,6 +24,7 @@ from esper.nissa.journal import last_segment
 from esper.nissa.levels import Level
 from esper.nissa.reader import read_journal
 from esper.nissa.rundir import RunDirectory
+from esper.run import rank_shares
 from esper.run.assembly import Workload
 from esper.run.config import CommonConfig, Resolved, named_code, resolve
 from esper.run.session import RUN, ResumePoint, Session
@@ -31,9 +32,13 @@ from esper.run.stopping import Stopped
 from esper.tolaria import checkpoint, rng
 from esper.tolaria.checkpoint import Loaded
 from esper.tolaria.nested import State, join, split
+from esper.tolaria.ranks import LONE, Ranks, require_same
 
 KEPT: Final = 2
 """Checkpoints that stay: the newest, and one to fall back to should it be damaged."""
+
+BATCHES: Final = "training batches"
+"""In what a run is about, how many a rank takes in an epoch."""
 
 LIBRARY: Final = "library"
 """Kind of the runs of ``grow`` and ``Grower``."""
@@ -81,6 +86,7 @@ class _Extra(msgspec.Struct, frozen=True):
     seconds: _Took
     cpu_seconds: _Took
     esper: str
+    ranks: int = 1
 
 
 C = TypeVar("C", bound=CommonConfig)
@@ -108,6 +114,8 @@ class ResumableRun(Generic[C]):
     """What keeps the resume from being exact besides the machine."""
     end: tuple[int, int] | None
     """Where the journal ended before the checkpoint was looked for."""
+    ranks: Ranks = LONE
+    """Those that go on with it."""
 
     @property
     def point(self) -> ResumePoint:
@@ -141,7 +149,11 @@ class ResumableRun(Generic[C]):
             rng.load_process(self._parts()["chance"])
 
     def _parts(self) -> dict[str, State]:
-        return split(State(tensors=self.loaded.tensors, plain=self.loaded.plain), "run", "chance")
+        parts = split(State(tensors=self.loaded.tensors, plain=self.loaded.plain))
+        shares = parts.pop("ranks", None)
+        if set(parts) != {"run", "chance"}:
+            raise DataError(f"a saved run has the parts {', '.join(sorted(parts))}; run, chance are needed")
+        return rank_shares.taken(self.ranks, parts, shares)
 
     @contextmanager
     def _whole(self) -> Iterator[None]:
@@ -219,7 +231,7 @@ def find(asked: ResumeRequest, kind: str, of: type[C], given: Mapping[str, Any])
     return replace(found, resolved=resolved, overrides=overrides)
 
 
-def find_newest(run: Path, kind: str, subject: Mapping[str, Any]) -> ResumableRun[Any]:
+def find_newest(run: Path, kind: str, subject: Mapping[str, Any], ranks: Ranks = LONE) -> ResumableRun[Any]:
     """The run to resume from its newest checkpoint, checked: of a kind that is told by its ``subject`` alone.
 
     Raises what :func:`find` raises.
@@ -228,18 +240,30 @@ def find_newest(run: Path, kind: str, subject: Mapping[str, Any]) -> ResumableRu
     found, ended = _found(directory, kind, lambda: checkpoint.load_newest(directory.checkpoints))
     if ended == "completed":
         raise _completed(directory)
-    found.require(subject)
-    return found
+    return _by_ranks(found, subject, ranks)
 
 
-def find_state(loaded: Loaded, run: Path, kind: str, subject: Mapping[str, Any]) -> ResumableRun[Any]:
+def find_state(
+    loaded: Loaded, run: Path, kind: str, subject: Mapping[str, Any], ranks: Ranks = LONE
+) -> ResumableRun[Any]:
     """The run to resume from a state that its user kept, checked; it may have been completed since.
 
     Raises what :func:`find` raises.
     """
     found, _ = _found(RunDirectory.open(run.absolute()), kind, lambda: loaded)
-    found.require(subject)
-    return found
+    return _by_ranks(found, subject, ranks)
+
+
+def _by_ranks(found: ResumableRun[Any], subject: Mapping[str, Any], ranks: Ranks) -> ResumableRun[Any]:
+    """The run as ``ranks`` go on with it, which may be others than those that saved it."""
+    require_same(ranks, {"the checkpoint": f"that of step {found.loaded.step}"})
+    saved = found.loaded.extra.get("ranks", 1)
+    if saved == ranks.count:
+        found.require(subject)
+        return replace(found, ranks=ranks)
+    # other shares of the examples are other batches
+    found.require({**subject, BATCHES: found.loaded.extra["subject"].get(BATCHES)})
+    return replace(found, ranks=ranks, remarks=[*found.remarks, f"ranks: saved by {saved}, here {ranks.count}"])
 
 
 def _completed(directory: RunDirectory) -> UsageError:
@@ -353,6 +377,10 @@ class Snapshot:
     def of(cls, session: Session, about: CheckpointInfo, state: State, least: Mapping[str, int]) -> Snapshot:
         """Of what is now, behind the journal: everything said so far is on the disk."""
         session.hub.flush(barrier=True)
+        ranks = session.ranks
+        parts = {"run": state, "chance": rng.process_state()}
+        if ranks.count > 1:
+            parts["ranks"] = rank_shares.gathered(ranks, parts)
         extra = {
             "run_id": session.directory.run_id,
             "config": dict(about.config),
@@ -363,8 +391,9 @@ class Snapshot:
             "seconds": session.seconds,
             "cpu_seconds": session.cpu_seconds,
             "esper": __version__,
+            **({} if ranks.count == 1 else {"ranks": ranks.count}),
         }
-        return cls(join({"run": state, "chance": rng.process_state()}), extra)
+        return cls(join(parts), extra)
 
 
 class Checkpointer:
@@ -385,7 +414,8 @@ class Checkpointer:
 
     def boundary(self, step: int) -> None:
         """Call it wherever the run can be resumed from. Raises :class:`Stopped` when a signal asked for it."""
-        asked = self.session.stop.requested
+        everyone = self.session.ranks.all(self.session.stop.requested, "end of an epoch")
+        asked = next((each for each in everyone if each is not None), None)
         if asked is not None:
             self.save(step, "signal")
             message = str(Stopped(asked))
@@ -399,6 +429,8 @@ class Checkpointer:
         """Write a checkpoint of what is now, behind the journal. Raises ``DataError`` where that cannot be."""
         session = self.session
         shot = Snapshot.of(session, self.about, self._state(), self._least())
+        if not session.writes:
+            return
         where = session.directory.checkpoints
         saved = checkpoint.save(where, step, shot.state["tensors"], shot.state["plain"], shot.extra, keep=KEPT)
         session.note(T.CHECKPOINT_SAVED, **saved.to_payload(reason, shot.extra["hub"]["last_seq"]))

@@ -20,6 +20,7 @@ from esper.nissa.rundir import RunDirectory
 from esper.nissa.vitals import Sampler, VitalsRecorder, find_gpu
 from esper.run.stopping import Stopped, StopRequests
 from esper.tolaria import checkpoint
+from esper.tolaria.ranks import LONE, Ranks, RanksDiffer
 
 RUN: Final = "run"
 """Producer of what is said about the run as such, checkpoints and resumes: the events of training keep their numbers
@@ -39,6 +40,8 @@ class SessionConfig:
     manifest: Mapping[str, Any] = field(default_factory=dict)
     resume: ResumePoint | None = None
     """Go on in the run directory that this says, in a new segment of its journal; ``run_dir`` is not looked at."""
+    ranks: Ranks = LONE
+    """Those of the run, of which rank 0 alone writes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +80,16 @@ class Announcement:
 class Session:
     """An open run. ``emit`` takes events; ``directory`` is where everything goes."""
 
-    def __init__(self, directory: RunDirectory, hub: SessionHub, stop: StopRequests, point: ResumePoint | None) -> None:
+    def __init__(
+        self,
+        directory: RunDirectory,
+        hub: SessionHub,
+        stop: StopRequests,
+        point: ResumePoint | None,
+        ranks: Ranks = LONE,
+    ) -> None:
         self.directory = directory
+        self.ranks = ranks
         self.hub = hub
         self.stop = stop
         self.point = point
@@ -92,6 +103,11 @@ class Session:
     def path(self) -> Path:
         """The run directory."""
         return self.directory.path
+
+    @property
+    def writes(self) -> bool:
+        """Whether this process writes what the run leaves."""
+        return self.ranks.rank == 0
 
     @property
     def seconds(self) -> float:
@@ -123,6 +139,8 @@ class Session:
             self.say(T.TRAINING_STARTED, **about)
         else:
             self.note(T.TRAINING_STARTED, **about, resumed_after_seq=self.point.hub["last_seq"])
+        if not self.writes:
+            return
         sampler = Sampler(os.getpid(), gpu=find_gpu(_uuids(what.device)), disk=self.path)
         self.hub.vitals = VitalsRecorder(sampler)
 
@@ -179,7 +197,14 @@ def open_session(config: SessionConfig) -> Iterator[Session]:
     SIGTERM and Ctrl-C raise :class:`Stopped` inside the block, at once or where the run next stands between two epochs
     (see :class:`StopRequests`); both are written down.
     """
-    directory, journal = _resumed(config.resume) if config.resume is not None else _created(config)
+    journal: list[JournalWriter] = []
+
+    def opened() -> RunDirectory:
+        directory, writer = _resumed(config.resume) if config.resume is not None else _created(config)
+        journal.append(writer)
+        return directory
+
+    directory = config.ranks.first(opened)
 
     def last_words(stopped: Stopped) -> None:
         session.say(T.TRAINING_ENDED, status=stopped.status, reason=str(stopped), **session.took)
@@ -189,9 +214,10 @@ def open_session(config: SessionConfig) -> Iterator[Session]:
     hub = SessionHub(stop, level=config.level, lifecycle_only=config.lifecycle_only)
     if config.resume is not None:
         hub.resume(config.resume.hub)
-    hub.add_sink(journal, name="journal")
+    for writer in journal:
+        hub.add_sink(writer, name="journal")
     status, reason = "completed", None
-    session = Session(directory, hub, stop, config.resume)
+    session = Session(directory, hub, stop, config.resume, config.ranks)
     with stop:
         try:
             yield session
@@ -203,6 +229,8 @@ def open_session(config: SessionConfig) -> Iterator[Session]:
             raise
         except BaseException as error:
             status, reason = "failed", f"{type(error).__name__}: {error}"
+            if isinstance(error, RanksDiffer):
+                session.note(T.RANKS_DIFFER, severity="error", ranks=error.ranks, what=error.what)
             raise
         finally:
             if status != "completed":
@@ -216,7 +244,8 @@ def open_session(config: SessionConfig) -> Iterator[Session]:
 def _created(config: SessionConfig) -> tuple[RunDirectory, JournalWriter]:
     where = Path(config.base) if config.run_dir is None else Path(config.run_dir).absolute()
     base, run_id = (where, None) if config.run_dir is None else (where.parent, where.name)
-    manifest = {"kind": config.kind, "pid": os.getpid(), **config.manifest}
+    together = {} if config.ranks.count == 1 else {"ranks": config.ranks.count}
+    manifest = {"kind": config.kind, "pid": os.getpid(), **together, **config.manifest}
     directory = RunDirectory.create(base, run_id, manifest)
     return directory, JournalWriter(directory.path, run_id=directory.run_id)
 

@@ -105,6 +105,8 @@ class LoaderBatches:
         self._begun: dict[str, Tensor] = {}
         """Where the random streams stood when it began."""
         self._drawn = 0
+        self._passes = 0
+        """Begun so far."""
 
     def __len__(self) -> int:
         return self._batches
@@ -112,6 +114,8 @@ class LoaderBatches:
     def epoch(self) -> Iterator[Batch]:
         """The batches of the next epoch. Raises ``DataError`` naming the batch that is not fit to train on."""
         seen = 0
+        if not self._endless:
+            self._begin_pass()
         # a loader with an end is read to it: some draw from their generator once more there
         for item in self._going_on() if self._endless else self.loader:
             where = f"batch {seen} of the loader"
@@ -142,9 +146,20 @@ class LoaderBatches:
 
     def _reading(self) -> Iterator[Any]:
         if self._pass is None:
+            self._begin_pass()
             self._begun = {"global": torch.get_rng_state(), **self._random()}
             self._pass, self._drawn = iter(self.loader), 0
         return self._pass
+
+    def _begin_pass(self) -> None:
+        """Tell samplers that ask for it (``DistributedSampler``) which pass it is: they shuffle by that."""
+        if self._told is not None:
+            self._told(self._passes)
+        self._passes += 1
+
+    @property
+    def _told(self) -> Callable[[int], None] | None:
+        return getattr(getattr(self.loader, "sampler", None), "set_epoch", None)
 
     def _random(self) -> dict[str, Tensor]:
         generator = getattr(self.loader, "generator", None)
@@ -152,10 +167,11 @@ class LoaderBatches:
 
     def state(self) -> dict[str, Tensor]:
         """Where the loader's own generator stands, if it has one, and how far a reading under way has come."""
+        passes = {} if self._told is None else {"passes": torch.tensor(self._passes)}
         if self._pass is None:
-            return self._random()
+            return {**self._random(), **passes}
         begun = {f"begun_{name}": tensor for name, tensor in self._begun.items()}
-        return {**self._random(), **begun, "drawn": torch.tensor(self._drawn)}
+        return {**self._random(), **passes, **begun, "drawn": torch.tensor(self._drawn)}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Undo of :meth:`state`; a reading that was under way is made once more up to where it was.
@@ -166,7 +182,9 @@ class LoaderBatches:
         if ("loader" in state) != bool(self._random()) or (begun and not self._endless):
             raise DataError("the saved position is that of a loader with another kind of random generator")
         self._pass = None
+        self._passes = int(state.get("passes", 0))
         if begun:
+            self._passes -= 1  # it is begun again
             with random_streams_kept(self.loader):
                 torch.set_rng_state(begun["global"])
                 self._set(begun)

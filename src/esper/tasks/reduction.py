@@ -18,7 +18,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from esper.leyline import UsageError
 from esper.tasks.tree import part
@@ -49,6 +49,10 @@ class Tally(Protocol):
     def summary(self) -> Summary:
         """The figure over all that was added."""
 
+    @property
+    def rows(self) -> Sequence[Rows] | None:
+        """What was added, to be put together with what others have of other batches; ``None`` where it cannot be."""
+
 
 class SplitFigure(Protocol):
     """A number over a split."""
@@ -69,7 +73,7 @@ class MeanOf:
         return _Means(self.each, configs)
 
 
-class _Rows:
+class Rows:
     """Numbers ``[rows, N]``, in memory that is seldom taken anew.
 
     Many small tensors, each made between two large outputs and kept, would lie where those were, and the next output
@@ -79,6 +83,7 @@ class _Rows:
     def __init__(self, rows: int) -> None:
         self._held = torch.empty(rows, 0, dtype=torch.float64)
         self._ends = [0] * rows
+        self._batches: list[int] = []
 
     def put(self, row: int, values: Tensor) -> None:
         """Add ``values [n]``, or one number, to a row."""
@@ -95,11 +100,28 @@ class _Rows:
         """float64 ``[rows, N]``; every row was given as many."""
         return self._held[:, : self._ends[0]].contiguous()
 
+    def end_batch(self) -> None:
+        """All of a batch was put."""
+        self._batches.append(self._ends[0] - sum(self._batches))
+
+    def by_batch(self) -> list[Tensor]:
+        """On the CPU ``[rows, n]`` of each batch, which may be none."""
+        return list(torch.split(self.all().cpu(), self._batches, dim=1)) if self._batches else []
+
+    def become(self, batches: Sequence[Tensor]) -> None:
+        """Hold these batches instead."""
+        self._held = torch.cat([self._held[:, :0].cpu(), *batches], dim=1)
+        self._ends = [self._held.shape[1]] * len(self._ends)
+
 
 class _Means:
     def __init__(self, each: Callable[[Any, Any], Tensor], configs: int) -> None:
         self._each = each
-        self._values = _Rows(configs)
+        self._values = Rows(configs)
+
+    @property
+    def rows(self) -> Sequence[Rows]:
+        return [self._values]
 
     def add(self, config: int, output: Any, targets: Any, n: int) -> None:
         self._values.put(config, self._each(output, targets))
@@ -127,8 +149,12 @@ class RatioOf:
 class _Ratios:
     def __init__(self, counted: Counted, configs: int) -> None:
         self._counted, self._configs = counted, configs
-        self._rows = _Rows(configs + 1)
+        self._rows = Rows(configs + 1)
         """The sums of each configuration, and the weights."""
+
+    @property
+    def rows(self) -> Sequence[Rows]:
+        return [self._rows]
 
     def add(self, config: int, output: Any, targets: Any, n: int) -> None:
         sums, weights = self._counted(output, targets)
@@ -171,10 +197,14 @@ class _BatchLosses:
         self._of, self._configs = of, configs
         self._pieces = -(-GROUPS // batches) if of.divisible else 1
         self._pairs = _Ratios(of.each, configs) if of.each is not None and configs > 1 else None
-        self._taken = _Rows(2 * configs)
+        self._taken = Rows(2 * configs)
         """Of each configuration the loss times its weight, then the weights, by batch."""
-        self._left_out = _Rows(2 * configs)
+        self._left_out = Rows(2 * configs)
         """The same of each part that a jackknife leaves out."""
+
+    @property
+    def rows(self) -> Sequence[Rows]:
+        return [self._taken, self._left_out, *(() if self._pairs is None else self._pairs.rows)]
 
     def add(self, config: int, output: Any, targets: Any, n: int) -> None:
         taken = self._take(output, targets, n)
@@ -191,7 +221,7 @@ class _BatchLosses:
             rest_taken = self._take(part(output, rest, n), part(targets, rest, n), len(rest))
             self._put(self._left_out, config, taken - rest_taken)
 
-    def _put(self, rows: _Rows, config: int, taken: Tensor) -> None:
+    def _put(self, rows: Rows, config: int, taken: Tensor) -> None:
         rows.put(config, taken[0])
         rows.put(self._configs + config, taken[1])
 
@@ -296,6 +326,10 @@ class _Collections:
         self._groups = groups
         self._placed = False
 
+    @property
+    def rows(self) -> None:
+        return None
+
     def add(self, config: int, output: Any, targets: Any, n: int) -> None:
         rests = [torch.zeros(0, dtype=torch.int64)] if self._by_batch else list(_all_but(n, GROUPS))
         turns = {(self._left_out[config] + i) % self._groups: rest for i, rest in enumerate(rests)}
@@ -341,8 +375,17 @@ def _summed(figure: MeanOf | RatioOf, output: Any, targets: Any) -> tuple[Tensor
 
 def _fresh(metric: SplitMetric) -> Any:
     new = copy.deepcopy(metric)
+    for each in new.modules() if isinstance(new, nn.Module) else ():
+        if hasattr(each, "distributed_available_fn"):
+            each.__dict__["distributed_available_fn"] = (
+                _nowhere  # every rank's copy sees the whole split: torchmetrics adds nothing
+            )
     new.reset()
     return new
+
+
+def _nowhere() -> bool:
+    return False
 
 
 def number_of(metric: SplitMetric) -> float:

@@ -10,6 +10,7 @@ place alone.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from itertools import chain
 from typing import Any, Final
 
 import torch
@@ -22,6 +23,7 @@ from esper.kasmina.trial import mode
 from esper.leyline import Promise
 from esper.tolaria import ledger
 from esper.tolaria.nested import State
+from esper.tolaria.ranks import LONE, Ranks
 from esper.tolaria.work import summed
 
 STEPS: Final = 40
@@ -31,7 +33,7 @@ STEPS: Final = 40
 class Audition:
     """Candidates that learn in one epoch. ``rate`` is the learning rate of their Adam."""
 
-    def __init__(self, model: GrowingModel, chosen: Mapping[str, str], rate: float) -> None:
+    def __init__(self, model: GrowingModel, chosen: Mapping[str, str], rate: float, ranks: Ranks = LONE) -> None:
         """Weights come from torch's global random stream. Raises what :class:`Candidates` raises."""
         self.candidates = Candidates(model, chosen)
         self.rate = rate
@@ -39,6 +41,7 @@ class Audition:
         self.taken: dict[str, float] = dict.fromkeys(chosen, 0.0)
         """By slot the loss that its candidate took off so far."""
         self._wanted = [each for slot_id in chosen for each in self.candidates.parameters(slot_id)]
+        ranks.spread(self._wanted)
         self._optimizer = torch.optim.Adam(self._wanted, lr=rate)
 
     @property
@@ -46,22 +49,29 @@ class Audition:
         """Whether they learn from the next batch too."""
         return self.steps < STEPS
 
-    def step(self, loss: Callable[[], Tensor], examples: int, scale: float = 1.0) -> None:
-        """One step of all candidates: ``loss()`` makes the pass anew. A gradient that is not finite makes none."""
+    def step(self, loss: Callable[[], Tensor], examples: int, scale: float = 1.0, ranks: Ranks = LONE) -> None:
+        """One step of all candidates: ``loss()`` makes the pass anew. A gradient that is not finite makes none.
+
+        Gradients are the mean over ``ranks``.
+        """
         found = self.candidates.gradients(loss, scale)
-        gradients = [gradient for each in found.values() for gradient in each]
         self.examples += examples
+        for parameter, gradient in zip(self._wanted, chain.from_iterable(found.values()), strict=True):
+            parameter.grad = gradient
+        ranks.average(self._wanted)
+        gradients = [parameter.grad for parameter in self._wanted]
         if not all(bool(torch.isfinite(each).all()) for each in gradients if each is not None):
+            self._optimizer.zero_grad(set_to_none=True)
             return
         self.steps += 1
         before = [parameter.detach().clone() for parameter in self._wanted]
-        for parameter, gradient in zip(self._wanted, gradients, strict=True):
-            parameter.grad = gradient
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         start = 0
         for slot_id, each in found.items():
-            for gradient, old, new in zip(each, before[start:], self._wanted[start:], strict=False):
+            for gradient, old, new in zip(
+                gradients[start : start + len(each)], before[start:], self._wanted[start:], strict=False
+            ):
                 if gradient is not None:
                     self.taken[slot_id] -= float((gradient * (new.detach() - old)).sum())
             start += len(each)

@@ -6,6 +6,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -44,6 +45,7 @@ from esper.leyline import (
 from esper.tolaria import surgery
 from esper.tolaria.diagnostics import DiagnosticsConfig, EnvDiagnostics
 from esper.tolaria.legality import why_illegal
+from esper.tolaria.ranks import require_agreement
 from esper.tolaria.rng import derive, seeded
 from esper.tolaria.saved import plain_outcome, read_outcome
 from esper.tolaria.setup import GrowthTask, MakeSetup, TrainerConfig
@@ -268,6 +270,7 @@ class ModuleEngine:
                 parameter_budget=spare,
             )
         if result.passed:
+            env.trainer.ranks.spread([*slot.parameters(), *slot.buffers()])
             env.trainer.adopt(slot.slot_id)
             slot.record(metric_at_germination=env.metric)
         return result
@@ -296,6 +299,7 @@ class ModuleEngine:
                 slot.tick()
             if env.diagnostics is not None:
                 env.diagnostics.end_epoch(epoch, env.train_loss, facts)
+            require_agreement(env.trainer.ranks, env.trainer.model, partial(self._view, i))
 
     def _record(self, env: _EnvState, slot: SeedSlot, facts: SlotFacts, loss: float | None) -> None:
         measured = {name: getattr(facts, name) for name in SlotFacts.__slots__} | {"loss": loss}

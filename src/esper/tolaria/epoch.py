@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -12,6 +13,9 @@ from torch import Tensor
 
 from esper.kasmina.growing import GrowingModel
 from esper.kasmina.slot import SeedSlot
+from esper.kasmina.state import Incubation
+from esper.leyline import SeedStage
+from esper.tasks.base import Batch
 from esper.tolaria.audition import Audition
 from esper.tolaria.nested import State
 
@@ -50,6 +54,12 @@ class Epoch:
             plain["audition"] = state["plain"]
         return {"tensors": tensors, "plain": plain}
 
+    def share(self, slots: Mapping[str, SeedSlot], finite: bool) -> Share:
+        """What was counted here; ``finite`` says whether all weights are."""
+        monitored = {slot_id: slot.monitor.counts for slot_id, slot in slots.items()}
+        auditioned = 0 if self.audition is None else self.audition.examples
+        return Share(float(self.total), self.examples, finite, monitored, auditioned)
+
     @classmethod
     def load(cls, state: Mapping[str, Any], model: GrowingModel, device: torch.device) -> Epoch:
         """Undo of :meth:`state`."""
@@ -67,3 +77,53 @@ class Epoch:
             audition=audition,
             **{name: plain[name] for name in _PLAIN},
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What one of several ranks has counted in an epoch."""
+
+    total: float
+    """Sum of the loss over its examples."""
+    examples: int
+    finite: bool
+    """Whether all weights are."""
+    monitored: Mapping[str, tuple[int, int, float]]
+    """slot -> what its isolation monitor has counted."""
+    auditioned: int
+    """Examples that candidates of an audition have learned from."""
+
+    @classmethod
+    def sum(cls, shares: Sequence[Share]) -> Share:
+        """Of all ranks. A norm is the largest."""
+        monitored = {}
+        for slot_id in shares[0].monitored:
+            passes, violations, norms = zip(*(share.monitored[slot_id] for share in shares), strict=True)
+            worst = next((norm for norm in norms if math.isnan(norm)), max(norms))
+            monitored[slot_id] = sum(passes), sum(violations), worst
+        return cls(
+            total=math.fsum(share.total for share in shares) if len(shares) > 1 else shares[0].total,
+            examples=sum(share.examples for share in shares),
+            finite=all(share.finite for share in shares),
+            monitored=monitored,
+            auditioned=sum(share.auditioned for share in shares),
+        )
+
+
+def probing(model: GrowingModel) -> list[str]:
+    """Slots whose seed learns behind the host."""
+    return [
+        slot_id
+        for slot_id, slot in model.slots.items()
+        if slot.state is not None and slot.stage is SeedStage.TRAINING and slot.state.incubation is Incubation.PROBE
+    ]
+
+
+def timed(batches: Iterator[Batch]) -> Iterator[tuple[Any, Any, float]]:
+    """Each batch with the seconds it kept its consumer waiting."""
+    while True:
+        before = time.perf_counter()
+        batch = next(batches, None)
+        if batch is None:
+            return
+        yield *batch, time.perf_counter() - before

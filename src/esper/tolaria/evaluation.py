@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -16,10 +16,12 @@ from esper.kasmina.replay import evaluate_configs
 from esper.kasmina.trial import ForwardCall
 from esper.leyline import AlphaConfig
 from esper.tasks.base import SplitSource
-from esper.tasks.reduction import SplitFigure, Summary
+from esper.tasks.reduction import Rows, SplitFigure, Summary
+from esper.tolaria.ranks import LONE, Ranks
 from esper.tolaria.setup import Forward, GrowthTask
 
 Floats = npt.NDArray[np.float64]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +75,12 @@ class _Figure:
         if chosen or self.whole is None:
             self.paired.add(config, output, targets, n)
 
+    @property
+    def rows(self) -> list[Rows] | None:
+        """See :class:`esper.tasks.reduction.Tally`; of both."""
+        found = [tally.rows for tally in (self.paired, self.whole) if tally is not None]
+        return None if None in found else [each for rows in found for each in rows or ()]
+
     def summary(self) -> Summary:
         found = self.paired.summary()
         if self.whole is None:
@@ -90,21 +98,35 @@ def evaluate(
     configs: Sequence[AlphaConfig],
     reading: Reading,
     forward: Forward,
+    ranks: Ranks = LONE,
 ) -> Evaluation:
-    """Metric and loss under each configuration; every output is taken in at once and kept nowhere."""
+    """Metric and loss under each configuration; every output is taken in at once and kept nowhere.
+
+    ``ranks`` share the batches out, and what each has is put together in their order before it is summed up: the
+    figures are those of one rank, in which no example counts twice. A metric that reduces over a split itself sees all
+    of it on every rank. What is given is rank 0's.
+    """
     started = time.perf_counter()
     batches = split.parts(reading.most)
     figures = [_Figure(of, len(configs), batches, reading) for of in (task.metric_figure, task.loss_figure)]
+    rows = [figure.rows for figure in figures]
+    shares = [each for found in rows for each in found or ()] if ranks.count > 1 and None not in rows else None
     work: list[tuple[int, float, bool]] = []
     examples = paired = 0
     with split.reading(reading.most) as taken:
         for number, (inputs, targets, n) in enumerate(taken):
             chosen = reading.chosen(number)
+            examples, paired = examples + n, paired + (n if chosen else 0)
+            if shares is not None and not ranks.mine(number):
+                continue
             asked = configs if chosen else configs[:1]
             run = evaluate_configs(model, ForwardCall(inputs, forward), asked, _taking(figures, targets, n, chosen))
             work.append((n, run.passes, run.shared))
-            examples, paired = examples + n, paired + (n if chosen else 0)
-    scores, losses = (figure.summary() for figure in figures)
+            for each in shares or ():
+                each.end_batch()
+    if shares is not None:
+        work = _put_together(shares, work, ranks)
+    scores, losses = ranks.first(lambda: tuple(figure.summary() for figure in figures))
     return Evaluation(
         metric=scores.value,
         loss=losses.value,
@@ -124,3 +146,19 @@ def _taking(figures: Sequence[_Figure], targets: Any, n: int, chosen: bool) -> C
             figure.add(config, output, targets, n, chosen=chosen)
 
     return take
+
+
+def _put_together(
+    shares: Sequence[Rows], work: list[tuple[int, float, bool]], ranks: Ranks
+) -> list[tuple[int, float, bool]]:
+    """Every rank's batches, in the order of the split; and the work of all."""
+    everyone = ranks.all((work, [each.by_batch() for each in shares]))
+    for number, each in enumerate(shares):
+        each.become(_in_turns([batches[number] for _, batches in everyone]))
+    return _in_turns([its_work for its_work, _ in everyone])
+
+
+def _in_turns(parts: Sequence[Sequence[T]]) -> list[T]:
+    """What was shared out piece by piece."""
+    pieces = sum(map(len, parts))
+    return [parts[number % len(parts)][number // len(parts)] for number in range(pieces)]

@@ -16,6 +16,7 @@ from esper.leyline import EnvSpec, GateThresholds, Metric, UsageError, unknown
 from esper.tasks.base import BatchSource, SplitSource, TaskSpec
 from esper.tasks.pipeline import training_batches
 from esper.tasks.reduction import SplitFigure
+from esper.tolaria.ranks import LONE, Ranks
 from esper.tolaria.rng import Streams, derive, seeded
 from esper.tolaria.schedules import ScheduleConfig
 
@@ -166,6 +167,8 @@ class TrainingSetup:
     forward: Forward = call
     counted: bool = True
     """Whether the examples of a batch can be counted; where they cannot, a batch counts as one."""
+    ranks: Ranks = LONE
+    """The processes that train the host together."""
 
 
 MakeSetup = Callable[[EnvSpec, Streams], TrainingSetup]

@@ -17,21 +17,20 @@ from esper.kasmina.gradients import stacked, tensor_norms, total_norm
 from esper.kasmina.growing import GrowingModel
 from esper.kasmina.incubation import probe_backward
 from esper.kasmina.precision import Autocast
-from esper.kasmina.state import Incubation
 from esper.kasmina.trial import ForwardCall, held, mode, train
-from esper.leyline import AlphaConfig, EnvSpec, Promise, SeedStage, Sink, TrainResult, UsageError
-from esper.tasks.base import Batch
+from esper.leyline import AlphaConfig, EnvSpec, Promise, Sink, TrainResult, UsageError
 from esper.tasks.losses import one_number
 from esper.tasks.tree import size
 from esper.tolaria import evaluation, ledger, rates, schedules, surgery
 from esper.tolaria.audition import Audition
-from esper.tolaria.epoch import Epoch
+from esper.tolaria.epoch import Epoch, Share, probing, timed
 from esper.tolaria.evaluation import Evaluation, Reading
 from esper.tolaria.ledger import Ledger, Macs
 from esper.tolaria.lessons import Lesson, weight
 from esper.tolaria.nested import State
 from esper.tolaria.observed import ObservedStep
 from esper.tolaria.order import Untouched
+from esper.tolaria.ranks import WrittenBuffers, require_shares
 from esper.tolaria.rng import Streams, derive, seeded
 from esper.tolaria.setup import PRECISIONS, Criterion, GrowthTask, MakeSetup, TrainerConfig
 from esper.tolaria.work import StepMacs, count_step
@@ -47,6 +46,9 @@ class Trainer:
         self.max_epochs = spec.max_epochs
         self.streams = Streams(spec.seed)
         self.setup = prepare(spec, self.streams)
+        self.ranks = self.setup.ranks
+        if self.ranks.rank:
+            self.streams["train"].manual_seed(derive(spec.seed, "train", self.ranks.rank))  # dropout of its own
         self.gates = replace(config.thresholds, metric=task.metric)
         """What the gates ask."""
         self.sample = ForwardCall(self.setup.sample, self.setup.forward)
@@ -90,6 +92,8 @@ class Trainer:
         self._epoch = self.begin_epoch(0)
         self.promises: Mapping[str, tuple[str, Promise]] = {}
         """slot -> blueprint and what it promises, of the audition in the latest epoch."""
+        self._shared_out = False
+        """Whether ranks were seen to have batches of their own."""
         self._lessons: list[Lesson] = []
         """Of the losses that backward has reached since :meth:`after_backward`."""
 
@@ -217,7 +221,7 @@ class Trainer:
         epoch = self.begin_epoch(len(self.batches))
         train(self.model.host, self._held)
         with self.streams.active("train"):
-            for inputs, targets, wait in _timed(self.batches.epoch()):
+            for inputs, targets, wait in timed(self.batches.epoch()):
                 epoch.waited += wait
                 self._set_rates(epoch.step, epoch.steps)
                 self.optimizer.zero_grad(set_to_none=True)
@@ -252,11 +256,12 @@ class Trainer:
         :meth:`after_backward`."""
         samples = self.config.gradient_samples
         measured = frozenset(steps - 1 - i * steps // samples for i in range(samples)) if steps else frozenset({0})
-        self._epoch = Epoch(steps, self._probing(), measured, torch.zeros((), device=self.config.device))
+        self._epoch = Epoch(steps, probing(self.model), measured, torch.zeros((), device=self.config.device))
         if chosen := self.auditioned:
             with seeded(derive(self.streams.seed, "audition", self.completed)):
-                self._epoch.audition = Audition(self.model, chosen, self._seed_rate())
+                self._epoch.audition = Audition(self.model, chosen, self._seed_rate(), self.ranks)
         self.auditioned = {}
+        self._buffers = WrittenBuffers(self.ranks, self.model)
         return self._epoch
 
     def _seed_rate(self) -> float:
@@ -272,6 +277,9 @@ class Trainer:
         """
         epoch, own = self._epoch, criterion or self.setup.criterion
         self.autocast = Autocast.now(self.device)
+        if not self._shared_out:
+            require_shares(self.ranks, (inputs, targets))
+            self._shared_out = True
         with self.autocast.entered(), self.model.teaching(), ExitStack() as stack:
             tape = stack.enter_context(self.model.record(epoch.probing)) if epoch.probing else None
             loss = one_number(own(self._run(inputs), targets))
@@ -344,10 +352,13 @@ class Trainer:
         self.untouched.check()
         for lesson in lessons:
             self._teach(lesson)
+        self.ranks.average([parameter for parameter in self.model.parameters() if parameter.requires_grad])
+        self._buffers.after_step(epoch.step)
         if self._scaling:
             self.scaler.unscale_(self.optimizer)
         if epoch.step in epoch.measured:
-            epoch.host_norm = self._measure_gradients(1.0 if self._scaling else weight(lessons))
+            scales = self.ranks.all(1.0 if self._scaling else weight(lessons))
+            epoch.host_norm = self._measure_gradients(sum(scales) / len(scales))
         if self.on_backward is not None:
             self.on_backward()
         epoch.step += 1
@@ -361,26 +372,30 @@ class Trainer:
         if lesson.again is not None and self._epoch.audition is not None:
             with self.model.teaching(), self.as_trained():
                 scale = self.scaler.get_scale() if self.scaler.is_enabled() else 1.0
-                self._epoch.audition.step(lesson.again, lesson.examples, scale)
+                self._epoch.audition.step(lesson.again, lesson.examples, scale, self.ranks)
         lesson.tape, lesson.again, lesson.over = None, None, True
 
     def end_epoch(self) -> TrainResult:
         """Sum up the epoch and book its work."""
         epoch = self._epoch
         self.completed += 1
-        self._charge_training(epoch.examples, epoch.probing)
+        self._buffers.after_epoch()
+        whole = Share.sum(self.ranks.all(epoch.share(self.model.slots, self._weights_finite()), "end of an epoch"))
+        for slot_id, slot in self.model.slots.items():
+            slot.monitor.counts = whole.monitored[slot_id]
+        self._charge_training(whole.examples, epoch.probing)
         self.promises = {}
         if (audition := epoch.audition) is not None:
             with self.as_trained():
                 each = audition.macs(lambda: self._run(self.setup.sample), self.setup.sample_examples)
-            self._charge("probe", audition.examples, each)
-            self.promises = audition.promises(audition.examples * each)
+            self._charge("probe", whole.auditioned, each)
+            self.promises = audition.promises(whole.auditioned * each)
         return TrainResult(
-            loss=float(epoch.total) / epoch.examples,
-            examples=epoch.examples,
+            loss=whole.total / whole.examples,
+            examples=whole.examples,
             learning_rate=float(surgery.host_groups(self.optimizer)[0]["lr"]),
             host_gradient_norm=epoch.host_norm,
-            weights_finite=self._weights_finite(),
+            weights_finite=whole.finite,
             seconds=time.perf_counter() - epoch.started,
             input_wait_seconds=epoch.waited,
         )
@@ -392,13 +407,6 @@ class Trainer:
     def load_epoch(self, state: Mapping[str, Any]) -> None:
         """Undo of :meth:`epoch_state`, after :meth:`load`."""
         self._epoch = Epoch.load(state, self.model, self.device)
-
-    def _probing(self) -> list[str]:
-        return [
-            slot_id
-            for slot_id, slot in self.model.slots.items()
-            if slot.state is not None and slot.stage is SeedStage.TRAINING and slot.state.incubation is Incubation.PROBE
-        ]
 
     def _set_rates(self, step: int, steps: int) -> None:
         now = schedules.moment(self.config.schedule, self.completed, step, steps)
@@ -458,7 +466,7 @@ class Trainer:
         reading = Reading(self.config.evaluation_batch, self.config.counterfactual_share)
         with torch.no_grad(), self.as_trained(), mode(self.model, False), self.streams.active("counterfactual"):
             data, forward = self.setup.splits[split], self.setup.forward
-            found = evaluation.evaluate(self.model, self.task, data, configs, reading, forward)
+            found = evaluation.evaluate(self.model, self.task, data, configs, reading, forward, self.ranks)
         self._charge_evaluation(found, split, configs[0])
         return found
 
@@ -488,13 +496,3 @@ class Trainer:
             return
         self._charge("validation", found.examples, whole)
         self.ledger.charge("counterfactual", max(0, round((found.passes - 1.0) * whole * found.examples)))
-
-
-def _timed(batches: Iterator[Batch]) -> Iterator[tuple[Any, Any, float]]:
-    """Each batch with the seconds it kept its consumer waiting."""
-    while True:
-        before = time.perf_counter()
-        batch = next(batches, None)
-        if batch is None:
-            return
-        yield *batch, time.perf_counter() - before

@@ -33,6 +33,7 @@ PRODUCERS: Final = MappingProxyType(
         "PLATEAU_DETECTED": ("simic.detectors",),
         "PPO_UPDATE_COMPLETED": ("simic.vectorized",),
         "PROMISES_MEASURED": ("tolaria.engine",),
+        "RANKS_DIFFER": ("run.session",),
         "RATIO_COLLAPSE_DETECTED": ("simic.detectors",),
         "RATIO_EXPLOSION_DETECTED": ("simic.detectors",),
         "REWARD_COMPUTED": ("simic.event_writer",),

@@ -80,6 +80,13 @@ class WorkerReplaced(TypedDict):
     epochs_repeated: int
 
 
+class RanksDiffer(TypedDict):
+    """Processes that train one host together have come to something else than rank 0, in ``what``; the run ends."""
+
+    ranks: list[int]
+    what: str
+
+
 class TelemetryDropped(TypedDict):
     """So many events of one type did not reach ``sink`` (``*`` = none of the sinks) since the last report."""
 
@@ -106,6 +113,7 @@ SPECS = (
     PayloadSpec(T.CHECKPOINT_SAVED, CheckpointSaved, Delivery.MUST_KEEP, "run header, event feed"),
     PayloadSpec(T.CHECKPOINT_LOADED, CheckpointLoaded, Delivery.MUST_KEEP, "run header, event feed"),
     PayloadSpec(T.WORKER_REPLACED, WorkerReplaced, Delivery.MUST_KEEP, "event feed"),
+    PayloadSpec(T.RANKS_DIFFER, RanksDiffer, Delivery.MUST_KEEP, "event feed"),
     PayloadSpec(T.TELEMETRY_DROPPED, TelemetryDropped, Delivery.MUST_KEEP, "drops banner"),
     PayloadSpec(T.TELEMETRY_LEVEL_SET, TelemetryLevelSet, Delivery.MUST_KEEP, "run header"),
 )

@@ -1,0 +1,56 @@
+"""What each of several ranks keeps of its own: streams of chance, and where it is in its share of the examples."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from esper.tolaria import rng
+from esper.tolaria.nested import State, join, split
+from esper.tolaria.ranks import Ranks
+
+_OWN: Final = re.compile(r"(^|/)(stream|batches)/")
+"""Of the tensors of a run, by name; all others are the same on every rank."""
+_TRAINING: Final = re.compile(r"(^|/)stream/train$")
+
+
+def gathered(ranks: Ranks, parts: Mapping[str, State]) -> State:
+    """What all ranks but the first have of their own, of the ``run`` and its ``chance``."""
+    mine = {name: tensor for name, tensor in parts["run"]["tensors"].items() if _OWN.search(name)}
+    here = join({"run": {"tensors": mine, "plain": None}, "chance": parts["chance"]})
+    # as arrays: torch 2.13 pickles tensors of unsigned 32-bit numbers, numpy's stream, so that it cannot read them
+    arrays = {name: tensor.cpu().numpy() for name, tensor in here["tensors"].items()}
+    everyone = ranks.all((arrays, here["plain"]), "state_dict")
+    states = [
+        State(tensors={n: torch.from_numpy(a) for n, a in found.items()}, plain=plain) for found, plain in everyone
+    ]
+    return join({str(rank): each for rank, each in enumerate(states) if rank})
+
+
+def taken(ranks: Ranks, parts: dict[str, State], shares: State | None) -> dict[str, State]:
+    """The parts as this rank goes on with them. Where others have saved them, its chance is made from rank 0's."""
+    saved = {} if shares is None else split(shares)
+    if ranks.rank == 0:
+        return parts
+    run = parts["run"]
+    if len(saved) == ranks.count - 1:
+        own = split(saved[str(ranks.rank)])
+        return {
+            "run": State(tensors=run["tensors"] | own["run"]["tensors"], plain=run["plain"]),
+            "chance": own["chance"],
+        }
+    tensors = {name: _other(t, ranks.rank) if _TRAINING.search(name) else t for name, t in run["tensors"].items()}
+    chance = parts["chance"]["tensors"]
+    other = State(tensors=chance | {"torch": _other(chance["torch"], ranks.rank)}, plain=parts["chance"]["plain"])
+    return {"run": State(tensors=tensors, plain=run["plain"]), "chance": other}
+
+
+def _other(position: Tensor, rank: int) -> Tensor:
+    """Another stream's position, made from that of rank 0's."""
+    seed = int.from_bytes(hashlib.sha256(position.numpy().tobytes()).digest()[:7], "big")
+    return torch.Generator().manual_seed(rng.derive(seed, "rank", rank)).get_state()

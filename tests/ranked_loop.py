@@ -1,0 +1,106 @@
+"""A user's loop on several ranks, and on one with the same batches; what it came to, to be compared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from esper.leyline import Blend, Decision, EnvView, FactoredAction, GateThresholds, Op
+from esper.library import Budget, Grower, OwnChoices
+from esper.tamiyo.policies.base import EnvPolicy
+from own_loop import LOSS, TRAIN, narrow, products
+
+VALIDATION = [products(n, seed) for n, seed in ((100, 10), (100, 11), (37, 12), (19, 13), (60, 14))]
+"""Batches that no number of ranks shares out evenly."""
+
+GATES = GateThresholds(
+    min_training_epochs=1,
+    min_gradient_ratio=0.0,
+    min_gradient_health=0.0,
+    min_holding_epochs=1,
+    min_removal_cost=0.0,
+    confidence_z=0.0,
+    ask_for_gain=False,
+)
+
+
+class Moves(EnvPolicy):
+    """Acts after so many epochs, whatever is seen."""
+
+    name = "moves"
+
+    def __init__(self, moves: Mapping[int, FactoredAction]) -> None:
+        self.moves = dict(moves)
+
+    def decide_env(self, env: int, view: EnvView) -> Decision:
+        return Decision(self.moves.get(view.epoch, FactoredAction()), "as told")
+
+
+def germinate(slot: str, blueprint: str = "mlp") -> FactoredAction:
+    return FactoredAction(Op.GERMINATE, slot, blueprint, Blend.LINEAR, alpha_target=1.0, tempo=2)
+
+
+LIFE = {
+    1: germinate("1"),
+    2: germinate("3", "bottleneck"),
+    4: FactoredAction(Op.ADVANCE, "1"),
+    5: FactoredAction(Op.PRUNE, "3"),
+    8: FactoredAction(Op.FOSSILIZE, "1"),
+}
+"""One seed is kept, one is pruned; by the epochs after which it is done."""
+
+
+def halves(batch: tuple[Tensor, Tensor], rank: int, ranks: int) -> tuple[Tensor, Tensor]:
+    """A rank's share of a batch."""
+    x, y = batch
+    return x[rank::ranks], y[rank::ranks]
+
+
+@dataclass
+class Ranked:
+    """How the loop is run."""
+
+    policy: Callable[[], Any] = lambda: Moves(LIFE)
+    epochs: int = 10
+    micro: int = 1
+    model: Callable[[], nn.Module] = narrow
+    metric: Any = "accuracy"
+    train: list[tuple[Tensor, Tensor]] = field(default_factory=lambda: TRAIN)
+    gates: GateThresholds = GATES
+    at_epoch: Callable[[int, Grower], None] = lambda epoch, grower: None
+    at: Any = ("1", "3")
+    choices: dict[str, Any] = field(default_factory=dict)
+
+    def run(self, where: Path, rank: int = 0, ranks: int = 1) -> dict[str, Any]:
+        """What it came to on one rank."""
+        model = self.model()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=2e-2)
+        budget = Budget(epochs=self.epochs, parameters=5000, gates=self.gates)
+        choices = OwnChoices(LOSS, metric=self.metric, at=list(self.at), budget=budget, device="cpu", **self.choices)
+        seen: list[Any] = []
+        grower = Grower(model, optimizer, val=VALIDATION, choices=choices, policy=self.policy(), run_dir=where / "run")
+        with grower:
+            for epoch in range(self.epochs):
+                for batch in self.train:
+                    optimizer.zero_grad()
+                    for number in range(self.micro):
+                        piece = halves(batch, number, self.micro)
+                        loss = grower.loss(*halves(piece, rank, ranks)) / self.micro
+                        torch.autograd.backward(loss)
+                        grower.after_backward()
+                    optimizer.step()
+                seen.append(grower.after_epoch().view)
+                self.at_epoch(epoch, grower)
+        weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        return {
+            "views": seen,
+            "weights": weights,
+            "delivered": grower.result.epoch,
+            "plain": {name: tensor.clone() for name, tensor in grower.result.model.state_dict().items()},
+            "run_dir": grower.result.run_dir,
+        }

@@ -1,0 +1,214 @@
+"""Runs of several ranks: they come to what one comes to with the same batches, or end with an error that says why."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+
+import esper
+from esper.leyline import EnvView, UsageError
+from esper.leyline import TelemetryEventType as T
+from esper.library import Budget, Grower, OwnChoices
+from esper.nissa.reader import read_journal
+from esper.tolaria.ranks import RankLost, RanksDiffer, Together
+from own_loop import LOSS, narrow, products
+from ranked_loop import GATES, LIFE, VALIDATION, Moves, Ranked
+from ranks import on_ranks
+
+pytestmark = pytest.mark.usefixtures("without_figures")
+
+
+def decided(view: EnvView) -> list[Any]:
+    """What is exactly the same on any number of ranks."""
+    slots = [(s.stage, s.seed_id, s.blueprint, s.alpha, s.blocked_by, s.isolation_violations) for s in view.slots]
+    return [view.epoch, view.last_outcome, *slots]
+
+
+def measured(view: EnvView) -> list[float]:
+    """What is the same but for the order of sums."""
+    facts = [
+        number
+        for slot in view.slots
+        for fact in (slot.removal_cost, slot.removal_cost_loss, slot.probe_gain_loss)
+        if fact is not None
+        for number in (fact.value.value, fact.value.se, float(fact.value.n))
+    ]
+    ratios = [slot.gradient_ratio.value for slot in view.slots if slot.gradient_ratio is not None]
+    return [view.metric, view.loss, *facts, *ratios]  # type: ignore[list-item]
+
+
+def require_alike(one: dict[str, Any], many: list[dict[str, Any]]) -> None:
+    """One rank's run, and that of several."""
+    for rank, found in enumerate(many):
+        assert isinstance(found, dict), f"rank {rank}: {found}"
+        for name, weight in many[0]["weights"].items():
+            assert torch.equal(weight, found["weights"][name]), (rank, name)
+        assert [repr(view) for view in found["views"]] == [repr(view) for view in many[0]["views"]]
+        assert found["delivered"] == many[0]["delivered"] and found["run_dir"] == many[0]["run_dir"]
+        assert all(torch.equal(found["plain"][name], weight) for name, weight in many[0]["plain"].items())
+    for before, after in zip(one["views"], many[0]["views"], strict=True):
+        assert decided(before) == decided(after)
+        assert measured(after) == pytest.approx(measured(before), rel=2e-3, abs=1e-5)
+    assert one["delivered"] == many[0]["delivered"]
+    for name, weight in one["plain"].items():
+        torch.testing.assert_close(many[0]["plain"][name], weight, rtol=1e-3, atol=1e-4)
+
+
+def lived(found: dict[str, Any]) -> list[str]:
+    """What became of seeds, in the journal."""
+    names = {T.SEED_GERMINATED, T.SEED_FOSSILIZED, T.SEED_PRUNED, T.GOVERNOR_ROLLBACK}
+    return [event.event_type.name for event in read_journal(found["run_dir"]) if event.event_type in names]
+
+
+def test_two_ranks_come_to_what_one_comes_to(tmp_path: Path) -> None:
+    ranked = Ranked(micro=2)
+    many = on_ranks(2, tmp_path / "ranks", lambda rank: ranked.run(tmp_path / "two", rank, 2))
+    one = ranked.run(tmp_path / "one")
+    require_alike(one, many)
+    assert lived(many[0]) == lived(one) == ["SEED_GERMINATED", "SEED_GERMINATED", "SEED_PRUNED", "SEED_FOSSILIZED"]
+    spent = [
+        [event.data["total_macs"] for event in read_journal(found["run_dir"]) if event.event_type is T.COMPUTE_SPENT]
+        for found in (one, many[0])
+    ]
+    assert spent[0] == spent[1] != []
+
+
+def test_ranks_that_drift_apart_end_with_their_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where gradients of the second pass of seeds are left out of the average."""
+    average = Together.average
+
+    def host_alone(ranks: Together, parameters: Any) -> None:
+        average(ranks, parameters[:6])
+
+    monkeypatch.setattr(Together, "average", host_alone)
+    found = on_ranks(2, tmp_path / "ranks", lambda rank: Ranked().run(tmp_path / "two", rank, 2))
+    assert [type(each) for each in found] == [RanksDiffer] * 2
+    assert str(found[0]).startswith("rank 1 and rank 0 have drifted apart, in the weights slots.1.seed.")
+    events = list(read_journal(tmp_path / "two" / "run"))
+    (told,) = [event for event in events if event.event_type is T.RANKS_DIFFER]
+    assert told.data["ranks"] == [1] and events[-1].data["status"] == "failed"
+
+
+def refused(ask: Callable[[], Any]) -> str:
+    with pytest.raises(UsageError) as told:
+        ask()
+    return str(told.value)
+
+
+def grower(model: nn.Module | None = None, val: Any = VALIDATION, **how: Any) -> Grower:
+    model = narrow() if model is None else model
+    choices = OwnChoices(LOSS, at=["1"], budget=Budget(epochs=8, **how), device="cpu")
+    return Grower(model, torch.optim.SGD(model.parameters(), lr=0.1), val=val, choices=choices, policy="static")
+
+
+def mistakes(rank: int) -> dict[str, str]:
+    def same_batch() -> None:
+        with grower() as open_one:
+            open_one.loss(*products(8, 0))
+
+    def in_the_midst() -> None:
+        with grower() as open_one:
+            torch.autograd.backward(open_one.loss(*products(8, rank)))
+            open_one.after_backward()
+            open_one.state_dict()
+
+    def unshared() -> None:
+        data = DataLoader(TensorDataset(*products(16, 0)), batch_size=4, shuffle=True)
+        esper.grow(narrow(), train=data, val=VALIDATION, loss=LOSS, policy="static", device="cpu")
+
+    return {
+        "wrapped": refused(lambda: grower(DistributedDataParallel(narrow()))),
+        "val": refused(lambda: grower(val=[products(64, rank)])),
+        "shard": refused(lambda: grower(val=VALIDATION[rank::2])),
+        "budget": refused(lambda: grower(max_seeds=1 + rank)),
+        "model": refused(lambda: grower(narrow() if rank else nn.Sequential(*list(narrow())[:3], nn.Linear(8, 4)))),
+        "same batch": refused(same_batch),
+        "unshared": refused(unshared),
+        "in the midst": refused(in_the_midst),
+    }
+
+
+def test_what_is_not_right_is_refused_on_every_rank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    zero, one = on_ranks(2, tmp_path / "ranks", mistakes)
+    assert isinstance(zero, dict), zero
+    assert zero == one
+    assert zero["wrapped"].endswith("give the module inside, model.module: gradients are averaged here")
+    for name in ("val", "shard"):
+        assert zero[name].startswith("the validation data: rank 0 has data ")
+    assert zero["budget"].startswith("Budget.max_seeds: rank 0 has 1, rank 1 2;")
+    assert zero["model"].startswith("the model: rank 0 has one of shape")
+    assert "all 2 ranks train on the same batch" in zero["same batch"]
+    assert "sampler=DistributedSampler(dataset)" in zero["unshared"]
+    assert "between epochs" in zero["in the midst"]
+
+
+def test_ranks_with_more_batches_than_others_do_not_wait_for_ever(tmp_path: Path) -> None:
+    def work(rank: int) -> Any:
+        ranked = Ranked()
+        return replace(ranked, train=ranked.train[: 4 - rank]).run(tmp_path / "two", rank, 2)
+
+    found = on_ranks(2, tmp_path / "ranks", work)
+    assert [type(each) for each in found] == [UsageError] * 2
+    assert "rank 0 at: gradients of a batch" in str(found[0]) and "rank 1 at: end of an epoch" in str(found[0])
+
+
+class Dying:
+    """A loss with which one rank is killed in mid-epoch."""
+
+    def __init__(self, at: int | None) -> None:
+        self.left = at
+
+    def __call__(self, output: Any, targets: Any) -> Any:
+        if self.left is not None and torch.is_grad_enabled():
+            self.left -= 1
+            if self.left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+        return LOSS(output, targets)
+
+
+def grown(where: Path, rank: int, ranks: int, die_at: int | None = None, resume: bool = False) -> Any:
+    """``esper.grow`` over 8 epochs of 4 batches, each rank with its share of the examples."""
+    data = TensorDataset(*products(128, 0))
+    sampler = DistributedSampler(data, ranks, rank, seed=3)
+    train = DataLoader(data, batch_size=32 // ranks, sampler=sampler)
+    budget = Budget(epochs=10, parameters=5000, gates=GATES, checkpoint_every=1)
+    model = narrow()
+    torch.manual_seed(rank)
+    result = esper.grow(
+        model, train=train, val=VALIDATION, loss=Dying(die_at), at=["1", "3"], policy=Moves(LIFE), budget=budget,
+        device="cpu", resume=where if resume else None, run_dir=None if resume else where,
+    )  # fmt: skip
+    state = {name: tensor.clone() for name, tensor in result.model.state_dict().items()}
+    return {"model": state, "epoch": result.epoch, "run_dir": result.run_dir, "samples": sampler.epoch}
+
+
+def committed(run: Path) -> list[tuple[str, Any]]:
+    """What a run came to, by the journal."""
+    told = [e for e in read_journal(run) if e.event_type in (T.EPOCH_COMPLETED, T.SEED_FOSSILIZED, T.SEED_PRUNED)]
+    return [(e.event_type.name, e.data.get("val_loss", e.data.get("loss"))) for e in told]
+
+
+def test_a_rank_that_is_killed_ends_the_run_and_it_goes_on(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    whole = on_ranks(2, tmp_path / "a", lambda rank: grown(tmp_path / "whole", rank, 2))
+    died = on_ranks(2, tmp_path / "b", lambda rank: grown(run, rank, 2, die_at=26 if rank else None))
+    assert isinstance(died[0], RankLost) and died[1] is None
+    assert "has lost another one" in str(died[0]) and f"grow(..., resume={str(run)!r}) goes on" in str(died[0])
+    assert len(str(died[0]).splitlines()) == 1
+    on = on_ranks(2, tmp_path / "c", lambda rank: grown(run, rank, 2, resume=True))
+    assert all(isinstance(each, dict) for each in (*whole, *on)), (whole, on)
+    for name, weight in whole[0]["model"].items():
+        assert all(torch.equal(weight, each["model"][name]) for each in (whole[1], *on)), name
+    assert committed(run) == committed(tmp_path / "whole")
+    assert on[0]["samples"] == 9, "the sampler was told every epoch, the killed one too"
