@@ -73,6 +73,11 @@ class Ranked:
     train: list[tuple[Tensor, Tensor]] = field(default_factory=lambda: TRAIN)
     gates: GateThresholds = GATES
     at_epoch: Callable[[int, Grower], None] = lambda epoch, grower: None
+    """Called after each epoch."""
+    begin: Callable[[Grower], int] = lambda grower: 0
+    """Called before the block; gives the first epoch."""
+    spoilt: int | None = None
+    """The epoch in which one rank's batches are beyond all bounds."""
     at: Any = ("1", "3")
     choices: dict[str, Any] = field(default_factory=dict)
 
@@ -84,13 +89,15 @@ class Ranked:
         choices = OwnChoices(LOSS, metric=self.metric, at=list(self.at), budget=budget, device="cpu", **self.choices)
         seen: list[Any] = []
         grower = Grower(model, optimizer, val=VALIDATION, choices=choices, policy=self.policy(), run_dir=where / "run")
+        first = self.begin(grower)
         with grower:
-            for epoch in range(self.epochs):
+            for epoch in range(first, self.epochs):
                 for batch in self.train:
                     optimizer.zero_grad()
                     for number in range(self.micro):
-                        piece = halves(batch, number, self.micro)
-                        loss = grower.loss(*halves(piece, rank, ranks)) / self.micro
+                        x, y = halves(halves(batch, number, self.micro), rank, ranks)
+                        x = x * 1e30 if epoch == self.spoilt and rank == ranks - 1 else x
+                        loss = grower.loss(x, y) / self.micro
                         torch.autograd.backward(loss)
                         grower.after_backward()
                     optimizer.step()

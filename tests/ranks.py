@@ -6,6 +6,7 @@ import importlib
 import os
 import pickle
 import signal
+import socket
 import time
 import traceback
 from collections.abc import Callable
@@ -20,30 +21,40 @@ PATIENCE = 120.0
 """Seconds after which ranks that have not ended are ended, and the test fails."""
 
 
-def on_ranks(n: int, where: Path, work: Callable[[int], Any], *, timeout: float = 60.0) -> list[Any]:
+def on_ranks(
+    n: int, where: Path, work: Callable[[int], Any], *, timeout: float = 60.0, joined: bool = True
+) -> list[Any]:
     """What ``work(rank)`` gives on each of ``n`` ranks, or the exception that it raised; ``None`` of one that died.
 
-    ``where`` is a fresh folder, ``timeout`` how many seconds a rank waits for another.
+    ``where`` is a fresh folder, ``timeout`` how many seconds a rank waits for another. Ranks that are not ``joined``
+    have the environment that ``torchrun`` gives them.
     """
     importlib.import_module("torch._dynamo")  # which an optimizer imports: once here, and not once in every rank
     where.mkdir(parents=True, exist_ok=True)
     children = []
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
     for rank in range(n):
         child = fork()
         if child == 0:
-            _rank(rank, n, where, work, timeout)
+            _rank(rank, n, where, work, timeout if joined else None, port)
         children.append(child)
     _wait(children)
     return [_read(where / f"{rank}.pickle") for rank in range(n)]
 
 
-def _rank(rank: int, n: int, where: Path, work: Callable[[int], Any], timeout: float) -> None:
+def _rank(rank: int, n: int, where: Path, work: Callable[[int], Any], timeout: float | None, port: int) -> None:
     import torch.distributed as dist
 
     status = 1
     try:
-        store = f"file://{where / 'store'}"
-        dist.init_process_group("gloo", store, timedelta(seconds=timeout), world_size=n, rank=rank)
+        if timeout is None:
+            told = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": n, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+            os.environ.update({name: str(value) for name, value in told.items()} | {"TORCHELASTIC_RUN_ID": "test"})
+        else:
+            store = f"file://{where / 'store'}"
+            dist.init_process_group("gloo", store, timedelta(seconds=timeout), world_size=n, rank=rank)
         try:
             found = work(rank)
         except BaseException as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,13 +17,13 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 import esper
-from esper.leyline import EnvView, UsageError
+from esper.leyline import EnvView, FactoredAction, Op, UsageError
 from esper.leyline import TelemetryEventType as T
 from esper.library import Budget, Grower, OwnChoices
 from esper.nissa.reader import read_journal
 from esper.tolaria.ranks import RankLost, RanksDiffer, Together
 from own_loop import LOSS, narrow, products
-from ranked_loop import GATES, LIFE, VALIDATION, Moves, Ranked
+from ranked_loop import GATES, LIFE, VALIDATION, Moves, Ranked, germinate
 from ranks import on_ranks
 
 pytestmark = pytest.mark.usefixtures("without_figures")
@@ -81,6 +82,83 @@ def test_two_ranks_come_to_what_one_comes_to(tmp_path: Path) -> None:
         for found in (one, many[0])
     ]
     assert spent[0] == spent[1] != []
+
+
+@pytest.mark.slow
+def test_four_ranks_come_to_what_one_comes_to(tmp_path: Path) -> None:
+    ranked = Ranked(policy=lambda: "heuristic", epochs=14)
+    many = on_ranks(4, tmp_path / "ranks", lambda rank: ranked.run(tmp_path / "four", rank, 4))
+    require_alike(ranked.run(tmp_path / "one"), many)
+    assert lived(many[0])
+
+
+@pytest.mark.slow
+def test_a_metric_that_reduces_over_a_split_sees_it_once(tmp_path: Path) -> None:
+    """torchmetrics puts together by itself what processes have, of which each here has all."""
+
+    def metric() -> Any:
+        from torchmetrics import SumMetric
+
+        class Right(SumMetric):
+            """How many answers are right: of an example that counts twice two."""
+
+            higher_is_better = True
+
+            def update(self, preds: Any, target: Any) -> None:
+                super().update((preds.argmax(1) == target).float())
+
+        return Right()
+
+    ranked = Ranked(metric=metric())
+    many = on_ranks(2, tmp_path / "ranks", lambda rank: ranked.run(tmp_path / "two", rank, 2))
+    one = ranked.run(tmp_path / "one")
+    require_alike(one, many)
+    assert one["views"][-1].metric > 100.0
+
+
+def normed() -> nn.Module:
+    torch.manual_seed(4)
+    return nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Sequential(nn.Linear(8, 8), nn.ReLU()), nn.Linear(8, 4))
+
+
+@pytest.mark.slow
+def test_fifty_epochs_of_two_ranks_are_the_same_bit_for_bit(tmp_path: Path) -> None:
+    """A seed is kept, one pruned, and a rank whose batches are beyond all bounds has all of them roll back."""
+    moves = {1: germinate("2"), 4: FactoredAction(Op.ADVANCE, "2"), 9: FactoredAction(Op.FOSSILIZE, "2")}
+    moves |= {12: germinate("0", "norm"), 16: FactoredAction(Op.PRUNE, "0"), 35: germinate("0", "mlp")}
+    moves |= {38: FactoredAction(Op.ADVANCE, "0")}
+    ranked = Ranked(policy=lambda: Moves(moves), epochs=50, model=normed, at=("2", "0"), spoilt=25)
+    zero, one = on_ranks(2, tmp_path / "ranks", lambda rank: ranked.run(tmp_path / "two", rank, 2))
+    require_alike(zero, [zero, one])
+    assert lived(zero)[:5] == [
+        "SEED_GERMINATED", "SEED_FOSSILIZED", "SEED_GERMINATED", "SEED_PRUNED", "GOVERNOR_ROLLBACK"
+    ]  # fmt: skip
+    assert len(zero["views"]) == 50 and "SEED_GERMINATED" in lived(zero)[5:]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 4])
+def test_as_many_ranks_as_there_are_go_on(ranks: int, tmp_path: Path) -> None:
+    """Each is given its share of the same batches: what two have begun comes to what one comes to."""
+
+    def save(epoch: int, grower: Grower) -> None:
+        state = grower.state_dict()
+        if epoch == 4 and Together().rank == 0:
+            torch.save(state, tmp_path / "growth.pt")
+
+    def load(grower: Grower) -> int:
+        grower.load_state_dict(torch.load(tmp_path / "growth.pt"))
+        return 5
+
+    begun = Ranked(at_epoch=save)
+    assert len(on_ranks(2, tmp_path / "a", lambda rank: begun.run(tmp_path / "two", rank, 2))) == 2
+    on = Ranked(begin=load)
+    many = on_ranks(ranks, tmp_path / "b", lambda rank: on.run(tmp_path / "two", rank, ranks))
+    one = Ranked().run(tmp_path / "one")
+    assert isinstance(many[0], dict), many[0]
+    require_alike(one | {"views": one["views"][5:]}, many)
+    loaded = [e.data for e in read_journal(many[0]["run_dir"]) if e.event_type is T.CHECKPOINT_LOADED]
+    assert loaded[-1]["differences"] == [f"ranks: saved by 2, here {ranks}"]
 
 
 def test_ranks_that_drift_apart_end_with_their_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,3 +290,28 @@ def test_a_rank_that_is_killed_ends_the_run_and_it_goes_on(tmp_path: Path) -> No
         assert all(torch.equal(weight, each["model"][name]) for each in (whole[1], *on)), name
     assert committed(run) == committed(tmp_path / "whole")
     assert on[0]["samples"] == 9, "the sampler was told every epoch, the killed one too"
+
+
+PAGE = Path(__file__).parent.parent.parent / "docs" / "recipes" / "parallel.md"
+
+
+def test_the_recipe_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    page = PAGE.read_text(encoding="utf-8")
+    assert len(page.splitlines()) <= 40, "a recipe is a page"
+    code = "\n".join(re.findall(r"^```python\n(.*?)^```$", page, flags=re.DOTALL | re.MULTILINE))
+
+    def follow(rank: int) -> Any:
+        names: dict[str, Any] = {"model": narrow(), "epochs": 8}
+        names |= {"train_set": TensorDataset(*products(64, 0)), "val_set": TensorDataset(*products(150, 1))}
+        exec(code, names)
+        return names["plain"](products(3, 2)[0])
+
+    def unchanged(rank: int) -> Any:
+        """``esper.grow``, which joins the group that ``torchrun`` has made ready."""
+        return grown(tmp_path / "unchanged", rank, 2)["model"]["0.weight"]
+
+    for work in (follow, unchanged):
+        zero, one = on_ranks(2, tmp_path / work.__name__, work, joined=False)
+        assert isinstance(zero, torch.Tensor), zero
+        assert torch.equal(zero, one)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -210,8 +211,9 @@ class Together:
         try:
             yield
         except RuntimeError as error:  # what every backend raises
-            why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise RankLost(f"rank {self.rank} of {self.count} has lost another one ({why})") from error
+            why = re.sub(r"^\[[^]]*\] ", "", str(error).strip()).splitlines() or [type(error).__name__]
+            told = why[0].partition(". ")[0]
+            raise RankLost(f"rank {self.rank} of {self.count} has lost another one ({told})") from None
 
 
 class _Buckets:
