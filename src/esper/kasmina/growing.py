@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -27,6 +27,9 @@ from esper.kasmina.structure import same, same_bits
 from esper.kasmina.tap import Tap, tap_of
 from esper.kasmina.trial import Arguments, ForwardCall, Sample, device_of, invoke, random_kept, trial
 from esper.leyline import AlphaConfig, GateThresholds, Sink, UsageError, unknown
+
+if TYPE_CHECKING:
+    from esper.kasmina.prefix import Prefix
 
 
 class GrowingModel(nn.Module):
@@ -60,6 +63,10 @@ class GrowingModel(nn.Module):
         """What answers for seeds among the host's modules: one, or none."""
         self.folds: Folds = {}
         """Per slot beside a module whether and how a seed can be folded into its weight."""
+        self.prefix: Prefix | None = None
+        """What is kept of the frozen part in front of all that learns."""
+        self.replaying = False
+        """Whether passes begin behind a slot."""
         self._tape: Tape | None = None
 
     @classmethod
@@ -155,6 +162,8 @@ class GrowingModel(nn.Module):
                 tap.set_mode()  # here, and not in a graph, of which there would be one for each mode that comes before
         if self._tape is not None:
             self._tape.again = lambda: invoke(self.host, sample)
+        if self.prefix is not None and self.prefix.active and isinstance(sample, ForwardCall):
+            return self.prefix.run(sample.inputs, lambda: invoke(self.host, sample))
         return invoke(self.host, sample)
 
     def _apply(self, fn: Any, recurse: bool = True) -> GrowingModel:

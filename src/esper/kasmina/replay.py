@@ -24,7 +24,7 @@ from esper.kasmina.macs import counted
 from esper.kasmina.precision import Autocast
 from esper.kasmina.probe import NOISES
 from esper.kasmina.structure import mapped, same, tensors, version
-from esper.kasmina.tap import Forward, Tap, substituted, untapped_forward
+from esper.kasmina.tap import KEEPS, Forward, Tap, substituted, untapped_forward
 from esper.kasmina.trial import Sample, buffers_kept, device_of, livened, mode, random_kept, trial
 from esper.leyline import AlphaConfig, UsageError
 
@@ -93,14 +93,18 @@ class Tape:
         self._taken[module] = taken
         slot_id = next((each for each in self.slot_ids if self.model.sites[each] is module), None)
 
-        def forward(*args: Any, **kwargs: Any) -> Any:
-            output = inner(*args, **kwargs)
+        def keep(output: Any) -> None:
             taken.append(mapped(output, Tensor.detach))
             if slot_id is not None:
                 kept = [tensor for outputs in self._taken.values() for _, tensor in tensors(outputs)]
                 self._versions[slot_id] = [(tensor, version(tensor)) for tensor in kept]
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            output = inner(*args, **kwargs)
+            keep(output)
             return output
 
+        setattr(forward, KEEPS, keep)
         return forward
 
     def listener(self, module: nn.Module) -> Callable[[Any], None]:
@@ -144,6 +148,7 @@ def running(model: GrowingModel, start: tuple[str, Tape] | None, onto: Tape | No
     players = start[1].players(start[0]) if start else {}
     stand_ins = players if onto is None else players | onto.recorders(players)
     before = [(tap, tap.muted, tap.listener) for tap in model.taps.values()]
+    outer, model.replaying = model.replaying, start is not None
     try:
         if start:
             for slot_id in takewhile(lambda each: each != start[0], model.taps):
@@ -157,6 +162,7 @@ def running(model: GrowingModel, start: tuple[str, Tape] | None, onto: Tape | No
                 stack.enter_context(substituted(stand_ins))
             yield
     finally:
+        model.replaying = outer
         for tap, muted, listener in before:
             tap.muted, tap.listener = muted, listener
 

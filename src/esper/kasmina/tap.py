@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import nn
@@ -16,6 +16,9 @@ from esper.kasmina.probe import Place
 from esper.kasmina.slot import SeedSlot
 
 Forward = Callable[..., Any]
+
+KEEPS: Final = "keeps"
+"""Attribute of a stand-in that keeps what the module gives: the function that it tells."""
 
 
 class Tap:

@@ -17,11 +17,12 @@ from esper.kasmina.gradients import stacked, tensor_norms, total_norm
 from esper.kasmina.growing import GrowingModel
 from esper.kasmina.incubation import probe_backward
 from esper.kasmina.precision import Autocast
+from esper.kasmina.prefix import Prefix
 from esper.kasmina.trial import ForwardCall, held, mode, train
 from esper.leyline import AlphaConfig, EnvSpec, Promise, Sink, TrainResult, UsageError
 from esper.tasks.losses import one_number
 from esper.tasks.tree import size
-from esper.tolaria import evaluation, ledger, rates, schedules, surgery
+from esper.tolaria import booking, evaluation, ledger, rates, schedules, surgery
 from esper.tolaria.audition import Audition
 from esper.tolaria.epoch import Epoch, Share, probing, timed
 from esper.tolaria.evaluation import Evaluation, Reading
@@ -66,6 +67,7 @@ class Trainer:
             )
             self.autocast = Autocast.now(self.device)
             """The state that passes are computed in: that of the latest training pass."""
+        self.prefix = self.model.prefix = Prefix(self.model, self.sample, self.setup.sample_examples)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "16-mixed")
         self.host_size = sum(p.numel() for p in self.model.host_parameters())
         """Parameters of the host, frozen ones too."""
@@ -256,6 +258,8 @@ class Trainer:
         :meth:`after_backward`."""
         samples = self.config.gradient_samples
         measured = frozenset(steps - 1 - i * steps // samples for i in range(samples)) if steps else frozenset({0})
+        with self.as_trained():
+            self.prefix.look()
         self._epoch = Epoch(steps, probing(self.model), measured, torch.zeros((), device=self.config.device))
         if chosen := self.auditioned:
             with seeded(derive(self.streams.seed, "audition", self.completed)):
@@ -280,7 +284,7 @@ class Trainer:
         if not self._shared_out:
             require_shares(self.ranks, (inputs, targets))
             self._shared_out = True
-        with self.autocast.entered(), self.model.teaching(), ExitStack() as stack:
+        with self.autocast.entered(), self.model.teaching(), self.prefix.used(), ExitStack() as stack:
             tape = stack.enter_context(self.model.record(epoch.probing)) if epoch.probing else None
             loss = one_number(own(self._run(inputs), targets))
         lesson = Lesson(lambda output: one_number(own(output, targets)), tuple(epoch.probing), tape)
@@ -383,12 +387,13 @@ class Trainer:
         whole = Share.sum(self.ranks.all(epoch.share(self.model.slots, self._weights_finite()), "end of an epoch"))
         for slot_id, slot in self.model.slots.items():
             slot.monitor.counts = whole.monitored[slot_id]
-        self._charge_training(whole.examples, epoch.probing)
+        booking.training(self, whole.examples, epoch.probing)
+        self.prefix.reviewed(epoch.examples)
         self.promises = {}
         if (audition := epoch.audition) is not None:
             with self.as_trained():
                 each = audition.macs(lambda: self._run(self.setup.sample), self.setup.sample_examples)
-            self._charge("probe", whole.auditioned, each)
+            booking.charge(self, "probe", whole.auditioned, each)
             self.promises = audition.promises(whole.auditioned * each)
         return TrainResult(
             loss=whole.total / whole.examples,
@@ -436,14 +441,7 @@ class Trainer:
         norms = stacked(torch._foreach_norm(tensors, ord=math.inf))
         return bool(torch.isfinite(norms).all())
 
-    def _charge_training(self, examples: int, probing: Sequence[str]) -> None:
-        step = self._step_macs(tuple(probing))
-        self._charge("train_forward", examples, step.forward, dict(step.inside))
-        self._charge("train_backward", examples, step.backward, step.backward_inside())
-        for slot, work in step.probe.items():
-            self._charge("probe", examples, work, {slot: work})
-
-    def _step_macs(self, probing: tuple[str, ...]) -> StepMacs:
+    def step_macs(self, probing: tuple[str, ...]) -> StepMacs:
         """MACs of a step in the present topology, counted anew where it, or what learns, is another."""
         learning = tuple(parameter.requires_grad for parameter in self.model.parameters())
         if self._step_counted is None or self._step_counted[0] != (probing, learning):
@@ -454,20 +452,16 @@ class Trainer:
             self._step_counted = (probing, learning), counted
         return self._step_counted[1]
 
-    def _charge(self, purpose: str, examples: int, each: int, seeds: dict[str, int] | None = None) -> None:
-        ids = {slot_id: slot.state.seed_id for slot_id, slot in self.model.slots.items() if slot.state is not None}
-        by_seed = {ids[slot]: examples * n for slot, n in (seeds or {}).items()}
-        self.ledger.charge(purpose, examples * each, by_seed)
-
     # --- evaluation -----------------------------------------------------------------------------------------------
 
     def evaluate(self, configs: Sequence[AlphaConfig], split: str) -> Evaluation:
         """Metric and loss under each configuration, without a trace in model, buffers or random state."""
         reading = Reading(self.config.evaluation_batch, self.config.counterfactual_share)
-        with torch.no_grad(), self.as_trained(), mode(self.model, False), self.streams.active("counterfactual"):
+        kept = self.prefix.used(fill=split != "test")
+        with torch.no_grad(), self.as_trained(), mode(self.model, False), self.streams.active("counterfactual"), kept:
             data, forward = self.setup.splits[split], self.setup.forward
             found = evaluation.evaluate(self.model, self.task, data, configs, reading, forward, self.ranks)
-        self._charge_evaluation(found, split, configs[0])
+        booking.evaluation(self, found, split, configs[0])
         return found
 
     @torch.no_grad()
@@ -476,7 +470,7 @@ class Trainer:
         data = self.setup.splits[split]
         with self.as_trained(), mode(self.model, False), data.reading(self.config.evaluation_batch) as batches:
             outputs, targets = zip(*((self._run(inputs), each) for inputs, each, _ in batches), strict=True)
-        self._charge("validation", len(data), self.macs.forward)
+        booking.charge(self, "validation", len(data), self.macs.forward)
         return torch.cat(outputs), torch.cat(targets)
 
     def _run(self, inputs: Any) -> Any:
@@ -486,13 +480,3 @@ class Trainer:
     def as_trained(self) -> AbstractContextManager[None]:
         """Within, passes are computed in the precision of the training passes."""
         return self.autocast.entered()
-
-    def _charge_evaluation(self, found: Evaluation, split: str, first: AlphaConfig) -> None:
-        """Passes are counted in those of the first configuration, in which a seed at alpha 0 does no work."""
-        seeds = self.macs.inside.items()
-        whole = self.macs.forward - sum(n for slot, n in seeds if first.get(slot, self.model.slots[slot].alpha) == 0.0)
-        if split == "test":
-            self._charge("test", found.examples, whole)
-            return
-        self._charge("validation", found.examples, whole)
-        self.ledger.charge("counterfactual", max(0, round((found.passes - 1.0) * whole * found.examples)))
