@@ -152,6 +152,13 @@ def test_a_journal_that_does_not_say_what_the_host_is_made_of_has_its_places_dra
     assert "◔ norm" in texts(network) and "MACs of one example" not in texts(network)
 
 
+def test_places_whose_modules_are_not_known_have_no_figures() -> None:
+    network = drawn(grown_run(None, [], slots=["a", "b", "c"]))
+    assert "3 alike, 3 empty places" in texts(network)
+    boxes = "\n".join([block.spoken for block in network.blocks] + [t for t in texts(network) if "alike" in t])
+    assert "MACs" not in boxes and "parameters" not in boxes
+
+
 def test_a_place_around_modules_that_are_drawn_stands_below_them() -> None:
     record = host([part("layer.0.x"), part("layer.0.y"), part("head")], ["layer.0.x", "layer.0"])
     words = spoken(drawn(grown_run(record, [Grows("layer_0", "norm", "FOSSILIZED")])))

@@ -153,12 +153,10 @@ def _run(units: Sequence[tuple[str, Sequence[Row]]]) -> Block:
     many, places = len(units), sum(row.place is not None for row in rows)
     name = first if many == 1 else f"{first} … {last}"
     modules = f"{many} alike" if many > 1 else _count(len(parts), "module")
-    line = (
-        f"{modules}, {_count(places, 'empty place')} · {_numbers(parts)}"
-        if places
-        else f"{modules} · {_numbers(parts)}"
-    )
-    spoken = f"{name}: {modules}, {_count(places, 'empty place')}, {_told(parts)}"
+    empty = f", {_count(places, 'empty place')}" if places else ""
+    # places whose modules the journal does not tell have no numbers
+    line = f"{modules}{empty}" + (f" · {_numbers(parts)}" if parts else "")
+    spoken = f"{name}: {modules}{empty}" + (f", {_told(parts)}" if parts else "")
     wide = WIDTH - 2 * LEFT
     boxes = [Box(x=LEFT, y=9.0, width=wide, height=BOX, kind="run", whole=_whole(spoken, parts))]
     if many > 1:
