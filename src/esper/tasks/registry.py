@@ -23,6 +23,7 @@ BUILT_IN: Final = MappingProxyType(
         "diabetes": "esper.tasks.examples:diabetes",
         "emoji": "esper.tasks.pretrained.emoji:emoji",
         "fashion-colour": "esper.tasks.pretrained.fashion:fashion_colour",
+        "mnist-m": "esper.tasks.pretrained.fashion:mnist_m",
     }
 )
 """Name -> ``module:attribute`` of a function that returns a ``TaskSpec``."""

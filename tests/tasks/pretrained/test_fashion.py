@@ -47,6 +47,15 @@ def test_missing_and_other_pictures_are_said(tmp_path: Path) -> None:
         get_task("fashion-colour", size=16)
 
 
+def test_digits_on_photographs_are_a_sound_task_too() -> None:
+    digits = get_task("mnist-m", train=40)
+    check_examples(digits, classes=10)
+    check_task(digits)
+    assert [len(split) for split in digits.data.splits().values()] == [40, 500, 1000]
+    with pytest.raises(DataError, match="task mnist-m: train is 4000 examples; legal: 1 to 3500"):
+        get_task("mnist-m", train=4000)
+
+
 @pytest.mark.slow
 def test_the_head_alone_learns_and_leaves_room(task: TaskSpec) -> None:
     check_slots(task)

