@@ -38,7 +38,12 @@ from esper.tolaria.legality import legal_blueprints, legal_slots
 
 EPOCHS = 40
 GATES = GateThresholds(
-    min_training_epochs=1, min_gradient_ratio=1e-4, min_gradient_health=0.0, min_holding_epochs=1, confidence_z=0.0
+    min_training_epochs=1,
+    min_gradient_ratio=1e-4,
+    min_gradient_health=0.0,
+    min_holding_epochs=1,
+    confidence_z=0.0,
+    blending_z=0.0,
 )
 RATE, MULTIPLE = 1e-5, 100.0
 """Learning rate of the host, and that of a seed over it: the seed learns, the host hardly moves."""

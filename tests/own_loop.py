@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from esper.leyline import EnvView
+from esper.leyline import EnvView, GateThresholds
 from esper.library import Budget, Grower, OwnChoices
 
 LOSS = nn.CrossEntropyLoss()
@@ -32,10 +32,17 @@ def narrow() -> nn.Sequential:
 class Loop:
     """A user's loop over a model; ``grower`` is open in it."""
 
-    def __init__(self, where: Path, policy: Any, epochs: int = 14, model: nn.Module | None = None) -> None:
+    def __init__(
+        self,
+        where: Path,
+        policy: Any,
+        epochs: int = 14,
+        model: nn.Module | None = None,
+        gates: GateThresholds | None = None,
+    ) -> None:
         self.model = model or narrow()
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=2e-2)
-        budget = Budget(epochs=epochs, parameters=5000)
+        budget = Budget(epochs=epochs, parameters=5000, gates=gates or GateThresholds())
         choices = OwnChoices(LOSS, at=["1"], budget=budget)
         self.grower = Grower(
             self.model, self.optimizer, val=VALIDATION, choices=choices, policy=policy, run_dir=where / "run"

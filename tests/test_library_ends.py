@@ -10,7 +10,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from esper.leyline import Blend, Decision, EnvSpec, EnvView, FactoredAction, Op, SeedStage, TelemetryEvent, UsageError
+from esper.leyline import (
+    Blend,
+    Decision,
+    EnvSpec,
+    EnvView,
+    FactoredAction,
+    GateThresholds,
+    Op,
+    SeedStage,
+    TelemetryEvent,
+    UsageError,
+)
 from esper.leyline import TelemetryEventType as T
 from esper.library import Budget, grow
 from esper.nissa.reader import read_journal
@@ -18,6 +29,10 @@ from esper.run.stopping import Stopped
 from own_loop import LOSS, TRAIN, VALIDATION, Loop, narrow
 
 pytestmark = pytest.mark.usefixtures("without_figures")
+
+
+LET_IN = GateThresholds(blending_z=0.0)
+"""A seed is blended in by the sign of its gain alone."""
 
 
 class Hold:
@@ -61,7 +76,7 @@ def best_and_delivered(where: Path) -> tuple[float, float]:
 
 
 def test_an_early_stop_keeps_a_seed_that_holds(tmp_path: Path) -> None:
-    loop = Loop(tmp_path, Hold())
+    loop = Loop(tmp_path, Hold(), gates=LET_IN)
     with loop.grower as grower:
         for _ in range(14):
             view = loop.epoch()
@@ -81,7 +96,7 @@ def test_an_early_stop_keeps_a_seed_that_holds(tmp_path: Path) -> None:
 
 
 def test_a_model_that_got_worse_is_given_up_for_the_best_one(tmp_path: Path) -> None:
-    loop = Loop(tmp_path, Hold(prune_at=9), epochs=10)
+    loop = Loop(tmp_path, Hold(prune_at=9), epochs=10, gates=LET_IN)
     with loop.grower as grower:
         for epoch in range(10):
             if epoch == 8:

@@ -69,9 +69,9 @@ def test_an_object_of_torchmetrics_judges_seeds(tmp_path: Path) -> None:
     with torch.no_grad():
         assert told(result)[0] == pytest.approx(float(f1(result.model(inputs), targets)), abs=1e-6)
     kept = [e.data for e in read_journal(result.run_dir) if e.event_type.name == "SEED_FOSSILIZED"]
-    assert len(kept) == 1 and kept[0]["removal_cost"] > 1.645 * kept[0]["removal_cost_se"] > 0.0
+    assert len(kept) == 1 and kept[0]["removal_cost_loss"] > 0.0 and kept[0]["removal_cost_se"] > 0.0
     verdicts = [e.data for e in read_journal(result.run_dir) if e.event_type.name == "SEED_GATE_EVALUATED"]
-    least = {c["threshold"] for v in verdicts for c in v.get("checks", ()) if c["id"] == "removal_cost"}
+    least = {c["threshold"] for v in verdicts for c in v.get("checks", ()) if c["id"] == "removal_cost_upper"}
     assert least == {0.005}
 
 
@@ -115,7 +115,7 @@ def test_what_gates_ask_can_be_set(tmp_path: Path) -> None:
         for verdict in verdicts
         if verdict["gate"] == "G5"
         for each in verdict["checks"]
-        if each["id"] == "removal_cost"
+        if each["id"] == "removal_cost_upper"
     }
     assert asked == (100.0, "%") and blending["checks_passed"]
     assert not any(verdict["passed"] for verdict in verdicts if verdict["gate"] == "G5")

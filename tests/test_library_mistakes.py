@@ -269,3 +269,24 @@ def test_a_loss_outside_of_the_block(tmp_path: Path) -> None:
     loop = Loop(tmp_path, "static")
     with pytest.raises(UsageError, match="inside its with block: with Grower"):
         loop.grower.loss(INPUTS, TARGETS)
+
+
+def test_a_block_that_is_left_before_any_seed_could_be_kept_says_so(tmp_path: Path) -> None:
+    def left(epochs: int, budget: Budget, policy: str = "heuristic") -> None:
+        model = narrow()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+        choices = OwnChoices(LOSS, at=["1"], budget=budget)
+        where = tmp_path / f"{policy}-{epochs}-{budget.epochs}"
+        with Grower(model, optimizer, val=VALIDATION, choices=choices, policy=policy, run_dir=where) as grower:
+            for _ in range(epochs):
+                for inputs, targets in TRAIN:
+                    optimizer.zero_grad()
+                    torch.autograd.backward(grower.loss(inputs, targets))
+                    grower.after_backward()
+                    optimizer.step()
+                grower.after_epoch()
+
+    with pytest.warns(UserWarning, match="after epoch 2, and by Budget.gates a seed is kept after 7 at the"):
+        left(2, Budget(parameters=5000))
+    left(2, Budget(parameters=5000), policy="static")
+    left(2, Budget(epochs=9, parameters=5000))

@@ -29,7 +29,7 @@ from esper.leyline import EnvView, GateThresholds, Policy, TelemetryEventType, U
 from esper.run.checks import check_optimizer, made, whole
 from esper.run.loop import OwnLoop
 from esper.run.open import Job, RunOpening, open_run
-from esper.run.own import Budget, Loader, OwnChoices, OwnModel, check_life, kept, loaders_of, opening_of
+from esper.run.own import Budget, Loader, OwnChoices, OwnModel, check_life, kept, loaders_of, opening_of, tell_of_short
 from esper.run.packed import pack, unpack
 from esper.run.play import EpisodePlan, Episodes
 from esper.run.resume import LIBRARY, CheckpointInfo, Snapshot, find_state
@@ -262,8 +262,10 @@ class Grower:
             return
         with self._stack:
             self._tell_left_out()
-            self._delivery.write(self._loop.finish())
+            ended = self._loop.finish()
+            self._delivery.write(ended)
             epoch = self._loop.views[0].epoch
+            tell_of_short(self._own.choices.budget, self._policy, ended.view)
             if self._loop.under_way and epoch == 0:
                 raise UsageError(
                     "after_epoch() was never called, so that nothing was measured and nothing could grow; call it when "

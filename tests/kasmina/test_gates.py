@@ -17,7 +17,7 @@ from esper.kasmina.state import Incubation, SeedState
 from esper.leyline import GateLevel, GateResult, GateThresholds, Metric, Paired, SeedStage, UsageError
 
 PERCENT = Metric("accuracy", "%", low=0.0, high=100.0)
-GAIN = Paired(value=0.2, se=0.1, n=300)
+GAIN = Paired(value=0.3, se=0.1, n=300)
 UNCERTAIN = Paired(value=0.1, se=0.1, n=300)
 
 
@@ -90,7 +90,7 @@ def attribute(name: str, value: Any) -> Callable[[SeedState], None]:
     [
         (attribute("epochs_in_stage", 2), SeedStage.BLENDING, ("training_epochs=2",)),
         (metric("probe_gain_loss", None), SeedStage.BLENDING, ("probe_gain_loss_lower_not_measured",)),
-        (metric("probe_gain_loss", UNCERTAIN), SeedStage.BLENDING, ("probe_gain_loss_lower=-0.0645",)),
+        (metric("probe_gain_loss", UNCERTAIN), SeedStage.BLENDING, ("probe_gain_loss_lower=-0.09024",)),
         (metric("probe_gain_loss_epoch", 9), SeedStage.BLENDING, ("probe_gain_loss_epoch=9",)),
         (metric("probe_gain_loss_epoch", None), SeedStage.BLENDING, ("probe_gain_loss_epoch_not_measured",)),
         (metric("seed_gradient_norm_ratio", None), SeedStage.BLENDING, ("gradient_ratio_not_measured",)),
@@ -105,15 +105,10 @@ def attribute(name: str, value: Any) -> Callable[[SeedState], None]:
         (metric("loss", None), SeedStage.HOLDING, ("loss_finite_not_measured",)),
         (metric("loss", math.inf), SeedStage.HOLDING, ("loss_finite=False",)),
         (attribute("epochs_in_stage", 1), SeedStage.FOSSILIZED, ("holding_epochs=1",)),
-        (metric("removal_cost", Paired(0.4, 0.1, 300)), SeedStage.FOSSILIZED, ("removal_cost=0.4",)),
-        (metric("removal_cost", Paired(1.0, 1.0, 300)), SeedStage.FOSSILIZED, ("removal_cost_lower=-0.645",)),
-        (
-            metric("removal_cost", None),
-            SeedStage.FOSSILIZED,
-            ("removal_cost_not_measured", "removal_cost_lower_not_measured"),
-        ),
-        (metric("removal_cost_loss", Paired(-0.1, 0.1, 9)), SeedStage.FOSSILIZED, ("removal_cost_loss_lower=-0.2645",)),
-        (metric("removal_cost_loss", UNCERTAIN), SeedStage.FOSSILIZED, ("removal_cost_loss_lower=-0.0645",)),
+        (metric("removal_cost", Paired(0.3, 0.1, 300)), SeedStage.FOSSILIZED, ("removal_cost_upper=0.4645",)),
+        (metric("removal_cost", None), SeedStage.FOSSILIZED, ("removal_cost_upper_not_measured",)),
+        (metric("removal_cost_loss", Paired(-0.1, 0.1, 9)), SeedStage.FOSSILIZED, ("removal_cost_loss_lower=-0.3242",)),
+        (metric("removal_cost_loss", UNCERTAIN), SeedStage.FOSSILIZED, ("removal_cost_loss_lower=-0.1242",)),
         (metric("removal_cost_epoch", 3), SeedStage.FOSSILIZED, ("removal_cost_epoch=3",)),
         (health(math.nan), SeedStage.FOSSILIZED, ("gradient_health=nan",)),
         (attribute("stage", SeedStage.TRAINING), SeedStage.FOSSILIZED, ("stage=TRAINING",)),
@@ -224,30 +219,48 @@ def keeps(cost: Paired, loss: Paired, scale: Metric | None) -> tuple[bool, ...]:
 @given(right=st.integers(0, 400), wrong=st.integers(0, 400), se=st.integers(0, 40))
 def test_a_unit_decides_nothing(right: int, wrong: int, se: int) -> None:
     """400 examples: percent, fraction and error are judged alike, also on the threshold itself."""
-    loss = Paired(0.2, 0.1, 400)
-    percent = keeps(Paired(100 * right / 400 - 100 * wrong / 400, 100 * se / 400, 400), loss, PERCENT)
-    fraction = keeps(Paired(right / 400 - wrong / 400, se / 400, 400), loss, Metric("accuracy", "", low=0.0, high=1.0))
+    percent = keeps(Paired(100 * right / 400 - 100 * wrong / 400, 100 * se / 400, 400), GAIN, PERCENT)
+    fraction = keeps(Paired(right / 400 - wrong / 400, se / 400, 400), GAIN, Metric("accuracy", "", low=0.0, high=1.0))
     error = Metric("error", "", higher_is_better=False, low=0.0, high=1.0)
     assert percent == fraction
-    assert percent == keeps(Paired((1 - wrong / 400) - (1 - right / 400), se / 400, 400), loss, error)
+    assert percent == keeps(Paired((1 - wrong / 400) - (1 - right / 400), se / 400, 400), GAIN, error)
 
 
 @given(st.floats(-1.0, 1.0), st.floats(0.0, 1.0), st.floats(1e-3, 1e3))
 def test_without_a_scale_the_noise_of_the_difference_is_the_measure(value: float, se: float, unit: float) -> None:
-    loss, scale = Paired(0.2, 0.1, 300), Metric("loss", "nats")
-    one, other = (keeps(Paired(value * each, se * each, 300), loss, scale) for each in (1.0, unit))
-    assert one == other or math.isclose(value, 1.645 * se, rel_tol=1e-9, abs_tol=1e-300)
+    scale = Metric("loss", "nats")
+    one, other = (keeps(Paired(value * each, se * each, 300), GAIN, scale) for each in (1.0, unit))
+    assert one == other or math.isclose(-value, 1.645 * se, rel_tol=1e-9, abs_tol=1e-300)
 
 
 def test_what_must_be_lost_is_told_in_the_unit_of_the_metric() -> None:
     state = ready(SeedStage.FOSSILIZED)
-    for scale, least in ((PERCENT, 0.5), (Metric("accuracy", "", low=0.0, high=1.0), 0.005), (None, 1.645 * 0.5)):
+    for scale, least in ((PERCENT, 0.5), (Metric("accuracy", "", low=0.0, high=1.0), 0.005), (None, 0.0)):
         checks = evaluate_gate(state, SeedStage.FOSSILIZED, GateThresholds(metric=scale)).checks
-        (cost,) = [each for each in checks if each.id == "removal_cost"]
+        (cost,) = [each for each in checks if each.id == "removal_cost_upper"]
         assert cost.threshold == pytest.approx(least) and cost.unit == (scale.unit if scale else None)
+
+
+def test_the_loss_proves_and_the_metric_guards() -> None:
+    """200 examples: a metric that can say nothing either way keeps no seed out, one that says no does."""
+    unclear, worse = Paired(0.0, 2.5, 200), Paired(-5.0, 2.5, 200)
+    assert all(keeps(unclear, GAIN, PERCENT)) and not all(keeps(worse, GAIN, PERCENT))
+    assert not all(keeps(Paired(9.0, 2.5, 200), UNCERTAIN, PERCENT))
 
 
 def test_the_loss_is_asked_first() -> None:
     names = [each.id for each in evaluate_gate(ready(SeedStage.FOSSILIZED), SeedStage.FOSSILIZED).checks]
     costs = [name for name in names if name.startswith("removal_cost") and not name.endswith("_epoch")]
-    assert costs == ["removal_cost_loss_lower", "removal_cost", "removal_cost_lower"]
+    assert costs == ["removal_cost_loss_lower", "removal_cost_upper"]
+
+
+def test_the_more_looks_the_more_is_asked() -> None:
+    sure_once = Paired(0.2, 0.1, 300)  # 2.0 standard errors
+    state = ready(SeedStage.FOSSILIZED)
+    state.metrics.removal_cost_loss = sure_once
+    state.epochs_in_stage = 2
+    assert evaluate_gate(state, SeedStage.FOSSILIZED)
+    state.epochs_in_stage = 3
+    assert not evaluate_gate(state, SeedStage.FOSSILIZED)
+    state.epochs_in_stage, state.metrics.removal_cost_loss = 2, Paired(0.2, 0.1, 300, read=0.5)
+    assert not evaluate_gate(state, SeedStage.FOSSILIZED)

@@ -22,7 +22,9 @@ METRICS = (
     Metric("error", "", higher_is_better=False, low=0.0, high=1.0),
     Metric("squared error", "m²", higher_is_better=False),
 )
-paired = st.none() | st.builds(Paired, st.floats(-3.0, 3.0), st.floats(0.0, 1.0), st.just(300))
+paired = st.none() | st.builds(
+    Paired, st.floats(-3.0, 3.0), st.floats(0.0, 1.0), st.just(300), st.none() | st.floats(0.01, 1.0)
+)
 numbers = st.none() | st.floats(0.0, 1.0)
 gates = st.builds(
     GateThresholds,

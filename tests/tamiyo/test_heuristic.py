@@ -156,7 +156,7 @@ def test_it_keeps_what_metric_and_loss_would_miss() -> None:
     assert action == FactoredAction(Op.FOSSILIZE, "slot0")
     assert evidence["removal_cost"] == 5.0
     assert evidence["removal_cost_se"] == 0.1
-    assert decide(busy(holding(0.4, 0.5)))[0] == WAIT
+    assert decide(busy(holding(0.3, 0.5)))[0] == WAIT
     assert decide(busy(holding(5.0, 0.0)))[0] == WAIT
     assert decide(busy(holding(5.0, 0.5, se=4.0)))[0] == WAIT
 
@@ -174,7 +174,7 @@ def test_it_prunes_harm_at_once_and_uncertainty_after_its_time() -> None:
     [
         (training(-0.2, epochs=8), "in 8 epochs of TRAINING it has not passed G2: probe_gain_loss"),
         (training(0.5, epochs=8, gradient_ratio=Fact(0.03, 3)), "has not passed G2: gradient ratio"),
-        (holding(0.1, 0.5, epochs=7), "in 7 epochs of HOLDING it has not passed G5: removal cost"),
+        (holding(0.1, 0.5, epochs=7), "in 7 epochs of HOLDING it has not passed G5: removal cost, by its upper bound"),
     ],
 )
 def test_a_reason_to_prune_names_the_check_that_failed(slot: SlotView, why: str) -> None:

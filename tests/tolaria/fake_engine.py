@@ -21,10 +21,12 @@ from esper.leyline import (
     EvalResult,
     Fact,
     FactoredAction,
+    GateThresholds,
     ModelExport,
     Op,
     Promise,
     SeedStage,
+    Settled,
     SlotFacts,
     SlotView,
     TrainResult,
@@ -87,7 +89,11 @@ class FakeEngine:
         return total
 
     def evaluate(
-        self, envs: Sequence[int], configs: Sequence[Sequence[AlphaConfig]], split: str = "validation"
+        self,
+        envs: Sequence[int],
+        configs: Sequence[Sequence[AlphaConfig]],
+        split: str = "validation",
+        settled: Settled | None = None,
     ) -> EvalResult:
         widest = max(map(len, configs))
         metric = np.full((len(envs), widest), np.nan)
@@ -95,7 +101,10 @@ class FakeEngine:
             metric[n, : len(each)] = [self._metric(self.envs[i], config) for config in each]
         zeros = np.zeros_like(metric)
         ones = np.ones(len(envs))
-        return EvalResult(metric, 3.0 - metric / 50.0, zeros + 0.1, zeros + 0.01, 400, 400, ones, ones > 1, ones * 0.01)
+        loss, paired = 3.0 - metric / 50.0, np.full(metric.shape, 400)
+        return EvalResult(
+            metric, loss, zeros + 0.1, zeros + 0.01, 400, paired, zeros + np.nan, ones, ones > 1, ones * 0.01
+        )
 
     def apply(
         self, envs: Sequence[int], actions: Sequence[FactoredAction], reasons: Sequence[str] | None = None
@@ -162,6 +171,7 @@ class FakeEngine:
                 metric=env.metric,
                 loss=env.loss,
                 metric_history=tuple(env.history),
+                gates=GateThresholds(min_training_epochs=0, min_holding_epochs=0),
                 vetoed=frozenset(slot for slot, until in env.vetoed.items() if until > env.epoch),
             )
             for env in (self.envs[i] for i in envs)

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from transformers import BatchEncoding
 
 from esper.kasmina.growing import GrowingModel
-from esper.leyline import Metric
+from esper.leyline import Metric, Paired
 from esper.tasks.base import CountedBatch, Split
 from esper.tasks.loader import LoadedSplit, Unpacking
 from esper.tasks.losses import own_loss
@@ -147,7 +147,7 @@ def test_figures_over_trees_are_those_of_the_users_own_loop(batches: Batches) ->
     assert found.metric.tolist() == pytest.approx(right.mean(dim=1).tolist(), rel=1e-9)
     assert found.loss_se.tolist() == pytest.approx(paired(losses), rel=1e-3, abs=1e-7)
     assert found.metric_se.tolist() == pytest.approx(paired(right), rel=1e-9)
-    assert found.examples == found.paired == losses.shape[1]
+    assert found.examples == losses.shape[1] and set(found.paired) == {losses.shape[1]}
 
 
 @given(loaders(length=3), st.integers(1, 4))
@@ -218,7 +218,7 @@ def test_counterfactuals_of_a_share_are_paired_on_the_same_batches_and_the_metri
     chosen = [i for i in range(8) if read.chosen(i)]
     assert chosen == [0, 4] and read.paired(8) == 2
     assert found.loss[0] == whole.loss[0] and found.metric[0] == whole.metric[0]
-    assert (found.examples, found.paired) == (32, 8)
+    assert found.examples == 32 and found.paired.tolist() == [32, 8, 8, 8]
     few = by_hand([batches[i] for i in chosen], unreduced)
     differences = (few.mean(dim=1) - few[0].mean()).tolist()
     assert (found.loss - found.loss[0]).tolist() == pytest.approx(differences, abs=1e-6)
@@ -278,3 +278,70 @@ def test_no_output_is_kept() -> None:
     with torch.no_grad():
         evaluate(model.eval(), task, batches, CONFIGS, Reading(), call)
     assert len(alive) >= 9 and max(alive) == 0
+
+
+def by_look(settled_after: dict[int, int], batches: Batches) -> tuple[Evaluation, list[tuple[int, int]]]:
+    """Read until each configuration has been looked at so many times; what was asked, as ``(configuration, n)``."""
+    asked: list[tuple[int, int]] = []
+
+    def settled(number: int, metric: Paired, loss: Paired) -> bool:
+        asked.append((number, loss.n))
+        return sum(number == each for each, _ in asked) >= settled_after.get(number, 99)
+
+    task: Any = SimpleNamespace(loss_figure=figure_of(batches), metric_figure=MeanOf(accuracy))
+    with torch.no_grad():
+        return evaluate(grown(), task, loaded(batches), CONFIGS, Reading(), run, settled=settled), asked
+
+
+def sequences(batches: int, seed: int = 4) -> Batches:
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        (torch.randint(7, (2, 3), generator=generator), torch.randint(3, (2,), generator=generator))
+        for _ in range(batches)
+    ]
+
+
+def test_each_configuration_is_read_until_it_is_settled_on_batches_that_are_spread_over_the_split() -> None:
+    batches = sequences(16)
+    found, asked = by_look({1: 1, 2: 3}, batches)
+    whole = evaluated(loaded(batches), figure_of(batches), MeanOf(accuracy))
+    assert found.examples == 32 and found.paired.tolist() == [32, 2, 8, 32]
+    assert found.read.tolist()[1:] == [1 / 16, 1 / 4, 1.0] and math.isnan(found.read[0])
+    assert [n for number, n in asked if number == 3] == [2, 4, 8, 16, 32]
+    for i, chosen in ((1, [0]), (2, [0, 4, 8, 12]), (3, list(range(16)))):
+        losses = by_hand([batches[b] for b in chosen], unreduced)
+        assert found.loss[i] - found.loss[0] == pytest.approx(float((losses[i] - losses[0]).mean()), abs=1e-6)
+    assert found.loss[0] == whole.loss[0] and found.loss[3] == pytest.approx(whole.loss[3], abs=1e-9)
+    assert found.loss_se[3] == pytest.approx(whole.loss_se[3], rel=1e-6)
+    assert found.metric_se[3] == pytest.approx(whole.metric_se[3], rel=1e-6)
+    assert found.passes > whole.passes, "the first configuration is run again wherever another is read on"
+    few, _ = by_look({1: 1, 2: 1, 3: 1}, batches)
+    assert few.passes <= 1 + 3 / 16
+
+
+@given(st.integers(1, 70), st.sampled_from([1.0, 0.5, 0.1]))
+def test_what_is_read_doubles_and_is_spread(batches: int, share: float) -> None:
+    reading = Reading(share=share)
+    sets = reading.sets(batches, stops=True)
+    assert set().union(*sets) == {b for b in range(batches) if reading.chosen(b)}
+    assert sum(map(len, sets)) == reading.paired(batches) and all(sets) and len(sets) <= 5
+    assert reading.sets(batches, stops=False) == [set().union(*sets)]
+    for n in range(len(sets)):
+        read = sorted(set().union(*sets[: n + 1]))
+        chosen = sorted(set().union(*sets))
+        places = [chosen.index(batch) for batch in read]
+        assert {b - a for a, b in zip(places, places[1:], strict=False)} in (
+            set(),
+            {places[1] if len(places) > 1 else 0},
+        )
+
+
+def test_a_split_that_is_sorted_is_not_judged_by_its_beginning() -> None:
+    """The mutant reads the first batches: all of one class, in which a seed may do no harm at all."""
+    batches = sorted(sequences(16, seed=6), key=lambda pair: int(pair[1][0]))
+    labels = [int(batch[1][0]) for batch in batches]
+    first, *_ = Reading().sets(16, stops=True)
+    quarter = set().union(*Reading().sets(16, stops=True)[:3])
+    assert (
+        len({labels[b] for b in quarter}) == 3 and len({labels[b] for b in range(len(quarter))}) == 1 and first == {0}
+    )

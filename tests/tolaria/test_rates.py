@@ -132,6 +132,7 @@ def test_a_shielded_scheduler_is_saved_and_copied_like_any_other() -> None:
     assert other.optimizer.__class__ is SGD, "another optimizer's scheduler is left alone"
     assert copy.deepcopy(scheduler.state_dict()).keys() == lr_scheduler.StepLR(optimizer, 2).state_dict().keys()
     assert copy.deepcopy(scheduler).optimizer.param_groups[0]["lr"] == 0.05
+    assert type(scheduler.optimizer).__name__ == "SGD", "monitors show the name of the class"
     schedulers.release()
     assert scheduler.optimizer is optimizer
     late = lr_scheduler.StepLR(optimizer, 2)

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from esper.leyline import DataError, UsageError
+from esper.tasks.chance import load_process, process_state
 from esper.tolaria.checkpoint import decode, encode
-from esper.tolaria.rng import STREAMS, Streams, derive, load_process, process_state, seed_process, seeded
+from esper.tolaria.rng import STREAMS, Streams, derive, seed_process, seeded
 
 
 def draw(streams: Streams, name: str) -> torch.Tensor:

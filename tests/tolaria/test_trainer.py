@@ -47,10 +47,16 @@ def test_the_ledger_by_hand() -> None:
     assert spent["train_backward_macs"] == 2 * train * (2 * host - first), "pixels ask for no gradient"
     assert spent["probe_macs"] == 2 * train * (3 * seed + 2 * behind)
     assert spent["validation_macs"] == 2 * validation * host
-    assert spent["counterfactual_macs"] == 2 * validation * (seed + behind)
+    assert spent["counterfactual_macs"] == 0, "its gate cannot pass so early"
     assert spent["discarded_seed_macs"] == spent["test_macs"] == spent["policy_macs"] == 0
+    (result,) = [run.engine.evaluate([0], [({}, {"block0": 1.0})])]
+    once = run.engine.costs([0])[0].spent["counterfactual_macs"]
+    assert once == validation * (seed + behind) and result.paired.tolist() == [[validation, validation]]
+    losses(run, 1)
+    read_on = run.engine.costs([0])[0].spent["counterfactual_macs"] - once
+    assert 0 < read_on <= validation * (host + seed + behind), "what is read on, with the host as it is beside it"
     run.step([Decision(FactoredAction(Op.PRUNE, "block0"), "")])
-    assert run.engine.costs([0])[0].spent["discarded_seed_macs"] == spent["probe_macs"]
+    assert run.engine.costs([0])[0].spent["discarded_seed_macs"] == spent["probe_macs"] * 3 // 2
 
 
 def test_a_row_continues_bit_for_bit_from_a_checkpoint_in_a_fresh_engine(tmp_path: Path) -> None:

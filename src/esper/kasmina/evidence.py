@@ -9,14 +9,18 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from types import MappingProxyType
 from typing import Any, Final
 
+from esper.kasmina.sequential import spent, standard_errors
 from esper.kasmina.state import SeedState
-from esper.leyline import Fact, GateCheck, GateThresholds, Paired, SeedStage, SlotView
+from esper.leyline import Fact, GateCheck, GateThresholds, Paired, SeedStage, SlotFacts, SlotView
 from esper.leyline.gates import Comparison
+
+LEARNING: Final = 6
+"""Looks at a seed that learns behind the host which spend equal shares of the error rate: it gets better meanwhile."""
 
 
 def _at_least(measured: Any, threshold: Any) -> bool:
@@ -112,11 +116,36 @@ class Shown:
             isolation_violations=slot.isolation_violations,
         )
 
+    def measured(self, facts: SlotFacts) -> Shown:
+        """The same with what was just measured."""
+
+        def fresh(name: str) -> Fact[Paired] | None:
+            value: Paired | None = getattr(facts, name)
+            return getattr(self, name) if value is None else Fact(value, self.stage_epoch)
+
+        return replace(
+            self,
+            probe_gain_loss=fresh("probe_gain_loss"),
+            removal_cost_loss=fresh("removal_cost_loss"),
+            removal_cost=fresh("removal_cost"),
+        )
+
     @property
     def gain(self) -> str:
         """The fact that says what the seed is worth in loss: measured by switching it on while it is off, and off
         while it is on."""
         return "removal_cost_loss" if self.alpha > 0.0 or self.stage is SeedStage.HOLDING else "probe_gain_loss"
+
+    def far(self, thresholds: GateThresholds, read: float | None) -> float:
+        """Standard errors that make a gain certain, of which the share ``read`` was read, after this epoch.
+
+        Looks are counted from the first epoch of the stage after which its gate can pass.
+        """
+        training = self.stage is SeedStage.TRAINING
+        least = thresholds.min_training_epochs if training else thresholds.min_holding_epochs
+        look = max(1, self.epochs_in_stage - max(1, least) + 1)
+        z, equal = (thresholds.blending_z, LEARNING) if training else (thresholds.confidence_z, 1)
+        return standard_errors(z, spent(look, equal), read)
 
     def of_stage(self, name: str) -> Paired | None:
         """The fact, where it was measured within the present stage: earlier evidence speaks of another alpha."""
@@ -146,9 +175,10 @@ class Worth:
 def worth(shown: Shown, thresholds: GateThresholds) -> Worth:
     """Whether a seed is proven to be worth its next stage.
 
-    In TRAINING that is a gain in loss behind the host, in HOLDING what the host would lose without it. What is not
-    finite, and what the host would certainly be better without, is refuted; a seed that still learns behind the host
-    may have done harm there so far.
+    In TRAINING that is a gain in loss behind the host, in HOLDING what the host would lose without it, by its lower
+    bound: the loss of an example tells more than whether it was right. The metric is a guard: it must not rule out that
+    the seed is worth as much as is asked. What is not finite, and what the host would certainly be better without, is
+    refuted; a seed that still learns behind the host may have done harm there so far.
     """
     if shown.stage not in (SeedStage.TRAINING, SeedStage.HOLDING):
         return Worth(Standing.OPEN, f"nothing is asked of a seed in {shown.stage.name}")
@@ -156,7 +186,7 @@ def worth(shown: Shown, thresholds: GateThresholds) -> Worth:
     gain = shown.of_stage(shown.gain)
     if gain is not None and not math.isfinite(gain.value):
         return Worth(Standing.REFUTED, f"its {shown.gain} is {gain.value}", checks)
-    if shown.stage is SeedStage.HOLDING and gain is not None and gain.lower(-thresholds.confidence_z) < 0.0:
+    if shown.stage is SeedStage.HOLDING and gain is not None and gain.lower(-shown.far(thresholds, gain.read)) < 0.0:
         return Worth(Standing.REFUTED, "the host would be better without it", checks)
     against = next((each for each in checks if not each.passed), None)
     if against is None:
@@ -168,27 +198,20 @@ def _worth_checks(shown: Shown, thresholds: GateThresholds) -> list[GateCheck]:
     if shown.stage is SeedStage.TRAINING:
         return [_certain_gain(shown, shown.gain, thresholds), *_of_this_stage(shown, shown.gain)]
     cost = None if shown.removal_cost is None else shown.removal_cost.value
-    # the loss goes first: it tells more than a metric that counts, in any unit
+    upper = None if cost is None else cost.lower(-thresholds.confidence_z)
     return [
         _certain_gain(shown, "removal_cost_loss", thresholds),
-        check(
-            "removal_cost",
-            None if cost is None else cost.value,
-            ">=",
-            thresholds.least_removal_cost(0.0 if cost is None else cost.se),
-            thresholds.unit,
-        ),
-        _certain_gain(shown, "removal_cost", thresholds, thresholds.unit),
+        check("removal_cost_upper", upper, ">=", thresholds.least_removal_cost, thresholds.unit),
         *_of_this_stage(shown, "removal_cost_loss"),
         *_of_this_stage(shown, "removal_cost"),
     ]
 
 
-def _certain_gain(shown: Shown, name: str, thresholds: GateThresholds, unit: str | None = None) -> GateCheck:
-    """The lower confidence bound of a paired difference is above 0."""
+def _certain_gain(shown: Shown, name: str, thresholds: GateThresholds) -> GateCheck:
+    """The lower bound of a paired difference is above 0, with all the looks that were taken at it."""
     found: Fact[Paired] | None = getattr(shown, name)
-    lower = None if found is None else found.value.lower(thresholds.confidence_z)
-    return check(f"{name}_lower", lower, ">", 0.0, unit)
+    lower = None if found is None else found.value.lower(shown.far(thresholds, found.value.read))
+    return check(f"{name}_lower", lower, ">", 0.0)
 
 
 def _of_this_stage(shown: Shown, name: str) -> list[GateCheck]:
@@ -237,7 +260,7 @@ _WORDS: Final = MappingProxyType(
         "holding_epochs": "epochs in holding",
         "probe_gain_loss_lower": "probe_gain_loss, by its lower bound",
         "removal_cost_loss_lower": "lower bound of the removal cost in loss",
-        "removal_cost_lower": "lower bound of the removal cost",
+        "removal_cost_upper": "removal cost, by its upper bound",
         "isolation_violations": "isolation",
     }
 )

@@ -170,7 +170,10 @@ class SeedState:
             state.metrics = _decode_measured(SeedMetrics, plain["metrics"])
             for name in _PAIRED:
                 value = getattr(state.metrics, name)
-                setattr(state.metrics, name, None if value is None else _decode_measured(Paired, value))
+                # what 0.1.0 wrote lacks the key: it read everything
+                setattr(
+                    state.metrics, name, None if value is None else _decode_measured(Paired, {"read": None, **value})
+                )
             state.telemetry = _decode_measured(SeedTelemetry, plain["telemetry"])
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise DataError(f"seed state {plain.get('seed_id')!r} cannot be read: {error}") from error

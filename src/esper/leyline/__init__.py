@@ -33,6 +33,7 @@ from esper.leyline.protocols import (
     HostEngine,
     ModelExport,
     Policy,
+    Settled,
     Sink,
     TrainResult,
 )
@@ -87,6 +88,7 @@ __all__ = [
     "EnvSpec",
     "EnvView",
     "SeedStage",
+    "Settled",
     "Severity",
     "Sink",
     "SiteMixing",

@@ -70,10 +70,15 @@ class GateThresholds:
     min_holding_epochs: int = 2
     """G5: epochs in HOLDING."""
     min_removal_cost: float = 0.005
-    """G5: what the metric must lose without the seed, as a share of its scale: half a point of a percentage. A metric
-    without a scale must lose ``confidence_z`` standard errors of the paired difference."""
+    """G5: what the metric may be known to lose without the seed at the least, as a share of its scale: half a point of
+    a percentage. The loss proves a gain; a seed is not kept where the metric is certainly not worth so much."""
     confidence_z: float = 1.645
-    """G2 and G5: standard errors below the estimate at which a gain must still be above 0 (95 %, one-sided)."""
+    """G5: standard errors above 0 that would make a gain in loss certain, were there but one look at it (95 %,
+    one-sided). All looks of the stage together keep that error rate (:mod:`esper.kasmina.sequential`). 0 asks for the
+    sign alone."""
+    blending_z: float = 0.842
+    """G2: the same for a gain behind the host (80 %): a seed that was blended in by mistake can be taken out again, one
+    that was kept cannot."""
     ask_for_gain: bool = True
     """G2 and G5: whether a gain must be measured. Without, seeds are kept unseen: a control arm."""
     metric: Metric | None = None
@@ -86,6 +91,7 @@ class GateThresholds:
             "max_isolation_violations",
             "min_holding_epochs",
             "confidence_z",
+            "blending_z",
         ):
             if not getattr(self, name) >= 0:
                 raise UsageError(f"gate threshold {name} is {getattr(self, name)}; it must be 0 or more")
@@ -106,7 +112,8 @@ class GateThresholds:
         """Unit of the metric."""
         return None if self.metric is None else self.metric.unit
 
-    def least_removal_cost(self, se: float) -> float:
-        """What the metric must lose without the seed, in its unit; ``se`` is the standard error of what it lost."""
+    @property
+    def least_removal_cost(self) -> float:
+        """What the metric must at least be able to lose without the seed, in its unit; 0 where it has no scale."""
         span = None if self.metric is None else self.metric.span
-        return self.confidence_z * se if span is None else self.min_removal_cost * span
+        return 0.0 if span is None else self.min_removal_cost * span

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from esper.leyline.actions import ActionOutcome, Decision, FactoredAction
 from esper.leyline.telemetry import TelemetryEvent
-from esper.leyline.views import EnvView, SlotFacts
+from esper.leyline.views import EnvView, Paired, SlotFacts
 
 if TYPE_CHECKING:
     import numpy as np
@@ -54,7 +54,8 @@ class EvalResult:
 
     The first configuration's figures are of all ``examples``. ``metric_se`` and ``loss_se`` are standard errors of the
     paired difference to them, over ``paired`` examples (0 in the first column); where those are fewer, the other
-    figures are the first one's plus that difference. ``passes`` is the work done, in whole validation passes, per env.
+    figures are the first one's plus that difference. ``read`` is the share of what there was to read, where reading
+    could have stopped before its end, else NaN. ``passes`` is the work done, in whole validation passes, per env.
     """
 
     metric: npt.NDArray[np.float64]
@@ -62,7 +63,8 @@ class EvalResult:
     metric_se: npt.NDArray[np.float64]
     loss_se: npt.NDArray[np.float64]
     examples: int
-    paired: int
+    paired: npt.NDArray[np.int64]
+    read: npt.NDArray[np.float64]
     passes: npt.NDArray[np.float64]
     shared_prefix: npt.NDArray[np.bool_]
     seconds: npt.NDArray[np.float64]
@@ -102,6 +104,11 @@ class EpochMeasurement:
     slots: Mapping[str, SlotFacts]
 
 
+Settled = Callable[[int, int, Paired, Paired], bool]
+"""``(env, number of the configuration, metric, loss) -> whether it need be read no further``. Metric and loss are
+differences to the first configuration so far. Asked at a few places, evenly spread over the split."""
+
+
 @runtime_checkable
 class HostEngine(Protocol):
     """Drives N growing hosts (*envs*). Callers never touch an env's module.
@@ -117,9 +124,16 @@ class HostEngine(Protocol):
         """Train each env for one epoch."""
 
     def evaluate(
-        self, envs: Sequence[int], configs: Sequence[Sequence[AlphaConfig]], split: str = "validation"
+        self,
+        envs: Sequence[int],
+        configs: Sequence[Sequence[AlphaConfig]],
+        split: str = "validation",
+        settled: Settled | None = None,
     ) -> EvalResult:
-        """Evaluate each env under its own list of alpha configurations, without a trace in the env."""
+        """Evaluate each env under its own list of alpha configurations, without a trace in the env.
+
+        The first configuration is read on the whole split, the others on no more of it than they need.
+        """
 
     def apply(
         self, envs: Sequence[int], actions: Sequence[FactoredAction], reasons: Sequence[str] | None = None

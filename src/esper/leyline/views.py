@@ -29,6 +29,8 @@ class Paired:
     value: float
     se: float
     n: int
+    read: float | None = None
+    """Share of what there was to read, where one looked while reading it; ``None`` was looked at when it was over."""
 
     def lower(self, z: float = 1.645) -> float:
         """One-sided lower confidence bound (95 % at the default ``z``)."""

@@ -109,11 +109,13 @@ def build_executor(
     test: bool = True,
     trainer: TrainerConfig | None = None,
     deliver: Literal["best", "last"] = "last",
+    all_off: bool = False,
 ) -> Executor:
     """An executor over a fresh engine for ``load``. Without ``test`` no episode looks at the test split.
 
     ``trainer`` replaces what :func:`trainer_config` makes of the configuration; ``deliver`` is what each episode leaves
-    (see :class:`ExecutorConfig`): the best network where one is wanted, the last where a policy is paid for it.
+    (see :class:`ExecutorConfig`): the best network where one is wanted, the last where a policy is paid for it;
+    with ``all_off`` it is paid by what all seeds together are worth.
     """
     budget = load.task.budget
     trainer = trainer or trainer_config(load, config)
@@ -134,5 +136,7 @@ def build_executor(
         metric,
         emit,
         governor=lambda sink: Governor(metric, governor or GovernorConfig(), sink, device=load.device),
-        config=ExecutorConfig(counterfactual_every=config.counterfactual_every, test=test, deliver=deliver),
+        config=ExecutorConfig(
+            counterfactual_every=config.counterfactual_every, test=test, deliver=deliver, all_off=all_off
+        ),
     )

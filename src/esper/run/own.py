@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from esper.kasmina.hosts import check_host, fill_lazy
 from esper.kasmina.probe import Site
 from esper.kasmina.sites import Sites, spread
 from esper.kasmina.trial import ForwardCall, Sample, trial
-from esper.leyline import DataError, GateThresholds, Metric, Policy, Sink, UsageError, unknown
+from esper.leyline import DataError, EnvView, GateThresholds, Metric, Policy, Sink, UsageError, unknown
 from esper.run import checks
 from esper.run.assembly import pick_device
 from esper.run.open import RunOpening
@@ -83,8 +84,8 @@ class Budget:
     counterfactual_every: int = 1
     """Epochs between the counterfactual evaluations of what grows; gates wait for them."""
     counterfactual_share: float = 1.0
-    """Share of the validation batches that counterfactuals read, evenly spaced and the same for all of them. Loss and
-    metric are always of all."""
+    """Share of the validation batches that counterfactuals may read, evenly spaced and the same for all of them; they
+    read no more than they need. Loss and metric are always of all."""
     snapshot_every: int = 1
     """Epochs between the good states that a rollback goes back to."""
     checkpoint_every: int = field(default=5, compare=False)
@@ -161,6 +162,18 @@ def check_life(budget: Budget, policy: Policy) -> None:
             "nothing could grow; validate more often (grow(steps_per_epoch=...), after_epoch() in mid-epoch, the "
             "Trainer's eval_steps or val_check_interval), train longer, or ask for fewer epochs: "
             "GateThresholds(min_training_epochs=..., min_holding_epochs=...)"
+        )
+
+
+def tell_of_short(budget: Budget, policy: Policy, view: EnvView) -> None:
+    """Warn where a loop that was not said to be short was left before any seed could be kept, and none grew."""
+    life = budget.gates.shortest_life()
+    unsaid = budget.epochs == Budget().epochs and not isinstance(policy, StaticPolicy)
+    if unsaid and 0 < view.epoch < life and not view.live_seeds:
+        warnings.warn(
+            f"the block was left after epoch {view.epoch}, and by Budget.gates a seed is kept after {life} at the"
+            " earliest: nothing has grown; train longer, or say Budget(epochs=...) to hear it before the first batch",
+            stacklevel=4,
         )
 
 

@@ -29,7 +29,8 @@ from esper.run.assembly import Workload
 from esper.run.config import CommonConfig, Resolved, named_code, resolve
 from esper.run.session import RUN, ResumePoint, Session
 from esper.run.stopping import Stopped
-from esper.tolaria import checkpoint, rng
+from esper.tasks.chance import load_process, process_state
+from esper.tolaria import checkpoint
 from esper.tolaria.checkpoint import Loaded
 from esper.tolaria.nested import State, join, split
 from esper.tolaria.ranks import LONE, Ranks, require_same
@@ -146,7 +147,7 @@ class ResumableRun(Generic[C]):
     def restore_chance(self) -> None:
         """Put the process's random generators where they were; last of all, for setting up draws from them."""
         with self._whole():
-            rng.load_process(self._parts()["chance"])
+            load_process(self._parts()["chance"])
 
     def _parts(self) -> dict[str, State]:
         parts = split(State(tensors=self.loaded.tensors, plain=self.loaded.plain))
@@ -378,7 +379,7 @@ class Snapshot:
         """Of what is now, behind the journal: everything said so far is on the disk."""
         session.hub.flush(barrier=True)
         ranks = session.ranks
-        parts = {"run": state, "chance": rng.process_state()}
+        parts = {"run": state, "chance": process_state()}
         if ranks.count > 1:
             parts["ranks"] = rank_shares.gathered(ranks, parts)
         extra = {

@@ -86,7 +86,9 @@ class GrowConfig:
         )
         load = workload(task, run)
         reward = RewardConfig(mode=self.reward) if isinstance(self.reward, str) else self.reward
-        pool = WorkerPool.here(lambda emit: build_executor(load, run, emit, governor=FORGIVING, test=False), _silence)
+        pool = WorkerPool.here(
+            lambda emit: build_executor(load, run, emit, governor=FORGIVING, test=False, all_off=True), _silence
+        )
         mdp = GrowthMDP(pool, task.metric, MDPConfig(load.max_epochs, reward, self.gamma))
         return mdp, ActionSpace(tuple(load.task.sites), load.task.blueprints)
 

@@ -69,7 +69,7 @@ def make_crew(hub: Hub, load: Workload, config: PPORunConfig) -> WorkerPool:
     """Those who drive the hosts. Raises ``UsageError`` where a Ray that was asked for is not there."""
     if config.workers == 1:
         return WorkerPool.here(
-            lambda emit: build_executor(load, config, emit, governor=FORGIVING, test=False), hub.emit
+            lambda emit: build_executor(load, config, emit, governor=FORGIVING, test=False, all_off=True), hub.emit
         )
     factory = EnvFactory(replace(config, device=load.device), load.task.data.digest)
     timeout = config.workers_timeout

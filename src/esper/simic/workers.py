@@ -74,7 +74,7 @@ class EnvFactory:
                 f"a worker's data of task {load.task.name!r} have the digest {load.task.data.digest}, "
                 f"the learner's {self.digest}"
             )
-        return build_executor(load, self.config, emit, governor=FORGIVING, test=False)
+        return build_executor(load, self.config, emit, governor=FORGIVING, test=False, all_off=True)
 
 
 @dataclass(frozen=True, slots=True)

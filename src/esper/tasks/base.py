@@ -60,6 +60,9 @@ class SplitSource(Protocol):
     def __len__(self) -> int:
         """Examples; batches where examples cannot be counted."""
 
+    def within(self, most: int | None) -> int | None:
+        """How many examples a batch is read with where ``most`` is the most that may be."""
+
     def parts(self, most: int | None) -> int:
         """Batches of one reading."""
 
@@ -97,6 +100,11 @@ class Split:
     def to(self, device: torch.device | str) -> Split:
         """The same examples on ``device``; no copy when they are there already."""
         return Split(self.inputs.to(device), self.targets.to(device))
+
+    def within(self, most: int | None) -> int | None:
+        """A sixteenth of all, so that reading can stop before the end, but for small batches that would be slow."""
+        few = max(32, -(-len(self) // 16))
+        return few if most is None else min(most, few)
 
     def parts(self, most: int | None) -> int:
         """See :class:`SplitSource`."""

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Generator, Tensor
 
 from esper.leyline import DataError, UsageError
 from esper.tasks.base import Batch, CountedBatch
+from esper.tasks.chance import process_kept
 from esper.tasks.facts import TargetFacts
 from esper.tasks.tree import count, moved, part, require_finite, tensored
 
@@ -185,7 +184,7 @@ class LoaderBatches:
         self._passes = int(state.get("passes", 0))
         if begun:
             self._passes -= 1  # it is begun again
-            with random_streams_kept(self.loader):
+            with process_kept(self.loader):
                 torch.set_rng_state(begun["global"])
                 self._set(begun)
                 for _ in range(int(state["drawn"])):
@@ -225,7 +224,7 @@ class LoadedSplit:
         self.name, self.loader, self.unpacking, self.device = name, loader, unpacking, device
         self.targets = TargetFacts(ignored)
         sizes = []
-        with random_streams_kept(loader):
+        with process_kept(loader):
             for number, item in enumerate(loader):
                 where = f"batch {number} of {name}"
                 inputs, targets = unpacking(item, where)
@@ -241,6 +240,10 @@ class LoadedSplit:
     def __len__(self) -> int:
         return sum(self.sizes)
 
+    def within(self, most: int | None) -> int | None:
+        """What is asked for: batches are the loader's own."""
+        return most
+
     def parts(self, most: int | None) -> int:
         """See :class:`esper.tasks.base.SplitSource`."""
         return len(self.sizes) if most is None or not self.counted else sum(-(-n // most) for n in self.sizes)
@@ -249,7 +252,7 @@ class LoadedSplit:
     def reading(self, most: int | None) -> Iterator[Iterator[CountedBatch]]:
         """See :class:`esper.tasks.base.SplitSource`; larger batches are divided. Raises ``DataError`` where it gives
         nothing any more."""
-        with random_streams_kept(self.loader):
+        with process_kept(self.loader):
             yield self._batches(most)
 
     def _batches(self, most: int | None) -> Iterator[CountedBatch]:
@@ -266,23 +269,6 @@ class LoadedSplit:
                 yield part(inputs, index, n), part(targets, index, n), len(index)
         if number < 0:
             raise DataError(f"the loader of {self.name} gave no batch when it was read again; it can be read only once")
-
-
-@contextmanager
-def random_streams_kept(loader: Any) -> Iterator[None]:
-    """Random numbers that reading ``loader`` may draw on the CPU are afterwards as before."""
-    own = getattr(loader, "generator", None)
-    generator = own if isinstance(own, Generator) else None
-    before = torch.get_rng_state(), np.random.get_state(), random.getstate()
-    state = None if generator is None else generator.get_state()
-    try:
-        yield
-    finally:
-        torch.set_rng_state(before[0])
-        np.random.set_state(before[1])
-        random.setstate(before[2])
-        if generator is not None and state is not None:
-            generator.set_state(state)
 
 
 def check_batch(where: str, inputs: Any, targets: Any) -> int | None:

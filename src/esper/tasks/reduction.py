@@ -109,9 +109,9 @@ class Rows:
         return list(torch.split(self.all().cpu(), self._batches, dim=1)) if self._batches else []
 
     def become(self, batches: Sequence[Tensor]) -> None:
-        """Hold these batches instead."""
+        """Hold these batches instead; the next batch is the first to be ended."""
         self._held = torch.cat([self._held[:, :0].cpu(), *batches], dim=1)
-        self._ends = [self._held.shape[1]] * len(self._ends)
+        self._ends, self._batches = [self._held.shape[1]] * len(self._ends), []
 
 
 class _Means:

@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 from torch import nn
 
 from esper.kasmina import blueprints
@@ -33,6 +32,7 @@ from esper.leyline import (
     Op,
     Promise,
     SeedStage,
+    Settled,
     Sink,
     SlotFacts,
     SlotView,
@@ -44,6 +44,7 @@ from esper.leyline import (
 )
 from esper.tolaria import surgery
 from esper.tolaria.diagnostics import DiagnosticsConfig, EnvDiagnostics
+from esper.tolaria.evaluation import side_by_side
 from esper.tolaria.legality import why_illegal
 from esper.tolaria.ranks import require_agreement
 from esper.tolaria.rng import derive, seeded
@@ -194,30 +195,18 @@ class ModuleEngine:
                 slot.advance_stage(SeedStage.TRAINING)
 
     def evaluate(
-        self, envs: Sequence[int], configs: Sequence[Sequence[AlphaConfig]], split: str = "validation"
+        self,
+        envs: Sequence[int],
+        configs: Sequence[Sequence[AlphaConfig]],
+        split: str = "validation",
+        settled: Settled | None = None,
     ) -> EvalResult:
         """Evaluate each env under its own configurations."""
-        runs = [self._envs[i].trainer.evaluate(each, split) for i, each in zip(envs, configs, strict=True)]
-        widest = max((len(run.metric) for run in runs), default=0)
-
-        def table(name: str) -> np.ndarray:
-            padded = np.full((len(runs), widest), np.nan)
-            for i, run in enumerate(runs):
-                values = getattr(run, name)
-                padded[i, : len(values)] = values
-            return padded
-
-        return EvalResult(
-            metric=table("metric"),
-            loss=table("loss"),
-            metric_se=table("metric_se"),
-            loss_se=table("loss_se"),
-            examples=runs[0].examples if runs else 0,
-            paired=runs[0].paired if runs else 0,
-            passes=np.array([run.passes for run in runs]),
-            shared_prefix=np.array([run.shared for run in runs], dtype=bool),
-            seconds=np.array([run.seconds for run in runs]),
-        )
+        runs = [
+            self._envs[i].trainer.evaluate(each, split, None if settled is None else partial(settled, number))
+            for number, (i, each) in enumerate(zip(envs, configs, strict=True))
+        ]
+        return side_by_side(runs)
 
     def apply(
         self, envs: Sequence[int], actions: Sequence[FactoredAction], reasons: Sequence[str] | None = None

@@ -17,6 +17,7 @@ from esper.leyline import (
     FactoredAction,
     Metric,
     Op,
+    Paired,
     SeedStage,
     Sink,
     SlotView,
@@ -97,23 +98,27 @@ class EpisodeEventWriter:
                 continue
             fact = readout.facts.get(slot.slot_id)
             if fact is None or not math.isfinite(readout.loss):
-                reason = "not_scheduled" if fact is None else "non_finite_loss"
+                reason = readout.unread.get(slot.slot_id, "non_finite_loss")
                 self._say(T.COUNTERFACTUAL_UNAVAILABLE, {"reason": reason}, slot.slot_id, slot.seed_id)
                 continue
             data: dict[str, Any] = {}
+            read: Paired | None = None
             for name in ("removal_cost", "removal_cost_loss", "probe_gain", "probe_gain_loss"):
                 paired = getattr(fact, name)
                 if paired is not None:
                     data |= {name: paired.value, f"{name}_se": paired.se}
+                    read = paired
+            assert read is not None
             data |= _known(
                 shapley=readout.shapley.get(slot.slot_id),
                 all_off_metric=readout.all_off_metric,
                 all_off_loss=readout.all_off_loss,
                 interaction=readout.interaction,
+                read=read.read,
             )
             data |= {
                 "unit": self._metric.unit,
-                "examples": result.paired,
+                "examples": read.n,
                 "shared_prefix": bool(result.shared_prefix[row]),
                 "passes": float(result.passes[row]),
                 "alpha": slot.alpha,

@@ -27,13 +27,13 @@ from esper.leyline import (
     HostEngine,
     Metric,
     Op,
+    Paired,
     SeedStage,
     Sink,
     SlotView,
     TrainResult,
 )
-from esper.tolaria import counterfactual
-from esper.tolaria.counterfactual import Readout
+from esper.tolaria.counterfactual import CounterfactualPlan, Need, Readout, plan, read
 from esper.tolaria.delivery import Delivered, Scored, Validated, better, left_out, looks, taking_part, unproven
 from esper.tolaria.event_writer import EpisodeEventWriter
 from esper.tolaria.governor import Governor
@@ -55,6 +55,8 @@ class ExecutorConfig:
     """Epochs between counterfactual evaluations of live slots. At least 1."""
     shapley_every: int = 0
     """Epochs between exact Shapley values; 0 computes them after the last epoch only."""
+    all_off: bool = False
+    """Whether the env without any of its seeds is evaluated too, where a counterfactual is: rewards go by that."""
     test: bool = True
     """Whether there is a test split to look at in the end."""
     deliver: Literal["best", "last"] = "last"
@@ -168,11 +170,15 @@ class Executor:
     def complete(self, trained: Sequence[TrainResult], policy_seconds: float | None = None) -> list[StepReport]:
         """The second half of :meth:`step`: measure what was trained, and settle."""
         views = self.engine.views(self.envs)
-        plans = [self._plan(view, outcome) for view, outcome in zip(views, self._outcomes, strict=True)]
-        result = self.engine.evaluate(self.envs, [plan.configs for plan in plans])
+        plans = [self._plan(i, view, self._outcomes[i]) for i, view in enumerate(views)]
+
+        def settled(env: int, number: int, metric: Paired, loss: Paired) -> bool:
+            return plans[env].settled(number, metric, loss, self.metric, views[env].gates)
+
+        result = self.engine.evaluate(self.envs, [plan.configs for plan in plans], settled=settled)
         reports = []
         for i, (env, outcome) in enumerate(zip(self._envs, self._outcomes, strict=True)):
-            readout = counterfactual.read(plans[i], result, i, self.metric)
+            readout = read(plans[i], result, i, self.metric)
             rolled_back = self._rolled_back(i, readout, trained[i], outcome)
             if not rolled_back and self.config.deliver == "best":
                 self._keep_best(i, views[i], readout)
@@ -369,12 +375,13 @@ class Executor:
             self._envs[i].event_writer.note_births(view)
         return outcomes
 
-    def _plan(self, view: EnvView, outcome: ActionOutcome) -> counterfactual.CounterfactualPlan:
+    def _plan(self, i: int, view: EnvView, outcome: ActionOutcome) -> CounterfactualPlan:
         if self.epoch % self.config.counterfactual_every or not outcome.look:
-            return counterfactual.CounterfactualPlan(({},), (), (), shapley=False)
-        every = self.config.shapley_every
+            live = [slot.slot_id for slot in view.slots if slot.live]
+            return CounterfactualPlan(unread=dict.fromkeys(live, "not_scheduled"))
+        every, governor = self.config.shapley_every, self._envs[i].governor.config
         due = self.epoch % every == 0 if every else self.epoch == view.max_epochs
-        return counterfactual.plan(view, shapley=due)
+        return plan(view, Need(due, self.config.all_off, governor.evidence_age, governor.dependence))
 
     def _rolled_back(self, i: int, readout: Readout, trained: TrainResult, outcome: ActionOutcome) -> bool:
         """Let the governor judge the epoch, and go back to the last good state on a panic."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from esper.kasmina.structure import mapped, tensors, version
-from esper.tolaria.rng import load_process, process_state
+from esper.tasks.chance import load_process, process_state
 
 Quiet = Callable[[], AbstractContextManager[Any]]
 """Within what it makes, a step leaves no trace in what is its framework's: logs, counters, metrics."""

@@ -127,6 +127,15 @@ class HostGroups:
     def __init__(self, optimizer: Optimizer) -> None:
         self.whole = optimizer
 
+    @classmethod
+    def of(cls, optimizer: Optimizer) -> HostGroups:
+        """Of a class that is called as the optimizer's is, since monitors show its name."""
+        named: type[HostGroups] = type(type(optimizer).__name__, (cls,), {})
+        return named(optimizer)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return HostGroups.of, (self.whole,)
+
     @property
     def param_groups(self) -> list[dict[str, Any]]:
         """The host's groups, themselves."""
@@ -167,7 +176,7 @@ class Schedulers:
                     f" parameter groups for the model's {groups}; make schedulers before the first epoch"
                 )
             self._shielded.callback(setattr, scheduler, "optimizer", scheduler.optimizer)
-            scheduler.optimizer = HostGroups(scheduler.optimizer)  # type: ignore[assignment]
+            scheduler.optimizer = HostGroups.of(scheduler.optimizer)  # type: ignore[assignment]
 
     def _knows(self, scheduler: LRScheduler) -> bool:
         """Whether it moves the optimizer, or a wrapper of it."""

@@ -25,7 +25,7 @@ from esper.tasks.tree import size
 from esper.tolaria import booking, evaluation, ledger, rates, schedules, surgery
 from esper.tolaria.audition import Audition
 from esper.tolaria.epoch import Epoch, Share, probing, timed
-from esper.tolaria.evaluation import Evaluation, Reading
+from esper.tolaria.evaluation import Evaluation, Reading, SettledConfig
 from esper.tolaria.ledger import Ledger, Macs
 from esper.tolaria.lessons import Lesson, weight
 from esper.tolaria.nested import State
@@ -454,13 +454,13 @@ class Trainer:
 
     # --- evaluation -----------------------------------------------------------------------------------------------
 
-    def evaluate(self, configs: Sequence[AlphaConfig], split: str) -> Evaluation:
+    def evaluate(self, configs: Sequence[AlphaConfig], split: str, settled: SettledConfig | None = None) -> Evaluation:
         """Metric and loss under each configuration, without a trace in model, buffers or random state."""
-        reading = Reading(self.config.evaluation_batch, self.config.counterfactual_share)
+        data, forward, ranks = self.setup.splits[split], self.setup.forward, self.ranks
+        reading = Reading(data.within(self.config.evaluation_batch), self.config.counterfactual_share)
         kept = self.prefix.used(fill=split != "test")
         with torch.no_grad(), self.as_trained(), mode(self.model, False), self.streams.active("counterfactual"), kept:
-            data, forward = self.setup.splits[split], self.setup.forward
-            found = evaluation.evaluate(self.model, self.task, data, configs, reading, forward, self.ranks)
+            found = evaluation.evaluate(self.model, self.task, data, configs, reading, forward, ranks, settled)
         booking.evaluation(self, found, split, configs[0])
         return found
 

@@ -12,7 +12,8 @@ from esper.leyline.telemetry import TelemetryEventType as T
 class CounterfactualComputed(TypedDict):
     """What the metric loses when this slot's alpha is set to 0 (``removal_cost``), positive when the seed helps, in the
     metric's unit and in loss; ``probe_gain`` is the same for a seed behind the host with its alpha set to 1. Standard
-    errors are paired over ``examples``. ``passes`` is the cost in whole validation passes, for all slots of the row."""
+    errors are paired over ``examples``; ``read`` is their share of what could have been read, where reading could stop
+    as soon as enough was known. ``passes`` is the cost in whole validation passes, for all slots of the row."""
 
     removal_cost: NotRequired[float]
     removal_cost_se: NotRequired[float]
@@ -28,13 +29,15 @@ class CounterfactualComputed(TypedDict):
     interaction: NotRequired[float]
     unit: str
     examples: int
+    read: NotRequired[float]
     shared_prefix: bool
     passes: float
     alpha: float
 
 
 class CounterfactualUnavailable(TypedDict):
-    """No contribution of this seed was measured. ``reason`` is ``not_scheduled`` or ``non_finite_loss``."""
+    """No contribution of this seed was measured. ``reason`` is ``not_scheduled``, ``non_finite_loss``, ``too_early``
+    (its gate cannot pass yet), ``proven`` (in this stage, and its gate was not asked since) or ``kept``."""
 
     reason: str
     detail: NotRequired[str]

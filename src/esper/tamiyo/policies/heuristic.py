@@ -8,7 +8,7 @@ auditions early, since growth pays most while learning rates are high, and commi
 - *where*: the first free slot in network order, since auditions favour late slots, which learn fastest against a host
   held constant (``growth.md`` section 8), while seeds near the input prove best;
 - *blend* once the probe gain in loss is positive with confidence and the gradients are sound;
-- *keep* once removal would cost metric and loss with confidence;
+- *keep* once removal would cost loss with confidence, and the metric does not rule out that it is worth it;
 - *prune* what is harmful or not finite, and what could not prove itself in its time; the next blueprint takes its turn,
   and one that has only failed comes back only when learning has stalled.
 """
