@@ -65,7 +65,7 @@ def course(
                 grower.after_backward()
                 optimizer.step()
                 seeds = seed_groups(optimizer)
-                told.append((host_groups(optimizer)[-1]["lr"], seeds["1"]["lr"] if seeds else None))
+                told.append((host_groups(optimizer)[-1]["lr"], next(iter(seeds.values()))["lr"] if seeds else None))
             grower.after_epoch()
             if how["by"] == "hand":
                 scheduler.step()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -364,7 +364,7 @@ class Grower:
 
     def _shield(self) -> None:
         """Keep schedulers working where seeds have joined the optimizer since."""
-        grown = [slot.slot_id for slot in self._engine.views([0])[0].slots if slot.live]
+        grown = list(self._loop.trainer.model.parts)
         if grown != self._shielded:
             self._schedulers.shield()
             self._shielded = grown
@@ -432,8 +432,7 @@ class _Delivery:
         assert self.executor is not None
         if self.session.writes:
             exported = self.executor.engine.save(0, self.session.directory.model)
-            told = {**asdict(exported), "formats": list(exported.formats)}
-            self.session.say(TelemetryEventType.MODEL_EXPORTED, **told)
+            self.session.say(TelemetryEventType.MODEL_EXPORTED, **exported.payload())
         self._grown, self._episode = self.executor.engine.materialise(0), episode
 
     def result(self) -> GrowResult:

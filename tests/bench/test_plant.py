@@ -42,7 +42,7 @@ def test_a_planted_seed_takes_part_for_good_and_learns_with_the_host(trainer):
     slot = trainer.model.slots["block0"]
     assert (slot.stage, slot.alpha, slot.isolated) == (SeedStage.FOSSILIZED, 1.0, False)
     assert trainer.macs.forward > cost
-    assert set(surgery.seed_groups(trainer.optimizer)) == {"block0"}
+    assert set(surgery.seed_groups(trainer.optimizer)) == {slot.state.seed_id}
     weights = [p.detach().clone() for p in slot.seed_parameters()]
     trainer.train_epoch()
     assert trainer.ledger.probe_macs == 0

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import pytest
-from test_lifecycle_property import EVIDENCE, Life, Undead, Ungated
+from test_lifecycle_property import EVIDENCE, Greedy, Life, Undead, Ungated
 
 from esper.kasmina.slot import EventStamp, SeedSlot
 from esper.kasmina.state import GrowthPlan, Incubation
@@ -31,12 +31,19 @@ class Moment:
     epoch: int
 
 
-def life_at(moment: Moment, kind: type[SeedSlot], incubation: Incubation) -> Life:
-    """A life that stands there."""
+def life_of(kind: type[SeedSlot], incubation: Incubation, generations: int) -> Life:
+    """A life that begins."""
     life = Life.__new__(Life)
     life.kind = kind  # type: ignore[misc]
-    life.begin(incubation=incubation, embargo=1, detach=1)
+    life.begin(incubation=incubation, embargo=1, detach=1, generations=generations)
+    return life
+
+
+def life_at(moment: Moment, kind: type[SeedSlot], incubation: Incubation, generations: int) -> Life:
+    """A life that stands there."""
+    life = life_of(kind, incubation, generations)
     life.slot.load_lifecycle(json.loads(moment.lifecycle))
+    life.kept = [each.state.seed_id for each in life.slot.kept]
     life.slot.load_state_dict(moment.tensors)
     life.measured, life.epoch = set(moment.measured), moment.epoch
     life.slot.stamp = EventStamp(epoch=moment.epoch)
@@ -65,18 +72,24 @@ LETTERS: dict[str, Callable[[Life], Any]] = {
 }
 
 
-def enumerate_lives(depth: int, incubation: Incubation, kind: type[SeedSlot] = SeedSlot) -> tuple[int, int]:
-    """Numbers of sequences and of states; raises for what must not be."""
+def enumerate_lives(
+    depth: int, incubation: Incubation, kind: type[SeedSlot] = SeedSlot, generations: int = 1, first: Sequence[str] = ()
+) -> tuple[int, int]:
+    """Numbers of sequences and of states, after the letters ``first``; raises for what must not be."""
 
     def act(moment: Moment, letter: Callable[[Life], Any]) -> Moment:
-        life = life_at(moment, kind, incubation)
+        life = life_at(moment, kind, incubation, generations)
         letter(life)
         life.dead_stages_hold_no_seed()
+        assert life.kept[: len(before)] == before, "what was kept is not forgotten"
         return moment_of(life)
 
-    begin = Life.__new__(Life)
-    begin.kind = kind  # type: ignore[misc]
-    begin.begin(incubation=incubation, embargo=1, detach=1)
+    begin = life_of(kind, incubation, generations)
+    for name in first:
+        LETTERS[name](begin)
+        begin.dead_stages_hold_no_seed()
+    before = list(begin.kept)
+    assert len(before) == ("tick" in first)
     letters = {name: partial(act, letter=letter) for name, letter in LETTERS.items()}
     return every_sequence(
         moment_of(begin), letters, depth, lambda moment: f"{moment.lifecycle}{moment.epoch}{sorted(moment.measured)}"
@@ -91,6 +104,22 @@ def test_every_sequence_of_six(incubation: Incubation) -> None:
     print(f"{sequences:,} sequences through {states:,} states")
 
 
+KEPT = ("germinate", "mature", "mature", "mature", "tick")
+"""A seed is kept, and the slot opens again."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("incubation", Incubation)
+def test_every_sequence_of_six_in_a_slot_that_opens_again(incubation: Incubation) -> None:
+    sequences, states = enumerate_lives(6, incubation, generations=2, first=KEPT)
+    assert sequences == sum(len(LETTERS) ** length for length in range(1, 7)) and states > 1000
+    print(f"{sequences:,} sequences through {states:,} states")
+
+
+def test_every_sequence_of_two_in_a_slot_that_has_opened_again() -> None:
+    assert enumerate_lives(2, Incubation.PROBE, generations=2, first=KEPT)[0] == len(LETTERS) + len(LETTERS) ** 2
+
+
 def test_every_sequence_of_three() -> None:
     sequences, _ = enumerate_lives(3, Incubation.PROBE)
     assert sequences == sum(len(LETTERS) ** length for length in range(1, 4))
@@ -100,3 +129,8 @@ def test_every_sequence_of_three() -> None:
 def test_they_catch_a_slot_that_is(mutant: type[SeedSlot]) -> None:
     with pytest.raises(AssertionError):
         enumerate_lives(3, Incubation.PROBE, mutant)
+
+
+def test_they_catch_a_slot_that_opens_for_what_grows() -> None:
+    with pytest.raises(AssertionError):
+        enumerate_lives(2, Incubation.PROBE, Greedy, generations=2, first=KEPT[:3])

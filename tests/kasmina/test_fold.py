@@ -40,7 +40,7 @@ def test_a_folded_seed_costs_nothing_and_changes_no_class(name: str, alpha: floa
     plain = export(model, sample=sample)
     whole = {slot_id for slot_id, verdict in model.folds.items() if verdict is False}
     files = save_export(model, tmp_path, sample)
-    assert set(files.unfolded) == set(model.folds) - whole
+    assert set(files.unfolded) == {f"{slot_id}-1" for slot_id in set(model.folds) - whole}
     if whole == set(model.folds):
         assert kinds(plain) == kinds(CASES[name].build()) and counted(lambda: plain(sample)) == macs
     difference = compare(model, plain, sample)
@@ -75,7 +75,7 @@ def test_a_weight_that_is_used_twice_is_not_folded_into(by_the_way: bool, says: 
     model = GrowingModel.wrap(Tied(by_the_way).eval(), ["+embed", "+mix"], tokens)
     put(model, SeedStage.HOLDING, 1.0)
     files = save_export(model, tmp_path, tokens)
-    assert list(files.unfolded) == ["embed"] and files.unfolded["embed"].startswith(says)
+    assert list(files.unfolded) == ["embed-1"] and files.unfolded["embed-1"].startswith(says)
     assert f"# not folded into the weight: {says}" in files.code.read_text()
     plain = export(model)
     assert isinstance(plain.embed, Grown) and type(plain.mix) is nn.Linear
@@ -146,7 +146,7 @@ def test_the_mutant_a_wrong_way_to_fold_is_caught_on_the_sample(tmp_path: Path) 
     model.folds["attention_0_query"] = True  # a square weight: turned, it is another map
     assert not compare(model, export(model), sample).same
     assert compare(model, export(model, sample=sample), sample).same
-    assert "would change outputs by" in save_export(model, tmp_path, sample).unfolded["attention_0_query"]
+    assert "would change outputs by" in save_export(model, tmp_path, sample).unfolded["attention_0_query-1"]
 
 
 def test_what_rounding_would_swallow_stays_a_module() -> None:
@@ -196,7 +196,7 @@ def test_files_with_folded_seeds_and_others_load_where_there_is_no_esper(tmp_pat
     model, sample = wrapped("images")
     put(model, SeedStage.FOSSILIZED, 0.9)
     files = save_export(model.eval(), tmp_path, sample)
-    assert set(files.unfolded) == {"3"} and not files.needs_host
+    assert set(files.unfolded) == {"3-1"} and not files.needs_host
     with torch.no_grad():
         save_file({"sample": sample, "output": model(sample)}, tmp_path / "expected.safetensors")
     code = """

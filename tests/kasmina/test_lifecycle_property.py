@@ -20,11 +20,11 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from torch import Tensor
+from torch import Tensor, nn
 
 from esper.kasmina.layout import Layout
 from esper.kasmina.slot import EventStamp, SeedSlot, SlotConfig
-from esper.kasmina.state import GrowthPlan, Incubation
+from esper.kasmina.state import GrowthPlan, Incubation, SeedState
 from esper.leyline import (
     GATE_FOR,
     LEGAL_MOVES,
@@ -86,10 +86,16 @@ class Life(RuleBasedStateMachine):
 
     kind: type[SeedSlot] = SeedSlot
 
-    @initialize(incubation=st.sampled_from(Incubation), embargo=st.integers(1, 2), detach=st.integers(0, 3))
-    def begin(self, incubation: Incubation, embargo: int, detach: int) -> None:
+    @initialize(
+        incubation=st.sampled_from(Incubation),
+        embargo=st.integers(1, 2),
+        detach=st.integers(0, 3),
+        generations=st.integers(1, 3),
+    )
+    def begin(self, incubation: Incubation, embargo: int, detach: int, generations: int = 1) -> None:
         torch.manual_seed(0)
-        config = SlotConfig(Layout.NC, incubation, embargo, detach)
+        config = SlotConfig(Layout.NC, incubation, embargo, detach, generations)
+        self.kept: list[str] = []
         self.events: list[TelemetryEvent] = []
         self.measured: set[str] = set()
         self.gate: TelemetryEvent | None = None
@@ -104,6 +110,11 @@ class Life(RuleBasedStateMachine):
             self.gate = event
         elif event.event_type is T.SEED_STAGE_CHANGED:
             self.judge_move(SeedStage[event.data["from"]], SeedStage[event.data["to"]])
+        elif event.event_type is T.SLOT_REOPENED:
+            assert event.seed_id is not None and event.seed_id not in self.kept
+            assert self.slot.stage is SeedStage.FOSSILIZED, "only a seed that was kept lets the slot open"
+            self.kept.append(event.seed_id)
+            assert event.data["generation"] == len(self.kept) < event.data["generations"]
 
     def judge_payload(self, event: TelemetryEvent) -> None:
         payload = REGISTRY[event.event_type].payload
@@ -206,6 +217,11 @@ class Life(RuleBasedStateMachine):
                     parameter.fill_(poison)
         h = torch.tensor([[-0.0, 0.0, 1.0], [2.0, -3.0, 0.5]], requires_grad=True)
         g = torch.tensor([[1.0, -2.0, 0.5], [0.1, 0.2, 0.3]])
+        below = h.detach().clone().requires_grad_()
+        older: Tensor = below
+        for each in slot.kept:
+            older = each(older)
+        (older * g).sum().backward()
         if slot.isolated and slot.config.incubation is not Incubation.PROBE:
             self.measured.add("isolation_violations")
         out = slot(h)
@@ -214,8 +230,9 @@ class Life(RuleBasedStateMachine):
         if slot.stage is SeedStage.TRAINING and slot.config.incubation is not Incubation.GRAFT:
             untouched = True
         if untouched:
-            assert torch.equal(out.detach().view(torch.int32), h.detach().view(torch.int32))
-            assert h.grad is not None and torch.equal(h.grad, g)
+            assert torch.equal(out.detach().view(torch.int32), older.detach().view(torch.int32))
+            assert h.grad is not None and below.grad is not None and torch.equal(h.grad, below.grad)
+            assert slot.kept or (torch.equal(h.grad, g) and torch.equal(out, h))
         slot.load_state_dict(slot_seed)
 
     @invariant()
@@ -224,11 +241,16 @@ class Life(RuleBasedStateMachine):
             return
         slot = self.slot
         assert (slot.stage in LIVE) == slot.live == (slot.seed is not None)
+        older = [parameter for each in slot.kept for parameter in each.parameters()]
         if not slot.live:
-            assert list(slot.parameters()) == [] and slot.alpha == 0.0
+            assert len(list(slot.parameters())) == len(older) and slot.alpha == 0.0
+        assert [each.state.seed_id for each in slot.kept] == self.kept, "what was kept stays"
+        assert all(each.state.stage is SeedStage.FOSSILIZED for each in slot.kept), "a seed stays terminal"
+        assert len(self.kept) + (slot.stage is SeedStage.FOSSILIZED) <= slot.config.generations
         assert 0.0 <= slot.alpha <= 1.0
         view = slot.view()
         assert (view.stage, view.alpha, view.live) == (slot.stage, slot.alpha, slot.live)
+        assert (view.generation, [each.seed_id for each in view.kept]) == (len(self.kept), self.kept)
 
 
 class Ungated(SeedSlot):
@@ -262,7 +284,23 @@ class Leaking(SeedSlot):
         return out + (h - h.detach()) if self.live and self.alpha == 0.0 else out
 
 
-@pytest.mark.parametrize("mutant", [Ungated, BornHealthy, Undead, Blurred, Leaking])
+class Forgetful(SeedSlot):
+    def _reopen(self, state: SeedState) -> None:
+        super()._reopen(state)
+        self.kept = nn.ModuleList()
+
+
+class Greedy(SeedSlot):
+    def _reopen(self, state: SeedState) -> None:
+        """Opens for what grows, too."""
+
+    def tick(self) -> None:
+        super().tick()
+        if self.state is not None and self.stage in (SeedStage.HOLDING, SeedStage.FOSSILIZED):
+            super()._reopen(self.state)
+
+
+@pytest.mark.parametrize("mutant", [Ungated, BornHealthy, Undead, Blurred, Leaking, Forgetful, Greedy])
 def test_the_property_catches_a_slot_that_is(mutant: type[SeedSlot]) -> None:
     life = type("MutantLife", (Life,), {"kind": mutant})
     once = settings(max_examples=1000, stateful_step_count=30, phases=[Phase.generate], derandomize=True, database=None)

@@ -221,7 +221,7 @@ class FakeEngine:
             self.envs[env].slots[plain["slot_id"]] = SlotView(**{**plain, **facts})
 
     def save(self, env: int, directory: Path) -> ModelExport:
-        return ModelExport(str(directory), 100, 0.0, ())
+        return ModelExport(str(directory), 100, 0.0, (), 100)
 
     def materialise(self, env: int) -> Any:
         return None

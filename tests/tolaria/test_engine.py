@@ -221,7 +221,7 @@ def test_the_best_network_comes_back_with_an_unproven_seed_and_training_goes_on(
     assert [(s.seed_id, s.stage) for s in view.slots if s.live] == [(seed_id, SeedStage.BLENDING)]
     found = engine.evaluate([0], [({},)])
     assert (found.metric[0, 0], found.loss[0, 0]) == (expected.metric[0, 0], expected.loss[0, 0])
-    assert list(surgery.seed_groups(trainer.optimizer)) == [slot.slot_id]
+    assert list(surgery.seed_groups(trainer.optimizer)) == [seed_id]
     (result,) = engine.train_epoch([0])
     assert result.weights_finite
 

@@ -122,7 +122,7 @@ def played(of: TaskSpec, meanwhile: Meanwhile = nothing) -> tuple[Trainer, list[
     for epoch in range(EPOCHS):
         meanwhile(trainer, epoch)
         loss = trainer.train_epoch().loss
-        off = [{slot_id: 0.0} for slot_id in trainer.births]
+        off = [{slot_id: 0.0} for slot_id, slot in trainer.model.slots.items() if slot.live]
         found = trainer.evaluate([{}, *off], "validation")
         seen.append((loss, found.metric.tolist(), found.loss.tolist(), found.loss_se.tolist()))
     found = trainer.evaluate([{}], "test")
@@ -164,7 +164,9 @@ def test_what_is_booked_is_what_runs(meanwhile: Meanwhile) -> None:
         before = trainer.ledger.total_macs
         with counting() as counter:
             trainer.train_epoch()
-            trainer.evaluate([{}, *({slot_id: 0.0} for slot_id in trainer.births)], "validation")
+            trainer.evaluate(
+                [{}, *({slot_id: 0.0} for slot_id, slot in trainer.model.slots.items() if slot.live)], "validation"
+            )
         assert trainer.ledger.total_macs - before == pytest.approx(counter.total, rel=0.02)
 
 

@@ -14,7 +14,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from esper.leyline import DataError, UsageError
 from esper.tolaria.surgery import (
-    SLOT,
+    SEED,
     OptimizerState,
     add_seed_group,
     host_groups,
@@ -159,7 +159,7 @@ def test_state_survives_a_rebuilt_optimizer(make: Make) -> None:
     add_seed_group(rebuilt, "b", other["b"].named_parameters())
     add_seed_group(rebuilt, "a", other["a"].named_parameters())
     load_named_state(rebuilt, other.named_parameters(), state)
-    assert [group.get(SLOT) for group in rebuilt.param_groups] == [None, "a", "b"]
+    assert [group.get(SEED) for group in rebuilt.param_groups] == [None, "a", "b"]
     assert [group["lr"] for group in rebuilt.param_groups] == [0.025, 0.05, 0.3]
     train(optimizer, list(model.children()), range(4, 7))
     train(rebuilt, list(other.children()), range(4, 7))
@@ -226,7 +226,7 @@ def test_refusals_leave_the_optimizer_alone() -> None:
         ("no parameter that requires a gradient", lambda: add_seed_group(optimizer, "a", frozen.named_parameters())),
         ("did you mean 'momentum'", lambda: add_seed_group(optimizer, "a", newcomer.named_parameters(), momentun=0.9)),
         ("more than one parameter group", lambda: add_seed_group(optimizer, "a", model.named_parameters())),
-        ("unknown slot with a parameter group 'a'", lambda: remove_seed_group(optimizer, "a")),
+        ("unknown seed with a parameter group 'a'", lambda: remove_seed_group(optimizer, "a")),
     ):
         with pytest.raises(UsageError, match=message):
             call()

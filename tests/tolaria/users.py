@@ -103,7 +103,7 @@ def plant(trainer: Trainer, stage: SeedStage = SeedStage.TRAINING, alpha: float 
     with torch.no_grad():
         for parameter in slot.seed_parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
-    trainer.adopt("slot")
+    trainer.adopt(slot.state.seed_id)
     trainer.begin_epoch(0)
 
 

@@ -40,7 +40,7 @@ def plant(trainer: Trainer, seeds: Iterable[Planted], initial: Initial = Initial
         assert slot.state is not None
         slot.state.alpha = 1.0
         slot.state.enter(SeedStage.FOSSILIZED, trainer.completed)
-        trainer.adopt(each.slot)
+        trainer.adopt(slot.state.seed_id)
 
 
 def _germinate(slot: SeedSlot, each: Planted, initial: Initial) -> None:

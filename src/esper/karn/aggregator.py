@@ -29,6 +29,7 @@ HANDLERS: Final = MappingProxyType[T, Handler](
         T.SEED_STAGE_CHANGED: fold_seed.stage_changed,
         T.SEED_ALPHA_RETARGETED: fold_seed.alpha_retargeted,
         T.SEED_FOSSILIZED: fold_seed.fossilized,
+        T.SLOT_REOPENED: fold_seed.reopened,
         T.SEED_PRUNED: fold_seed.pruned,
         T.TRANSITION_VETOED: fold_seed.vetoed,
         T.ISOLATION_VIOLATION: fold_seed.isolation_violation,

@@ -42,7 +42,8 @@ def _chip(chip: Chip) -> str:
     alpha = "" if chip.alpha is None else f" {_short(chip.alpha)}"
     gate = "" if chip.gate is None else f" {chip.gate}{'+' if chip.gate_passed else '-'}"
     blueprint = "" if chip.blueprint is None else f":{chip.blueprint}"
-    return f"{chip.glyph}{chip.slot}{blueprint}{alpha}{gate}"
+    kept = "" if chip.generations is None else f" ({chip.generations})"
+    return f"{chip.glyph}{chip.slot}{blueprint}{alpha}{gate}{kept}"
 
 
 def _short(value: Figure | object) -> str:

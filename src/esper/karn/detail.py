@@ -59,7 +59,14 @@ def _slot(slot: SlotFold, fold: EnvironmentFold) -> Slot:
         live = None
     else:
         live = _seed(seed, fold, stage=slot.stage, blocked=_blocked(seed) if seed.stage is None else None)
-    return view(Slot, slot, seed=live, past=[_seed(seed, fold) for seed in slot.past])
+    return view(
+        Slot,
+        slot,
+        seed=live,
+        kept=[_seed(seed, fold) for seed in slot.kept],
+        generations=words.generations(len(slot.kept), slot.stage),
+        past=[_seed(seed, fold) for seed in slot.past],
+    )
 
 
 def _seed(seed: SeedFold, fold: EnvironmentFold, **live: str | None) -> Seed:

@@ -62,12 +62,15 @@ def _lines(detail: EnvironmentDetail, unit: str) -> Iterator[str]:
 def _slot(slot: Slot, epoch: Any) -> Iterator[str]:
     stage = slot.stage if slot.stage is not None else "unknown"
     seeds = "1 seed" if slot.seeds_seen == 1 else f"{slot.seeds_seen} seeds"
-    yield f"SLOT {slot.slot}  {GLYPHS.get(str(stage), '?')} {str(stage).lower()}, {seeds} so far"
+    standing = f"; {slot.generations}" if slot.generations is not None else ""
+    yield f"SLOT {slot.slot}  {GLYPHS.get(str(stage), '?')} {str(stage).lower()}, {seeds} so far{standing}"
     if slot.swimlane:
         spans = (f"{GLYPHS.get(s.stage, '?')} {s.since}-{'' if s.until is None else s.until}" for s in slot.swimlane)
         yield f"  life by epoch: {'  '.join(spans)}"
     if slot.seed is not None:
         yield from _seed(slot.seed, epoch)
+    for seed in reversed(slot.kept):
+        yield f"  beneath: {seed.blueprint if seed.blueprint is not None else seed.seed}, {_or(seed.ended, 'kept')}"
     for seed in slot.past:
         yield f"  before: {seed.blueprint if seed.blueprint is not None else seed.seed}, {_or(seed.ended, 'gone')}"
 

@@ -55,11 +55,11 @@ def seed_of(slot: SlotFold, event: TelemetryEvent) -> SeedFold | None:
 
 
 def known_seed(slot: SlotFold, seed_id: str) -> SeedFold | None:
-    """The seed of that id that is in the slot or was in it not long ago."""
+    """The seed of that id that is in the slot, or was in it not long ago."""
     seed = slot.seed
     if seed is not None and seed.seed == seed_id:
         return seed
-    return next((old for old in slot.past if old.seed == seed_id), None)
+    return next((old for old in (*slot.kept, *slot.past) if old.seed == seed_id), None)
 
 
 def retire(slot: SlotFold, keep: int = 8) -> None:

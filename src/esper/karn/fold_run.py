@@ -9,7 +9,7 @@ from msgspec.structs import asdict, fields, replace
 
 from esper.karn import anomaly, words
 from esper.karn.fold_common import measure, slot_in, smoothed, tally, trim
-from esper.karn.fold_seed import GOVERNOR, set_stage
+from esper.karn.fold_seed import GOVERNOR, set_stage, undo_openings
 from esper.karn.parts import Number, number
 from esper.karn.schema import Action, Drop, Leader, RunFacts
 from esper.karn.state import (
@@ -290,7 +290,8 @@ def command_settled(state: RunState, event: TelemetryEvent, environment: Environ
 
 def model_exported(state: RunState, event: TelemetryEvent, environment: EnvironmentFold | None) -> None:
     """The grown model was written."""
-    state.run.exported, state.run.exported_parameters = words.describe(event), event.data.get("parameters")
+    state.run.exported = words.describe(event)
+    state.run.exported_parameters, state.run.folded = event.data.get("parameters"), len(event.data.get("folded", ()))
 
 
 def compute_spent(state: RunState, event: TelemetryEvent, environment: EnvironmentFold | None) -> None:
@@ -329,6 +330,8 @@ def governor_rollback(state: RunState, event: TelemetryEvent, environment: Envir
     _governor(state, event, environment)
     if environment is not None:
         environment.rollbacks = max(environment.rollbacks, event.data.get("rollbacks", 0))
+        if (to_epoch := event.data.get("to_epoch")) is not None:
+            undo_openings(environment, to_epoch)
         anomaly.update(state, environment)
 
 

@@ -149,6 +149,31 @@ def fossilized(state: RunState, event: TelemetryEvent, environment: EnvironmentF
     tally(state, "seeds_kept", True, event)
 
 
+def reopened(state: RunState, event: TelemetryEvent, environment: EnvironmentFold | None) -> None:
+    """The slot is open again; the seed that it kept stays, beneath what comes."""
+    slot = slot_of(state, event, environment)
+    seed = None if slot is None else seed_of(slot, event)
+    if slot is None or seed is None:
+        return
+    _health(seed, event)
+    seed.reopened_epoch = event.epoch
+    if seed is slot.seed:
+        slot.seed = None
+    slot.kept.append(seed)
+    set_stage(slot, SeedStage.DORMANT.name, event.epoch)
+
+
+def undo_openings(environment: EnvironmentFold, to_epoch: int) -> None:
+    """Of a network that went back to ``to_epoch``: a slot that opened later holds the seed that it had kept then."""
+    for slot in environment.slots.values():
+        while slot.kept and (slot.kept[-1].reopened_epoch or 0) > to_epoch:
+            retire(slot)
+            seed = slot.seed = slot.kept.pop()
+            seed.reopened_epoch = None
+            if seed.end_epoch is None or seed.end_epoch > to_epoch:
+                seed.stage = seed.end_epoch = seed.end_cost = seed.end_cost_se = None
+
+
 def pruned(state: RunState, event: TelemetryEvent, environment: EnvironmentFold | None) -> None:
     """The seed is gone; its reason stays."""
     seed = _seed(state, event, environment)

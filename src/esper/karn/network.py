@@ -104,8 +104,9 @@ def grown(state: RunState, fold: EnvironmentFold) -> Grown:
 def _place(name: str, site: Mapping[str, Any] | None, fold: EnvironmentFold) -> Place:
     slot = fold.slots.get(name) or SlotFold(slot=name)
     shown = _shown(slot, fold)
-    known = [*slot.past, *([] if slot.seed is None else [slot.seed])]
+    known = [*slot.past, *slot.kept, *([] if slot.seed is None else [slot.seed])]
     past = [seed for seed in known if seed is not shown]
+    beneath = [seed for seed in slot.kept if seed is not shown and left_out(fold.result, seed.seed) is None]
     forgotten = max(0, slot.seeds_seen - len(known))
     pruned = [seed for seed in past if seed.stage == "PRUNED"]
     return Place(
@@ -113,23 +114,25 @@ def _place(name: str, site: Mapping[str, Any] | None, fold: EnvironmentFold) -> 
         path=None if site is None else site["path"],
         beside=bool(site and site["beside"]),
         sprout=None if shown is None else _sprout(shown, slot, fold),
-        past=[_gone(seed) for seed in past],
+        past=[_gone(seed, beneath=seed in beneath) for seed in past],
         pruned=len(pruned) + forgotten,
         last=visible(pruned[-1].blueprint or "a seed") if pruned else None,
     )
 
 
 def _shown(slot: SlotFold, fold: EnvironmentFold) -> SeedFold | None:
-    """The seed that is in the network, or the one that lives in the slot."""
+    """The newest seed that is in the network, or the one that lives in the slot."""
     result = fold.result
     if result is not None:
         delivered = {seed.seed_id for seed in result.seeds}
-        known = [*([] if slot.seed is None else [slot.seed]), *reversed(slot.past)]
+        known = [*([] if slot.seed is None else [slot.seed]), *reversed(slot.kept), *reversed(slot.past)]
         inside = next((seed for seed in known if seed.seed in delivered), None)
         if inside is not None:
             return inside
     seed = slot.seed
-    return None if seed is None or seed.stage == "PRUNED" or slot.stage in EMPTY else seed
+    if seed is None or seed.stage == "PRUNED" or slot.stage in EMPTY:
+        return slot.kept[-1] if slot.kept else None
+    return seed
 
 
 def _sprout(seed: SeedFold, slot: SlotFold, fold: EnvironmentFold) -> Sprout:
@@ -166,7 +169,9 @@ def _sprout(seed: SeedFold, slot: SlotFold, fold: EnvironmentFold) -> Sprout:
     )
 
 
-def _gone(seed: SeedFold) -> str:
+def _gone(seed: SeedFold, *, beneath: bool) -> str:
+    if beneath:
+        return f"{visible(seed.blueprint or 'a seed')} kept beneath it"
     when = "" if seed.end_epoch is None else f" in epoch {seed.end_epoch}"
     why = f": {visible(seed.end_reason)}" if seed.end_reason else ""
     fate = {"PRUNED": "pruned", "FOSSILIZED": "kept, and left out,"}.get(seed.stage or "", "gone")

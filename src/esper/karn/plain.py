@@ -60,6 +60,8 @@ def chip_words(chip: Chip) -> str:
         return f"{chip.slot}: unknown"
     parts = [f"{chip.blueprint} " if chip.blueprint is not None else "", str(chip.stage).lower()]
     text = f"{chip.slot}: {''.join(parts)}"
+    if chip.generations is not None:
+        text += f" ({chip.generations})"
     if chip.alpha is not None:
         text += f", alpha {shown(chip.alpha)}"
     if chip.gate is not None:

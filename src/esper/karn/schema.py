@@ -41,6 +41,7 @@ class Chip(Part, kw_only=True, frozen=True):
     """The last gate evaluated."""
     gate_passed: bool | None = None
     removal_cost: Figure | None = None
+    generations: str | None = None
 
 
 class EnvironmentFacts(Shared, kw_only=True):
@@ -153,11 +154,13 @@ class Stretch(Part, kw_only=True, frozen=True):
 
 
 class Slot(Part, kw_only=True, frozen=True):
-    """One slot in the environment drawer."""
+    """One slot in the environment drawer; ``kept`` are seeds beneath, the oldest first, ``generations`` in words."""
 
     slot: str
     stage: str | None = None
     seed: Seed | None = None
+    kept: list[Seed] = []
+    generations: str | None = None
     past: list[Seed] = []
     seeds_seen: int = 0
     swimlane: list[Stretch] = []

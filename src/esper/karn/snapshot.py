@@ -294,6 +294,7 @@ def _chip(slot: SlotFold, epoch: int | None) -> Chip:
         gate=None if gate is None else gate.gate,
         gate_passed=None if gate is None else gate.passed,
         removal_cost=fact(facts, "removal_cost", epoch),
+        generations=words.generations(len(slot.kept), slot.stage),
     )
 
 

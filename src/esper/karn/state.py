@@ -81,14 +81,17 @@ class SeedFold(SeedFacts, kw_only=True):
     end_cost: Measured | None = None
     """Removal cost as the event of its end tells it; a counterfactual may be newer."""
     end_cost_se: float | None = None
+    reopened_epoch: int | None = None
+    """Epoch in which the slot opened again above it."""
 
 
 class SlotFold(msgspec.Struct, omit_defaults=True):
-    """One slot: its stage, the seed in it, and those that were."""
+    """One slot: its stage, the seed in it, those that it has kept beneath, and those that were."""
 
     slot: str
     stage: str | None = None
     seed: SeedFold | None = None
+    kept: list[SeedFold] = []
     past: list[SeedFold] = []
     seeds_seen: int = 0
     swimlane: list[Stretch] = []
@@ -223,6 +226,8 @@ class RunFold(RunFacts, kw_only=True):
     """What the host is made of, as the payload has it; ``None`` in journals that do not say."""
     exported_parameters: int | None = None
     """Of the model that was written."""
+    folded: int = 0
+    """Seeds that are in a weight of that model, where they have no parameters of their own."""
 
 
 class ProducerFold(msgspec.Struct, omit_defaults=True):

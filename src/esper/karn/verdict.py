@@ -314,7 +314,9 @@ def _grown(case: Case) -> Iterator[Finding]:
 
 
 def _cost(case: Case, newest: EpisodeRecord) -> str:
-    text = _growth(newest.host_parameters, newest.total_parameters)
+    text, run = _growth(newest.host_parameters, newest.total_parameters), case.state.run
+    if run.folded and run.exported_parameters is not None:
+        text += f", {run.exported_parameters:,} as it is written: {words.folded(run.folded)}"
     paired = next((one for one in case.table.differences if one.macs_ratio is not None), None)
     if paired is not None and paired.macs_ratio is not None:
         ratio = f"{paired.macs_ratio:.2f}" if paired.macs_ratio < 10 else f"{paired.macs_ratio:,.0f}"

@@ -117,6 +117,29 @@ def deciding(checks: Iterable[Mapping[str, Any]], passed: bool, ids: Iterable[st
     return "; ".join(told or map(str, ids))
 
 
+_NUMBERS: Final = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
+_DOING: Final = {
+    "GERMINATED": "born",
+    "TRAINING": "learning",
+    "BLENDING": "blending in",
+    "HOLDING": "holding",
+    "PRUNED": "pruned",
+    "EMBARGOED": "pruned",
+    "RESETTING": "pruned",
+}
+
+
+def generations(kept: int, stage: str | None) -> str | None:
+    """``2 kept, third learning``: a slot that opened again above ``kept`` seeds. ``None`` where it never did."""
+    if not kept:
+        return None
+    if stage == "FOSSILIZED":
+        return f"{kept + 1} kept"
+    number = _NUMBERS[kept] if kept < len(_NUMBERS) else f"{kept + 1}th"
+    doing = _DOING.get(stage or "")
+    return f"{kept} kept, {number} {doing}" if doing else f"{kept} kept, open for a {number}"
+
+
 def dated(text: str, epoch: int | None) -> str:
     """A sentence with the epoch that it is of."""
     return f"{text} (epoch {epoch})" if epoch is not None else f"{text} (at an unknown time)"
@@ -159,6 +182,16 @@ def _episode_end(data: Mapping[str, Any]) -> str:
     return f"episode {data.get('status')}{test}{best}"
 
 
+def _exported(data: Mapping[str, Any]) -> str:
+    inside = folded(len(data.get("folded", ())))
+    return f"model written to {data.get('path')}" + (f", {inside}" if inside else "")
+
+
+def folded(seeds: int) -> str:
+    """What became of seeds that are in a weight of the written model; empty where none is."""
+    return f"{seeds} seed{'s' * (seeds != 1)} folded into weights" if seeds else ""
+
+
 def _reason(data: Mapping[str, Any]) -> str:
     """A reason that is an identifier, as words."""
     return str(data.get("reason", "no reason given")).replace("_", " ")
@@ -186,6 +219,7 @@ _SENTENCES: dict[T, Callable[[Mapping[str, Any]], str]] = {
         f"alpha {figure(d.get('alpha_from'))} to {figure(d.get('alpha_target'))} over {d.get('tempo')} epochs"
     ),
     T.SEED_FOSSILIZED: _kept,
+    T.SLOT_REOPENED: lambda d: f"open again, {d.get('generation')} of {d.get('generations')} kept",
     T.SEED_PRUNED: lambda d: f"pruned from {d.get('from')} by {d.get('by', 'an unnamed hand')}: {_reason(d)}",
     T.TRANSITION_VETOED: lambda d: f"{d.get('target_stage')} vetoed by {d.get('by')}: {_reason(d)}",
     T.ISOLATION_VIOLATION: lambda d: f"gradient leaked to the host ({figure(d.get('host_gradient_norm'))})",
@@ -199,7 +233,7 @@ _SENTENCES: dict[T, Callable[[Mapping[str, Any]], str]] = {
     T.COMMAND_ISSUED: lambda d: _command("asks for", d),
     T.COMMAND_EXECUTED: lambda d: _command("did", d),
     T.COMMAND_FAILED: lambda d: _command("could not", d),
-    T.MODEL_EXPORTED: lambda d: f"model written to {d.get('path')}",
+    T.MODEL_EXPORTED: _exported,
     T.COUNTERFACTUAL_COMPUTED: lambda d: (
         f"removal cost {figure(d.get('removal_cost'))}, "
         f"probe gain {figure(d.get('probe_gain'))} {d.get('unit', '')}".rstrip()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from esper.kasmina import blueprints
+from esper.kasmina.generations import Part
 from esper.kasmina.growing import GrowingModel
 from esper.kasmina.layer import Beside
 from esper.kasmina.layout import Layout
@@ -28,21 +29,19 @@ _LEADS: Final = ("position", "axes", "entry")
 """What leads to the tensors that a seed takes and changes."""
 
 
-def described(model: GrowingModel, built_in: Collection[str], same: Mapping[str, str]) -> dict[str, str]:
-    """For the header of the exported weights: how to build the seeds of these slots, and other names of tensors."""
+def described(model: GrowingModel, built_in: Mapping[str, Sequence[Part]], same: Mapping[str, str]) -> dict[str, str]:
+    """For the header of the exported weights: how to build these seeds, by slot, and other names of tensors."""
     seeds = {}
-    for slot_id in built_in:
+    for slot_id, parts in built_in.items():
         slot, place = model.slots[slot_id], model.places[slot_id]
-        assert slot.state is not None
         given = {name: value for name, value in place.with_seed(nn.Identity(), 0.0).keywords.items() if name in _LEADS}
-        seeds[place.path] = {
-            "blueprint": slot.state.blueprint_id,
+        about = {
             "channels": slot.channels,
             "fit": msgspec.to_builtins(slot.config.layout),
             "dtype": str(slot.dtype).rpartition(".")[2],
-            "alpha": slot.alpha,
             **{name: repr(value) for name, value in given.items()},
         }
+        seeds[place.path] = [about | {"blueprint": part.state.blueprint_id, "alpha": part.alpha} for part in parts]
     return {_KEY: json.dumps({"seeds": seeds, "same": dict(same)}, sort_keys=True)}
 
 
@@ -69,7 +68,7 @@ def apply(model: nn.Module, run: str | Path) -> nn.Module:
         raise UsageError(f"the {type(model).__name__} has no submodule {missing[0]!r}, where something grew in {run}")
     made: list[Grown] = []
     with torch.random.fork_rng(devices=[]):
-        graft(model, {path: partial(_grown, made, seed) for path, seed in about["seeds"].items()})
+        graft(model, {path: partial(_grown, made, seeds) for path, seeds in about["seeds"].items()})
     differing = _differing(model, {**tensors, **{name: tensors[other] for name, other in about["same"].items()}})
     if differing:
         _undo(model, made)
@@ -98,14 +97,20 @@ def _weights(run: Path) -> Path:
     raise UsageError(f"{run} holds no exported model ({WEIGHTS} or model/{WEIGHTS}): give a run that delivered one")
 
 
-def _grown(made: list[Grown], about: Mapping[str, Any], module: nn.Module) -> Grown:
+def _grown(made: list[Grown], seeds: Sequence[Mapping[str, Any]], module: nn.Module) -> nn.Module:
+    """The module with all its seeds, the newest outermost."""
+    for about in seeds:
+        module = _around(about, module)
+        made.append(module)
+    return module
+
+
+def _around(about: Mapping[str, Any], module: nn.Module) -> Grown:
     device = next((tensor.device for tensor in (*module.parameters(), *module.buffers())), None)
     seed = blueprints.build(about["blueprint"], about["channels"], msgspec.convert(about["fit"], Layout | Beside))
     seed = seed.to(device=device, dtype=getattr(torch, about["dtype"]))
     leads = {name: ast.literal_eval(about[name]) for name in _LEADS if name in about}
-    grown = (GrownBeside if "entry" in leads else Grown)(module, seed, about["alpha"], **leads)
-    made.append(grown)
-    return grown
+    return (GrownBeside if "entry" in leads else Grown)(module, seed, about["alpha"], **leads)
 
 
 def _differing(model: nn.Module, tensors: Mapping[str, Tensor]) -> list[str]:
@@ -121,7 +126,7 @@ def _differing(model: nn.Module, tensors: Mapping[str, Tensor]) -> list[str]:
 
 
 def _undo(model: nn.Module, made: list[Grown]) -> None:
-    for grown in made:
+    for grown in reversed(made):
         for parent in model.modules():
             for name, child in parent._modules.items():
                 if child is grown:

@@ -9,24 +9,27 @@ from __future__ import annotations
 
 import copy
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from weakref import ref
 
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from esper.kasmina.portable import Grown, added, blended
+from esper.kasmina.portable import added, blended
 
 if TYPE_CHECKING:
+    from esper.kasmina.generations import Part
     from esper.kasmina.probe import Place
     from esper.kasmina.tap import Tap
 
 
 class Twin:
-    """Forward hook in a copy, where the host has a tap: a seed of its own at a fixed alpha, or none."""
+    """Forward hook in a copy, where the host has a tap: seeds of its own at fixed alphas, or none."""
 
-    def __init__(self, seed: nn.Module | None, seed_id: str | None, alpha: float, place: Place) -> None:
-        self.seed, self.seed_id, self.alpha, self.place = seed, seed_id, alpha, place
+    def __init__(self, parts: Sequence[Part], place: Place) -> None:
+        self.parts, self.place = list(parts), place
         self.origin: ref[Tap] | None = None
         self.follows = False
         """Whether it belongs to an average."""
@@ -34,50 +37,61 @@ class Twin:
     @classmethod
     def of(cls, tap: Tap, memo: dict[int, Any]) -> Twin:
         """What stands for ``tap`` in the copy that ``memo`` belongs to."""
-        twin = cls(copy.deepcopy(tap.seed, memo), tap.seed_id, tap.slot.alpha, tap.place)
+        twin = cls([copied(part, memo) for part in tap.parts], tap.place)
         twin.origin = ref(tap)
         return twin
 
     def __call__(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
-        """The output with the seed's part in it; ``None`` where nothing changes."""
-        if self.seed is None or self.alpha == 0.0:
-            return None
-        weight = next(self.seed.parameters(), None)
-        if weight is not None and weight.device != (h := self.place.take(output)).device:
-            self.seed.to(h.device)
-        if self.seed.training is not module.training:
-            self.seed.train(module.training)
-        place, x = self.place, self.place.entering(args, kwargs)
-        if x is not None:
-            return added(output, self.seed, x, self.alpha, place.position)
-        return blended(output, self.seed, self.alpha, place.position, place.axes)
+        """The output with the seeds' part in it; ``None`` where nothing changes."""
+        place, x, changed = self.place, self.place.entering(args, kwargs), None
+        for part in self.parts:
+            if part.alpha == 0.0:
+                continue
+            seed, before = part.seed, output if changed is None else changed
+            weight = next(seed.parameters(), None)
+            if weight is not None and weight.device != (h := place.take(before)).device:
+                seed.to(h.device)
+            if seed.training is not module.training:
+                seed.train(module.training)
+            if x is not None:
+                changed = added(before, seed, x, part.alpha, place.position)
+            else:
+                changed = blended(before, seed, part.alpha, place.position, place.axes)
+        return changed
 
     def follow(self) -> None:
-        """Have the seed that the host has there now; one that is the same keeps its average."""
+        """Have the seeds that the host has there now; one that is the same keeps its average."""
         tap = None if self.origin is None else self.origin()
         if tap is None:
             return
         self.follows = True
-        if tap.seed_id != self.seed_id:
-            self.seed, self.seed_id = copy.deepcopy(tap.seed), tap.seed_id
-        self.alpha = tap.slot.alpha
+        own = {part.seed_id: part.seed for part in self.parts}
+        self.parts = [
+            replace(part, seed=own[part.seed_id]) if part.seed_id in own else copied(part, {}) for part in tap.parts
+        ]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Twin:
-        twin = Twin(copy.deepcopy(self.seed, memo), self.seed_id, self.alpha, self.place)
+        twin = Twin([copied(part, memo) for part in self.parts], self.place)
         twin.origin = self.origin
         return twin
 
     def __reduce__(self) -> tuple[Any, ...]:
         """In a file there is nothing to follow."""
-        return Twin, (self.seed, self.seed_id, self.alpha, self.place)
+        return Twin, (self.parts, self.place)
 
 
-def built_in(tap: Tap | Twin, module: nn.Module, seed: nn.Module, training: bool) -> Grown:
-    """What takes the place of ``module``, with ``seed`` as the tap or its twin has it now."""
-    alpha = tap.alpha if isinstance(tap, Twin) else tap.slot.alpha
-    grown: Grown = tap.place.with_seed(seed, alpha)(module)
-    grown.training = module.training
-    seed.train(training)
+def copied(part: Part, memo: dict[int, Any]) -> Part:
+    """The same with a module of its own."""
+    return replace(part, seed=copy.deepcopy(part.seed, memo))
+
+
+def built_in(place: Place, parts: Sequence[Part], training: bool, module: nn.Module) -> nn.Module:
+    """What takes the place of ``module``, with the seeds of ``parts``, themselves, one around the other."""
+    grown = module
+    for part in parts:
+        grown = place.with_seed(part.seed, part.alpha)(grown)
+        grown.training = module.training
+        part.seed.train(training)
     return grown
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import copy
 import errno
 import importlib.util
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
-from functools import partial, wraps
+from dataclasses import dataclass
+from functools import partial, reduce, wraps
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from esper.kasmina import fold
 from esper.kasmina.applied import WEIGHTS, described
+from esper.kasmina.generations import Part
 from esper.kasmina.growing import GrowingModel
 from esper.kasmina.leaving import strip
 from esper.kasmina.portable import fill, graft, read_tensors
@@ -46,60 +47,97 @@ def export(model: GrowingModel, stages: Collection[SeedStage] | None = None, sam
 
 
 @dataclass(frozen=True, slots=True)
+class Shape:
+    """What a plain model is made of, besides the host: seed id -> slot and seed, slots in network order, in each the
+    oldest first.
+    """
+
+    apart: Mapping[str, tuple[str, Part]]
+    """Seeds that are modules of their own."""
+    folded: Mapping[str, tuple[str, Part]]
+    """Those that are in the weight of the module beside which they grew."""
+    unfolded: Mapping[str, str]
+    """Why a seed beside a module was not folded."""
+
+
+@dataclass(frozen=True, slots=True)
 class _Plain:
     model: nn.Module
-    apart: dict[str, str | None]
-    """Slots whose seed is a module of its own; why it was not folded, where it stands beside a module."""
+    shape: Shape
     compared: Difference | None
     """Outputs on the sample against those of the growing model."""
 
 
 def _build(model: GrowingModel, stages: Collection[SeedStage] | None, sample: Sample | None) -> _Plain:
-    slots = _built_in(model, stages)
-    beside = [slot_id for slot_id in slots if slot_id in model.folds]
-    apart = {slot_id: fold.against(model, slot_id) if slot_id in beside else None for slot_id in slots}
-    folded = [slot_id for slot_id in beside if apart[slot_id] is None]
-    plain = _with_seeds(model, [slot_id for slot_id in slots if slot_id not in folded], folded)
+    parts = _built_in(model, stages)
+    beside = {seed_id: part for seed_id, part in parts.items() if part[0] in model.folds}
+    why = fold.against(model, beside)
+    shape = _shape(parts, beside, why)
+    plain = _with_seeds(model, shape)
     compared = None
     if sample is not None:
         with _only(model, stages), mode(model, False):
             compared = compare(model, plain, sample)
-            if folded and not compared.same:
-                apart |= dict.fromkeys(folded, f"folded, it would change outputs by {compared.largest:.1g}")
-                plain, folded = _with_seeds(model, slots, []), []
+            if shape.folded and not compared.same:
+                text = f"folded, it would change outputs by {compared.largest:.1g}"
+                shape = _shape(parts, beside, dict.fromkeys(shape.folded, text) | why)
+                plain = _with_seeds(model, shape)
                 compared = compare(model, plain, sample)
-    return _Plain(plain, {slot_id: why for slot_id, why in apart.items() if slot_id not in folded}, compared)
+    return _Plain(plain, shape, compared)
 
 
-def _with_seeds(model: GrowingModel, apart: Collection[str], folded: Collection[str]) -> nn.Module:
+def _shape(
+    parts: Mapping[str, tuple[str, Part]], beside: Mapping[str, tuple[str, Part]], unfolded: Mapping[str, str]
+) -> Shape:
+    folded = {seed_id: part for seed_id, part in beside.items() if seed_id not in unfolded}
+    return Shape({seed_id: part for seed_id, part in parts.items() if seed_id not in folded}, folded, unfolded)
+
+
+def _with_seeds(model: GrowingModel, shape: Shape) -> nn.Module:
     host = _bare_host(model)
-    for slot_id in folded:
-        module, slot = host.get_submodule(model.places[slot_id].path), model.slots[slot_id]
+    for slot_id, parts in by_slot(shape.folded).items():
+        module = host.get_submodule(model.places[slot_id].path)
         weight = module._parameters["weight"]
-        assert weight is not None and slot.seed is not None
-        module._parameters["weight"] = fold.folded(weight, slot.seed, slot.alpha, bool(model.folds[slot_id]))
-    return graft(host, {model.places[slot_id].path: _grown(model, slot_id) for slot_id in apart}).eval()
+        assert weight is not None
+        module._parameters["weight"] = fold.folded(weight, parts, bool(model.folds[slot_id]))
+    made = {model.places[slot_id].path: _grown(model, slot_id, shape) for slot_id in by_slot(shape.apart)}
+    return graft(host, made).eval()
+
+
+def by_slot(parts: Mapping[str, tuple[str, Part]]) -> dict[str, list[Part]]:
+    """slot -> its seeds."""
+    found: dict[str, list[Part]] = {}
+    for slot_id, part in parts.values():
+        found.setdefault(slot_id, []).append(part)
+    return found
 
 
 def _only(model: GrowingModel, stages: Collection[SeedStage] | None) -> AbstractContextManager[None]:
     """Within, the seeds that are not part of the plain model take no part in the growing one."""
-    without = {slot_id for slot_id, slot in model.slots.items() if slot.seed is not None}
-    return model.alphas(dict.fromkeys(without - set(_built_in(model, stages)), 0.0))
+    built_in = _built_in(model, stages)
+    without = [s for s, slot in model.slots.items() if slot.state is not None and slot.state.seed_id not in built_in]
+    return model.alphas(dict.fromkeys(without, 0.0))
 
 
-def _built_in(model: GrowingModel, stages: Collection[SeedStage] | None) -> list[str]:
-    """Slots whose seed is part of the plain model."""
-    return [
-        slot_id
-        for slot_id, slot in model.slots.items()
-        if slot.seed is not None and slot.alpha != 0.0 and (stages is None or slot.stage in stages)
-    ]
+def _built_in(model: GrowingModel, stages: Collection[SeedStage] | None) -> dict[str, tuple[str, Part]]:
+    """Seeds that are part of the plain model; those that were kept before their slot opened again always are."""
+    return {
+        seed_id: (slot_id, part)
+        for seed_id, (slot_id, part) in model.parts.items()
+        if part.alpha != 0.0
+        and (stages is None or part.state.stage in stages or part.seed is not model.slots[slot_id].seed)
+    }
 
 
-def _grown(model: GrowingModel, slot_id: str) -> partial[Any]:
-    slot = model.slots[slot_id]
-    assert slot.seed is not None
-    return model.places[slot_id].with_seed(copy.deepcopy(slot.seed), slot.alpha)
+def _grown(model: GrowingModel, slot_id: str, shape: Shape) -> Callable[[nn.Module], nn.Module]:
+    """Puts the slot's seeds that are modules of their own around a module, the newest outermost."""
+    made = _makers(model, slot_id, shape)
+    return lambda module: reduce(lambda inner, make: make(inner), made, module)
+
+
+def _makers(model: GrowingModel, slot_id: str, shape: Shape) -> list[partial[Any]]:
+    place = model.places[slot_id]
+    return [place.with_seed(copy.deepcopy(part.seed), part.alpha) for part in by_slot(shape.apart)[slot_id]]
 
 
 def _bare_host(model: GrowingModel) -> nn.Module:
@@ -121,8 +159,13 @@ class Exported:
     code: Path
     weights: Path
     needs_host: bool
-    unfolded: Mapping[str, str] = field(default_factory=dict)
-    """Slots beside a module whose seed is a module of its own, and why it was not folded into the weight."""
+    shape: Shape
+    """What became of the seeds."""
+
+    @property
+    def unfolded(self) -> Mapping[str, str]:
+        """seed id -> why a seed beside a module is a module of its own, and not folded into the weight."""
+        return self.shape.unfolded
 
 
 def save_export(
@@ -144,7 +187,7 @@ def save_export(
         )
     saved, same = _unshared(plain)
     try:
-        content = pack(saved, described(model, built.apart, same))
+        content = pack(saved, described(model, by_slot(built.shape.apart), same))
     except (KeyError, ValueError, SafetensorError) as error:
         kinds = ", ".join(sorted({str(tensor.dtype) for tensor in saved.values()}))
         raise UsageError(f"the model cannot be exported: a safetensors file cannot hold all of {kinds}") from error
@@ -161,16 +204,15 @@ def save_export(
 def _with_code(model: GrowingModel, built: _Plain, folder: Folder, sample: Sample, same: dict[str, str]) -> Exported:
     """Write ``model.py`` beside the weights, with the host in it where that can be."""
     code = folder.path / CODE
-    unfolded = {slot_id: why for slot_id, why in built.apart.items() if why is not None}
     reasons: list[str] = []
     for with_host in (True, False):
         try:
-            folder.write(CODE, _code(model, built.apart, same, with_host).encode())
+            folder.write(CODE, _code(model, built.shape, same, with_host).encode())
             _check(model, built.model, code, sample, None if with_host else _blank(_bare_host(model)))
         except (CannotWrite, DataError) as error:
             reasons.append(str(error))
             continue
-        return Exported(code, folder.path / WEIGHTS, not with_host, unfolded)
+        return Exported(code, folder.path / WEIGHTS, not with_host, built.shape)
     raise UsageError(f"the model cannot be exported: {reasons[-1]}")
 
 
@@ -192,17 +234,20 @@ def _unshared(plain: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
     return saved, same
 
 
-def _code(model: GrowingModel, apart: Mapping[str, str | None], same: dict[str, str], with_host: bool) -> str:
+def _code(model: GrowingModel, shape: Shape, same: dict[str, str], with_host: bool) -> str:
     source = Source(reserved=("load", "seeds", "make_host", "SHARED", "host", "weights", "tensors"))
     imports = {"nn": source.imported("torch", "nn"), "Path": source.imported("pathlib", "Path")}
     seeds = []
-    for slot_id, why in apart.items():
-        path, grown = model.places[slot_id].path, _grown(model, slot_id)
-        given = dict(grown.keywords)
-        seed = source.module(given.pop("seed").eval(), f"the seed at {path!r}", depth=2)
-        rest = ", ".join([repr(given.pop("alpha")), *(source.value(each) for each in given.values())])
-        seeds += [f"        # not folded into the weight: {why}\n"] if why else []
-        seeds.append(f"        {path!r}: lambda module: {source.name(grown.func)}(module, {seed}, {rest}),\n")
+    for slot_id, parts in by_slot(shape.apart).items():
+        path, built = model.places[slot_id].path, "module"
+        for part, grown in zip(parts, _makers(model, slot_id, shape), strict=True):
+            given = dict(grown.keywords)
+            seed = source.module(given.pop("seed").eval(), f"the seed at {path!r}", depth=2)
+            rest = ", ".join([repr(given.pop("alpha")), *(source.value(each) for each in given.values())])
+            built = f"{source.name(grown.func)}({built}, {seed}, {rest})"
+            why = shape.unfolded.get(part.seed_id)
+            seeds += [f"        # not folded into the weight: {why}\n"] if why else []
+        seeds.append(f"        {path!r}: lambda module: {built},\n")
     kind = type(model.host)
     host = (
         f"    return {source.module(_bare_host(model), depth=1)}\n"

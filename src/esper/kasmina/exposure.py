@@ -47,9 +47,7 @@ class Exposed:
             yield from seed.named_modules(memo, ".".join(filter(None, (prefix, path, "seed"))), remove_duplicate)
 
     def _seeds(self, memo: set[nn.Module]) -> dict[str, nn.Module]:
-        averaged = (
-            average() if any(isinstance(tap, Twin) or tap.seed is not None for tap in self.taps.values()) else None
-        )
+        averaged = average() if any(isinstance(tap, Twin) or tap.parts for tap in self.taps.values()) else None
         for tap in self.taps.values() if averaged is not None else ():
             if isinstance(tap, Twin):
                 tap.follow()
@@ -58,7 +56,13 @@ class Exposed:
                     f"the average of this model was made before the with block, and cannot hold the seed in"
                     f" {tap.slot.slot_id!r}; make it inside the block"
                 )
-        return {path: tap.seed for path, tap in self.taps.items() if tap.seed is not None and tap.seed not in memo}
+        found = {}
+        for path, tap in self.taps.items():
+            parts = tap.parts
+            for depth, part in zip(reversed(range(len(parts))), parts, strict=True):
+                # in an export each stands around those before it
+                found[".".join(filter(None, (path, *["module"] * depth)))] = part.seed
+        return {path: seed for path, seed in found.items() if seed not in memo}
 
     def _copied_in(self, module: nn.Module | None) -> bool:
         return module is not None and any(
@@ -149,7 +153,7 @@ class Exposure:
                 each.hidden = before
 
     def _taken(self, tap: Tap) -> None:
-        if self._unheard or tap.seed is None:
+        if self._unheard or not tap.parts:
             return
         if average() is not None:
             raise UsageError(
@@ -159,7 +163,7 @@ class Exposure:
         self.left_out.append(tap.slot.slot_id)
 
     def _put_back(self, module: nn.Module, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
-        live = [tap.slot.slot_id for tap in self.taps.values() if tap.seed is not None]
+        live = [tap.slot.slot_id for tap in self.taps.values() if tap.parts]
         if self._unheard or self._told or not live:
             return
         with self.hidden():

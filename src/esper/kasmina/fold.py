@@ -8,7 +8,7 @@ the weight, and the outputs are compared.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
@@ -16,9 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from esper.kasmina import blueprints
+from esper.kasmina.generations import Part
 from esper.kasmina.layer import Beside, Layer
 from esper.kasmina.portable import run_seed
 from esper.kasmina.precision import tolerance
+from esper.kasmina.state import SeedState
 from esper.kasmina.structure import Path, tensors
 from esper.kasmina.tap import Tap
 from esper.kasmina.trial import Sample, device_of, livened, random_kept, trial
@@ -95,7 +97,8 @@ def _rehearsed(model: GrowingModel, sample: Sample, tap: Tap, fit: Beside) -> bo
     assert weight is not None
     for turned in (False, True):
         if tuple(weight.shape) == (fit.weight_shape[::-1] if turned else fit.weight_shape):
-            with _standing_in(module, folded(weight, seed, 1.0, turned)):
+            part = Part("rehearsed", seed, 1.0, SeedState("rehearsed", "lora2"))
+            with _standing_in(module, folded(weight, [part], turned)):
                 inside = whole()
             if _alike(plain, beside, inside):
                 return turned
@@ -118,7 +121,7 @@ def _random_seed(module: nn.Module, fit: Beside, dtype: torch.dtype, size: float
 class _Fixed:
     """Stands in for a slot with a seed beside a module."""
 
-    seed = True
+    bare = False
     training = False
 
     def __init__(self, module: nn.Module) -> None:
@@ -163,38 +166,64 @@ def _gap(one: Tensor, other: Tensor) -> float:
     return float((one.double() - other.double()).abs().amax())
 
 
-def folded(weight: Tensor, seed: nn.Module, alpha: float, turned: bool) -> nn.Parameter:
-    """``weight + alpha * seed.delta()`` as a parameter in the weight's format; the sum is made in one no narrower."""
+def folded(weight: Tensor, parts: Sequence[Part], turned: bool) -> nn.Parameter:
+    """``weight`` with ``alpha * seed.delta()`` of every seed added, as a parameter in the weight's format.
+
+    The sum is made in a format no narrower, and rounded once.
+    """
     with torch.no_grad():
-        total = _total(weight, seed, alpha, turned).to(weight.dtype)
-    return nn.Parameter(total, requires_grad=weight.requires_grad)
+        total = _wide(weight) + sum(_share_of(weight, part, turned) for part in parts)
+    return nn.Parameter(total.to(weight.dtype), requires_grad=weight.requires_grad)
 
 
-def _total(weight: Tensor, seed: nn.Module, alpha: float, turned: bool) -> Tensor:
-    wide = torch.promote_types(weight.dtype, torch.float32)
-    exact = copy.deepcopy(seed).to(wide)
+def _wide(weight: Tensor) -> Tensor:
+    return weight.to(torch.promote_types(weight.dtype, torch.float32))
+
+
+def _share_of(weight: Tensor, part: Part, turned: bool) -> Tensor:
+    """What the seed adds to the weight."""
+    exact = copy.deepcopy(part.seed).to(torch.promote_types(weight.dtype, torch.float32))
     delta: Tensor = exact.delta().to(weight.device)  # type: ignore[operator]
-    return weight.to(wide) + alpha * (delta.T if turned else delta)
+    return part.alpha * (delta.T if turned else delta)
 
 
-def against(model: GrowingModel, slot_id: str) -> str | None:
-    """Why the slot's seed cannot be folded; ``None``: it can."""
-    place, seed, found = model.places[slot_id], model.slots[slot_id].seed, model.folds.get(slot_id)
+def against(model: GrowingModel, parts: Mapping[str, tuple[str, Part]]) -> dict[str, str]:
+    """Why seeds beside modules (seed id -> slot and seed) cannot be folded; of those that can nothing is said."""
+    found: dict[str, str] = {}
+    able: dict[str, list[Part]] = {}
+    for seed_id, (slot_id, part) in parts.items():
+        why = _against(model, slot_id, part)
+        if why is None:
+            able.setdefault(slot_id, []).append(part)
+        else:
+            found[seed_id] = why
+    for slot_id, together in able.items():
+        path = model.places[slot_id].path
+        weight = model.host.get_submodule(path)._parameters["weight"]
+        assert weight is not None
+        while together:
+            # each is judged beside the others: in what they make of the weight a small one may be lost
+            lost, worst = max(
+                ((_lost(weight, part, together, bool(model.folds[slot_id])), part) for part in together),
+                key=lambda pair: pair[0],
+            )
+            if lost <= LOST:
+                break
+            found[worst.seed_id] = f"rounding of the weight of {path} would lose {lost:.0%} of what it adds"
+            together.remove(worst)
+    return found
+
+
+def _against(model: GrowingModel, slot_id: str, part: Part) -> str | None:
+    place, found = model.places[slot_id], model.folds[slot_id]
     fit = place.layout
-    if not isinstance(fit, Beside) or found is None:
-        return "it stands behind a module"
-    if not callable(getattr(seed, "delta", None)):
+    assert isinstance(fit, Beside)
+    if not callable(getattr(part.seed, "delta", None)):
         return "it is no linear map"
-    assert seed is not None
     obstacle = found if isinstance(found, str) else _obstacle(model.host, place.path, fit)
     if obstacle is not None:
         return obstacle
-    if not _honest(seed, fit):
-        return "its delta() is not what it computes"
-    lost = _lost(model.host.get_submodule(place.path), seed, model.slots[slot_id].alpha, bool(found))
-    if lost > LOST:
-        return f"rounding of the weight of {place.path} would lose {lost:.0%} of what it adds"
-    return None
+    return None if _honest(part.seed, fit) else "its delta() is not what it computes"
 
 
 def _honest(seed: nn.Module, fit: Beside) -> bool:
@@ -206,16 +235,16 @@ def _honest(seed: nn.Module, fit: Beside) -> bool:
         return torch.allclose(exact(x), fit.mapped(x, exact.delta()), rtol=1e-9, atol=1e-9)  # type: ignore[operator]
 
 
-def _lost(module: nn.Module, seed: nn.Module, alpha: float, turned: bool) -> float:
-    """Share of what the seed adds, where it adds most, that is lost when its share is rounded into the weight."""
-    weight = module._parameters["weight"]
-    assert weight is not None
+def _lost(weight: Tensor, part: Part, together: Sequence[Part], turned: bool) -> float:
+    """Share of what the seed adds, where it adds most, that is lost when all of ``together`` are rounded into the
+    weight."""
     with torch.no_grad():
-        added = (_total(weight, seed, alpha, turned) - weight.float()).flatten(1).float()
-        kept = (folded(weight, seed, alpha, turned).float() - weight.float()).flatten(1)
+        added = _share_of(weight, part, turned).flatten(1).float()
+        total = _wide(weight) + sum(_share_of(weight, each, turned) for each in together)
+        rounding = (total.to(weight.dtype).to(total.dtype) - total).flatten(1).float()
         direction = added.abs().sum(0)
         for _ in range(3):  # towards the direction of the input, or the index, that the seed answers to most
             direction = added.T @ (added @ direction)
             direction = direction / direction.norm().clamp_min(torch.finfo(direction.dtype).tiny)
         effect = (added @ direction).norm()
-        return float(((kept - added) @ direction).norm() / effect) if effect > 0 else 0.0
+        return float((rounding @ direction).norm() / effect) if effect > 0 else 0.0

@@ -16,6 +16,7 @@ from esper.kasmina.compiled import as_written
 from esper.kasmina.copies import Twin
 from esper.kasmina.exposure import Exposure, hidden
 from esper.kasmina.fold import Folds, rehearse
+from esper.kasmina.generations import Part
 from esper.kasmina.hosts import check_host
 from esper.kasmina.leaving import leave, strip
 from esper.kasmina.mixing import measure
@@ -205,7 +206,7 @@ class GrowingModel(nn.Module):
         if taken:
             raise UsageError(f"slot {taken[0]!r} is {self.slots[taken[0]].stage.name}; seeds are sown in empty slots")
         chosen = [(self.slots[slot_id], blueprint) for slot_id, blueprint in blueprints.items()]
-        before = [(slot, slot.lifecycle(), slot.on_telemetry) for slot, _ in chosen]
+        before = [(slot, slot.germinations, slot.on_telemetry) for slot, _ in chosen]
         try:
             for slot, blueprint in chosen:
                 slot.on_telemetry = None
@@ -214,9 +215,9 @@ class GrowingModel(nn.Module):
                     slot.state.alpha = 1.0
             yield
         finally:
-            for slot, lifecycle, telemetry in before:
-                slot.load_lifecycle(lifecycle)
-                slot.on_telemetry = telemetry
+            for slot, germinations, telemetry in before:
+                slot.clear()
+                slot.germinations, slot.on_telemetry = germinations, telemetry
 
     @contextmanager
     def record(self, slot_ids: Sequence[str] | None = None) -> Iterator[Tape]:
@@ -278,9 +279,14 @@ class GrowingModel(nn.Module):
         return iter(found)
 
     def seed_parameters(self, slot_id: str) -> Iterator[nn.Parameter]:
-        """Parameters of the slot's seed; none without one."""
+        """Parameters of the slot's newest seed; none without one."""
         self.check_slots([slot_id])
         return self.slots[slot_id].seed_parameters()
+
+    @property
+    def parts(self) -> dict[str, tuple[str, Part]]:
+        """seed id -> slot and seed, of all seeds that are there; slots in network order, in each the oldest first."""
+        return {part.seed_id: (slot_id, part) for slot_id, slot in self.slots.items() for part in slot.parts()}
 
     def topology(self) -> dict[str, Any]:
         """What has grown, JSON-able: every slot's lifecycle, without weights."""

@@ -53,7 +53,8 @@ def probe_gradients(
     the seed's own) and random number streams are afterwards as before. ``loss_fn`` maps the model's output to a scalar;
     the state of autocast is that of the recorded pass. Parts behind checkpoints are computed anew in its backward pass.
     """
-    others = [slot.seed for other, slot in model.slots.items() if other != slot_id and slot.seed is not None]
+    own = model.slots[slot_id].seed
+    others = [part.seed for slot in model.slots.values() for part in slot.parts() if part.seed is not own]
     kept = [*model.buffered, *(module for seed in others for module in seed.modules())]
     parameters = [parameter for parameter in model.seed_parameters(slot_id) if parameter.requires_grad]
 

@@ -11,7 +11,7 @@ from torch import nn
 from esper.kasmina.compiled import forget_graphs
 from esper.kasmina.copies import Twin, built_in
 from esper.kasmina.exposure import Exposed, Noticed
-from esper.kasmina.portable import Grown, graft
+from esper.kasmina.portable import graft
 from esper.kasmina.tap import Inside, Tap, tap_of
 
 _HOOKS: Final = ("_forward_hooks", "_state_dict_hooks", "_load_state_dict_pre_hooks")
@@ -42,10 +42,9 @@ def _build_in(host: nn.Module) -> None:
         tap = tap_of(module)
         if tap is not None and path:
             found[path] = tap
-    seeds: dict[str, Callable[[nn.Module], Grown]] = {
-        path: partial(built_in, tap, seed=tap.seed, training=host.training)
-        for path, tap in found.items()
-        if tap.seed is not None and (tap.alpha if isinstance(tap, Twin) else tap.slot.alpha) != 0.0
+    taking_part = {path: [part for part in tap.parts if part.alpha != 0.0] for path, tap in found.items()}
+    seeds: dict[str, Callable[[nn.Module], nn.Module]] = {
+        path: partial(built_in, found[path].place, parts, host.training) for path, parts in taking_part.items() if parts
     }
     root = tap_of(host)  # a copy of a site alone, in which a module cannot be put around it
     strip(host)

@@ -307,7 +307,7 @@ def _measure_site(site: _Site, accepts: bool, cached: bool) -> SiteMixing:
 class _StandIn:
     """Stands in for a slot with a seed of one kind: adds a mixture, with fixed random weights, to its feature."""
 
-    seed = True
+    bare = False
     training = False
 
     def __init__(self, kind: Kind, layout: Fit) -> None:

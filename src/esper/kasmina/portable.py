@@ -97,8 +97,9 @@ class GrownBeside(Grown):
         return added(self.module(*args, **kwargs), self.seed, x, self.alpha, self.position)
 
 
-def graft(host: nn.Module, seeds: Mapping[str, Callable[[nn.Module], Grown]]) -> nn.Module:
-    """Put a :class:`Grown` in place of each named submodule, wherever the host holds it; returns the same host."""
+def graft(host: nn.Module, seeds: Mapping[str, Callable[[nn.Module], nn.Module]]) -> nn.Module:
+    """Put what is made of it (:class:`Grown`, or several of them, one around the other) in place of each named
+    submodule, wherever the host holds it; returns the same host."""
     for path in sorted(seeds, key=lambda each: -each.count(".")):
         module = host.get_submodule(path)
         grown = seeds[path](module)

@@ -136,7 +136,7 @@ class Prefix:
         return self._known is not None and self._known[1] == self._live()
 
     def _live(self) -> tuple[str, ...]:
-        return tuple(slot_id for slot_id, slot in self.model.slots.items() if slot.seed is not None)
+        return tuple(slot_id for slot_id, slot in self.model.slots.items() if not slot.bare)
 
     def size(self) -> int:
         """Bytes of everything that is kept."""

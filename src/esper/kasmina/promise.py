@@ -90,7 +90,7 @@ class Candidates:
         The loss is multiplied by ``scale`` before the backward pass, and gradients are divided by it.
         """
         model = self.model
-        living = [slot.seed for slot in model.slots.values() if slot.seed is not None]
+        living = [part.seed for _, part in model.parts.values()]
         monitors = [(slot.monitor, slot.monitor.counts) for slot in model.slots.values()]
         wanted = [(slot_id, parameter) for slot_id in self.seeds for parameter in self.parameters(slot_id)]
         found: dict[str, list[Tensor | None]] = {slot_id: [] for slot_id in self.seeds}

@@ -220,7 +220,7 @@ def _give(take: Take, numbers: Iterable[int], output: Any) -> None:
 
 
 Key = tuple[float | None, ...]
-"""Alpha of each live slot, in network order; ``None`` is the slot's own."""
+"""Alpha of the newest seed of each live slot, in network order; ``None`` is the slot's own."""
 
 
 class _Walk:
@@ -282,18 +282,18 @@ class _Walk:
 
     def _macs(self, key: Key, start: str | None) -> int:
         total = self.model.macs if start is None else self.model.macs_behind[start]
-        began = start is None
-        for slot_id, alpha in zip(self.live, key, strict=True):
+        began, alphas = start is None, dict(zip(self.live, key, strict=True))
+        for slot_id, slot in self.model.slots.items():
             began = began or slot_id == start
-            if began and (self.model.slots[slot_id].alpha if alpha is None else alpha) != 0.0:
-                total += seed_macs(self.model, slot_id)
+            for part in slot.parts() if began else ():
+                alpha = alphas.get(slot_id) if part.seed is slot.seed else None
+                if (part.alpha if alpha is None else alpha) != 0.0:
+                    total += seed_macs(self.model, slot_id, part.seed)
         return total
 
 
-def seed_macs(model: GrowingModel, slot_id: str) -> int:
-    """Multiply-accumulates of the slot's seed on a feature of the shape that was probed."""
-    seed = model.slots[slot_id].seed
-    assert seed is not None
+def seed_macs(model: GrowingModel, slot_id: str, seed: nn.Module) -> int:
+    """Multiply-accumulates of a seed of the slot on a feature of the shape that was probed."""
     if seed not in model.seed_macs:
         slot = model.slots[slot_id]
         feature = model.places[slot_id].blank(slot.device, slot.dtype)
@@ -308,7 +308,7 @@ class _Noise:
     Beside a module the noise is of the strength of what the module was given, as it was given.
     """
 
-    seed = True
+    bare = False
     training = False
 
     def __init__(self, size: float) -> None:

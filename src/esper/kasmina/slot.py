@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from dataclasses import fields as dataclass_fields
 from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 
-from esper.kasmina import blueprints
+from esper.kasmina import blueprints, measured
 from esper.kasmina.birth import parameter_count, random_input, tried
 from esper.kasmina.compiled import forget_graphs
 from esper.kasmina.evidence import check, fact
 from esper.kasmina.gates import evaluate_birth, evaluate_gate, verdict
-from esper.kasmina.gradients import gradient_health, gradient_ratio, smooth, tensor_norms, total_norm
+from esper.kasmina.generations import Kept, Part, run
 from esper.kasmina.isolation import IsolatedBlend, IsolationMonitor, StraightThrough, added, blend, isolate
-from esper.kasmina.layer import Fit
-from esper.kasmina.layout import Layout
 from esper.kasmina.payloads import fossil_payload, gate_payload, health_payload
-from esper.kasmina.portable import run_seed
-from esper.kasmina.state import GrowthPlan, Incubation, SeedMetrics, SeedState
+from esper.kasmina.slot_config import EventStamp, SlotConfig
+from esper.kasmina.state import GrowthPlan, Incubation, SeedState
 from esper.leyline import (
     LEGAL_MOVES,
     LIVE,
@@ -36,39 +32,9 @@ from esper.leyline import (
     SlotView,
     TelemetryEvent,
     TelemetryEventType,
-    UsageError,
-    unknown,
 )
 
 __all__ = ["SeedSlot", "SeedState", "SlotConfig", "EventStamp"]
-
-
-@dataclass(frozen=True, slots=True)
-class SlotConfig:
-    """How a slot works; everything a seed cannot change."""
-
-    layout: Fit = Layout.NCHW
-    """The axes of the feature, or the module beside which a seed grows."""
-    incubation: Incubation = Incubation.PROBE
-    embargo_epochs: int = 2
-    """Epochs in EMBARGOED after a prune."""
-    detach_epochs: int = 3
-    """Epochs of TRAINING in which a grafted seed sees the host without a path back to it."""
-
-    def __post_init__(self) -> None:
-        if self.embargo_epochs < 1 or self.detach_epochs < 0:
-            raise UsageError(
-                f"embargo of {self.embargo_epochs}, detachment for {self.detach_epochs} epochs; legal: from 1, from 0"
-            )
-
-
-@dataclass(frozen=True, slots=True)
-class EventStamp:
-    """Where and when: copied onto every event, and the age of every fact that is recorded."""
-
-    env_id: int | None = None
-    episode: int | None = None
-    epoch: int | None = None
 
 
 _NEXT: Final = {
@@ -79,10 +45,6 @@ _NEXT: Final = {
 }
 """The moves that a gate guards and ``advance_stage`` makes."""
 
-_FACTS: Final = tuple(each.name for each in dataclass_fields(SeedMetrics) if not each.name.endswith("_epoch"))
-_HEALTH_FACTS: Final = ("gradient_health", "has_vanishing", "has_exploding")
-_SHORT_NAMES: Final = {"gradient_ratio": "seed_gradient_norm_ratio"}
-
 
 class SeedSlot(nn.Module):
     """State machine, gates and forward pass of one slot.
@@ -92,9 +54,11 @@ class SeedSlot(nn.Module):
     """
 
     seed: nn.Module | None
-    """The living seed, ``None`` without one."""
+    """The newest seed, while it lives; ``None`` without one."""
     state: SeedState | None
-    """``None`` while DORMANT; outlives the seed through the cool-down."""
+    """Of the newest seed; ``None`` while DORMANT; outlives the seed through the cool-down."""
+    kept: Sequence[Kept]
+    """Older seeds, which were kept before the slot opened again, the oldest first."""
 
     def __init__(
         self,
@@ -121,13 +85,16 @@ class SeedSlot(nn.Module):
         self.monitor = IsolationMonitor()
         self.germinations = 0
         self.seed = self.state = None
+        self.kept = nn.ModuleList()  # type: ignore[assignment]
 
     def forward(self, h: Tensor, alpha: float | None = None, x: Tensor | None = None) -> Tensor:
         """The feature behind the slot, of the shape of ``h``; a seed beside a module sees its input ``x``.
 
-        ``alpha`` replaces the slot's own for this call only; 0 leaves the seed out. Where the seed takes no part, the
-        very tensor ``h`` comes back.
+        ``alpha`` replaces the slot's own for this call only; 0 leaves the newest seed out, and nothing those that were
+        kept. Where no seed takes part, the very tensor ``h`` comes back.
         """
+        for each in self.kept:
+            h = each(h, x)
         if self.seed is None or self.state is None:
             return h
         if alpha is None:
@@ -146,13 +113,9 @@ class SeedSlot(nn.Module):
 
     def _run(self, h: Tensor, dtype: torch.dtype) -> Tensor:
         assert self.seed is not None
-        if not torch.is_grad_enabled():
-            return run_seed(self.seed, h, dtype)
-        if self.isolated:
+        if self.isolated and torch.is_grad_enabled():
             h = isolate(self.monitor.tap(h))
-        elif not h.requires_grad:
-            h = h.contiguous()  # a frozen host's feature is as dangerous to GroupNorm as a detached one
-        return run_seed(self.seed, h, dtype)
+        return run(self.seed, h, dtype)
 
     @property
     def isolated(self) -> bool:
@@ -185,15 +148,27 @@ class SeedSlot(nn.Module):
         """The alpha that the forward pass uses."""
         return self.state.alpha if self.state is not None and self.live else 0.0
 
+    @property
+    def bare(self) -> bool:
+        """Whether no seed is here, neither one that grows nor one that was kept."""
+        return self.seed is None and not self.kept
+
+    def parts(self) -> list[Part]:
+        """Every seed that is here, also one that takes no part, in the order in which they are passed."""
+        found = [each.part() for each in self.kept]
+        if self.seed is not None and self.state is not None:
+            found.append(Part(self.state.seed_id, self.seed, self.alpha, self.state))
+        return found
+
     def seed_parameters(self) -> Iterator[nn.Parameter]:
-        """Parameters of the living seed; none without one."""
+        """Parameters of the newest seed; none without one."""
         return self.seed.parameters() if self.seed is not None else iter(())
 
     def view(self) -> SlotView:
         """Plain data for a policy."""
         state = self.state
         if state is None:
-            return SlotView(self.slot_id, may_mix=self.may_mix)
+            return SlotView(self.slot_id, may_mix=self.may_mix, kept=tuple(each.view() for each in self.kept))
         return SlotView(
             slot_id=self.slot_id,
             stage=state.stage,
@@ -217,24 +192,12 @@ class SeedSlot(nn.Module):
             isolation_due=state.isolated_epochs > 0,
             blocked_by=state.blocked_by,
             may_mix=self.may_mix,
+            kept=tuple(each.view() for each in self.kept),
         )
 
     def record(self, **facts: Any) -> None:
-        """Set measured facts of the present seed, with the stamp's epoch as their age.
-
-        Names are those of :class:`SeedMetrics` and :class:`SeedTelemetry` (``gradient_ratio`` for short). ``None``
-        means that there was no measurement, and changes nothing. Raises ``UsageError`` for an unknown fact.
-        """
-        for given, value in facts.items():
-            name = _SHORT_NAMES.get(given, given)
-            if name not in _FACTS + _HEALTH_FACTS:
-                raise unknown("fact", given, _FACTS + _HEALTH_FACTS)
-            if value is None or self.state is None:
-                continue
-            healthy = name in _HEALTH_FACTS
-            owner = self.state.telemetry if healthy else self.state.metrics
-            setattr(owner, name, value)
-            setattr(owner, "gradient_health_epoch" if healthy else f"{name}_epoch", self.stamp.epoch)
+        """Set measured facts of the present seed, with the stamp's epoch as their age; see :func:`measured.record`."""
+        measured.record(self.state, self.stamp.epoch, facts)
 
     def record_gradients(
         self,
@@ -252,17 +215,7 @@ class SeedSlot(nn.Module):
         if self.state is None:
             return
         self.state.host_learns = host_parameters > 0
-        norms = [norm / scale for norm in tensor_norms(gradients)]
-        ratio = gradient_ratio(total_norm(norms), host_norm, self.state.parameters or 0, host_parameters)
-        health = gradient_health(norms)
-        if ratio is not None:
-            self.record(gradient_ratio=smooth(self.state.metrics.seed_gradient_norm_ratio, ratio))
-        if health is not None:
-            self.record(
-                gradient_health=health.health,
-                has_vanishing=health.has_vanishing,
-                has_exploding=health.has_exploding,
-            )
+        self.record(**measured.of_gradients(self.state, gradients, host_norm, host_parameters, scale))
 
     def germinate(
         self,
@@ -311,6 +264,7 @@ class SeedSlot(nn.Module):
                 "incubation": self.state.incubation.value,
                 "tempo": plan.tempo,
                 "alpha_target": plan.alpha_target,
+                "generation": len(self.kept),
             },
         )
         return result
@@ -381,8 +335,24 @@ class SeedSlot(nn.Module):
                 self.advance_stage(SeedStage.HOLDING)
             else:
                 state.step_ramp()
+        elif state.stage is SeedStage.FOSSILIZED:
+            if len(self.kept) + 1 < self.config.generations:
+                self._reopen(state)
         else:
             self._cool_down(state)
+
+    def _reopen(self, state: SeedState) -> None:
+        """Be DORMANT again, with the seed that was kept beneath what comes. Its parameters are the same ones."""
+        seed = self.seed
+        assert seed is not None
+        self.kept.append(Kept(seed, state))  # type: ignore[attr-defined]
+        self._emit_telemetry(
+            TelemetryEventType.SLOT_REOPENED,
+            data={"generation": len(self.kept), "generations": self.config.generations},
+        )
+        del self.seed
+        self.seed = self.state = None
+        forget_graphs()
 
     def _cool_down(self, state: SeedState) -> None:
         if state.stage is SeedStage.PRUNED:
@@ -436,23 +406,33 @@ class SeedSlot(nn.Module):
 
     def lifecycle(self) -> dict[str, Any]:
         """Everything but weights and buffers, JSON-able."""
-        return {"state": self.state.to_dict() if self.state is not None else None, "germinations": self.germinations}
+        return {
+            "state": self.state.to_dict() if self.state is not None else None,
+            "germinations": self.germinations,
+            "kept": [each.lifecycle() for each in self.kept],
+        }
 
     def load_lifecycle(self, plain: Mapping[str, Any]) -> None:
-        """Undo of :meth:`lifecycle`, silently. A living seed is built anew, for ``load_state_dict`` to fill."""
+        """Undo of :meth:`lifecycle`, silently. Seeds are built anew, for ``load_state_dict`` to fill."""
+        self.clear()
         self.germinations = int(plain["germinations"])
+        # what 0.1.0 wrote lacks the key: its slots kept one seed
+        states = [SeedState.from_dict(each) for each in plain.get("kept", ())]
+        self.kept = nn.ModuleList(Kept(self._built(each), each) for each in states)  # type: ignore[assignment]
         self.state = None if plain["state"] is None else SeedState.from_dict(plain["state"])
-        self.monitor.drain()
-        del self.seed
-        self.seed = None
         if self.state is not None and self.state.stage in LIVE:
-            with torch.random.fork_rng(devices=[]):
-                seed = blueprints.build(self.state.blueprint_id, self.channels, self.config.layout)
-            self.seed = seed.to(self.device, self.dtype).train(self.training)
+            self.seed = self._built(self.state)
+
+    def _built(self, state: SeedState) -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            seed = blueprints.build(state.blueprint_id, self.channels, self.config.layout)
+        return seed.to(self.device, self.dtype).train(self.training)
 
     def clear(self) -> None:
-        """Be DORMANT again, without a word: what is here is of a network that is gone."""
-        self.load_lifecycle({"state": None, "germinations": self.germinations})
+        """Be DORMANT, without a word: what grows here is of a network that is gone. What was kept stays."""
+        del self.seed
+        self.seed = self.state = None
+        self.monitor.drain()
 
     def _veto(self, target: SeedStage, reason: str) -> GateResult:
         self._emit_telemetry(

@@ -12,6 +12,7 @@ from torch import nn
 from esper.kasmina.checkpointing import computed_anew
 from esper.kasmina.compiled import forget_graphs
 from esper.kasmina.copies import Twin
+from esper.kasmina.generations import Part
 from esper.kasmina.probe import Place
 from esper.kasmina.slot import SeedSlot
 
@@ -39,24 +40,19 @@ class Tap:
         self.listener: Callable[[Any], None] | None = None
 
     @property
-    def seed(self) -> nn.Module | None:
-        """The slot's living seed."""
-        return self.slot.seed
-
-    @property
-    def seed_id(self) -> str | None:
-        """Its name; ``None`` where there is none."""
-        return None if self.slot.seed is None or self.slot.state is None else self.slot.state.seed_id
+    def parts(self) -> list[Part]:
+        """Every seed of the slot."""
+        return self.slot.parts()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Twin:
         return Twin.of(self, memo)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Twin, (self.seed, self.seed_id, self.slot.alpha, self.place)
+        return Twin, (self.parts, self.place)
 
     def __call__(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
         """The output with the slot's tensor in place of the host's; ``None`` where nothing changes."""
-        if self.slot.seed is None or self.muted:
+        if self.slot.bare or self.muted:
             return None
         self.set_mode()
         h = self.place.take(output)

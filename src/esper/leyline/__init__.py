@@ -40,7 +40,7 @@ from esper.leyline.protocols import (
 from esper.leyline.stages import GATE_FOR, LEGAL_MOVES, LIVE, PRUNABLE, GateLevel, SeedStage
 from esper.leyline.telemetry import SCHEMA_VERSION, SEVERITIES, Delivery, Severity, TelemetryEvent, TelemetryEventType
 from esper.leyline.text import visible
-from esper.leyline.views import EnvView, Fact, Paired, Promise, SlotFacts, SlotView
+from esper.leyline.views import EnvView, Fact, KeptView, Paired, Promise, SlotFacts, SlotView
 
 __all__ = [
     "ALPHA_TARGETS",
@@ -93,6 +93,7 @@ __all__ = [
     "Sink",
     "SiteMixing",
     "SlotFacts",
+    "KeptView",
     "SlotView",
     "TelemetryEvent",
     "TelemetryEventType",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -82,7 +82,7 @@ class EnvCost:
     spent: Mapping[str, int]
     """Multiply-accumulates, by the keys of the ``COMPUTE_SPENT`` payload that end in ``_macs``."""
     seed_macs: Mapping[str, int] = field(default_factory=dict)
-    """Of ``inference_macs`` those of each live seed, by slot."""
+    """Of ``inference_macs`` those of each live seed, by seed id."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +91,20 @@ class ModelExport:
 
     path: str
     parameters: int
+    """Of what was written, in which a folded seed has none."""
     max_abs_difference: float
     formats: tuple[str, ...]
+    trained_parameters: int
+    """Of the growing network, host and seeds."""
+    folded: tuple[str, ...] = ()
+    """Ids of seeds that became part of a weight of the host."""
+    unfolded: Mapping[str, str] = field(default_factory=dict)
+    """Seed id -> why a seed beside a module is a module of its own."""
+
+    def payload(self) -> dict[str, Any]:
+        """Of ``MODEL_EXPORTED``."""
+        lists = {"formats": list(self.formats), "folded": list(self.folded), "unfolded": dict(self.unfolded)}
+        return {each.name: getattr(self, each.name) for each in fields(self)} | lists
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,6 +48,7 @@ class TelemetryEventType(_ByName):
     SEED_ALPHA_RETARGETED = auto()
     SEED_FOSSILIZED = auto()
     SEED_PRUNED = auto()
+    SLOT_REOPENED = auto()
     TRANSITION_VETOED = auto()
     ISOLATION_VIOLATION = auto()
 

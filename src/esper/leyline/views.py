@@ -63,6 +63,18 @@ class SlotFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class KeptView:
+    """A seed that was kept in a slot that opened again. It is part of the network for good."""
+
+    seed_id: str
+    blueprint: str
+    alpha: float
+    parameters: int
+    removal_cost: Fact[Paired] | None = None
+    """As it was when the slot opened: an older seed is not measured any more."""
+
+
+@dataclass(frozen=True, slots=True)
 class SlotView:
     """State of one slot. Every measured field is ``None`` until it was measured."""
 
@@ -102,11 +114,19 @@ class SlotView:
     """Whether seeds grow beside the module rather than behind it."""
     promise: Mapping[str, Promise] = field(default_factory=dict)
     """By blueprint, what was measured in an audition."""
+    kept: tuple[KeptView, ...] = ()
+    """Older seeds beneath, which were kept before the slot opened again, the oldest first. All else is of the newest
+    seed alone, measured with these in place."""
 
     @property
     def live(self) -> bool:
-        """Whether the slot holds a seed module."""
+        """Whether the slot holds a seed module besides those of ``kept``."""
         return self.stage in LIVE
+
+    @property
+    def generation(self) -> int:
+        """How many seeds the slot has kept before the one that it holds now, or is open for."""
+        return len(self.kept)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,10 +168,11 @@ class EnvView:
 
     @property
     def seed_parameters(self) -> int:
-        """Parameters of all live seeds."""
-        return sum(slot.parameters for slot in self.slots if slot.live)
+        """Parameters of all live seeds, older ones that were kept among them."""
+        live = sum(slot.parameters for slot in self.slots if slot.live)
+        return live + sum(seed.parameters for slot in self.slots for seed in slot.kept)
 
     @property
     def live_seeds(self) -> int:
-        """Number of slots that hold a seed."""
-        return sum(slot.live for slot in self.slots)
+        """Number of live seeds, older ones that were kept among them."""
+        return sum(slot.live + slot.generation for slot in self.slots)

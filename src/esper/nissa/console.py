@@ -253,6 +253,11 @@ def _fossilized(event: TelemetryEvent, score: Score) -> Iterator[Piece]:
     yield f" · without it {score(event.data.get('removal_cost'))} worse", ""
 
 
+def _reopened(event: TelemetryEvent, score: Score) -> Iterator[Piece]:
+    yield "open again", "green"
+    yield f" · {_known(event.data.get('generation'))} of {_known(event.data.get('generations'))} kept", ""
+
+
 def _pruned(event: TelemetryEvent, score: Score) -> Iterator[Piece]:
     yield "pruned", "magenta"
     yield f" {_known(event.data.get('blueprint'))} by {_known(event.data.get('by'))}", ""
@@ -306,6 +311,8 @@ def _replaced(event: TelemetryEvent, score: Score) -> Iterator[Piece]:
 def _exported(event: TelemetryEvent, score: Score) -> Iterator[Piece]:
     yield "model exported", "bold green"
     yield f" {_known(event.data.get('path'))} · {_known(event.data.get('parameters'))} parameters", ""
+    if folded := len(event.data.get("folded", ())):
+        yield f" · {folded} seed{'s' * (folded != 1)} folded into weights", ""
 
 
 def _dropped(event: TelemetryEvent, score: Score) -> Iterator[Piece]:
@@ -334,6 +341,7 @@ _WRITERS: Final[dict[T, Callable[[TelemetryEvent, Score], Iterator[Piece]]]] = {
     T.SEED_GATE_EVALUATED: _gate,
     T.SEED_FOSSILIZED: _fossilized,
     T.SEED_PRUNED: _pruned,
+    T.SLOT_REOPENED: _reopened,
     T.TRANSITION_VETOED: _vetoed,
     T.ISOLATION_VIOLATION: _violated,
     T.GOVERNOR_PANIC: _panic,

@@ -9,7 +9,6 @@ from typing import Literal
 import torch
 
 from esper.kasmina.blueprints import ENTRY_POINTS, everything, find
-from esper.kasmina.slot import SlotConfig
 from esper.kasmina.state import Incubation
 from esper.leyline import Sink, UsageError, plugins_in, unknown
 from esper.run.config import CommonConfig
@@ -81,7 +80,9 @@ def trainer_config(load: Workload, config: CommonConfig) -> TrainerConfig:
     """How envs train: the task's budget with the configuration's overrides."""
     budget = load.task.budget
     default = TrainerConfig()
-    slot = default.slot if config.incubation is None else SlotConfig(incubation=Incubation(config.incubation))
+    slot = replace(default.slot, generations=config.generations)
+    if config.incubation is not None:
+        slot = replace(slot, incubation=Incubation(config.incubation))
     multiplier = config.seed_lr_multiplier or budget.seed_lr_multiplier
     return replace(
         default,

@@ -70,6 +70,10 @@ class CommonConfig:
         None, GROW, "use only these blueprints, comma-separated, or module:Attr of your own", metavar="NAMES"
     )
     max_seeds: int | None = setting(None, GROW, "most seeds alive at once", metavar="N", least=1)
+    generations: int = setting(
+        1, GROW, "most seeds that a slot keeps, one on top of the other: it opens again when one was kept", metavar="N",
+        least=1,
+    )  # fmt: skip
     param_budget: int | None = setting(None, GROW, "most parameters of all live seeds together", metavar="N", least=1)
     incubation: Literal["probe", "graft", "straight_through"] | None = setting(
         None, GROW, "how a seed learns before it may change the output"

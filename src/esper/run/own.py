@@ -20,6 +20,7 @@ from esper.kasmina.growing import named_sites
 from esper.kasmina.hosts import check_host, fill_lazy
 from esper.kasmina.probe import Site
 from esper.kasmina.sites import Sites, spread
+from esper.kasmina.slot import SlotConfig
 from esper.kasmina.trial import ForwardCall, Sample, trial
 from esper.leyline import DataError, EnvView, GateThresholds, Metric, Policy, Sink, UsageError, unknown
 from esper.run import checks
@@ -66,6 +67,9 @@ class Budget:
     """Epochs of the whole run; policies and schedules plan with it."""
     max_seeds: int | None = 2
     """Most seeds alive at once."""
+    generations: int = 1
+    """Most seeds that a place keeps, one on top of the other: it opens again when one was kept, so that rank grows by
+    evidence. ``max_seeds`` and ``parameters`` count them all."""
     parameters: int | None = None
     """Most parameters of all live seeds together; ``None`` is as many as the host has."""
     blueprints: tuple[str, ...] | None = None
@@ -95,6 +99,7 @@ class Budget:
     def __post_init__(self) -> None:
         checks.whole("Budget.epochs", self.epochs)
         checks.whole("Budget.max_seeds", self.max_seeds, optional=True)
+        checks.whole("Budget.generations", self.generations)
         checks.whole("Budget.parameters", self.parameters, optional=True)
         checks.whole("Budget.checkpoint_every", self.checkpoint_every, least=0)
         checks.whole("Budget.evaluation_batch", self.evaluation_batch, optional=True)
@@ -288,6 +293,7 @@ class OwnModel:
                 lr=float(self.setup.optimizer.param_groups[0]["lr"]),
                 schedule=ScheduleConfig(shape=shape, seed_multiplier=budget.seed_lr_multiplier),
                 precision=self.choices.precision,
+                slot=SlotConfig(generations=budget.generations),
                 thresholds=budget.gates,
                 evaluation_batch=budget.evaluation_batch,
                 counterfactual_share=budget.counterfactual_share,

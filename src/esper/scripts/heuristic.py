@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
 from rich.console import Console
@@ -38,7 +37,7 @@ def run_heuristic(flags: Mapping[str, Any], file: Mapping[str, Any], asked: Resu
 
         def export(engine: HostEngine) -> None:
             made = engine.save(0, session.directory.model)
-            session.say(TelemetryEventType.MODEL_EXPORTED, **{**asdict(made), "formats": list(made.formats)})
+            session.say(TelemetryEventType.MODEL_EXPORTED, **made.payload())
 
         try:
             for results, engine in episodes:

@@ -71,6 +71,8 @@ class GrowConfig:
     blueprints: tuple[str, ...] | None = None
     max_seeds: int | None = None
     param_budget: int | None = None
+    generations: int = 1
+    """Most seeds that a slot keeps, one on top of the other."""
     device: str = "cpu"
 
     def mdp(self) -> tuple[GrowthMDP, ActionSpace]:
@@ -82,6 +84,7 @@ class GrowConfig:
             blueprints=self.blueprints,
             max_seeds=self.max_seeds,
             param_budget=self.param_budget,
+            generations=self.generations,
             device=self.device,
         )
         load = workload(task, run)

@@ -95,7 +95,8 @@ class RewardInputs:
         growth = view.seed_parameters / view.host_parameters
         if cost is not None:
             growth = cost[1].inference_macs / cost[0].inference_macs - 1.0
-        return cls(metric, max(0.0, growth), worth, tuple(slot.stage for slot in view.slots))
+        stages = [stage for s in view.slots for stage in (*(SeedStage.FOSSILIZED for _ in s.kept), s.stage)]
+        return cls(metric, max(0.0, growth), worth, tuple(stages))
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able."""

@@ -27,13 +27,16 @@ def action_space(view: EnvView) -> ActionSpace:
 
 
 def observe(views: Sequence[EnvView], space: ActionSpace, config: GrowthNetworkConfig) -> dict[str, Tensor]:
-    """Parts of an observation as :class:`GrowthNetwork` takes them. Rows share slots and blueprints."""
+    """Parts of an observation as :class:`GrowthNetwork` takes them. Rows share slots and blueprints.
+
+    Features of a slot that came after the network was made stand behind those that it has, and are left out.
+    """
     seen = [encode(view, space.slots) for view in views]
     vectors = torch.from_numpy(np.stack([one.vector for one in seen]))
     rows, slots = len(views), len(space.slots)
     return {
         "host": vectors[:, : LAYOUT.host_width],
-        "slots": vectors[:, LAYOUT.host_width :].reshape(rows, slots, LAYOUT.slot_width),
+        "slots": vectors[:, LAYOUT.host_width :].reshape(rows, slots, LAYOUT.slot_width)[..., : config.slot_width],
         "present": torch.ones(rows, slots, dtype=torch.bool),
         "held": torch.from_numpy(np.stack([one.blueprints for one in seen])),
         "blueprints": config.vocabulary(space.blueprints).repeat(rows, 1),

@@ -303,6 +303,8 @@ _SLOT: Final[tuple[_Column[_Place], ...]] = (
     *_paired("removal_cost_loss", _loss),
     *_paired("probe_gain", _metric),
     *_paired("probe_gain_loss", _loss),
+    # what came after esper-v1 stands at the end, where its network does not look
+    _always("generation", 3.5, "symlog(seeds kept before)", lambda p: _symlog(p.slot.generation)),
 )
 
 LAYOUT: Final = ObservationLayout(

@@ -9,7 +9,7 @@ from typing import Any
 from torch.optim import Optimizer
 
 from esper.leyline import UsageError
-from esper.tolaria.surgery import SLOT, host_groups, seed_groups
+from esper.tolaria.surgery import SEED, host_groups, seed_groups
 
 StateDict = dict[str, Any]
 
@@ -23,7 +23,7 @@ def host_alone(optimizer: Optimizer) -> Iterator[None]:
     whole = False
 
     def taken(optimizer: Optimizer, state: StateDict) -> StateDict | None:
-        return None if whole else _picked(state, [group for group in state["param_groups"] if SLOT not in group])
+        return None if whole else _picked(state, [group for group in state["param_groups"] if SEED not in group])
 
     def put_back(optimizer: Optimizer, state: StateDict) -> StateDict | None:
         nonlocal whole
@@ -62,7 +62,7 @@ def _with_seeds(given: StateDict, here: StateDict) -> StateDict:
     hosts = iter(given["param_groups"])
     whole: StateDict = {**given, "state": {}, "param_groups": []}
     for group in here["param_groups"]:
-        if SLOT in group:
+        if SEED in group:
             _add(whole, here["state"], [group])
         else:
             _add(whole, given["state"], [next(hosts)])

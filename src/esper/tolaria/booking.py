@@ -15,10 +15,8 @@ if TYPE_CHECKING:
 def charge(
     trainer: Trainer, purpose: str, examples: int, each: int, seeds: Mapping[str, int] | None = None, saved: int = 0
 ) -> None:
-    """Book the MACs of so many examples, less those ``saved``; ``seeds`` has a seed's part of ``each``."""
-    slots = trainer.model.slots
-    ids = {slot_id: slot.state.seed_id for slot_id, slot in slots.items() if slot.state is not None}
-    by_seed = {ids[slot]: examples * macs for slot, macs in (seeds or {}).items()}
+    """Book the MACs of so many examples, less those ``saved``; ``seeds`` has a seed's part of ``each``, by seed id."""
+    by_seed = {seed_id: examples * macs for seed_id, macs in (seeds or {}).items()}
     trainer.ledger.charge(purpose, examples * each - saved, by_seed)
 
 
@@ -27,16 +25,18 @@ def training(trainer: Trainer, examples: int, probing: Sequence[str]) -> None:
     step, (_, saved) = trainer.step_macs(tuple(probing)), _played_back(trainer)
     charge(trainer, "train_forward", examples, step.forward, step.inside, saved)
     charge(trainer, "train_backward", examples, step.backward, step.backward_inside())
-    for slot, work in step.probe.items():
-        charge(trainer, "probe", examples, work, {slot: work})
+    for seed_id, work in step.probe.items():
+        charge(trainer, "probe", examples, work, {seed_id: work})
 
 
 def evaluation(trainer: Trainer, found: Evaluation, split: str, first: AlphaConfig) -> None:
     """An evaluation. Passes are counted in those of the ``first`` configuration, in which a seed at alpha 0 does no
     work.
     """
-    seeds, slots = trainer.macs.inside.items(), trainer.model.slots
-    whole = trainer.macs.forward - sum(n for slot, n in seeds if first.get(slot, slots[slot].alpha) == 0.0)
+    whole = trainer.macs.forward
+    for slot_id, slot in trainer.model.slots.items():
+        if slot.state is not None and first.get(slot_id, slot.alpha) == 0.0:
+            whole -= trainer.macs.inside.get(slot.state.seed_id, 0)
     missed, saved = _played_back(trainer)
     if split == "test":
         charge(trainer, "test", found.examples, whole, saved=saved)

@@ -78,11 +78,12 @@ class Delivered:
 
 def taking_part(view: EnvView, without: AlphaConfig | None = None) -> dict[str, float]:
     """seed id -> alpha of the seeds that change what the network computes, those ``without`` whom it is left out."""
-    return {
+    newest = {
         slot.seed_id or "": slot.alpha
         for slot in view.slots
         if slot.live and slot.alpha != 0.0 and slot.slot_id not in (without or {})
     }
+    return newest | {seed.seed_id: seed.alpha for slot in view.slots for seed in slot.kept if seed.alpha != 0.0}
 
 
 def unproven(view: EnvView) -> list[str]:

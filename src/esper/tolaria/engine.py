@@ -245,7 +245,8 @@ class ModuleEngine:
     def _germinate(self, env: _EnvState, slot: SeedSlot, action: FactoredAction) -> GateResult:
         env.births += 1
         budget = self.config.parameter_budget
-        spare = None if budget is None else budget - sum(s.view().parameters for s in env.slots.values() if s.live)
+        taken = sum(part.state.parameters or 0 for _, part in env.trainer.model.parts.values())
+        spare = None if budget is None else budget - taken
         with seeded(derive(env.spec.seed, "seed", slot.slot_id, env.births)):
             result = slot.germinate(
                 _given(action.blueprint),
@@ -260,14 +261,14 @@ class ModuleEngine:
             )
         if result.passed:
             env.trainer.ranks.spread([*slot.parameters(), *slot.buffers()])
-            env.trainer.adopt(slot.slot_id)
+            env.trainer.adopt(_given(slot.state).seed_id)
             slot.record(metric_at_germination=env.metric)
         return result
 
     def _prune(self, env: _EnvState, slot: SeedSlot, reason: str, by: str) -> None:
         state = _given(slot.state)
         slot.prune(reason, by=by)
-        env.trainer.release(slot.slot_id, state.seed_id)
+        env.trainer.release(state.seed_id)
         env.pruned[state.blueprint_id] += 1
 
     def settle(self, envs: Sequence[int], epoch: int, measured: Sequence[EpochMeasurement]) -> None:
@@ -418,11 +419,11 @@ class ModuleEngine:
         """Go back to an earlier state of the same episode; the clock, what was spent and vetoes stay as they are."""
         kept = self._envs[env]
         epoch, spent, vetoes, births = kept.epoch, kept.trainer.ledger, kept.vetoed_until, kept.births
-        lost = {slot.state.seed_id for slot in kept.slots.values() if slot.live and slot.state is not None}
+        lost = set(kept.trainer.model.parts)
         kept.trainer.rewind({"tensors": state["tensors"], "plain": state["plain"]["trainer"]})
         self._remember(kept, state["plain"])
         kept.epoch, kept.trainer.ledger, kept.vetoed_until, kept.births = epoch, spent, vetoes, births
-        for seed_id in lost - {slot.state.seed_id for slot in kept.slots.values() if slot.state is not None}:
+        for seed_id in lost - set(kept.trainer.model.parts):
             spent.discard(seed_id)
         self._stamp(kept, epoch + 1)
 
@@ -433,12 +434,10 @@ class ModuleEngine:
     def deliver(self, env: int, network: Mapping[str, Any], epoch: int) -> None:
         """Go back to what :meth:`network` gave after ``epoch``, with the seeds that took part in its forward pass."""
         kept, reason = self._envs[env], f"it has no part in the delivered model, which is that of epoch {epoch}"
-        part = {
-            state["seed_id"]
-            for each in network["plain"].values()
-            if (state := each["state"]) is not None and state["alpha"] != 0.0
-        }
-        before = {slot.state.seed_id for slot in kept.slots.values() if slot.live and slot.state is not None}
+        saved = network["plain"].values()
+        part = {state["seed_id"] for each in saved if (state := each["state"]) is not None and state["alpha"] != 0.0}
+        part |= {state["seed_id"] for each in saved for state in each["kept"]}
+        before = set(kept.trainer.model.parts)
         for slot in kept.slots.values():
             if slot.live and slot.stage is not SeedStage.FOSSILIZED and _given(slot.state).seed_id not in part:
                 self._prune(kept, slot, reason, by="lifecycle")
@@ -472,6 +471,9 @@ class ModuleEngine:
             parameters=sum(p.numel() for p in plain.parameters()),
             max_abs_difference=difference.largest,
             formats=("model.py", "model.safetensors"),
+            trained_parameters=self.costs([env])[0].total_parameters,
+            folded=tuple(exported.shape.folded),
+            unfolded=exported.unfolded,
         )
 
     def _stamp(self, env: _EnvState, epoch: int) -> None:

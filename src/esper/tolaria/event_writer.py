@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from esper.leyline import (
@@ -15,6 +15,7 @@ from esper.leyline import (
     EnvView,
     EvalResult,
     FactoredAction,
+    KeptView,
     Metric,
     Op,
     Paired,
@@ -153,9 +154,8 @@ class EpisodeEventWriter:
             if measured:
                 data[name] = measured
         if live:
-            data["seed_macs"] = {
-                slot.slot_id: cost.seed_macs[slot.slot_id] for slot in live if slot.slot_id in cost.seed_macs
-            }
+            macs = {slot.slot_id: cost.seed_macs.get(slot.seed_id or "") for slot in live}
+            data["seed_macs"] = {slot_id: n for slot_id, n in macs.items() if n is not None}
         self._say(T.EPOCH_COMPLETED, data)
 
     def compute_spent(self, cost: EnvCost, seconds: float) -> None:
@@ -178,23 +178,29 @@ class EpisodeEventWriter:
                 "train_macs": cost.spent["train_forward_macs"] + cost.spent["train_backward_macs"],
                 "total_macs": cost.spent["total_macs"],
                 "inference_macs": cost.inference_macs,
-                "seeds": [self._seed_record(slot) for slot in view.slots if slot.live],
+                "seeds": [record for slot in view.slots for record in self._seed_records(slot)],
                 "status": status,
             },
         )
 
-    def _seed_record(self, slot: SlotView) -> dict[str, Any]:
+    def _seed_records(self, slot: SlotView) -> Iterator[dict[str, Any]]:
+        for seed in slot.kept:
+            yield self._seed_record(slot, seed, SeedStage.FOSSILIZED)
+        if slot.live:
+            yield self._seed_record(slot, slot, slot.stage)
+
+    def _seed_record(self, slot: SlotView, seed: SlotView | KeptView, stage: SeedStage) -> dict[str, Any]:
         record: dict[str, Any] = {
             "slot_id": slot.slot_id,
-            "seed_id": slot.seed_id,
-            "blueprint": slot.blueprint,
-            "stage": slot.stage.name,
-            "parameters": slot.parameters,
-            "epoch_germinated": self._germinated[slot.seed_id or ""],
+            "seed_id": seed.seed_id,
+            "blueprint": seed.blueprint,
+            "stage": stage.name,
+            "parameters": seed.parameters,
+            "epoch_germinated": self._germinated[seed.seed_id or ""],
         }
-        if slot.stage is not SeedStage.FOSSILIZED:
+        if stage is not SeedStage.FOSSILIZED:
             record["reason"] = UNPROVEN
-        return record | ({} if slot.removal_cost is None else {"removal_cost": slot.removal_cost.value.value})
+        return record | ({} if seed.removal_cost is None else {"removal_cost": seed.removal_cost.value.value})
 
     def _say(self, event: T, data: dict[str, Any], slot_id: str | None = None, seed_id: str | None = None) -> None:
         self.relay(TelemetryEvent(event_type=event, slot_id=slot_id, seed_id=seed_id, data=data))

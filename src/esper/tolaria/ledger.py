@@ -24,7 +24,7 @@ from esper.leyline import DataError, UsageError
 
 @dataclass(frozen=True, slots=True)
 class Macs:
-    """MACs of one example's forward pass: of everything, and ``inside`` each slot's seed."""
+    """MACs of one example's forward pass: of everything, and ``inside`` each seed, by seed id."""
 
     forward: int
     inside: Mapping[str, int] = field(default_factory=dict)
@@ -40,21 +40,23 @@ def count(
 ) -> Macs:
     """MACs per example of ``call()``, a forward pass of ``model`` over ``examples`` examples.
 
-    ``seeds`` (slot -> module) are counted on their own too, all calls together. The model runs in eval mode without
+    ``seeds`` (seed id -> module) are counted on their own too, all calls together. The model runs in eval mode without
     gradients, and it and the random generators are left as they were. A share that does not divide (work that does not
     grow with the batch) is rounded up.
     """
     if examples < 1:
         raise UsageError(f"MACs are counted over at least 1 example, not {examples}")
-    calls: dict[str, list[tuple[int, int]]] = {slot: [] for slot in seeds or {}}
+    calls: dict[str, list[tuple[int, int]]] = {seed_id: [] for seed_id in seeds or {}}
     with ExitStack() as stack:
         stack.enter_context(_undisturbed(model))
         counter = stack.enter_context(counting())
-        for slot, seed in (seeds or {}).items():
-            _watch(stack, seed, counter, calls[slot])
+        for seed_id, seed in (seeds or {}).items():
+            _watch(stack, seed, counter, calls[seed_id])
         call()
     inside = {
-        slot: share(sum(left - entered for entered, left in noted), examples) for slot, noted in calls.items() if noted
+        seed_id: share(sum(left - entered for entered, left in noted), examples)
+        for seed_id, noted in calls.items()
+        if noted
     }
     return Macs(share(counter.total, examples), inside)
 

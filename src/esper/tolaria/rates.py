@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from esper.leyline import UsageError
-from esper.tolaria.surgery import BASE_RATE, HOST_GROUP, SLOT, host_groups, seed_groups, set_rate
+from esper.tolaria.surgery import BASE_RATE, HOST_GROUP, SEED, host_groups, seed_groups, set_rate
 
 MULTIPLE: Final = "host_rate_multiple"
 """Key of a seed's group that follows the rate of one of the host's: its own over that."""
@@ -160,7 +160,7 @@ class Schedulers:
 
     def shield(self) -> None:
         """Find the schedulers of the optimizer. It does not know them, so they are looked for among all objects."""
-        if not any(SLOT in group for group in self._optimizer.param_groups):
+        if not any(SEED in group for group in self._optimizer.param_groups):
             return
         for found in gc.get_objects():
             if issubclass(type(found), LRScheduler) and self._knows(found):

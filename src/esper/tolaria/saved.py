@@ -11,6 +11,7 @@ from typing import Any
 
 from esper.leyline import ActionOutcome, Blend, EnvSpec, FactoredAction, Op
 from esper.tolaria.nested import State, join, plain_state, split
+from esper.tolaria.surgery import SEED
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,3 +68,17 @@ def read_outcome(plain: Mapping[str, Any]) -> ActionOutcome:
     action = plain["action"]
     blend = None if action["blend"] is None else Blend(action["blend"])
     return ActionOutcome(**{**plain, "action": FactoredAction(**{**action, "op": Op[action["op"]], "blend": blend})})
+
+
+def by_seed_id(plain: dict[str, Any]) -> dict[str, Any]:
+    """What a saved trainer knows of seeds, by their ids: 0.1.0 wrote it by slot, of which each had one."""
+    states = {slot: saved["state"] for slot, saved in plain["topology"].items()}
+    ids = {slot: state["seed_id"] for slot, state in states.items() if state is not None}
+    births = {ids.get(name, name): born for name, born in plain["births"].items()}
+    groups = [
+        {**group, "options": {SEED: ids[slot], **options}}
+        if (slot := (options := dict(group["options"])).pop("slot_id", None)) is not None
+        else group
+        for group in plain["optimizer"]["groups"]
+    ]
+    return {**plain, "births": births, "optimizer": {**plain["optimizer"], "groups": groups}}

@@ -92,9 +92,9 @@ def seed_factor(config: ScheduleConfig, time: float, total: float, birth: float)
 def learning_rates(
     config: ScheduleConfig, time: float, total: float, births: Mapping[str, float], gone: Iterable[float] = ()
 ) -> tuple[float, dict[str, float]]:
-    """Factors for :func:`esper.tolaria.surgery.set_rates`: the host's, and slot -> its seed's.
+    """Factors for :func:`esper.tolaria.surgery.set_rates`: the host's, and those of seeds.
 
-    ``births`` are those of the live seeds by slot; ``gone`` those of pruned seeds, which restarted the host too.
+    ``births`` are those of the live seeds, by seed id; ``gone`` those of pruned seeds, which restarted the host too.
     """
     host = host_factor(config, time, total, (*births.values(), *gone))
-    return host, {slot: seed_factor(config, time, total, birth) for slot, birth in births.items()}
+    return host, {seed: seed_factor(config, time, total, birth) for seed, birth in births.items()}

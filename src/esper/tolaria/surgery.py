@@ -1,9 +1,9 @@
 """Optimizer surgery: parameters come and go, everything that was there before stays bit for bit.
 
 The host keeps the parameter groups that its optimizer was made with; each seed gets one group of its own, marked with
-its slot id. Torch's optimizers update group by group and keep state per parameter, so adding or removing a group cannot
-change a bit of another group's update (tested for SGD, Adam and AdamW, ``foreach`` on and off). Growing operators that
-touch existing entries (Net2Net, GradMax) would need more; seeds do not.
+its seed id: a slot that opened again has several. Torch's optimizers update group by group and keep state per
+parameter, so adding or removing a group cannot change a bit of another group's update (tested for SGD, Adam and AdamW,
+``foreach`` on and off). Growing operators that touch existing entries (Net2Net, GradMax) would need more; seeds do not.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 
 from esper.leyline import DataError, UsageError, unknown
 
-SLOT: Final = "slot_id"
+SEED: Final = "seed_id"
 """Key that marks a seed's parameter group. The host's groups lack it."""
 
 HOST_GROUP: Final = "host_group"
@@ -40,26 +40,26 @@ class OptimizerState:
 
 def host_groups(optimizer: Optimizer) -> list[dict[str, Any]]:
     """The groups that belong to the host, in the optimizer's order."""
-    return [group for group in optimizer.param_groups if SLOT not in group]
+    return [group for group in optimizer.param_groups if SEED not in group]
 
 
 def seed_groups(optimizer: Optimizer) -> dict[str, dict[str, Any]]:
-    """slot -> the group of its seed."""
-    return {group[SLOT]: group for group in optimizer.param_groups if SLOT in group}
+    """seed id -> its group."""
+    return {group[SEED]: group for group in optimizer.param_groups if SEED in group}
 
 
-def add_seed_group(optimizer: Optimizer, slot_id: str, parameters: NamedParameters, **options: Any) -> dict[str, Any]:
-    """Give the seed in ``slot_id`` a group of its own and return it.
+def add_seed_group(optimizer: Optimizer, seed_id: str, parameters: NamedParameters, **options: Any) -> dict[str, Any]:
+    """Give the seed ``seed_id`` a group of its own and return it.
 
     ``options`` are the optimizer's own (``lr``, ``weight_decay``, ...); what is not given is the optimizer's default.
-    Raises :class:`UsageError` when the slot has a group already, the seed has nothing to train, a parameter is already
+    Raises :class:`UsageError` when it has a group already, the seed has nothing to train, a parameter is already
     being optimized, or the optimizer cannot take the group. The optimizer is then unchanged.
     """
-    if slot_id in seed_groups(optimizer):
-        raise UsageError(f"slot {slot_id!r} already has a parameter group; remove it before another seed moves in")
+    if seed_id in seed_groups(optimizer):
+        raise UsageError(f"seed {seed_id!r} already has a parameter group; a seed has one, and its id is its own")
     named = [(name, parameter) for name, parameter in parameters if parameter.requires_grad]
     if not named:
-        raise UsageError(f"the seed in slot {slot_id!r} has no parameter that requires a gradient")
+        raise UsageError(f"the seed {seed_id!r} has no parameter that requires a gradient")
     stray = sorted(set(options) - set(optimizer.defaults))
     if stray:
         raise unknown(f"option of {type(optimizer).__name__}", stray[0], optimizer.defaults)
@@ -68,20 +68,20 @@ def add_seed_group(optimizer: Optimizer, slot_id: str, parameters: NamedParamete
     names_kept = any("param_names" in group for group in optimizer.param_groups)
     members: list[Any] = named if names_kept else [parameter for _, parameter in named]
     try:
-        optimizer.add_param_group({"params": members, SLOT: slot_id, **options})
+        optimizer.add_param_group({"params": members, SEED: seed_id, **options})
     except (ValueError, TypeError) as error:
-        raise UsageError(f"{type(optimizer).__name__} cannot take the seed in slot {slot_id!r}: {error}") from error
+        raise UsageError(f"{type(optimizer).__name__} cannot take the seed {seed_id!r}: {error}") from error
     group: dict[str, Any] = optimizer.param_groups[-1]
     group[BASE_RATE] = _detached(group["lr"])
     return group
 
 
-def remove_seed_group(optimizer: Optimizer, slot_id: str) -> None:
-    """Forget the seed in ``slot_id``: its group and its entries of the state, and nothing else."""
+def remove_seed_group(optimizer: Optimizer, seed_id: str) -> None:
+    """Forget a seed: its group and its entries of the state, and nothing else."""
     groups = seed_groups(optimizer)
-    if slot_id not in groups:
-        raise unknown("slot with a parameter group", slot_id, groups)
-    gone = groups[slot_id]
+    if seed_id not in groups:
+        raise unknown("seed with a parameter group", seed_id, groups)
+    gone = groups[seed_id]
     # by identity: comparing groups with == would compare their tensors
     optimizer.param_groups[:] = [group for group in optimizer.param_groups if group is not gone]
     for parameter in gone["params"]:
@@ -96,9 +96,9 @@ def join_seeds(optimizer: Optimizer, model: nn.Module) -> None:
     """
     names = {parameter: name for name, parameter in model.named_parameters()}
     order = {parameter: place for place, parameter in enumerate(names)}
-    for slot_id, group in seed_groups(optimizer).items():
+    for seed_id, group in seed_groups(optimizer).items():
         if not all(parameter in names for parameter in group["params"]):
-            remove_seed_group(optimizer, slot_id)
+            remove_seed_group(optimizer, seed_id)
             continue
         host = host_groups(optimizer)[group[HOST_GROUP]]
         places = [order.get(parameter, -1) for parameter in host["params"]]
@@ -111,13 +111,13 @@ def join_seeds(optimizer: Optimizer, model: nn.Module) -> None:
 
 
 def set_rates(optimizer: Optimizer, host: float, seeds: Mapping[str, float]) -> None:
-    """Set every group's learning rate to its base rate times a factor: ``host``, or ``seeds[slot_id]``.
+    """Set every group's learning rate to its base rate times a factor: ``host``, or ``seeds[seed_id]``.
 
     The base rate of a host group is the rate it had at the first call (or before an ``lr_scheduler`` took it over).
     """
     for group in optimizer.param_groups:
         base = group.setdefault(BASE_RATE, _detached(group["lr"]))
-        set_rate(group, base * (seeds[group[SLOT]] if SLOT in group else host))
+        set_rate(group, base * (seeds[group[SEED]] if SEED in group else host))
 
 
 def named_state(optimizer: Optimizer, parameters: NamedParameters) -> OptimizerState:
@@ -189,7 +189,7 @@ def set_rate(group: dict[str, Any], rate: float) -> None:
 def _match_groups(
     optimizer: Optimizer, name_of: Mapping[Tensor, str], saved: list[dict[str, Any]]
 ) -> list[dict[str, Any]]:
-    """The optimizer's groups in the saved order; seeds' groups are found by slot, the host's by position."""
+    """The optimizer's groups in the saved order; seeds' groups are found by their ids, the host's by position."""
     seeds, hosts = seed_groups(optimizer), iter(host_groups(optimizer))
     if len(saved) != len(optimizer.param_groups):
         raise DataError(
@@ -197,9 +197,9 @@ def _match_groups(
         )
     ordered = []
     for index, entry in enumerate(saved):
-        slot_id = entry["options"].get(SLOT)
-        group = next(hosts, None) if slot_id is None else seeds.get(slot_id)
-        where = f"group {index}" if slot_id is None else f"group of slot {slot_id!r}"
+        seed_id = entry["options"].get(SEED)
+        group = next(hosts, None) if seed_id is None else seeds.get(seed_id)
+        where = f"group {index}" if seed_id is None else f"group of seed {seed_id!r}"
         if group is None:
             raise DataError(f"the saved {where} of the optimizer has no counterpart here")
         here = [name_of.get(parameter, "(unnamed)") for parameter in group["params"]]

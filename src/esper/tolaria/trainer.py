@@ -22,7 +22,7 @@ from esper.kasmina.trial import ForwardCall, held, mode, train
 from esper.leyline import AlphaConfig, EnvSpec, Promise, Sink, TrainResult, UsageError
 from esper.tasks.losses import one_number
 from esper.tasks.tree import size
-from esper.tolaria import booking, evaluation, ledger, rates, schedules, surgery
+from esper.tolaria import booking, evaluation, ledger, rates, saved, schedules, surgery
 from esper.tolaria.audition import Audition
 from esper.tolaria.epoch import Epoch, Share, probing, timed
 from esper.tolaria.evaluation import Evaluation, Reading, SettledConfig
@@ -80,7 +80,7 @@ class Trainer:
         self.completed = 0
         """Epochs trained so far; a rollback takes it back."""
         self.births: dict[str, float] = {}
-        """slot -> time of birth of its live seed, epochs."""
+        """seed id -> time of birth of a live seed, epochs."""
         self.past_births: list[float] = []
         self._macs: Macs | None = None
         self._step_counted: tuple[tuple[tuple[str, ...], tuple[bool, ...]], StepMacs] | None = None
@@ -101,24 +101,25 @@ class Trainer:
 
     # --- topology -------------------------------------------------------------------------------------------------
 
-    def adopt(self, slot: str) -> None:
+    def adopt(self, seed_id: str) -> None:
         """Give a freshly germinated seed its parameter group and its own schedule."""
+        slot, _ = self.model.parts[seed_id]
         number = rates.neighbour(self.optimizer, self.model.host, self.model.places[slot].path)
         beside, multiple = surgery.host_groups(self.optimizer)[number], self.config.schedule.seed_multiplier
         base = float(beside.get(surgery.BASE_RATE, beside["lr"])) * multiple
         options = rates.inherited(self.optimizer, number)
-        group = surgery.add_seed_group(self.optimizer, slot, self._seed_named(slot), lr=base, **options)
+        group = surgery.add_seed_group(self.optimizer, seed_id, self._seed_named(seed_id), lr=base, **options)
         group[surgery.HOST_GROUP] = number
         if self.config.schedule.shape == "external":
             group[rates.MULTIPLE] = multiple
             rates.follow(self.optimizer)
-        self.births[slot] = float(self.completed)
+        self.births[seed_id] = float(self.completed)
         self._macs = self._step_counted = None
 
-    def release(self, slot: str, seed_id: str) -> None:
+    def release(self, seed_id: str) -> None:
         """Forget a pruned seed: its parameter group, its schedule, and book what it cost as discarded."""
-        surgery.remove_seed_group(self.optimizer, slot)
-        self.past_births.append(self.births.pop(slot))
+        surgery.remove_seed_group(self.optimizer, seed_id)
+        self.past_births.append(self.births.pop(seed_id))
         self.ledger.discard(seed_id)
         self._macs = self._step_counted = None
 
@@ -126,9 +127,9 @@ class Trainer:
     def macs(self) -> Macs:
         """MACs per example of the present topology with every live seed in play."""
         if self._macs is None:
-            seeds = {slot_id: slot.seed for slot_id, slot in self.model.slots.items() if slot.seed is not None}
+            seeds = {seed_id: part.seed for seed_id, (_, part) in self.model.parts.items()}
             inputs, n = self.setup.sample, self.setup.sample_examples
-            with self.as_trained(), self.model.alphas(dict.fromkeys(seeds, 1.0)):
+            with self.as_trained(), self.model.alphas({name: 1.0 for name, s in self.model.slots.items() if s.live}):
                 self._macs = ledger.count(lambda: self._run(inputs), n, seeds, model=self.model)
         return self._macs
 
@@ -154,20 +155,20 @@ class Trainer:
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Undo of :meth:`state`, also from another topology."""
-        plain = state["plain"]
+        plain = saved.by_seed_id(state["plain"])
         parts: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}, "stream": {}, "batches": {}}
         for name, tensor in state["tensors"].items():
             part, _, rest = name.partition("/")
             parts[part][rest] = tensor
-        for slot in list(self.births):
-            surgery.remove_seed_group(self.optimizer, slot)
+        for seed_id in list(self.births):
+            surgery.remove_seed_group(self.optimizer, seed_id)
         self.model.restore_topology(plain["topology"])
         self.model.load_state_dict(parts["model"])
         self.births = dict(plain["births"])
-        for slot in self.births:
-            surgery.add_seed_group(self.optimizer, slot, self._seed_named(slot))
-        saved = surgery.OptimizerState(parts["optimizer"], plain["optimizer"])
-        surgery.load_named_state(self.optimizer, self.model.named_parameters(), saved)
+        for seed_id in self.births:
+            surgery.add_seed_group(self.optimizer, seed_id, self._seed_named(seed_id))
+        known = surgery.OptimizerState(parts["optimizer"], plain["optimizer"])
+        surgery.load_named_state(self.optimizer, self.model.named_parameters(), known)
         self.streams.load(parts["stream"])
         self.batches.load(parts["batches"])
         self.completed = int(plain["completed"])
@@ -190,31 +191,30 @@ class Trainer:
         return {"tensors": tensors, "plain": self.model.topology()}
 
     def become(self, network: Mapping[str, Any], seeds: Collection[str]) -> None:
-        """Compute what :meth:`network` was taken from; of its seeds only those with the ids ``seeds`` live on.
+        """Compute what :meth:`network` was taken from; of its newest seeds only those with the ids ``seeds`` live on.
 
         The optimizer keeps what it knows of the host and of the seeds that live now.
         """
         known = {
-            slot.state.seed_id: [self.optimizer.state.get(parameter) for parameter in slot.seed_parameters()]
-            for slot in self.model.slots.values()
-            if slot.state is not None
+            seed_id: [self.optimizer.state.get(parameter) for parameter in part.seed.parameters()]
+            for seed_id, (_, part) in self.model.parts.items()
         }
-        for slot_id in list(self.births):
-            surgery.remove_seed_group(self.optimizer, slot_id)
+        for seed_id in list(self.births):
+            surgery.remove_seed_group(self.optimizer, seed_id)
         self.births.clear()
         self.model.load(network["plain"], network["tensors"])
-        for slot_id, slot in self.model.slots.items():
-            if slot.state is not None and slot.state.seed_id in seeds:
-                self.adopt(slot_id)
-                for parameter, entries in zip(slot.seed_parameters(), known.get(slot.state.seed_id, ()), strict=False):
-                    if entries is not None:
-                        self.optimizer.state[parameter] = entries
-            elif slot.state is not None:
+        for slot in self.model.slots.values():
+            if slot.state is not None and slot.state.seed_id not in seeds:
                 slot.clear()
+        for seed_id, (_, part) in self.model.parts.items():
+            self.adopt(seed_id)
+            for parameter, entries in zip(part.seed.parameters(), known.get(seed_id, ()), strict=False):
+                if entries is not None:
+                    self.optimizer.state[parameter] = entries
         self._macs = self._step_counted = None
 
-    def _seed_named(self, slot: str) -> list[tuple[str, nn.Parameter]]:
-        return list(self.model.slots[slot].named_parameters())
+    def _seed_named(self, seed_id: str) -> list[tuple[str, nn.Parameter]]:
+        return list(self.model.parts[seed_id][1].seed.named_parameters(prefix="seed"))
 
     # --- training -------------------------------------------------------------------------------------------------
 
@@ -430,9 +430,9 @@ class Trainer:
         if (self._scaling or scale != 1.0) and host_norm is not None and not math.isfinite(host_norm):
             return None
         host_size = sum(p.numel() for p in trained)
-        for slot_id in self.births:
-            slot = self.model.slots[slot_id]
-            slot.record_gradients([p.grad for p in slot.seed_parameters()], host_norm, host_size, scale)
+        for slot in self.model.slots.values():
+            if slot.live:
+                slot.record_gradients([p.grad for p in slot.seed_parameters()], host_norm, host_size, scale)
         return host_norm
 
     def _weights_finite(self) -> bool:

@@ -30,14 +30,14 @@ class StepMacs:
     forward: int
     backward: int
     inside: Mapping[str, int]
-    """Of the forward pass, by slot, those in its seed."""
+    """Of the forward pass, by seed id, those in the seed."""
     probe: Mapping[str, int]
-    """By slot whose seed learns behind the host: its second pass, forward and backward."""
+    """By id of a seed that learns behind the host: its second pass, forward and backward."""
 
     def backward_inside(self) -> dict[str, int]:
-        """Of the backward pass, by slot, those in its seed: twice its forward pass, of no more than there is."""
+        """Of the backward pass, by seed id, those in the seed: twice its forward pass, of no more than there is."""
         twice = 2 * sum(self.inside.values())
-        return {slot: 2 * n * min(twice, self.backward) // twice for slot, n in self.inside.items() if n}
+        return {seed_id: 2 * n * min(twice, self.backward) // twice for seed_id, n in self.inside.items() if n}
 
 
 def count_step(model: GrowingModel, run: Callable[[], Any], examples: int, probing: Sequence[str]) -> StepMacs:
@@ -47,9 +47,10 @@ def count_step(model: GrowingModel, run: Callable[[], Any], examples: int, probi
     Model and random generators are left as they were. Where the output has no gradient although something learns, as
     where it is a figure alone, the backward pass is taken for twice the forward pass.
     """
-    seeds = {slot_id: slot.seed for slot_id, slot in model.slots.items() if slot.seed and slot_id not in probing}
+    behind = {slot_id: state.seed_id for slot_id in probing if (state := model.slots[slot_id].state) is not None}
+    seeds = {seed_id: part.seed for seed_id, (_, part) in model.parts.items() if seed_id not in behind.values()}
     forward = ledger.count(run, examples, seeds, model=model)
-    learning = [*model.host_parameters(), *(p for slot_id in seeds for p in model.seed_parameters(slot_id))]
+    learning = [*model.host_parameters(), *(p for seed in seeds.values() for p in seed.parameters())]
     learning = [parameter for parameter in learning if parameter.requires_grad]
     probe: dict[str, int] = {}
     with (
@@ -66,10 +67,10 @@ def count_step(model: GrowingModel, run: Callable[[], Any], examples: int, probi
             if learning and (outputs := _reached(output)):
                 torch.autograd.grad(outputs, learning, [torch.ones_like(each) for each in outputs], allow_unused=True)
                 backward = counter.total - begun
-        for slot_id in probing:
+        for slot_id, seed_id in behind.items():
             with counting() as counter:
                 probe_gradients(model, tape, summed, slot_id)
-            probe[slot_id] = ledger.share(counter.total, examples)
+            probe[seed_id] = ledger.share(counter.total, examples)
     if backward is None:
         backward = ledger.backward(forward.forward) * examples if learning else 0
     return StepMacs(forward.forward, ledger.share(backward, examples), forward.inside, probe)

@@ -102,6 +102,7 @@ export interface Chip {
   gate?: string;
   gate_passed?: boolean;
   removal_cost?: Figure;
+  generations?: string;
 }
 
 /** Position in the journal, and the clock the snapshot was built at. */
@@ -528,11 +529,13 @@ export interface SeedLife {
   stretches: Array<Stretch>;
 }
 
-/** One slot in the environment drawer. */
+/** One slot in the environment drawer; `kept` are seeds beneath, the oldest first, `generations` in words. */
 export interface Slot {
   slot: string;
   stage?: string;
   seed?: Seed;
+  kept?: Array<Seed>;
+  generations?: string;
   past?: Array<Seed>;
   seeds_seen?: number;
   swimlane?: Array<Stretch>;
@@ -670,6 +673,7 @@ export const WIRE = {
     "SEED_ALPHA_RETARGETED",
     "SEED_FOSSILIZED",
     "SEED_PRUNED",
+    "SLOT_REOPENED",
     "TRANSITION_VETOED",
     "ISOLATION_VIOLATION",
     "TRAINING_STARTED",

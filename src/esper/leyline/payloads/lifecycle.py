@@ -51,6 +51,8 @@ class SeedGerminated(SlotHealth):
     incubation: str
     tempo: int
     alpha_target: float
+    generation: NotRequired[int]
+    """How many seeds the slot had kept before."""
 
 
 class SeedGateEvaluated(_MaybeFrom, SlotHealth):
@@ -101,6 +103,14 @@ class SeedPruned(_From, SlotHealth):
     embargo_epochs: NotRequired[int]
 
 
+class SlotReopened(SlotHealth):
+    """The slot is DORMANT again; the seed, which was kept, stays beneath what comes. ``generation`` counts those that
+    were kept, of which there may be ``generations``."""
+
+    generation: int
+    generations: int
+
+
 class TransitionVetoed(_From, SlotHealth):
     """A move that was not made; ``by`` is ``lifecycle`` (illegal), ``budget``, ``consensus`` or ``governor``."""
 
@@ -126,6 +136,7 @@ SPECS = (
     PayloadSpec(T.SEED_ALPHA_RETARGETED, SeedAlphaRetargeted, Delivery.MUST_KEEP, _SEEDS),
     PayloadSpec(T.SEED_FOSSILIZED, SeedFossilized, Delivery.MUST_KEEP, "seed census, end table, report"),
     PayloadSpec(T.SEED_PRUNED, SeedPruned, Delivery.MUST_KEEP, "seed census, end table, report"),
+    PayloadSpec(T.SLOT_REOPENED, SlotReopened, Delivery.MUST_KEEP, _SEEDS),
     PayloadSpec(
         T.TRANSITION_VETOED,
         TransitionVetoed,

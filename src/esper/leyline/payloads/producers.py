@@ -44,6 +44,7 @@ PRODUCERS: Final = MappingProxyType(
         "SEED_GERMINATED": ("kasmina.slot",),
         "SEED_PRUNED": ("kasmina.slot",),
         "SEED_STAGE_CHANGED": ("kasmina.slot",),
+        "SLOT_REOPENED": ("kasmina.slot",),
         "TELEMETRY_DROPPED": ("nissa.hub",),
         "TELEMETRY_LEVEL_SET": ("nissa.hub",),
         "TRAINING_ENDED": ("run.session",),

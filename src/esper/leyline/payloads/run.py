@@ -136,7 +136,7 @@ class EpisodeEnded(TypedDict):
 class EpochCompleted(TypedDict):
     """What one epoch of one environment came to. It is the last event of its epoch, so that what was said is whole.
     ``inference_macs`` are of one example's forward pass through the network as it is now, ``seed_macs`` those of them
-    that are each live seed's, by slot."""
+    that are the newest live seed's, by slot."""
 
     arm: NotRequired[str]
     train_loss: NotRequired[float]
@@ -174,12 +174,19 @@ class Command(TypedDict):
 
 
 class ModelExported(TypedDict):
-    """A plain model was written; ``max_abs_difference`` is between its outputs and those of the grown one."""
+    """A plain model was written; ``max_abs_difference`` is between its outputs and those of the grown one.
+
+    ``parameters`` are those of what was written: a seed that was ``folded`` (by id) into a weight of the host has none
+    there, and counts in ``trained_parameters``. ``unfolded``: why another one beside a module is a module of its own.
+    """
 
     path: str
     parameters: int
     max_abs_difference: float
     formats: list[str]
+    trained_parameters: NotRequired[int]
+    folded: NotRequired[list[str]]
+    unfolded: NotRequired[dict[str, str]]
 
 
 SPECS = (
