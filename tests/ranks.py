@@ -24,7 +24,8 @@ PATIENCE = 120.0
 def on_ranks(
     n: int, where: Path, work: Callable[[int], Any], *, timeout: float = 60.0, joined: bool = True
 ) -> list[Any]:
-    """What ``work(rank)`` gives on each of ``n`` ranks, or the exception that it raised; ``None`` of one that died.
+    """What ``work(rank)`` gives on each of ``n`` ranks, or the exception that it raised (in words, where it is no
+    ``Exception``); ``None`` of one that died.
 
     ``where`` is a fresh folder, ``timeout`` how many seconds a rank waits for another. Ranks that are not ``joined``
     have the environment that ``torchrun`` gives them.
@@ -59,7 +60,7 @@ def _rank(rank: int, n: int, where: Path, work: Callable[[int], Any], timeout: f
             found = work(rank)
         except BaseException as error:
             (where / f"{rank}.traceback").write_text(traceback.format_exc())
-            found = error
+            found = error if isinstance(error, Exception) else f"{type(error).__name__}: {error}"
         (where / f"{rank}.part").write_bytes(pickle.dumps(found))
         (where / f"{rank}.part").rename(where / f"{rank}.pickle")
         status = 0

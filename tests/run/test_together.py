@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -85,11 +86,52 @@ def test_two_ranks_come_to_what_one_comes_to(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_four_ranks_come_to_what_one_comes_to(tmp_path: Path) -> None:
-    ranked = Ranked(policy=lambda: "heuristic", epochs=14)
-    many = on_ranks(4, tmp_path / "ranks", lambda rank: ranked.run(tmp_path / "four", rank, 4))
+@pytest.mark.parametrize(("policy", "ranks"), [("heuristic", 4), ("auto", 2), ("esper-v1", 3)])
+def test_whoever_decides_several_ranks_come_to_what_one_comes_to(policy: str, ranks: int, tmp_path: Path) -> None:
+    """``auto`` has candidates learn behind the host, whose gradients are averaged too."""
+    train = [products(96, seed) for seed in range(4)]
+    ranked = Ranked(policy=lambda: policy, epochs=14, train=train)
+    many = on_ranks(ranks, tmp_path / "ranks", lambda rank: ranked.run(tmp_path / "many", rank, ranks))
     require_alike(ranked.run(tmp_path / "one"), many)
     assert lived(many[0])
+
+
+class Branched(nn.Module):
+    """Some batches go another way, and there is one that none goes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.front, self.middle = nn.Linear(6, 8), nn.Sequential(nn.Linear(8, 8), nn.ReLU())
+        self.back, self.more, self.never = nn.Linear(8, 4), nn.Linear(8, 4), nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.middle(self.front(x).relu())
+        out: torch.Tensor = self.back(h) if x[0, 0] > 0 else self.back(h) + self.more(h)
+        return out
+
+
+@pytest.mark.slow
+def test_what_learns_on_one_rank_alone_stays_the_same_on_all(tmp_path: Path) -> None:
+    train = [products(64, seed) for seed in range(4)]
+    ways = [{bool(x[rank, 0] > 0) for rank in (0, 1)} for x, _ in train]
+    assert {True, False} in ways, "in some batch the ranks go different ways"
+    ranked = Ranked(model=Branched, at=("middle",), policy=lambda: Moves({1: germinate("middle")}), epochs=4)
+    zero, one = on_ranks(2, tmp_path / "ranks", lambda rank: ranked.run(tmp_path / "two", rank, 2))
+    require_alike(zero, [zero, one])
+    assert torch.equal(zero["weights"]["never.weight"], Branched().never.weight)
+    assert not torch.equal(zero["weights"]["more.weight"], Branched().more.weight)
+
+
+@pytest.mark.slow
+def test_a_rank_that_is_silent_is_not_waited_for_for_ever(tmp_path: Path) -> None:
+    def silent(rank: int) -> Any:
+        ranks = Together()
+        time.sleep(9 * rank)
+        return ranks.all(rank)
+
+    found = on_ranks(2, tmp_path / "ranks", silent, timeout=3)
+    assert [type(each) for each in found] == [RankLost] * 2 and "Timed out" in str(found[0])
 
 
 @pytest.mark.slow
@@ -242,20 +284,22 @@ def test_ranks_with_more_batches_than_others_do_not_wait_for_ever(tmp_path: Path
 
 
 class Dying:
-    """A loss with which one rank is killed in mid-epoch."""
+    """A loss with which one rank is killed, or told to stop, in mid-epoch."""
 
-    def __init__(self, at: int | None) -> None:
-        self.left = at
+    def __init__(self, at: int | None, by: int) -> None:
+        self.left, self.by = at, by
 
     def __call__(self, output: Any, targets: Any) -> Any:
         if self.left is not None and torch.is_grad_enabled():
             self.left -= 1
             if self.left == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
+                os.kill(os.getpid(), self.by)
         return LOSS(output, targets)
 
 
-def grown(where: Path, rank: int, ranks: int, die_at: int | None = None, resume: bool = False) -> Any:
+def grown(
+    where: Path, rank: int, ranks: int, die_at: int | None = None, resume: bool = False, by: int = signal.SIGKILL
+) -> Any:
     """``esper.grow`` over 8 epochs of 4 batches, each rank with its share of the examples."""
     data = TensorDataset(*products(128, 0))
     sampler = DistributedSampler(data, ranks, rank, seed=3)
@@ -264,7 +308,7 @@ def grown(where: Path, rank: int, ranks: int, die_at: int | None = None, resume:
     model = narrow()
     torch.manual_seed(rank)
     result = esper.grow(
-        model, train=train, val=VALIDATION, loss=Dying(die_at), at=["1", "3"], policy=Moves(LIFE), budget=budget,
+        model, train=train, val=VALIDATION, loss=Dying(die_at, by), at=["1", "3"], policy=Moves(LIFE), budget=budget,
         device="cpu", resume=where if resume else None, run_dir=None if resume else where,
     )  # fmt: skip
     state = {name: tensor.clone() for name, tensor in result.model.state_dict().items()}
@@ -292,6 +336,15 @@ def test_a_rank_that_is_killed_ends_the_run_and_it_goes_on(tmp_path: Path) -> No
     assert on[0]["samples"] == 9, "the sampler was told every epoch, the killed one too"
 
 
+@pytest.mark.slow
+def test_all_ranks_stop_where_one_is_asked_to(tmp_path: Path) -> None:
+    run, term = tmp_path / "run", signal.SIGTERM
+    found = on_ranks(2, tmp_path / "a", lambda rank: grown(run, rank, 2, die_at=14 if rank else None, by=term))
+    assert found == [f"Stopped: stopped by SIGTERM; grow(..., resume={str(run)!r}) goes on"] * 2
+    saved = [event.data for event in read_journal(run) if event.event_type is T.CHECKPOINT_SAVED]
+    assert saved[-1]["reason"] == "signal"
+
+
 PAGE = Path(__file__).parent.parent.parent / "docs" / "recipes" / "parallel.md"
 
 
@@ -307,11 +360,13 @@ def test_the_recipe_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         exec(code, names)
         return names["plain"](products(3, 2)[0])
 
-    def unchanged(rank: int) -> Any:
-        """``esper.grow``, which joins the group that ``torchrun`` has made ready."""
-        return grown(tmp_path / "unchanged", rank, 2)["model"]["0.weight"]
+    zero, one = on_ranks(2, tmp_path / "ranks", follow, joined=False)
+    assert isinstance(zero, torch.Tensor), zero
+    assert torch.equal(zero, one)
 
-    for work in (follow, unchanged):
-        zero, one = on_ranks(2, tmp_path / work.__name__, work, joined=False)
-        assert isinstance(zero, torch.Tensor), zero
-        assert torch.equal(zero, one)
+
+@pytest.mark.slow
+def test_grow_joins_the_group_that_torchrun_has_made_ready(tmp_path: Path) -> None:
+    found = on_ranks(2, tmp_path / "ranks", lambda rank: grown(tmp_path / "run", rank, 2), joined=False)
+    assert isinstance(found[0], dict), found[0]
+    assert all(torch.equal(weight, found[1]["model"][name]) for name, weight in found[0]["model"].items())

@@ -421,7 +421,7 @@ class Checkpointer:
             self.save(step, "signal")
             message = str(Stopped(asked))
             code = "".join(f" {as_flag(*named)}" for named in named_code(self.about.config).items())
-            how = self.about.how.format(kind=self.about.kind, run=self.session.path, code=code)
+            how = self.about.how.format(kind=self.about.kind, run=str(self.session.path), code=code)
             raise self.session.stop.stopped(asked, f"{message}; {how}")
         if self.every and step % self.every == 0:
             self.save(step, "scheduled")
