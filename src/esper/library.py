@@ -29,7 +29,18 @@ from esper.leyline import EnvView, GateThresholds, Policy, TelemetryEventType, U
 from esper.run.checks import check_optimizer, made, whole
 from esper.run.loop import OwnLoop
 from esper.run.open import Job, RunOpening, open_run
-from esper.run.own import Budget, Loader, OwnChoices, OwnModel, check_life, kept, loaders_of, opening_of, tell_of_short
+from esper.run.own import (
+    Budget,
+    Loader,
+    OwnChoices,
+    OwnModel,
+    check_life,
+    chosen_for,
+    kept,
+    loaders_of,
+    opening_of,
+    tell_of_short,
+)
 from esper.run.packed import pack, unpack
 from esper.run.play import EpisodePlan, Episodes
 from esper.run.resume import LIBRARY, CheckpointInfo, Snapshot, find_state
@@ -85,7 +96,7 @@ def grow(  # noqa: PLR0913
     ``compute`` and ``reset`` that reduces over a split (torchmetrics), a function ``(output, targets) -> [N]`` of which
     more is better, or a :class:`Scored` that says what it is. ``budget.gates`` is what a seed must show.
     ``forward(model, inputs)`` says how to call the model; see :class:`OwnChoices`. ``at`` names submodules by path
-    (``["layer3.1"]``), or ``"auto"``. ``policy`` is a name (``esper-v1``, ``heuristic``, ``frugal``, ``static``, ...),
+    (``["layer3.1"]``), or ``"auto"``. ``policy`` is a name (``esper-v1``, ``auto``, ``heuristic``, ``static``, ...),
     a learned one's file, or a policy of your own. An ``optimizer`` that has trained already keeps its state. The model
     is trained in place; the one in the result is a plain copy. None that was seen was better on validation, and
     whatever breaks the run off leaves the best so far in the run directory; a note on the error says where.
@@ -101,7 +112,8 @@ def grow(  # noqa: PLR0913
     whole("steps_per_epoch", steps_per_epoch, optional=True)
     made("model", model, nn.Module)
     decider = chosen_policy(policy)
-    check_life(choices.budget, decider)
+    choices = chosen_for(choices, model, decider)
+    check_life(choices, decider)
     if optimizer is not None:
         check_optimizer(model, optimizer)
     batches = LoaderBatches(train, batches=steps_per_epoch, unpacking=choices.unpacking)
@@ -168,7 +180,8 @@ class Grower:
                 " step a scheduler of torch.optim.lr_scheduler"
             )
         self._policy = chosen_policy(policy)
-        check_life(choices.budget, self._policy)
+        choices = chosen_for(choices, model, self._policy)
+        check_life(choices, self._policy)
         self._optimizer = innermost(optimizer)
         self._own = OwnModel.of(model, loaders_of(val, test), choices, self._optimizer)
         self._subject = self._own.subject(self._policy)

@@ -64,6 +64,18 @@ def its_own_loss(host: nn.Module, batch: Tensor) -> Any:
     return host(input_ids=batch, labels=batch).loss
 
 
+class ReadsFirst(nn.Module):
+    """An encoder whose head reads what stands at the first position, as that of a vision transformer does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = encoder()
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, src: Tensor) -> Tensor:
+        return self.head(self.net(src)[:, 0])
+
+
 CASES: dict[str, tuple[Callable[[], nn.Module], str, Any, SiteMixing]] = {
     "causal convolutions": (hosts.CausalConvolutions, "blocks.0", hosts.tokens(), SiteMixing(P.CAUSAL)),
     "a lone example": (hosts.CausalConvolutions, "blocks.0", hosts.tokens(1), SiteMixing(P.CAUSAL)),
@@ -94,6 +106,18 @@ CASES: dict[str, tuple[Callable[[], nn.Module], str, Any, SiteMixing]] = {
     ),
     "a loss alone": (lambda: OnlyLoss(), "net.blocks.0", hosts.tokens(), SiteMixing(P.NONE)),
     "an encoder": (encoder, "layers.0", torch.randn(3, 7, 8), SiteMixing(P.ANY)),
+    "the first position, read behind another block": (
+        ReadsFirst,
+        "net.layers.0",
+        torch.randn(3, 7, 8),
+        SiteMixing(P.ANY),
+    ),
+    "the first position, read at once": (
+        ReadsFirst,
+        "net.layers.1",
+        torch.randn(3, 7, 8),
+        SiteMixing(P.ANY, first_alone=True),
+    ),
     "time first": (lambda: encoder(batch_first=False), "layers.0", torch.randn(7, 3, 8), SiteMixing(P.ANY)),
     "an encoder told to be causal": (
         encoder,
@@ -311,3 +335,12 @@ def test_a_policy_is_told() -> None:
     assert slot.view().may_mix == SiteMixing(P.CAUSAL)
     assert slot.germinate("mlp").passed and slot.view().may_mix == SiteMixing(P.CAUSAL)
     assert SeedSlot("a", 4).view().may_mix is None
+
+
+def test_a_seed_that_looks_back_is_refused_where_the_first_position_alone_is_read() -> None:
+    reads_first = SiteMixing(P.ANY, first_alone=True)
+    for name in ("depthwise3", "depthwise5", "attention"):
+        assert "first position alone" in (against(name, Layout.NTC, reads_first) or "")
+        assert against(name, Layout.NTC, SiteMixing(P.ANY)) is None
+    assert against("attention_full", Layout.NTC, reads_first) is None
+    assert against("mlp", Layout.NTC, reads_first) is None

@@ -43,6 +43,26 @@ def auto_sites(host: nn.Module, sample: Sample, n: int = DEFAULT_SITES) -> list[
     raise UsageError("no submodule of the host can carry a slot by itself; name the sites: at=['path', ...]")
 
 
+def beside_sites(host: nn.Module, sample: Sample) -> list[Site]:
+    """Sites beside every linear layer and convolution that is frozen and can carry a seed, in network order.
+
+    Raises ``UsageError`` where there is none.
+    """
+    check_host(host)
+    layers = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
+    sites = [
+        Site(path, beside=True)
+        for path, module in host.named_modules()
+        if path and isinstance(module, layers) and not any(p.requires_grad for p in module.parameters())
+    ]
+    found = survey(host, sites, sample) if sites else None
+    usable = [site for site in sites if found is not None and isinstance(found.places[site.path], Place)]
+    felt = [site for site in usable if found is not None and is_felt(host, _placed(found, site.path), sample)]
+    if found is None or not felt:
+        raise UsageError("no linear layer or convolution of the host is frozen and can carry a seed beside it")
+    return sorted(felt, key=lambda site: found.trace.order(host.get_submodule(site.path)))
+
+
 def _placed(found: Survey, path: str) -> Place:
     place = found.places[path]
     assert isinstance(place, Place)

@@ -40,7 +40,7 @@ from esper.leyline import Positions, SiteMixing
 if TYPE_CHECKING:
     from esper.kasmina.growing import GrowingModel
 
-Kind = Literal["channels", "earlier", "all", "examples"]
+Kind = Literal["channels", "earlier", "all", "examples", "rest"]
 
 Outputs = dict[Path, Tensor]
 Moved = dict[tuple[Path, int], Tensor]
@@ -92,7 +92,7 @@ def measure(model: GrowingModel, sample: Sample) -> dict[str, SiteMixing]:
         cached = _cached_modules(model.host, call)
         accepts = accepts_cache(model.host)
         return {
-            slot_id: _measure_site(_Site(model.host, tap, host), accepts, _inside(model.sites[slot_id], cached))
+            slot_id: _measure_site(_Site(model.host, tap, host, call), accepts, _inside(model.sites[slot_id], cached))
             for slot_id, tap in model.taps.items()
         }
 
@@ -268,6 +268,15 @@ class _Site:
     host: nn.Module
     tap: Tap
     kept: HostMixing
+    call: Call
+
+    def reads_first_alone(self) -> bool:
+        """Whether what stands behind the first position, whatever it is, moves no output."""
+        plain = _outputs(self.host, Pass(self.call))
+        with _standing_in(self.tap, "rest"):
+            moved = _moved(plain, _outputs(self.host, Pass(self.call)))
+        within = {path: tolerance(tensor.dtype) for path, tensor in plain.items()}
+        return bool(moved) and not any(bool((each > within[path]).any()) for (path, _), each in moved.items())
 
     def fits(self, kind: Kind, with_padding: bool = True) -> bool:
         """Whether a seed of that kind moves nothing that the host keeps still."""
@@ -300,6 +309,7 @@ def _measure_site(site: _Site, accepts: bool, cached: bool) -> SiteMixing:
         channels=channels or site.fits("channels"),
         examples=site.fits("examples"),
         padding=site.kept.padding,
+        first_alone=layout is Layout.NTC and positions is not Positions.NONE and site.reads_first_alone(),
         cached=layout is not Layout.NC and cached,
     )
 
@@ -316,6 +326,8 @@ class _StandIn:
         self.drawn: dict[tuple[int, tuple[int, ...]], Tensor] = {}
 
     def __call__(self, h: Tensor, alpha: float | None, x: Tensor | None = None) -> Tensor:
+        if self.kind == "rest":
+            return torch.cat([h[:, :1], 1.0 - 3.0 * h[:, 1:]], dim=1)
         axis = self.layout.channel_axis % h.ndim
         channels, positions = h.shape[axis], [each for each in range(1, h.ndim) if each != axis]
         down, up = (self._weights(n, h, (axis,)) for n in range(2))

@@ -29,5 +29,8 @@ class SiteMixing:
     examples: bool = False
     padding: bool | None = None
     """Whether what stands at padded positions reaches others in the host. Where not, ``positions`` respects it."""
+    first_alone: bool = False
+    """Whether the host reads nothing of what is behind the site but its first position, which sees no other through a
+    seed that looks back only."""
     cached: bool = False
     """Whether a key-value cache reaches the site: a seed without one would forget what came before."""

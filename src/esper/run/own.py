@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from esper.kasmina import blueprints
 from esper.kasmina.anatomy import host_record
-from esper.kasmina.auto import auto_sites
+from esper.kasmina.auto import auto_sites, beside_sites
 from esper.kasmina.growing import named_sites
 from esper.kasmina.hosts import check_host, fill_lazy
 from esper.kasmina.probe import Site
@@ -29,6 +29,7 @@ from esper.run.open import RunOpening
 from esper.run.resume import BATCHES, LIBRARY, CheckpointInfo, DeferredSink, find_newest
 from esper.run.session import Announcement, SessionConfig
 from esper.run.together import start_alike
+from esper.tamiyo.policies.auto import AutoPolicy, is_held
 from esper.tamiyo.policies.static import StaticPolicy
 from esper.tasks.answers import ignored_by
 from esper.tasks.base import Batch, CountedBatch
@@ -65,8 +66,8 @@ class Budget:
 
     epochs: int = 20
     """Epochs of the whole run; policies and schedules plan with it."""
-    max_seeds: int | None = 2
-    """Most seeds alive at once."""
+    max_seeds: int | Literal["policy"] | None = "policy"
+    """Most seeds alive at once; ``"policy"`` is any number for ``auto``, and 2 for all others."""
     generations: int = 1
     """Most seeds that a place keeps, one on top of the other: it opens again when one was kept, so that rank grows by
     evidence. ``max_seeds`` and ``parameters`` count them all."""
@@ -98,7 +99,8 @@ class Budget:
 
     def __post_init__(self) -> None:
         checks.whole("Budget.epochs", self.epochs)
-        checks.whole("Budget.max_seeds", self.max_seeds, optional=True)
+        if self.max_seeds != "policy":
+            checks.whole("Budget.max_seeds", self.max_seeds, optional=True)
         checks.whole("Budget.generations", self.generations)
         checks.whole("Budget.parameters", self.parameters, optional=True)
         checks.whole("Budget.checkpoint_every", self.checkpoint_every, least=0)
@@ -132,7 +134,8 @@ class OwnChoices:
     at: Sites = "auto"
     """Where to grow: paths of submodules (or :class:`Site`, which says more), slot -> path, or ``"auto"`` for the
     repeating blocks. ``"+path"`` is beside the module: a seed sees its input and adds to its output; ``"+query"``:
-    beside all modules whose path ends so."""
+    beside all modules whose path ends so; ``"beside"``: beside every linear layer and convolution that is frozen, which
+    ``"auto"`` is, too, for ``policy="auto"`` and a model of which hardly anything learns."""
     budget: Budget = field(default_factory=Budget)
     device: str = "auto"
     """``"auto"`` (the first CUDA device, else the CPU), ``"cpu"`` or ``"cuda:N"``."""
@@ -158,9 +161,15 @@ class OwnChoices:
         return Unpacking(self.unpack, own_loss=self.loss is None)
 
 
-def check_life(budget: Budget, policy: Policy) -> None:
-    """Raise ``UsageError`` where no seed can live long enough to be kept."""
-    life = budget.gates.shortest_life()
+LEAST_PLACED: Final = 3
+"""Epochs that ``auto`` needs beside a frozen model: one to audition its places, two in which seeds, felt from birth,
+learn."""
+
+
+def check_life(choices: OwnChoices, policy: Policy) -> None:
+    """Raise ``UsageError`` where no seed can live long enough to be kept, or to take part in what is delivered."""
+    budget = choices.budget
+    life = LEAST_PLACED if choices.at == "beside" and isinstance(policy, AutoPolicy) else budget.gates.shortest_life()
     if budget.epochs < life and not isinstance(policy, StaticPolicy):
         raise UsageError(
             f"Budget.epochs is {budget.epochs}, and by Budget.gates a seed is kept after {life} at the earliest: "
@@ -180,6 +189,18 @@ def tell_of_short(budget: Budget, policy: Policy, view: EnvView) -> None:
             " earliest: nothing has grown; train longer, or say Budget(epochs=...) to hear it before the first batch",
             stacklevel=4,
         )
+
+
+def chosen_for(choices: OwnChoices, model: nn.Module, policy: Policy) -> OwnChoices:
+    """The choices with what the policy decides where the user has not: how many seeds, and where they may be."""
+    budget, at = choices.budget, choices.at
+    places = isinstance(policy, AutoPolicy)
+    if budget.max_seeds == "policy":
+        budget = replace(budget, max_seeds=None if places else 2)
+    if places and at == "auto" and not any(map(nn.parameter.is_lazy, model.parameters())):
+        sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
+        at = "beside" if is_held(sum(n for n, learns in sizes if learns), sum(n for n, _ in sizes)) else "auto"
+    return replace(choices, budget=budget, at=at)
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,7 +319,7 @@ class OwnModel:
                 evaluation_batch=budget.evaluation_batch,
                 counterfactual_share=budget.counterfactual_share,
             ),
-            max_seeds=budget.max_seeds,
+            max_seeds=None if budget.max_seeds == "policy" else budget.max_seeds,
             parameter_budget=self.host_parameters if budget.parameters is None else budget.parameters,
             rehearse_export=True,
         )
@@ -422,8 +443,10 @@ def _how_it_was_called(model: nn.Module, choices: OwnChoices, inputs: Any) -> st
 
 def _sites(model: nn.Module, at: Sites, sample: Sample) -> dict[str, Site]:
     """slot -> site; a slot that was not named is called after its path."""
-    if isinstance(at, str) and at != "auto":
-        raise UsageError(f"at={at!r}; legal: 'auto', a list of submodule paths, or a mapping slot -> path")
+    if isinstance(at, str) and at not in ("auto", "beside"):
+        raise UsageError(f"at={at!r}; legal: 'auto', 'beside', a list of submodule paths, or a mapping slot -> path")
+    if at == "beside":
+        return named_sites(beside_sites(model, sample))
     return named_sites(auto_sites(model, sample) if at == "auto" else spread(model, at))
 
 

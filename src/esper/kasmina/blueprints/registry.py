@@ -120,6 +120,8 @@ def against(name: str, layout: Fit, may_mix: SiteMixing | None) -> str | None:
         return None
     if not may_mix.channels:
         return "the host keeps apart what stands in its channels, and every seed mixes channels"
+    if may_mix.first_alone and mixes is Positions.CAUSAL:
+        return "it looks back only, and of what is behind it the host reads the first position alone"
     order = list(Positions)
     if mixes is None or may_mix.positions is None or order.index(mixes) <= order.index(may_mix.positions):
         return None

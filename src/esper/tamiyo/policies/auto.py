@@ -119,7 +119,13 @@ class AutoPolicy(HeuristicPolicy):
 def held(view: EnvView) -> bool:
     """Whether hardly anything of the host learns, and seeds may grow beside its modules."""
     learning = view.learning_parameters
-    return learning is not None and learning < HELD * view.host_parameters and any(slot.beside for slot in view.slots)
+    beside = any(slot.beside for slot in view.slots)
+    return learning is not None and beside and is_held(learning, view.host_parameters)
+
+
+def is_held(learning: int, parameters: int) -> bool:
+    """Whether hardly any of a host's parameters learn."""
+    return learning < HELD * parameters
 
 
 def _next_seed(view: EnvView, slot: SlotView) -> str | None:
