@@ -17,12 +17,12 @@ from typing import Any
 
 from forking import fork
 
-PATIENCE = 120.0
+PATIENCE = 900.0
 """Seconds after which ranks that have not ended are ended, and the test fails."""
 
 
 def on_ranks(
-    n: int, where: Path, work: Callable[[int], Any], *, timeout: float = 60.0, joined: bool = True
+    n: int, where: Path, work: Callable[[int], Any], *, timeout: float = 300.0, joined: bool = True
 ) -> list[Any]:
     """What ``work(rank)`` gives on each of ``n`` ranks, or the exception that it raised (in words, where it is no
     ``Exception``); ``None`` of one that died.
