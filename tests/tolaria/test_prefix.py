@@ -101,6 +101,17 @@ def grows(trainer: Trainer, epoch: int) -> None:
         plant(trainer, [Planted("middle", "lora2", 2)], Initial.DEFAULT)
 
 
+def opens_again(trainer: Trainer, epoch: int) -> None:
+    """A seed beside the second map is kept and its slot opens again: what is beneath goes on learning."""
+    slot = trainer.model.slots["middle"]
+    if epoch == 1:
+        plant(trainer, [Planted("middle", "lora2", 2)], Initial.DEFAULT)
+        slot.config = replace(slot.config, generations=2)
+        slot.tick()
+        assert slot.seed is None
+        assert slot.kept
+
+
 def thaws(trainer: Trainer, epoch: int) -> None:
     """The first map learns, too, from some epoch on."""
     if epoch == 6:
@@ -141,7 +152,7 @@ def same_weights(one: Trainer, other: Trainer) -> bool:
     return set(mine) == set(others) and all(torch.equal(mine[name], others[name]) for name in mine)
 
 
-@pytest.mark.parametrize("meanwhile", [nothing, grows, writes, thaws], ids=lambda each: each.__name__)
+@pytest.mark.parametrize("meanwhile", [nothing, grows, opens_again, writes, thaws], ids=lambda each: each.__name__)
 def test_training_is_the_same_bit_for_bit_and_takes_less(monkeypatch: pytest.MonkeyPatch, meanwhile: Meanwhile) -> None:
     (kept, seen), (plain, expected) = played(task(), meanwhile), without(monkeypatch, task(), meanwhile)
     assert seen == expected
@@ -152,7 +163,7 @@ def test_training_is_the_same_bit_for_bit_and_takes_less(monkeypatch: pytest.Mon
     assert kept.ledger.test_macs == plain.ledger.test_macs
 
 
-@pytest.mark.parametrize("meanwhile", [nothing, grows], ids=lambda each: each.__name__)
+@pytest.mark.parametrize("meanwhile", [nothing, grows, opens_again], ids=lambda each: each.__name__)
 def test_what_is_booked_is_what_runs(meanwhile: Meanwhile) -> None:
     of = task()
     config = TrainerConfig(batch_size=16, lr=1e-2)
