@@ -81,6 +81,7 @@ def measure(link: str, seconds: float) -> None:
     """Open the page, look at it for so long, print what was found."""
     with launched() as browser:
         browser.open(url=link, width=1280, height=800)
+        browser.eval(code="location.hash = '#/flight'")
         browser.wait(selector="[role=option]", state="attached")
         time.sleep(5)
         browser.eval(code=LISTEN)

@@ -231,7 +231,7 @@ def test_the_table_of_results_prints_as_a_table() -> None:
     assert text.splitlines()[0].split() == [
         *("arm", "episodes", "test", "accuracy", "(points)", "validation", "parameters", "seeds", "kept")
     ]
-    assert "EndTable(" not in text and text.splitlines()[-1].startswith("heuristic minus static: +1.50 ")
+    assert "EndTable(" not in text and text.splitlines()[-1].startswith("heuristic minus static: +1.00 and +2.00 ")
     assert str(gather([]).table) == "No episode has ended."
 
 

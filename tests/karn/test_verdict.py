@@ -89,6 +89,102 @@ def test_what_cannot_be_told_apart_is_not_called_better_and_says_how_many_episod
     assert same.headline.startswith("The same as its control static in each of 3 pairs")
 
 
+def test_two_pairs_have_a_sign_and_no_interval() -> None:
+    verdict = judged(run_of({"heuristic": [96.25, 96.75], "static": [53.25, 49.0], "random": [97.25, 83.5]}))
+    assert verdict.level == "watch" and verdict.headline == (
+        "Better than its control static in both pairs of the same seed, by 43 and 47.75 points: "
+        "two are too few to tell by how much; not told apart from random"
+    )
+    assert said(verdict, "also") == (
+        "not told apart from its control random: 13.25 points better in one pair of the same seed, 1 worse in the "
+        "other, and two pairs are too few to tell"
+    )
+    assert said(verdict, "result") == (
+        "heuristic 96.25 and 96.75 % · static 53.25 and 49 % · random 97.25 and 83.5 % "
+        "(accuracy, test split, two episodes each)"
+    )
+    assert [arm.text for arm in verdict.arms] == ["96.25 and 96.75", "53.25 and 49", "97.25 and 83.5"]
+    assert all(arm.low is None and len(arm.values) == 2 for arm in verdict.arms)
+    assert verdict.command is not None and "--episodes 10" in verdict.command
+
+
+def test_the_row_and_the_chart_have_one_rounding() -> None:
+    verdict = judged(run_of({"heuristic": [67.5, 68.5, 69.5, 68.5], "static": [60.5, 61.5, 62.5, 61.5]}))
+    for arm in verdict.arms:
+        assert f"{arm.arm} {arm.text} %" in said(verdict, "result") and " ± " in arm.text
+
+
+def test_the_first_line_has_the_other_controls_and_a_large_cost() -> None:
+    events = run_of({**BETTER, "random": [90.5, 84.0, 93.0]})
+    for event in events:
+        if event.event_type is T.EPISODE_ENDED:
+            grown = event.data["arm"] == "heuristic"
+            event.data |= {"total_macs": 69_000_000 if grown else 1_000_000, "total_parameters": 3882 if grown else 490}
+    verdict = judged(events)
+    assert verdict.headline == (
+        "Better than its control static by 10.0 points (95 % interval 8.8 to 11.2, 3 pairs of the same seed); "
+        "not told apart from random; at 69 times the training MACs and 7.9 times the parameters of static"
+    )
+    assert "times the training MACs" not in judged(run_of(BETTER)).headline
+
+
+def test_going_on_the_first_line_says_so_and_next_is_no_repetition() -> None:
+    verdict = judged(run_of(BETTER)[:-1])
+    assert verdict.headline.split("; ")[-1].startswith("so far")
+    assert verdict.command is None and verdict.why == "Curves in Overwatch show whether it still learns"
+
+
+def test_a_failure_has_its_learning_rate_its_rollbacks_and_no_result(tmp_path: Path) -> None:
+    rec = Recorder()
+    begin(rec, envs=2)
+    for env, arm in enumerate(("heuristic", "static")):
+        begin_episode(rec, env, arm=arm)
+        epoch_done(rec, env, 1, 9.824, arm=arm)
+        for before in range(3):
+            rec.say(T.GOVERNOR_ROLLBACK, env_id=env, episode=0, epoch=1, to_epoch=0, rollbacks=before)
+    reason = "EsperError: fails again after 3 rollbacks. Check the learning rate and the data."
+    rec.say(T.TRAINING_ENDED, status="failed", reason=reason, seconds=9.0)
+    run = RunDirectory.create(tmp_path, "fast", {"config": {"lr": Setting("flag", 1e18)}})
+    verdict = judged(rec.events, known=about(run.path))
+    assert verdict.headline == "Failed: fails again after 3 rollbacks. Check the learning rate (1e+18) and the data"
+    assert "to the last good state 3 times in environment 0" in said(verdict, "also")
+    assert said(verdict, "result").startswith("none: every arm has the same accuracy, 9.824") and not verdict.arms
+    assert "learning rate and" in judged(rec.events).headline, "no value is made up"
+    rec.events[-1].data["status"] = "completed"
+    assert len(judged(rec.events).arms) == 2
+
+
+def test_the_environments_that_are_counted_are_named() -> None:
+    state = fold(story())
+    shot = build(state, state.last_time or 0.0)
+    counted = sum(count for level, count in shot.levels.items() if level != "ok")
+    assert counted and said(shot.verdict, "stand out").startswith(f"{counted} of {len(shot.environments)} environment")
+    assert said(judged(run_of(BETTER)), "stand out") == ""
+
+
+def test_waiting_for_epochs_is_no_warning_and_a_place_has_its_environment() -> None:
+    from esper.leyline import SeedStage
+
+    rec = Recorder()
+    begin(rec, envs=3)
+    for env in range(3):
+        begin_episode(rec, env)
+    where = {"env_id": 2, "episode": 0, "slot_id": "stem", "seed_id": "s1"}
+    rec.say(T.SEED_GERMINATED, **where, epoch=1, blueprint="conv3", parameters=2400)
+    gate(rec, 2, 1, "stem", "s1", SeedStage.BLENDING, False, measured=0.31)
+    told = rec.events[-1].data
+    waiting = {"id": "training_epochs", "measured": 2, "comparison": ">=", "threshold": 3, "unit": "epochs"}
+    told["checks"] = [{**waiting, "passed": False}]
+    epoch_done(rec, 2, 1, 80.0, stages={"stem": "TRAINING"})
+    live = judged(rec.events)
+    assert said(live, "now").startswith("epoch 1 of 12, episode 1 of 1, in environment 2: conv3 in stem is training")
+    (held,) = [one for one in live.findings if one.about == "held back"]
+    assert (held.level, held.text) == ("ok", "G2 holds conv3 in stem of environment 2 back: 2 of 3 epochs in training")
+    told["checks"].append({"id": "gain", "measured": 0.1, "comparison": ">=", "threshold": 1, "passed": False})
+    (held,) = [one for one in judged(rec.events).findings if one.about == "held back"]
+    assert held.level == "watch"
+
+
 def test_without_a_control_nothing_is_claimed() -> None:
     verdict = judged(run_of({"grown": [90.0, 91.0]}))
     assert verdict.level == "ok" and verdict.headline == "Completed after 9 s, with no control to compare with"
@@ -106,9 +202,10 @@ def test_at_chance_says_what_the_controls_do_and_how_to_go_on(tmp_path: Path) ->
     run = RunDirectory.create(tmp_path, "odd name", {"config": config})
     verdict = judged(run_of({"heuristic": [10.1, 9.9], "static": [10.0, 10.0]}), known=about(run.path))
     assert verdict.level == "bad"
-    assert verdict.headline == (
-        "No better than guessing: heuristic has accuracy 10 % on the test split, the best constant answer 10 %, "
-        "and 497 examples tell no difference below 2.7; so is static"
+    assert verdict.headline == ("No better than guessing: 10 % where a constant answer has 10 %")
+    assert said(verdict, "judged by") == (
+        "heuristic has accuracy 10 % on the test split, whose 497 examples tell no difference below 2.7; "
+        "static guesses too"
     )
     assert verdict.command == "esper train heuristic --task digits --lr 0.001 --episodes 2"
 
@@ -161,7 +258,10 @@ def test_live_it_says_what_is_lost_what_has_stopped_and_what_is_not_finite() -> 
     odd = judged(course(rising, validation_loss=float("nan")))
     assert odd.level == "bad" and odd.headline == "Diverged: validation loss not finite in epoch 16 of environment 0"
     guessing = judged(course([10.0, 10.5, 9.5, 10.0, 10.2, 10.1]))
-    assert guessing.headline.startswith("No better than guessing: grown has accuracy 10.1 points on the validation")
+    assert guessing.headline == (
+        "No better than guessing: 10.1 points where a constant answer has 10 points; so far, with 60 % done"
+    )
+    assert said(guessing, "judged by").startswith("grown has accuracy 10.1 points on the validation split")
     assert "guessing" not in judged(course([10.0, 10.5])).headline, "two epochs are too early to say so"
 
 
@@ -187,7 +287,7 @@ def test_what_was_grown_what_it_costs_and_what_held_it_back() -> None:
     assert said(verdict, "cost").startswith(
         "6,418 → 8,818 parameters (+37 %); 1.00 times the multiply-accumulates of static"
     )
-    assert said(judged(story()), "also") == "the governor had to go back to the last good state once"
+    assert said(judged(story()), "also") == "the governor had to go back to the last good state once in environment 1"
     told = said(judged(story()), "held back")
     assert told.startswith("G2 refused 1 time (the newest: probe gain loss was not measured") and "needs >= 0.5" in told
     rec = Recorder()
@@ -216,8 +316,8 @@ def test_a_learner_is_compared_with_its_twins_of_the_same_seed_in_its_newest_rou
             end_episode(rec, env, value + gained, arm="grown", seed=env, episode=episode)
     rec.say(T.TRAINING_ENDED, status="completed", seconds=9.0)
     verdict = judged(rec.events)
-    assert verdict.headline.startswith("Not told apart from its control static: 5.5 points better so far")
-    assert "over 2 pairs" in verdict.headline and verdict.command == "esper eval RUN"
+    assert verdict.headline.startswith("Better than its control static in both pairs of the same seed, by 5 and 6 ")
+    assert verdict.level == "watch" and verdict.command == "esper eval RUN"
 
 
 def test_the_same_words_in_every_face(tmp_path: Path) -> None:

@@ -12,7 +12,6 @@ import msgspec
 
 from esper.karn.results import EndTable
 from esper.karn.schema import RunHeader
-from esper.karn.words import duration
 from esper.leyline import DataError
 from esper.nissa.rundir import RunDirectory
 
@@ -74,6 +73,10 @@ MANY: Final = 100
 """Episodes beyond which no one is sent to tell a difference."""
 
 
+_OPEN: Final = frozenset({"not told apart", "one pair", "few pairs"})
+"""Kinds of judgement that more episodes would settle."""
+
+
 def next_step(
     header: RunHeader, table: EndTable, arm: str, kinds: Sequence[str], known: About
 ) -> tuple[str | None, str]:
@@ -83,17 +86,21 @@ def next_step(
         found = _after(judged, header, known)
         if found is not None:
             return found
+    if header.state == "running":
+        return (
+            None,
+            f"Curves in Overwatch show whether {'the learner improves' if kind == 'ppo' else 'it still learns'}",
+        )
     if header.state != "ended":
-        left = header.progress.eta_seconds
-        return None, "" if header.state != "running" or left is None else f"wait about {duration(left)}"
+        return None, ""
     if kind == "ppo":
         return f"esper eval {known.name}", "plays the learned policy on seeds that it has not seen, beside its controls"
     if kind != "heuristic":
         return f"esper report {known.name}", "writes the evidence for each seed down"
-    if "better" in kinds and not {"not told apart", "one pair", "worse"} & set(kinds):
+    if "better" in kinds and not (_OPEN | {"worse"}) & set(kinds):
         words = shlex.join(["esper", "bench", "--task", task, "--quick"])
         return words, "shows whether growing still pays when the others get the same compute"
-    if {"not told apart", "one pair"} & set(kinds):
+    if _OPEN & set(kinds):
         return _more_episodes(table, arm, header, known)
     return _inside(known), "shows what each seed did to the metric"
 

@@ -329,7 +329,7 @@ def governor_rollback(state: RunState, event: TelemetryEvent, environment: Envir
     """The environment went back to a good state; its curves keep what really happened."""
     _governor(state, event, environment)
     if environment is not None:
-        environment.rollbacks = max(environment.rollbacks, event.data.get("rollbacks", 0))
+        environment.rollbacks += 1  # the payload has how many there were before
         if (to_epoch := event.data.get("to_epoch")) is not None:
             undo_openings(environment, to_epoch)
         anomaly.update(state, environment)

@@ -231,6 +231,8 @@ def counterfactual(state: RunState, event: TelemetryEvent, environment: Environm
     data = event.data
     measure(seed.facts, data, CONTRIBUTION, event)
     seed.unavailable = None
+    if (cost := data.get("removal_cost")) is not None and event.epoch is not None:
+        seed.costs.add(event.epoch, cost)
     value = data.get("removal_cost", data.get("probe_gain"))
     if value is not None and event.epoch is not None:
         seed.contribution.add(event.epoch, value)

@@ -23,6 +23,8 @@ QUIET: Final = 1 / 3
 
 SOON: Final = 3600.0
 """Seconds in which a disk that is then full is told of."""
+COMPARED: Final = frozenset({"better", "worse", "not told apart", "one pair", "few pairs", "the same"})
+"""Kinds of judgement that set the run beside a control."""
 MEASURED: Final = 60.0
 """Seconds below which how fast a disk fills is not known."""
 UNTOLD: Final = 1 / 3
@@ -37,6 +39,10 @@ class Judged(NamedTuple):
     kind: str
     level: Level
     text: str
+    brief: str = ""
+    """The same behind another judgement in one line; empty where that has no room for it."""
+    more: str = ""
+    """What it rests on."""
 
 
 def judge(case: Case) -> Iterator[Judged]:
@@ -44,6 +50,8 @@ def judge(case: Case) -> Iterator[Judged]:
     run, header = case.state.run, case.header
     if run.end_status == "failed":
         reason = (run.end_reason or "no reason given").removeprefix("EsperError: ")
+        if case.rate is not None:
+            reason = reason.replace("learning rate", f"learning rate ({case.rate:g})", 1)
         yield Judged("failed", "critical", f"failed: {reason}")
     elif run.end_status in ("interrupted", "preempted"):
         yield Judged(run.end_status, "watch", f"{run.end_status} before its end; it can be resumed")
@@ -64,9 +72,13 @@ def judge(case: Case) -> Iterator[Judged]:
         yield from _stopped(case)
     if diverged is not None and diverged.level != "bad":
         yield diverged
-    if back := sum(fold.rollbacks for fold in case.environments):
+    gone_back = [fold for fold in case.environments if fold.rollbacks]
+    if gone_back:
+        back = sum(fold.rollbacks for fold in gone_back)
         times = "once" if back == 1 else f"{back} times"
-        yield Judged("rolled back", "watch", f"the governor had to go back to the last good state {times}")
+        where = f"environment {gone_back[0].env}" if len(gone_back) == 1 else f"{len(gone_back)} environments"
+        text = f"the governor had to go back to the last good state {times} in {where}"
+        yield Judged("rolled back", "watch", text)
 
 
 def worth_telling(case: Case, judged: Iterable[Judged]) -> list[str]:
@@ -154,14 +166,14 @@ def _at_chance(case: Case) -> Judged | None:
     if found is None:
         return None
     mean, split, margin, examples = found
-    text = f"no better than guessing: {case.arm} has {case.table.metric} {case.amount(mean)} on the {split} split, "
-    text += f"the best constant answer {case.amount(run.chance)}"
+    text = f"no better than guessing: {case.amount(mean)} where a constant answer has {case.amount(run.chance)}"
+    more = f"{case.arm} has {case.table.metric} {case.amount(mean)} on the {split} split"
     if examples and margin:
-        text += f", and {examples:,} examples tell no difference below {figure(float(f'{margin:.2g}'))}"
+        more += f", whose {examples:,} examples tell no difference below {figure(float(f'{margin:.2g}'))}"
     others = [row.arm for row in case.table.arms if row.arm != case.arm and _level_with_chance(case, row.arm)]
     if others:
-        text += f"; so {'is' if len(others) == 1 else 'are'} {' and '.join(others)}"
-    return Judged("at chance", "bad", text)
+        more += f"; {' and '.join(others)} {'guesses' if len(others) == 1 else 'guess'} too"
+    return Judged("at chance", "bad", text, more=more)
 
 
 def _level_with_chance(case: Case, arm: str) -> tuple[float, str, float, int] | None:
@@ -199,21 +211,43 @@ def _compared(case: Case, name: str, found: Interval) -> Judged:
     control, half = f"its control {name}", found.half or 0.0
     size, pairs = f"{rounded(abs(found.mean), half)}{case.points}", f"{found.n} pairs of the same seed"
     side = "better" if found.mean > 0 else "worse"
+    apart = f"not told apart from {name}"
+    if len(found.values) == 2:
+        return _in_two_pairs(case, name, found)
     if found.low is None or found.high is None:
         if found.mean == 0:
-            return Judged("not told apart", "watch", f"the same as {control} in the one pair of episodes")
+            return Judged("not told apart", "watch", f"the same as {control} in the one pair of episodes", apart)
         text = f"{side} than {control} by {size}, in one pair of episodes, which may be luck"
-        return Judged("one pair", "watch", text)
+        return Judged("one pair", "watch", text, f"{side} than {name} in one pair")
     if found.low == found.high == 0:
-        return Judged("the same", "watch", f"the same as {control} in each of {pairs}: growing changed nothing")
+        text = f"the same as {control} in each of {pairs}: growing changed nothing"
+        return Judged("the same", "watch", text, f"the same as {name}")
     if found.low > 0 or found.high < 0:
         ends = sorted((abs(found.low), abs(found.high)))
         low, high = (rounded(end, half) for end in ends)
         text = f"{side} than {control} by {size} (95 % interval {low} to {high}, {pairs})"
-        return Judged(side, "ok" if side == "better" else "bad", text)
+        return Judged(side, "ok" if side == "better" else "bad", text, f"{side} than {name}")
     text = f"not told apart from {control}: {size} {side} so far, and the 95 % interval, "
     text += f"{rounded(found.low, half)} to {rounded(found.high, half)} over {pairs}, holds zero"
-    return Judged("not told apart", "watch", text)
+    return Judged("not told apart", "watch", text, apart)
+
+
+def _in_two_pairs(case: Case, name: str, found: Interval) -> Judged:
+    """Two differences have a sign, and no spread worth telling."""
+    least, most = sorted(found.values, key=abs)
+    if least == most == 0:
+        text = f"the same as its control {name} in both pairs of the same seed: growing changed nothing"
+        return Judged("the same", "watch", text, f"the same as {name}")
+    side = "better" if most > 0 else "worse"
+    if least * most > 0:
+        by = f"{figure(abs(least))} and {figure(abs(most))}{case.points}"
+        text = f"{side} than its control {name} in both pairs of the same seed, by {by}: "
+        text += "two are too few to tell by how much"
+        return Judged("few pairs", "watch", text, f"{side} than {name} in both pairs")
+    other = "the same" if least == 0 else f"{figure(abs(least))} {'better' if least > 0 else 'worse'}"
+    text = f"not told apart from its control {name}: {figure(abs(most))}{case.points} {side} in one pair "
+    text += f"of the same seed, {other} in the other, and two pairs are too few to tell"
+    return Judged("not told apart", "watch", text, f"not told apart from {name}")
 
 
 def _stopped(case: Case) -> Iterator[Judged]:

@@ -333,7 +333,7 @@ class _Canvas:
 
 def _worth(seed: Sprout) -> str:
     if seed.cost is None:
-        return "removal cost not measured"
+        return "removal cost not measured" + (" by then" if seed.cost_later else "")
     return f"removal cost {seed.cost:.3g}" + ("" if seed.cost_epoch is None else f" (epoch {seed.cost_epoch})")
 
 

@@ -31,6 +31,8 @@ class Sprout(msgspec.Struct):
     alpha: float | None
     cost: float | None
     cost_epoch: int | None
+    cost_later: bool = False
+    """It was measured, but not before the epoch of the network that is drawn."""
 
 
 class Place(msgspec.Struct):
@@ -152,8 +154,13 @@ def _sprout(seed: SeedFold, slot: SlotFold, fold: EnvironmentFold) -> Sprout:
         # what it is now may not be what it was in the network that is delivered
         then = (bucket.last for bucket in seed.alpha.buckets if bucket.last_at == result.delivered_epoch)
         alpha = next(then, None)
+    late = False
     if cost is None:
         cost = seed.end_cost
+    if result is not None and result.delivered == "best" and result.delivered_epoch is not None:
+        late = cost is not None
+        cost = _cost_by(seed, result.delivered_epoch)
+        late = late and cost is None
     return Sprout(
         seed=seed.seed,
         blueprint=visible(seed.blueprint or "a seed"),
@@ -166,7 +173,16 @@ def _sprout(seed: SeedFold, slot: SlotFold, fold: EnvironmentFold) -> Sprout:
         alpha=alpha,
         cost=None if cost is None else float(cost.value),
         cost_epoch=None if cost is None else cost.epoch,
+        cost_later=late,
     )
+
+
+def _cost_by(seed: SeedFold, epoch: int) -> Measured | None:
+    """The newest removal cost that was measured up to ``epoch``, and is still known."""
+    known = [Measured(one.last, one.last_at) for one in seed.costs.buckets]
+    known += [] if seed.end_cost is None else [seed.end_cost]
+    until = [one for one in known if one.epoch is not None and one.epoch <= epoch]
+    return max(until, key=lambda one: one.epoch or 0, default=None)
 
 
 def _gone(seed: SeedFold, *, beneath: bool) -> str:

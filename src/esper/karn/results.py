@@ -8,7 +8,7 @@ from typing import Final
 import msgspec
 
 from esper.karn.state import EpisodeRecord, RunFold
-from esper.karn.stats import Interval, interval, total
+from esper.karn.stats import Interval, described, total
 from esper.karn.words import ABSENT
 from esper.leyline import visible
 
@@ -93,9 +93,11 @@ def end_table(episodes: Sequence[EpisodeRecord], run: RunFold) -> EndTable:
 
 
 def with_interval(value: Interval | None, sign: bool = False) -> str:
-    """``91.40 ± 0.62``; a single value has no interval and says ``(n = 1)``."""
+    """``91.40 ± 0.62``; two values are ``90.90 and 91.90``; a single one has no interval and says ``(n = 1)``."""
     if value is None:
         return ABSENT
+    if len(value.values) > 1:
+        return " and ".join(f"{one:+.2f}" if sign else f"{one:.2f}" for one in value.values)
     shown = f"{value.mean:+.2f}" if sign else f"{value.mean:.2f}"
     return f"{shown} ± {value.half:.2f}" if value.half is not None else f"{shown} (n = {value.n})"
 
@@ -135,8 +137,8 @@ def _arm(name: str, episodes: Sequence[EpisodeRecord]) -> ArmRow:
     return ArmRow(
         arm=name,
         episodes=len(episodes),
-        test=interval(_known(episode.test_metric for episode in episodes)),
-        validation=interval(_known(episode.validation_metric for episode in episodes)),
+        test=described(_known(episode.test_metric for episode in episodes)),
+        validation=described(_known(episode.validation_metric for episode in episodes)),
         parameters=_mean(episode.total_parameters for episode in episodes),
         **{mean: _mean(getattr(episode, mean) for episode in episodes) for mean in _MEANS},
     )
@@ -169,7 +171,7 @@ def _difference(episodes: Sequence[EpisodeRecord], arm: str, control: str, sign:
             a, b = getattr(mine, field), getattr(other, field)
             if a is not None and b is not None:
                 by_host.setdefault(mine.seed, []).append(sign * (a - b))
-        return interval([total(values) / len(values) for values in by_host.values()])
+        return described([total(values) / len(values) for values in by_host.values()])
 
     ratios = [a.total_macs / b.total_macs for a, b in pairs if a.total_macs is not None and b.total_macs]
     return ArmDifference(

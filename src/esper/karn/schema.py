@@ -390,9 +390,13 @@ class ArmResult(Part, kw_only=True, frozen=True):
     arm: str
     split: str
     mean: Number
+    text: str
+    """The figure as the words beside it have it, without its unit."""
     n: int
     low: Number | None = None
     high: Number | None = None
+    values: list[Number] = []
+    """The values themselves where they are too few for an interval."""
     parameters: float | None = None
     judged: bool = False
     """Whether it is the arm that the verdict is about."""

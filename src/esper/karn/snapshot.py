@@ -89,7 +89,7 @@ class Builder:
             schema=SNAPSHOT_SCHEMA,
             clock=clock,
             run=header,
-            verdict=make_verdict(state, header, self._known, self._tables, Seen(clock.silent_for, gone)),
+            verdict=make_verdict(state, header, self._known, self._tables, Seen(clock.silent_for, gone, ranks)),
             pulse=_pulse(state),
             learner={name: figure(measured, None) for name, measured in sorted(state.learner.items())},
             operations=dict(sorted(state.op_counts.items())),

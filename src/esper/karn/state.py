@@ -73,6 +73,8 @@ class SeedFold(SeedFacts, kw_only=True):
     gates: dict[str, GateFold] = {}
     alpha: Series = msgspec.field(default_factory=Series)
     contribution: Series = msgspec.field(default_factory=Series)
+    costs: Series = msgspec.field(default_factory=Series)
+    """Removal costs alone."""
     unavailable: str | None = None
     veto: str | None = None
     end_reason: str | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import Final
 
 import msgspec
 
@@ -15,6 +16,8 @@ class Interval(msgspec.Struct, frozen=True, omit_defaults=True):
     n: int
     low: float | None = None
     high: float | None = None
+    values: tuple[float, ...] = ()
+    """The values themselves, where they are too few for an interval that says anything."""
 
     @property
     def half(self) -> float | None:
@@ -33,6 +36,18 @@ def interval(values: Sequence[float], confidence: float = 0.95) -> Interval | No
     spread = math.sqrt(total((value - mean) * (value - mean) for value in values) / (n - 1))
     half = t_quantile(0.5 + confidence / 2, n - 1) * spread / math.sqrt(n)
     return Interval(mean, n, mean - half, mean + half)
+
+
+FEW: Final = 3
+"""Values from which on an interval is told: of two the t quantile is 12.7, and what it spans is often impossible."""
+
+
+def described(values: Sequence[float]) -> Interval | None:
+    """:func:`interval`; of fewer than :data:`FEW` values the values themselves, and no interval."""
+    found = interval(values)
+    if found is None or found.n >= FEW or not math.isfinite(found.mean):
+        return found
+    return Interval(found.mean, found.n, values=tuple(values))
 
 
 def total(values: Iterable[float]) -> float:

@@ -7,13 +7,13 @@ the examples that it was measured on; "better" and "worse" are paired difference
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from esper.karn import words
+from esper.karn import anomaly, words
 from esper.karn.advice import About, next_step
-from esper.karn.judge import Judged, judge, worth_telling
+from esper.karn.judge import COMPARED, Judged, judge, worth_telling
 from esper.karn.parts import Level, number
 from esper.karn.results import STATIC, ArmRow, EndTable, end_table
 from esper.karn.schema import ArmResult, Finding, RunHeader, Verdict
@@ -22,6 +22,8 @@ from esper.karn.stats import Interval, total
 from esper.karn.words import duration, figure, rounded
 from esper.leyline import visible
 
+DEAR: Final = 2.0
+"""Times a control's cost from which on the first line tells it."""
 HELD_BACK: Final = 3
 """Checks that are named when something is held back."""
 _ALARMS: Final[dict[Level, int]] = {"critical": 0, "bad": 1}
@@ -37,6 +39,8 @@ class Seen:
     """Seconds since the last event; ``None`` once the run has ended."""
     gone: bool = False
     """The process that wrote the run is not there any more."""
+    ranks: Mapping[int, float] | None = None
+    """Environment -> its rank by the clock; by the journal alone where there is none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,18 +57,30 @@ class Case:
     environments: list[EnvironmentFold]
     """Those that play ``arm`` now."""
     seen: Seen
+    rate: float | None = None
+    """The learning rate that it was set up with, where that is known."""
 
     @property
     def own(self) -> list[EpisodeRecord]:
         """Results of ``arm``."""
         return [result for result in self.results if result.arm == self.arm]
 
-    def amount(self, value: float, half: float | None = None) -> str:
-        """A value of the metric with its unit; with half the width of its interval to as many digits as that says."""
-        unit = f" {self.state.run.unit}" if self.state.run.unit else ""
-        if half is None:
-            return f"{figure(float(value))}{unit}"
-        return f"{rounded(value, half)} ± {rounded(half, half)}{unit}"
+    @property
+    def unit(self) -> str:
+        """The metric's unit, with a blank before it."""
+        return f" {self.state.run.unit}" if self.state.run.unit else ""
+
+    def amount(self, value: float) -> str:
+        """A value of the metric with its unit."""
+        return f"{figure(float(value))}{self.unit}"
+
+    def measured(self, found: Interval) -> str:
+        """What an arm came to, without its unit: a mean and its interval, or the values where they are few."""
+        if len(found.values) > 1:
+            return " and ".join(map(figure, found.values))
+        if found.half is None:
+            return figure(float(found.mean))
+        return f"{rounded(found.mean, found.half)} ± {rounded(found.half, found.half)}"
 
     @property
     def points(self) -> str:
@@ -100,17 +116,19 @@ def make_verdict(
     state: RunState, header: RunHeader, known: About, tables: Tables | None = None, seen: Seen | None = None
 ) -> Verdict:
     """The verdict on what was folded; ``header`` says how the run is, by the clock of who looks."""
-    case = _case(state, header, *(tables or Tables()).of(state), seen or Seen())
+    case = _case(state, header, *(tables or Tables()).of(state), seen or Seen(), known)
     # the worst first; among those that are no alarm, as they were found: against the control that does not grow first
     judged = sorted(judge(case), key=lambda one: _ALARMS.get(one.level, len(_ALARMS)))
-    head = _headline(case, judged)
+    head, headline = _headline(case, judged)
     findings = [finding("state", _state(case), _state_level(case)), *_now(case)]
+    findings += [finding("judged by", head.more)] if head.more else []
     findings += [finding("also", one.text, one.level) for one in judged if one is not head]
+    findings += _stand_out(case)
     findings += [*_result(case), *_delivered(case), *_grown(case), *_held_back(case)]
     command, why = next_step(case.header, case.table, case.arm, [one.kind for one in judged], known)
     return Verdict(
         level=head.level,
-        headline=visible((head.text[:1].upper() + head.text[1:]).rstrip(". ")),
+        headline=visible((headline[:1].upper() + headline[1:]).rstrip(". ")),
         findings=findings,
         arms=_arms(case),
         command=None if command is None else visible(command),
@@ -139,22 +157,72 @@ def _judged(state: RunState) -> list[EpisodeRecord]:
     return [*played, *(result for result in results if result.arm == STATIC and result.seed in hosts)]
 
 
-def _case(state: RunState, header: RunHeader, results: list[EpisodeRecord], table: EndTable, seen: Seen) -> Case:
+def _case(
+    state: RunState, header: RunHeader, results: list[EpisodeRecord], table: EndTable, seen: Seen, known: About
+) -> Case:
     folds = [state.environments[env] for env in sorted(state.environments)]
     names = [row.arm for row in table.arms] or [fold.arm for fold in folds if fold.arm]
     arm = next((name for name in names if name != STATIC), names[0] if names else "")
-    return Case(state, header, table, arm, results, [fold for fold in folds if fold.arm == arm], seen)
+    rate = known.settings.get("lr")
+    return Case(state, header, table, arm, results, [fold for fold in folds if fold.arm == arm], seen, rate)
 
 
-def _headline(case: Case, judged: Sequence[Judged]) -> Judged:
+def _headline(case: Case, judged: Sequence[Judged]) -> tuple[Judged, str]:
+    """What the verdict is, and its first line: the worst judgement, and what it must not be read without."""
     told = next((one for one in judged if one.kind != "rolled back"), None)
     if told is not None:
-        return told
+        parts = [told.text]
+        if told.kind in COMPARED:
+            parts += [one.brief for one in judged if one is not told and one.brief]
+            parts += _dear(case)
+        if case.header.state == "running" and told.kind in COMPARED | {"at chance"}:
+            share = case.header.progress.share
+            parts.append("so far" + ("" if share is None else f", with {_percent(share)} done"))
+        return told, "; ".join(parts)
     if case.header.state in ("waiting", "reading"):
-        return Judged("state", "ok", "nothing to judge yet")
-    if case.header.state == "running":
-        return Judged("state", "ok", "running, and nothing speaks against it so far")
-    return Judged("state", "ok", f"{_state(case)}, with no control to compare with")
+        text = "nothing to judge yet"
+    elif case.header.state == "running":
+        text = "running, and nothing speaks against it so far"
+    else:
+        text = f"{_state(case)}, with no control to compare with"
+    return Judged("state", "ok", text), text
+
+
+def _dear(case: Case) -> Iterator[str]:
+    """How many times the cost of its first control the arm has, where that is :data:`DEAR` or more."""
+    parameters = {row.arm: row.parameters for row in case.table.arms}
+    for one in case.table.differences[:1]:
+        own, other = parameters.get(one.arm), parameters.get(one.control)
+        ratios = {"training MACs": one.macs_ratio, "parameters": own / other if own and other else None}
+        large = [f"{_times(ratio)} times the {what}" for what, ratio in ratios.items() if ratio and ratio >= DEAR]
+        if large:
+            yield f"at {' and '.join(large)} of {one.control}"
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:.2f}" if ratio < DEAR else f"{ratio:.1f}" if ratio < 10 else f"{ratio:,.0f}"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
+
+
+def _stand_out(case: Case) -> Iterator[Finding]:
+    """The environments that faces count by their level, the worst first, with what was measured."""
+    folds = case.state.environments
+    ranks = case.seen.ranks if case.seen.ranks is not None else {env: fold.rank for env, fold in folds.items()}
+    odd = sorted((env for env in ranks if anomaly.status(ranks[env]) != "ok"), key=lambda env: (-ranks[env], env))
+    if not odd:
+        return
+    told = []
+    for env in odd[:HELD_BACK]:
+        fold = folds[env]
+        name = f"environment {env}" + (f" ({fold.arm})" if fold.arm else "")
+        why = "; ".join(factor.text for factor in anomaly.factors(fold.anomaly))
+        told.append(f"{name}: {why or 'nothing in its newest epoch'}")
+    more = f"; and {len(odd) - HELD_BACK} more" if len(odd) > HELD_BACK else ""
+    count = f"{len(odd)} of {_count(len(ranks), 'environment')}"
+    yield finding("stand out", f"{count}: {'. '.join(told)}{more}", anomaly.status(ranks[odd[0]]))
 
 
 def _state(case: Case) -> str:
@@ -168,7 +236,7 @@ def _state(case: Case) -> str:
     if header.state != "running":
         return header.text
     share, left = header.progress.share, header.progress.eta_seconds
-    done = "" if share is None else f", {share:.0%} done"
+    done = "" if share is None else f", {_percent(share)} done"
     return f"running{done}" + ("" if left is None else f", about {duration(left)} left")
 
 
@@ -193,6 +261,8 @@ def _now(case: Case) -> Iterator[Finding]:
         for slot in fold.slots.values()
         if slot.seed is not None and slot.stage in _LIVE
     ]
+    if len(case.state.environments) > 1:
+        where.append(f"in environment {fold.env}")
     text = ", ".join(where)
     yield finding("now", ": ".join(part for part in (text, "; ".join(doing)) if part) or "about to begin")
 
@@ -212,21 +282,20 @@ def _result(case: Case) -> Iterator[Finding]:
     for row in sorted(case.table.arms, key=lambda row: row.arm != case.arm):
         found = _measured(row, split)
         if found is not None:
-            told.append(f"{row.arm} {case.amount(found.mean, found.half)}")
+            told.append(f"{row.arm} {case.measured(found)}{case.unit}")
     if told:
-        over = (
-            "one episode each"
-            if counts == [1]
-            else f"means of {' to '.join(map(str, counts[:: len(counts) - 1 or 1]))}"
-        )
-        over += " episodes with 95 % intervals" if counts != [1] else ""
+        few = {1: "one episode each", 2: "two episodes each"}.get(counts[0]) if len(counts) == 1 else None
+        span = " to ".join(map(str, counts[:: len(counts) - 1 or 1]))
+        over = few or f"means of {span} episodes with 95 % intervals"
         over += f", {case.arm} in the newest rounds" if case.state.run.kind == "ppo" else ""
         yield finding("result", f"{' · '.join(told)} ({case.table.metric}, {split} split, {over})")
         return
     so_far = [
         f"{arm} {case.amount(mean)}" for arm, mean, _ in sorted(_so_far(case.state), key=lambda it: it[0] != case.arm)
     ]
-    if so_far:
+    if (same := _no_result(case)) is not None:
+        yield finding("result", f"none: every arm has the same {case.table.metric}, {same}")
+    elif so_far:
         yield finding("result", f"{' · '.join(so_far)} ({case.table.metric}, validation split, so far)")
 
 
@@ -240,6 +309,13 @@ def _so_far(state: RunState) -> Iterator[tuple[str, float, int]]:
         yield arm, total(values) / len(values), len(values)
 
 
+def _no_result(case: Case) -> str | None:
+    """The figure of every arm of a run that failed before it told any of them from the others."""
+    figures = {case.amount(mean) for _, mean, _ in _so_far(case.state)}
+    arms = {fold.arm for fold in case.state.environments.values()}
+    return figures.pop() if case.state.run.end_status == "failed" and len(figures) == 1 < len(arms) else None
+
+
 def _arms(case: Case) -> list[ArmResult]:
     split = _split(case.table)
     made = []
@@ -251,6 +327,8 @@ def _arms(case: Case) -> list[ArmResult]:
                     arm=row.arm,
                     split=split,
                     mean=number(found.mean),
+                    text=case.measured(found),
+                    values=[number(value) for value in found.values],
                     n=found.n,
                     low=None if found.low is None else number(found.low),
                     high=None if found.high is None else number(found.high),
@@ -258,9 +336,10 @@ def _arms(case: Case) -> list[ArmResult]:
                     judged=row.arm == case.arm,
                 )
             )
-    if not made:
+    if not made and _no_result(case) is None:
+        said = "validation, so far"
         made = [
-            ArmResult(arm=arm, split="validation, so far", mean=number(mean), n=n, judged=arm == case.arm)
+            ArmResult(arm=arm, split=said, mean=number(mean), text=figure(float(mean)), n=n, judged=arm == case.arm)
             for arm, mean, n in _so_far(case.state)
         ]
     return sorted(made, key=lambda one: not one.judged)
@@ -319,8 +398,7 @@ def _cost(case: Case, newest: EpisodeRecord) -> str:
         text += f", {run.exported_parameters:,} as it is written: {words.folded(run.folded)}"
     paired = next((one for one in case.table.differences if one.macs_ratio is not None), None)
     if paired is not None and paired.macs_ratio is not None:
-        ratio = f"{paired.macs_ratio:.2f}" if paired.macs_ratio < 10 else f"{paired.macs_ratio:,.0f}"
-        text += f"; {ratio} times the multiply-accumulates of {paired.control} in training"
+        text += f"; {_times(paired.macs_ratio)} times the multiply-accumulates of {paired.control} in training"
     return text
 
 
@@ -336,16 +414,11 @@ def _held_back(case: Case) -> Iterator[Finding]:
     """The checks that refused most; while the run goes on, those that hold a seed back now."""
     ended = case.state.run.end_status is not None
     if not ended:
-        held = [
-            f"{slot.gate.gate} holds {slot.seed.blueprint or 'the seed'} in {slot.slot} back: "
-            + words.deciding(slot.gate.checks, False, slot.gate.deciding)
-            for fold in case.environments
-            for slot in fold.slots.values()
-            if slot.seed is not None and slot.gate is not None and not slot.gate.passed and slot.stage in _LIVE
-        ]
+        held = sorted(_held_now(case), key=lambda one: one[0])
         if held:
+            patience, text = held[0]
             more = f"; and {len(held) - 1} more" if len(held) > 1 else ""
-            yield finding("held back", held[0] + more, "watch")
+            yield finding("held back", text + more, "ok" if patience else "watch")
         return
     refusals = sorted(case.state.refusals.get(case.arm, {}).values(), key=lambda one: -one.count)
     if refusals:
@@ -355,6 +428,21 @@ def _held_back(case: Case) -> Iterator[Finding]:
         ]
         more = f"; and {_count(len(refusals) - HELD_BACK, 'other check')}" if len(refusals) > HELD_BACK else ""
         yield finding("held back", "; ".join(told) + more)
+
+
+def _held_now(case: Case) -> Iterator[tuple[bool, str]]:
+    """Of each seed that a gate holds back: whether that is only a matter of epochs, and the words."""
+    several = len(case.state.environments) > 1
+    for fold in case.environments:
+        for slot in fold.slots.values():
+            gate = slot.gate
+            if slot.seed is None or gate is None or gate.passed or slot.stage not in _LIVE:
+                continue
+            where = f" of environment {fold.env}" if several else ""
+            why = words.deciding(gate.checks, False, gate.deciding)
+            failed = [check for check in gate.checks if not check.get("passed")]
+            name = f"{gate.gate} holds {slot.seed.blueprint or 'the seed'} in {slot.slot}{where} back: {why}"
+            yield bool(failed) and all(map(words.waits, failed)), name
 
 
 def _listed(names: Sequence[str], most: int = 5) -> str:

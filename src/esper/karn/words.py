@@ -106,9 +106,19 @@ def check(record: Mapping[str, Any]) -> str:
     name, unit = str(record.get("id")).replace("_", " "), f" {record['unit']}" if record.get("unit") else ""
     comparison = "to be" if record.get("comparison") == "is" else record.get("comparison")
     needs = f"{comparison} {figure(record.get('threshold'))}"
-    if "measured" not in record or record["measured"] is None:
+    measured, least = record.get("measured"), record.get("threshold")
+    if measured is None:
         return f"{name} was not measured, needs {needs}"
+    if waits(record) and isinstance(measured, int | float) and isinstance(least, int | float) and measured < least:
+        return f"{figure(measured)} of {figure(least)} epochs in {name.removesuffix(' epochs')}"
+    if name.endswith(unit or " "):
+        unit = ""
     return f"{name} {figure(record['measured'])}{unit}, needs {needs}"
+
+
+def waits(record: Mapping[str, Any]) -> bool:
+    """Whether a check only counts epochs, so that it is a matter of time: no sign of anything wrong."""
+    return record.get("unit") == "epochs" and record.get("comparison") == ">=" and str(record["id"]).endswith("_epochs")
 
 
 def deciding(checks: Iterable[Mapping[str, Any]], passed: bool, ids: Iterable[str]) -> str:

@@ -26,9 +26,11 @@ export interface ArmResult {
   arm: string;
   split: string;
   mean: Num;
+  text: string;
   n: number;
   low?: Num;
   high?: Num;
+  values?: Array<Num>;
   parameters?: number;
   judged?: boolean;
 }
