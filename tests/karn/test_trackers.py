@@ -30,7 +30,7 @@ def test_a_missing_extra_is_named_in_one_line(
     name: str, module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(MissingExtraError, match=rf"pip install 'esper-grow\[{name}\]'$"):
+    with pytest.raises(MissingExtraError, match=rf"in a checkout of Esper, pip install '\.\[{name}\]'$"):
         TRACKERS[name](tmp_path, "run", {}, None)
     assert not list(tmp_path.iterdir())
 

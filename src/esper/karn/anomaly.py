@@ -15,8 +15,7 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from esper.karn.parts import Level, number
-from esper.karn.schema import Factor
+from esper.karn.parts import Factor, Level, number
 from esper.karn.state import AnomalyFold, EnvironmentFold, RunState
 from esper.karn.words import duration
 from esper.leyline import SeedStage

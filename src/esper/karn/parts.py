@@ -49,6 +49,18 @@ class Curve(Part, kw_only=True, frozen=True):
     """Points that the buckets stand for."""
 
 
+class Factor(Part, kw_only=True, frozen=True):
+    """One part of an anomaly score."""
+
+    name: str
+    text: str
+    measured: Number
+    threshold: float
+    weight: float
+    level: float
+    unit: str = ""
+
+
 def number(value: float) -> Number:
     """A float as it travels."""
     if math.isfinite(value):

@@ -10,22 +10,10 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from esper.karn.parts import Curve, Figure, Level, Number, Part, Shared
+from esper.karn.parts import Curve, Factor, Figure, Level, Number, Part, Shared
 from esper.karn.picture import Network
 
 SNAPSHOT_SCHEMA: Final = 1
-
-
-class Factor(Part, kw_only=True, frozen=True):
-    """One part of an anomaly score."""
-
-    name: str
-    text: str
-    measured: Number
-    threshold: float
-    weight: float
-    level: float
-    unit: str = ""
 
 
 class Chip(Part, kw_only=True, frozen=True):

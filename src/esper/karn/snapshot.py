@@ -13,7 +13,7 @@ from esper.karn.advice import About
 from esper.karn.fold_run import LEADERS, standing
 from esper.karn.layout import lay_out
 from esper.karn.network import grown, judged_environment
-from esper.karn.parts import Figure, Level, number, travelling
+from esper.karn.parts import Factor, Figure, Level, number, travelling
 from esper.karn.picture import Network
 from esper.karn.pulse import PULSE
 from esper.karn.schema import (
@@ -23,7 +23,6 @@ from esper.karn.schema import (
     Damage,
     DeviceGroup,
     EnvironmentRow,
-    Factor,
     FeedItem,
     Progress,
     Pulse,
