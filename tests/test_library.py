@@ -11,6 +11,7 @@ from torch import Tensor, nn
 import esper
 from esper.leyline import (
     DataError,
+    GateThresholds,
     Metric,
     Policy,
     UsageError,
@@ -220,7 +221,7 @@ def test_a_frozen_model_is_grown(policy: str | Policy, precision: str | None, tm
         loss=nn.CrossEntropyLoss(),
         at=["1"],
         policy=policy,
-        budget=Budget(epochs=EPOCHS, lr=2e-2, parameters=5000),
+        budget=Budget(epochs=EPOCHS, lr=2e-2, parameters=5000, gates=GateThresholds(blending_z=0.0)),
         run_dir=tmp_path / "run",
         precision=precision,
     )

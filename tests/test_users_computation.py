@@ -174,7 +174,9 @@ def test_all_that_is_computed_is_what_the_user_computes(host: str, data: st.Data
     assert SeedStage.TRAINING in stages and told.course[-1][1] > 0.0, (
         "a seed learned behind the host, and was blended in"
     )
-    assert [len(figures) for figures in told.figures] == [2] * case.born + [4] * (EPOCHS - case.born)
+    # what a seed is worth is read only where a gate could pass
+    counts = [len(figures) for figures in told.figures]
+    assert counts[: case.born] == [2] * case.born and set(counts[case.born :]) <= {2, 4} and 4 in counts
     assert too_far(told, ByHand(case, told), case, limit(case)) == {}
 
 

@@ -156,6 +156,10 @@ def shows(event: TelemetryEvent, state: RunState) -> bool:
     return seen(state) != before
 
 
+APART = {T.SLOT_REOPENED.name, T.RANKS_DIFFER.name, T.PROMISES_MEASURED.name}
+"""Caused where several generations, several processes and auditions are tested."""
+
+
 @pytest.fixture(scope="module")
 def makers() -> Iterator[dict[str, list[set[str]]]]:
     """Name of an event -> for each that was made here, the modules that were at work then."""
@@ -195,7 +199,7 @@ def test_every_type_is_produced_and_appears_in_a_view(stories: list[list[Telemet
                 apply(state, event)
             elif shows(event, state):
                 visible.add(name)
-    wanted = {kind.name for kind in T if kind is not T.ANALYTICS_SNAPSHOT} | ANALYTICS
+    wanted = {kind.name for kind in T if kind is not T.ANALYTICS_SNAPSHOT and kind.name not in APART} | ANALYTICS
     assert wanted - produced == set(), "nothing here causes these"
     assert produced - visible == set(), "nobody could see these"
 
@@ -203,7 +207,7 @@ def test_every_type_is_produced_and_appears_in_a_view(stories: list[list[Telemet
 def test_a_declared_producer_is_at_work_when_an_event_is_made(
     stories: list[list[TelemetryEvent]], makers: dict[str, list[set[str]]]
 ) -> None:
-    assert set(makers) == {kind.name for kind in T}
+    assert set(makers) | APART == {kind.name for kind in T}
     strangers = {
         name: working
         for name, times in makers.items()

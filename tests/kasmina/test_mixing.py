@@ -114,7 +114,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], str, Any, SiteMixing]] = {
     ),
     "the first position, read at once": (
         ReadsFirst,
-        "net.layers.1",
+        "net.layers.2",
         torch.randn(3, 7, 8),
         SiteMixing(P.ANY, first_alone=True),
     ),

@@ -25,7 +25,7 @@ def test_what_is_no_scale(ends: tuple[float | None, float | None]) -> None:
         Metric("m", "", low=ends[0], high=ends[1])
 
 
-def test_the_least_cost_is_a_share_of_the_scale_or_else_of_the_noise() -> None:
-    least = [GateThresholds(metric=each).least_removal_cost(0.1) for each in (PERCENT, FRACTION, ERROR)]
+def test_the_least_cost_is_a_share_of_the_scale_and_0_where_there_is_none() -> None:
+    least = [GateThresholds(metric=each).least_removal_cost for each in (PERCENT, FRACTION, ERROR)]
     assert least == [0.5, 0.005, 0.005]
-    assert GateThresholds(metric=Metric("loss", "")).least_removal_cost(0.1) == pytest.approx(0.1645)
+    assert GateThresholds(metric=Metric("loss", "")).least_removal_cost == 0.0

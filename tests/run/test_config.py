@@ -34,7 +34,7 @@ def test_the_strongest_source_wins(default: int, preset: int | None, file: int |
 
 def test_every_flag_is_a_field_and_every_field_can_be_given() -> None:
     flags = vars(build_parser().parse_args(["heuristic"])).keys()
-    assert flags - {"kind", "config", "resume", "override", "overwatch"} == FIELDS
+    assert flags - {"kind", "config", "resume", "override", "overwatch", "notify"} == FIELDS
 
 
 def test_defaults_are_not_given() -> None:

