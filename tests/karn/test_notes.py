@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import os
 import subprocess
 import sys
@@ -158,12 +159,13 @@ def test_an_edit_while_the_run_is_deleted_is_told_and_leaves_nothing(folder: Pat
     outcomes: list[str] = []
 
     def work() -> None:
-        for at in range(200):
+        for at in itertools.count():
             try:
                 edit(folder / "a", Edit(name=str(at)))
                 outcomes.append("done")
             except DataError as problem:
                 outcomes.append(str(problem))
+                return
 
     threads = [threading.Thread(target=work) for _ in range(2)]
     for thread in threads:
