@@ -212,8 +212,10 @@ def apart(one: list[Tensor], other: list[Tensor], least: float = 1e-12) -> float
 
 
 def figures_apart(one: list[float], other: list[float], column: int, percent: bool) -> float:
-    """Of the metric (0) or the loss (1), and what the seed is worth in it, as a share of the figure or of 100 %."""
-    return apart([torch.tensor(one[column::2])], [torch.tensor(other[column::2])], 100.0 if percent else 1e-12)
+    """Of the metric (0) or the loss (1), and what the seed is worth in it where ``one`` has read that, as a share of
+    the figure or of 100 %."""
+    read = other[: len(one)]
+    return apart([torch.tensor(one[column::2])], [torch.tensor(read[column::2])], 100.0 if percent else 1e-12)
 
 
 def limit(case: Case) -> float:
