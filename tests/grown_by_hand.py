@@ -212,10 +212,12 @@ def apart(one: list[Tensor], other: list[Tensor], least: float = 1e-12) -> float
 
 
 def figures_apart(one: list[float], other: list[float], column: int, percent: bool) -> float:
-    """Of the metric (0) or the loss (1), and what the seed is worth in it where ``one`` has read that, as a share of
-    the figure or of 100 %."""
-    read = other[: len(one)]
-    return apart([torch.tensor(one[column::2])], [torch.tensor(read[column::2])], 100.0 if percent else 1e-12)
+    """Of the metric (0) or the loss (1), as a share of the figure or of 100 %.
+
+    What the seed is worth is left out: it is read from as much of validation as settles it.
+    """
+    pair = [torch.tensor(figures[column:2:2]) for figures in (one, other)]
+    return apart(pair[:1], pair[1:], 100.0 if percent else 1e-12)
 
 
 def limit(case: Case) -> float:
