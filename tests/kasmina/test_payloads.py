@@ -30,9 +30,9 @@ def test_a_check_without_a_measurement_has_no_measured_key() -> None:
     state = SeedState("s", "norm", stage=SeedStage.HOLDING)
     gates = GateThresholds(metric=Metric("accuracy", "%", low=0.0, high=100.0))
     told = gate_payload(evaluate_gate(state, SeedStage.FOSSILIZED, gates), SeedStage.HOLDING, SeedStage.FOSSILIZED)
-    cost = next(each for each in told["checks"] if each["id"] == "removal_cost")
-    assert cost == {"id": "removal_cost", "comparison": ">=", "threshold": 0.5, "passed": False, "unit": "%"}
-    assert "removal_cost_not_measured" in told["checks_failed"]
+    cost = next(each for each in told["checks"] if each["id"] == "removal_cost_upper")
+    assert cost == {"id": "removal_cost_upper", "comparison": ">=", "threshold": 0.5, "passed": False, "unit": "%"}
+    assert "removal_cost_upper_not_measured" in told["checks_failed"]
 
 
 def test_a_fossil_tells_what_it_was_kept_for() -> None:

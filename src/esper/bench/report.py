@@ -130,15 +130,19 @@ def _cells(line: ArmSummary) -> tuple[str, ...]:
     return (
         line.arm,
         with_interval(line.test),
-        "–" if line.parameters is None else f"{line.parameters:,.0f}",
-        "–" if line.trained is None else f"{line.trained:,.0f}",
+        _shown(line.parameters, ",.0f"),
+        _shown(line.trained, ",.0f"),
         macs(line.inference_macs),
         macs(line.macs),
-        "–" if line.cpu_seconds is None else f"{line.cpu_seconds:.3g}",
-        "–" if line.kept is None else f"{line.kept:.1f}",
+        _shown(line.cpu_seconds, ".3g"),
+        _shown(line.kept, ".1f"),
         line.setting,
         macs(line.tuning_macs),
     )
+
+
+def _shown(value: float | None, form: str) -> str:
+    return "–" if value is None else format(value, form)
 
 
 def _differences(findings: Findings) -> Iterator[str]:
@@ -148,9 +152,7 @@ def _differences(findings: Findings) -> Iterator[str]:
     for each in findings.differences:
         value = each.test
         bounds = "none" if value is None or value.low is None else f"{value.low:+.2f} to {value.high:+.2f}"
-        ratios = " | ".join(
-            "–" if ratio is None else f"{ratio:.3g}" for ratio in (each.macs_ratio, each.trained_ratio, each.cpu_ratio)
-        )
+        ratios = " | ".join(_shown(ratio, ".3g") for ratio in (each.macs_ratio, each.trained_ratio, each.cpu_ratio))
         yield f"| {each.control} | {'–' if value is None else f'{value.mean:+.2f}'} | {bounds} | {ratios} |"
 
 

@@ -105,10 +105,14 @@ class TrialOutcome:
         return cls(**{**plain, "curve": tuple((macs, metric) for macs, metric in plain["curve"])})
 
 
-@lru_cache(maxsize=2)
 def task_of(work: Work) -> TaskSpec:
-    """The task with its data; loaded once a process."""
-    return get_task(work.task, **dict(work.options))
+    """The task with its data; loaded once a process, whatever the epochs and the device."""
+    return _task(work.task, work.options)
+
+
+@lru_cache(maxsize=2)
+def _task(name: str, options: tuple[tuple[str, Any], ...]) -> TaskSpec:
+    return get_task(name, **dict(options))
 
 
 def run_trial(trial: Trial) -> TrialOutcome:
@@ -116,7 +120,8 @@ def run_trial(trial: Trial) -> TrialOutcome:
     began = time.process_time()
     player = _TrialRun(trial)
     # who does not grow needs no slots, which are measured when they are made
-    began = began if player.grows else time.process_time()
+    if not player.grows:
+        began = time.process_time()
     try:
         outcome = player.play(trial.work.epochs if trial.macs is None else player.affordable(trial.macs))
     except EsperError as error:
@@ -171,7 +176,7 @@ class _TrialRun:
             # nothing grows, so that one slot is as good as many and is measured faster
             load = replace(load, task=replace(load.task, sites=dict(list(task.sites.items())[-1:])))
         if trial.arm in RIVALS:
-            rival = RivalTask(task, trial.arm, steps=trial.work.epochs * -(-len(task.data.train) // base.batch_size))
+            rival = RivalTask(task, trial.arm, steps=trial.work.epochs * task.data.train.parts(base.batch_size))
             load = replace(load, task=replace(rival.task, sites=load.task.sites))
             base = rival.trainer(base)
         multiplier = budget.seed_lr_multiplier if setting.seed_lr is None else setting.seed_lr

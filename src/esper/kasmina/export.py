@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import errno
 import importlib.util
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial, reduce, wraps
@@ -24,6 +24,7 @@ from esper.kasmina.growing import GrowingModel
 from esper.kasmina.leaving import strip
 from esper.kasmina.portable import fill, graft, read_tensors
 from esper.kasmina.precision import Autocast, tolerance
+from esper.kasmina.probe import Place
 from esper.kasmina.source import CannotWrite, Source
 from esper.kasmina.structure import Path as Where
 from esper.kasmina.structure import mapped, tensors
@@ -100,8 +101,8 @@ def _with_seeds(model: GrowingModel, shape: Shape) -> nn.Module:
         weight = module._parameters["weight"]
         assert weight is not None
         module._parameters["weight"] = fold.folded(weight, parts, bool(model.folds[slot_id]))
-    made = {model.places[slot_id].path: _grown(model, slot_id, shape) for slot_id in by_slot(shape.apart)}
-    return graft(host, made).eval()
+    apart = [(model.places[slot_id], parts) for slot_id, parts in by_slot(shape.apart).items()]
+    return graft(host, {place.path: _grown(place, parts) for place, parts in apart}).eval()
 
 
 def by_slot(parts: Mapping[str, tuple[str, Part]]) -> dict[str, list[Part]]:
@@ -129,15 +130,14 @@ def _built_in(model: GrowingModel, stages: Collection[SeedStage] | None) -> dict
     }
 
 
-def _grown(model: GrowingModel, slot_id: str, shape: Shape) -> Callable[[nn.Module], nn.Module]:
-    """Puts the slot's seeds that are modules of their own around a module, the newest outermost."""
-    made = _makers(model, slot_id, shape)
+def _grown(place: Place, parts: Sequence[Part]) -> Callable[[nn.Module], nn.Module]:
+    """Puts copies of a slot's seeds around a module, the newest outermost."""
+    made = _makers(place, parts)
     return lambda module: reduce(lambda inner, make: make(inner), made, module)
 
 
-def _makers(model: GrowingModel, slot_id: str, shape: Shape) -> list[partial[Any]]:
-    place = model.places[slot_id]
-    return [place.with_seed(copy.deepcopy(part.seed), part.alpha) for part in by_slot(shape.apart)[slot_id]]
+def _makers(place: Place, parts: Sequence[Part]) -> list[partial[Any]]:
+    return [place.with_seed(copy.deepcopy(part.seed), part.alpha) for part in parts]
 
 
 def _bare_host(model: GrowingModel) -> nn.Module:
@@ -239,15 +239,15 @@ def _code(model: GrowingModel, shape: Shape, same: dict[str, str], with_host: bo
     imports = {"nn": source.imported("torch", "nn"), "Path": source.imported("pathlib", "Path")}
     seeds = []
     for slot_id, parts in by_slot(shape.apart).items():
-        path, built = model.places[slot_id].path, "module"
-        for part, grown in zip(parts, _makers(model, slot_id, shape), strict=True):
+        place, built = model.places[slot_id], "module"
+        for part, grown in zip(parts, _makers(place, parts), strict=True):
             given = dict(grown.keywords)
-            seed = source.module(given.pop("seed").eval(), f"the seed at {path!r}", depth=2)
+            seed = source.module(given.pop("seed").eval(), f"the seed at {place.path!r}", depth=2)
             rest = ", ".join([repr(given.pop("alpha")), *(source.value(each) for each in given.values())])
             built = f"{source.name(grown.func)}({built}, {seed}, {rest})"
             why = shape.unfolded.get(part.seed_id)
             seeds += [f"        # not folded into the weight: {why}\n"] if why else []
-        seeds.append(f"        {path!r}: lambda module: {built},\n")
+        seeds.append(f"        {place.path!r}: lambda module: {built},\n")
     kind = type(model.host)
     host = (
         f"    return {source.module(_bare_host(model), depth=1)}\n"

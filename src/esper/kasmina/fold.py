@@ -97,7 +97,7 @@ def _rehearsed(model: GrowingModel, sample: Sample, tap: Tap, fit: Beside) -> bo
     assert weight is not None
     for turned in (False, True):
         if tuple(weight.shape) == (fit.weight_shape[::-1] if turned else fit.weight_shape):
-            part = Part("rehearsed", seed, 1.0, SeedState("rehearsed", "lora2"))
+            part = Part(seed, 1.0, SeedState("rehearsed", "lora2"))
             with _standing_in(module, folded(weight, [part], turned)):
                 inside = whole()
             if _alike(plain, beside, inside):

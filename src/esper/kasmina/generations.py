@@ -25,10 +25,14 @@ from esper.leyline import KeptView
 class Part:
     """A seed in a slot, kept or growing."""
 
-    seed_id: str
     seed: nn.Module
     alpha: float
     state: SeedState
+
+    @property
+    def seed_id(self) -> str:
+        """Its name."""
+        return self.state.seed_id
 
 
 class Kept(nn.Module):
@@ -48,7 +52,7 @@ class Kept(nn.Module):
 
     def part(self) -> Part:
         """What it is, for those who build it into another module."""
-        return Part(self.state.seed_id, self.seed, self.state.alpha, self.state)
+        return Part(self.seed, self.state.alpha, self.state)
 
     def view(self) -> KeptView:
         """Plain data for a policy."""

@@ -96,8 +96,8 @@ class _Store:
 class Prefix:
     """Keeps what the frozen part in front of all that learns gives, and plays it back. Used only within :meth:`used`.
 
-    ``hits`` and ``misses`` count examples of passes that were played back and that were not; ``saved`` are the
-    multiply-accumulates that were not made.
+    ``misses`` counts examples of passes that were not played back; ``saved`` are the multiply-accumulates that were not
+    made.
     """
 
     def __init__(self, model: GrowingModel, sample: Any, examples: int) -> None:
@@ -107,12 +107,13 @@ class Prefix:
         """Why nothing is kept."""
         self.macs = 0
         """Of the prefix, for one example."""
-        self.hits = self.misses = self.saved = 0
+        self.misses = self.saved = 0
         self._using = self._filling = False
         self._known: tuple[tuple[bool, ...], tuple[str, ...]] | None = None
         """What learned, and which slots had a seed, when it was looked."""
         self._written: list[int] = []
-        self._modules: dict[nn.Module, int] = {}
+        self._modules: list[nn.Module] = []
+        """In the order of their calls."""
         self._needed: set[nn.Module] = set()
         self._stores: dict[Any, _Store] = {}
 
@@ -146,7 +147,7 @@ class Prefix:
     def taken(self) -> tuple[int, int]:
         """``(misses, saved)`` since the last time."""
         counted_so_far = self.misses, self.saved
-        self.hits = self.misses = self.saved = 0
+        self.misses = self.saved = 0
         return counted_so_far
 
     def reviewed(self, examples: int) -> None:
@@ -161,12 +162,14 @@ class Prefix:
         learning = tuple(parameter.requires_grad for parameter in self.model.host.parameters())
         known = learning, self._live()
         if known != self._known:
-            self._stores, self._modules, self._needed, self.macs, self.off = {}, {}, set(), 0, {}
+            self._stores, self._modules, self._needed, self.macs, self.off = {}, [], set(), 0, {}
             self._known = known
             if not all(learning):
                 self._find(known[1])
         elif self._versions() != self._written:
             self._stores = {}
+        else:
+            return
         self._written = self._versions()
 
     def _versions(self) -> list[int]:
@@ -239,7 +242,6 @@ class Prefix:
         given = self._gathered(store, torch.tensor(rows))
         if store.proven < PROVEN[_purpose()]:
             return self._compared(store, given, len(keys), whole)
-        self.hits += len(keys)
         self.saved += self.macs * len(keys)
         with as_written(), substituted({module: _heard(module, each) for module, each in self._play(given).items()}):
             return whole()
@@ -389,23 +391,20 @@ def _blank(tensor: Tensor) -> Tensor:
     return torch.full_like(tensor, torch.nan)
 
 
-def _in_front(calls: list[Call], sites: set[nn.Module]) -> dict[nn.Module, int]:
+def _in_front(calls: list[Call], sites: set[nn.Module]) -> list[nn.Module]:
     """The maximal modules that have returned before the first one that learns begins, or the first of ``sites`` has
-    returned, that one included; with the number of their calls."""
+    returned, that one included."""
     first = next((number for number, call in enumerate(calls) if call.module in sites or _learns(call.module)), None)
     if first is None:
-        return {}
+        return []
     around = {id(each) for each in _ancestors(calls[first])}
     done = [call for call in calls[:first] if id(call) not in around and call.returned is not None]
     if calls[first].module in sites and not any(p.requires_grad for p in calls[first].module.parameters()):
         done.append(calls[first])
     inside = {id(call) for call in done}
-    found: dict[nn.Module, int] = {}
-    for call in done:
-        if call.parent is None or id(call.parent) not in inside:
-            found[call.module] = found.get(call.module, 0) + 1
+    found = dict.fromkeys(call.module for call in done if call.parent is None or id(call.parent) not in inside)
     later = {call.module for call in calls if id(call) not in inside}
-    return {} if later & set(found) else found
+    return [] if later & found.keys() else list(found)
 
 
 def _learns(module: nn.Module) -> bool:

@@ -16,9 +16,9 @@ from esper.kasmina import blueprints
 from esper.kasmina.checkpointing import reentrant_ones_replaced
 from esper.kasmina.compiled import as_written
 from esper.kasmina.exposure import hidden
+from esper.kasmina.generations import run
 from esper.kasmina.growing import GrowingModel
 from esper.kasmina.isolation import added
-from esper.kasmina.portable import run_seed
 from esper.kasmina.slot import SeedSlot
 from esper.kasmina.trial import buffers_kept, device_of, random_kept
 from esper.leyline import UsageError
@@ -34,10 +34,7 @@ class _Standing:
 
     def __call__(self, h: Tensor, alpha: float | None = None, x: Tensor | None = None) -> Tensor:
         h = self.slot(h, alpha, x)
-        taken = h if x is None else x
-        if not taken.requires_grad:
-            taken = taken.contiguous()  # a frozen host's feature is as dangerous to GroupNorm as a detached one
-        s = run_seed(self.seed, taken, h.dtype)
+        s = run(self.seed, h if x is None else x, h.dtype)
         return s if x is None else added(h, s, 1.0)
 
     def train(self, training: bool) -> None:

@@ -157,7 +157,7 @@ class SeedSlot(nn.Module):
         """Every seed that is here, also one that takes no part, in the order in which they are passed."""
         found = [each.part() for each in self.kept]
         if self.seed is not None and self.state is not None:
-            found.append(Part(self.state.seed_id, self.seed, self.alpha, self.state))
+            found.append(Part(self.seed, self.alpha, self.state))
         return found
 
     def seed_parameters(self) -> Iterator[nn.Parameter]:

@@ -7,7 +7,7 @@ from typing import Literal
 
 from esper.leyline.errors import UsageError
 from esper.leyline.metric import Metric
-from esper.leyline.stages import GateLevel
+from esper.leyline.stages import GateLevel, SeedStage
 
 Comparison = Literal[">=", ">", "<=", "<", "==", "is"]
 
@@ -106,6 +106,10 @@ class GateThresholds:
     def shortest_life(self, tempo: int = 1) -> int:
         """Epochs from germination to the earliest fossilization, with an alpha ramp of ``tempo`` epochs."""
         return 1 + self.min_training_epochs + tempo + self.min_holding_epochs
+
+    def least_epochs(self, stage: SeedStage) -> int | None:
+        """Epochs in ``stage`` before its gate can pass; ``None`` where no evidence is asked for."""
+        return {SeedStage.TRAINING: self.min_training_epochs, SeedStage.HOLDING: self.min_holding_epochs}.get(stage)
 
     @property
     def unit(self) -> str | None:

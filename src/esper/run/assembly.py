@@ -101,6 +101,11 @@ FORGIVING = GovernorConfig(max_rollbacks=1_000_000)
 """For environments that a policy learns in: a rollback costs it the epoch, and the run goes on."""
 
 
+def build_paid(load: Workload, config: CommonConfig, emit: Sink, *, test: bool = False) -> Executor:
+    """An executor for a policy that is paid for what its seeds are worth: its run is never given up."""
+    return build_executor(load, config, emit, governor=FORGIVING, test=test, all_off=True)
+
+
 def build_executor(
     load: Workload,
     config: CommonConfig,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -28,7 +27,7 @@ from esper.run.assembly import pick_device
 from esper.run.open import RunOpening
 from esper.run.resume import BATCHES, LIBRARY, CheckpointInfo, DeferredSink, find_newest
 from esper.run.session import Announcement, SessionConfig
-from esper.run.together import start_alike
+from esper.run.together import digest_of, start_alike
 from esper.tamiyo.policies.auto import AutoPolicy, is_held
 from esper.tamiyo.policies.static import StaticPolicy
 from esper.tasks.answers import ignored_by
@@ -336,14 +335,9 @@ class OwnModel:
     def subject(self, policy: Policy, seed: int = 0) -> dict[str, Any]:
         """What a run is about: it can be resumed with this and nothing else. JSON-able."""
         host, budget = self.setup.host, self.choices.budget
-        kind = type(host)
-        shape = [
-            (name, tuple(tensor.shape), str(tensor.dtype), tensor.requires_grad)
-            for name, tensor in (*host.named_parameters(), *host.named_buffers())
-        ]
-        digest = hashlib.sha256(repr(shape).encode()).hexdigest()[:8]
+        name = f"{type(host).__module__}.{type(host).__qualname__}"
         return {
-            "model": f"{kind.__module__}.{kind.__qualname__} of {self.host_parameters:,} parameters ({digest})",
+            "model": f"{name} of {self.host_parameters:,} parameters ({digest_of(host)})",
             "places": {slot: str(site) for slot, site in self.task.sites.items()},
             "blueprints": list(self.task.blueprints),
             "examples": self.examples(),

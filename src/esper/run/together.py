@@ -63,9 +63,7 @@ def start_alike(ranks: Ranks, model: nn.Module, optimizer: Optimizer | None, spl
     """
     if ranks.count == 1:
         return
-    named = [*model.named_parameters(), *model.named_buffers()]
-    shape = [(name, tuple(each.shape), str(each.dtype), each.requires_grad) for name, each in named]
-    told = {"the model": f"one of shape {_short(shape)}"}
+    told = {"the model": f"one of shape {digest_of(model)}"}
     for name, split in splits.items():
         with split.reading(None) as batches:
             told[f"the {name} data"] = "data " + _short(
@@ -75,11 +73,17 @@ def start_alike(ranks: Ranks, model: nn.Module, optimizer: Optimizer | None, spl
         groups = [{key: value for key, value in each.items() if key != "params"} for each in optimizer.param_groups]
         told["the optimizer"] = f"a {type(optimizer).__name__} of {_short(groups)}"
     require_same(ranks, told)
-    ranks.spread([each.detach() for _, each in named])
+    ranks.spread([each.detach() for each in (*model.parameters(), *model.buffers())])
     if optimizer is not None:
         held = [p for group in optimizer.param_groups for p in group["params"]]
         found = [sorted(checksums(_tensors(optimizer.state.get(each, {}))).items()) for each in held]
         require_same(ranks, {"the optimizer's state": _short(found)})
+
+
+def digest_of(model: nn.Module) -> str:
+    """Short digest of names, shapes and types of all parameters and buffers, and of what learns."""
+    named = (*model.named_parameters(), *model.named_buffers())
+    return _short([(name, tuple(each.shape), str(each.dtype), each.requires_grad) for name, each in named])
 
 
 def _tensors(state: Mapping[str, Any]) -> dict[str, Any]:

@@ -31,7 +31,7 @@ from esper.leyline import (
     MissingExtraError,
     TelemetryEvent,
 )
-from esper.run.assembly import FORGIVING, build_executor, workload
+from esper.run.assembly import build_paid, workload
 from esper.run.config import RunConfig
 from esper.simic.mdp import GrowthMDP, MDPConfig, StepOutcome
 from esper.simic.rewards import RewardConfig
@@ -89,9 +89,7 @@ class GrowConfig:
         )
         load = workload(task, run)
         reward = RewardConfig(mode=self.reward) if isinstance(self.reward, str) else self.reward
-        pool = WorkerPool.here(
-            lambda emit: build_executor(load, run, emit, governor=FORGIVING, test=False, all_off=True), _silence
-        )
+        pool = WorkerPool.here(lambda emit: build_paid(load, run, emit), _silence)
         mdp = GrowthMDP(pool, task.metric, MDPConfig(load.max_epochs, reward, self.gamma))
         return mdp, ActionSpace(tuple(load.task.sites), load.task.blueprints)
 

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from esper.leyline import ActionSpace, Metric, TelemetryEventType, UsageError
 from esper.nissa.console import ConsoleSink, warn
-from esper.run.assembly import FORGIVING, Workload, build_executor
+from esper.run.assembly import Workload, build_paid
 from esper.run.open import PreparedRun, RunRequest, open_run, prepare
 from esper.run.resume import ResumeRequest
 from esper.run.session import Session
@@ -68,9 +68,7 @@ class PPOTraining:
 def make_crew(hub: Hub, load: Workload, config: PPORunConfig) -> WorkerPool:
     """Those who drive the hosts. Raises ``UsageError`` where a Ray that was asked for is not there."""
     if config.workers == 1:
-        return WorkerPool.here(
-            lambda emit: build_executor(load, config, emit, governor=FORGIVING, test=False, all_off=True), hub.emit
-        )
+        return WorkerPool.here(lambda emit: build_paid(load, config, emit), hub.emit)
     factory = EnvFactory(replace(config, device=load.device), load.task.data.digest)
     timeout = config.workers_timeout
     if isinstance(config.workers, int):

@@ -34,7 +34,7 @@ from esper.leyline import (
     UsageError,
 )
 from esper.leyline import TelemetryEventType as T
-from esper.run.assembly import FORGIVING, build_executor, workload
+from esper.run.assembly import build_paid, workload
 from esper.run.config import CommonConfig
 from esper.run.play import Episode
 from esper.run.session import RUN
@@ -74,7 +74,7 @@ class EnvFactory:
                 f"a worker's data of task {load.task.name!r} have the digest {load.task.data.digest}, "
                 f"the learner's {self.digest}"
             )
-        return build_executor(load, self.config, emit, governor=FORGIVING, test=False, all_off=True)
+        return build_paid(load, self.config, emit)
 
 
 @dataclass(frozen=True, slots=True)

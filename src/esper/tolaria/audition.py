@@ -10,7 +10,7 @@ place alone.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from itertools import chain
+from itertools import chain, islice
 from typing import Any, Final
 
 import torch
@@ -67,14 +67,11 @@ class Audition:
         before = [parameter.detach().clone() for parameter in self._wanted]
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
-        start = 0
+        moved = zip(gradients, before, self._wanted, strict=True)
         for slot_id, each in found.items():
-            for gradient, old, new in zip(
-                gradients[start : start + len(each)], before[start:], self._wanted[start:], strict=False
-            ):
+            for gradient, old, new in islice(moved, len(each)):
                 if gradient is not None:
                     self.taken[slot_id] -= float((gradient * (new.detach() - old)).sum())
-            start += len(each)
 
     def macs(self, run: Callable[[], Any], examples: int) -> int:
         """MACs of one step for one example; ``run()`` is a pass of the model over ``examples`` examples."""

@@ -162,9 +162,8 @@ def _question(view: EnvView, slot: SlotView, need: Need) -> Question | str:
         return "kept"
     # the stage's count goes up once the epoch has been measured, and then gates are asked
     shown = replace(Shown.of_view(slot), epochs_in_stage=slot.epochs_in_stage + 1)
-    training = slot.stage is SeedStage.TRAINING
-    least = view.gates.min_training_epochs if training else view.gates.min_holding_epochs
-    if slot.stage in (SeedStage.TRAINING, SeedStage.HOLDING) and shown.epochs_in_stage >= least:
+    least = view.gates.least_epochs(slot.stage)
+    if least is not None and shown.epochs_in_stage >= least:
         proven = view.gates.ask_for_gain and worth(shown, view.gates).standing is Standing.PROVEN
         return "proven" if proven else Question(slot.slot_id, slot.alpha > 0.0, shown)
     if slot.alpha <= need.dependence or need.oldest is None:

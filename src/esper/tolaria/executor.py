@@ -436,6 +436,6 @@ def _scored(result: EvalResult, env: int, configs: int) -> list[Scored]:
     return [(float(result.metric[env, i]), float(result.loss[env, i])) for i in range(configs)]
 
 
-def _first(result: EvalResult) -> list[tuple[float, float]]:
+def _first(result: EvalResult) -> list[Scored]:
     """Metric and loss of every env under its first configuration."""
-    return [(float(metric), float(loss)) for metric, loss in zip(result.metric[:, 0], result.loss[:, 0], strict=True)]
+    return [_scored(result, env, 1)[0] for env in range(len(result.metric))]

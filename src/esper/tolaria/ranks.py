@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, Final, Protocol, TypeVar, cast
@@ -49,7 +49,7 @@ class Ranks(Protocol):
     def mine(self, number: int) -> bool:
         """Whether piece ``number`` of shared work is this rank's."""
 
-    def average(self, parameters: Sequence[nn.Parameter]) -> None:
+    def average(self, parameters: Iterable[nn.Parameter]) -> None:
         """Make each gradient its mean over the ranks; a rank that has none counts as 0. Where none has one there is
         none."""
 
@@ -73,7 +73,7 @@ class Lone:
         """All."""
         return True
 
-    def average(self, parameters: Sequence[nn.Parameter]) -> None:
+    def average(self, parameters: Iterable[nn.Parameter]) -> None:
         """The mean of one."""
 
     def spread(self, tensors: Sequence[Tensor]) -> None:
@@ -125,14 +125,16 @@ class Together:
         """See :class:`Ranks`."""
         return number % self.count == self.rank
 
-    def average(self, parameters: Sequence[nn.Parameter]) -> None:
+    def average(self, parameters: Iterable[nn.Parameter]) -> None:
         """See :class:`Ranks`. Raises ``UsageError`` for sparse gradients."""
+        size = 0
         kinds: dict[tuple[torch.dtype, torch.device], list[nn.Parameter]] = {}
         for parameter in parameters:
             if parameter.grad is not None and parameter.grad.is_sparse:
                 raise UsageError("gradients are sparse (Embedding(sparse=True)); legal with several ranks: dense ones")
             kinds.setdefault((parameter.dtype, parameter.device), []).append(parameter)
-        self._meet("gradients of a batch", sum(parameter.numel() for parameter in parameters))
+            size += parameter.numel()
+        self._meet("gradients of a batch", size)
         with self._answering():
             for kind, members in kinds.items():
                 buckets = self._buckets.get(kind)

@@ -356,7 +356,7 @@ class Trainer:
         self.untouched.check()
         for lesson in lessons:
             self._teach(lesson)
-        self.ranks.average([parameter for parameter in self.model.parameters() if parameter.requires_grad])
+        self.ranks.average(parameter for parameter in self.model.parameters() if parameter.requires_grad)
         self._buffers.after_step(epoch.step)
         if self._scaling:
             self.scaler.unscale_(self.optimizer)

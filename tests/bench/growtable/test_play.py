@@ -78,7 +78,6 @@ def test_two_choices_of_one_time_germinate_one_after_the_other(records: dict[Cho
     assert list(np.flatnonzero(records[LATER].steps["op"] == Op.GERMINATE)) == [1, 2]
 
 
-@pytest.mark.xfail(strict=True, reason="a live environment leaves out counterfactuals that a recorded one has read")
 def test_the_table_shows_and_pays_what_a_real_environment_does(records: dict[Choices, Record]) -> None:
     host = TableHost(SMALL, WorldFacts.of(SMALL), 0, records)
     real, table = GrowEnv(task=task_of(SMALL)), TabularWorld()

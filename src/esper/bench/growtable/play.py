@@ -16,7 +16,7 @@ from esper.bench.growtable.record import Ending, Record, Row, row_of, stacked
 from esper.bench.growtable.sequences import Choices
 from esper.bench.growtable.worlds import WorldSpec, task_of
 from esper.leyline import Decision, EnvSpec, Policy
-from esper.run.assembly import FORGIVING, build_executor, workload
+from esper.run.assembly import build_paid, workload
 from esper.run.config import RunConfig
 from esper.run.play import Episode, SideBySide
 from esper.tamiyo.policies import SchedulePolicy
@@ -40,7 +40,7 @@ Keep = dict[Choices, set[int]]
 def executor_of(world: WorldSpec, *, test: bool = True) -> Executor:
     """A silent executor of the world, as an environment of ``esper/Grow-v0`` has it."""
     config = RunConfig(device="cpu")
-    return build_executor(workload(task_of(world), config), config, lambda event: None, governor=FORGIVING, test=test)
+    return build_paid(workload(task_of(world), config), config, lambda event: None, test=test)
 
 
 def play(world: WorldSpec, number: int, wanted: Sequence[Choices]) -> Iterator[tuple[Choices, Record]]:

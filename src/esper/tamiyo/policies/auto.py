@@ -108,11 +108,8 @@ class AutoPolicy(HeuristicPolicy):
 
     def _look(self, view: EnvView) -> bool:
         """Whether what seeds are worth is to be measured after the coming epoch: where a gate could go by it."""
-        least = {
-            SeedStage.TRAINING: view.gates.min_training_epochs,
-            SeedStage.HOLDING: view.gates.min_holding_epochs,
-        }
-        ages = [slot.epochs_in_stage + 1 - least[slot.stage] for slot in view.slots if slot.stage in least]
+        asked = ((slot, view.gates.least_epochs(slot.stage)) for slot in view.slots)
+        ages = [slot.epochs_in_stage + 1 - least for slot, least in asked if least is not None]
         return any(age >= 0 and age % self.placing.look_every == 0 for age in ages)
 
 

