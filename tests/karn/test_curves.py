@@ -10,12 +10,14 @@ from hypothesis import strategies as st
 from esper.karn import courses, curves
 from esper.karn.aggregator import fold
 from esper.karn.curves import THROUGHPUT, RunCurves, overlaid, run_curves, sampled
+from esper.karn.fold_seed import EMPTY
 from esper.karn.parts import number
 from esper.karn.snapshot import build
 from esper.leyline import DataError
 from esper.leyline import TelemetryEventType as T
+from esper.nissa.journal import JournalWriter
 from karn import demo
-from karn.journals import write_run
+from karn.journals import RUN_ID, write_run
 from karn.streams import Recorder, begin, begin_episode, epoch_done, story
 
 
@@ -36,6 +38,20 @@ def test_every_value_of_the_newest_episode_is_the_journals(tmp_path: Path) -> No
     costs = chart(found, "removal cost of each seed")
     measured = [e for e in events if e.event_type is T.COUNTERFACTUAL_COMPUTED and "removal_cost" in e.data]
     assert costs == {"grown 0: conv3 in blocks_1": {e.epoch: e.data["removal_cost"] for e in measured}}
+
+
+def test_of_a_run_that_grows_one_reading_is_kept(tmp_path: Path) -> None:
+    events, kept = story(), courses._held.cache_info().currsize
+    with JournalWriter(tmp_path, RUN_ID) as writer:
+        readings = []
+        for part in (events[:30], events[30:]):
+            for event in part:
+                writer(event)
+            writer.flush()
+            readings.append(courses.read_courses(tmp_path))
+            assert courses.read_courses(tmp_path) is readings[-1]
+    assert readings[0] != readings[1] == courses._read(tmp_path)
+    assert courses._held.cache_info().currsize == min(64, kept + 1)
 
 
 UPDATE = {
@@ -124,7 +140,7 @@ def test_the_stages_of_a_seed_are_the_swimlanes(tmp_path: Path) -> None:
     assert found.seeds
     for life in found.seeds:
         slot = state.environments[life.env].slots[life.name.rpartition(" in ")[2]]
-        lane = [one for one in slot.swimlane if one.stage not in courses.GONE]
+        lane = [one for one in slot.swimlane if one.stage not in EMPTY]
         assert [(one.stage, one.since, one.until) for one in life.stretches] == [
             (one.stage, one.since, one.until) for one in lane
         ]

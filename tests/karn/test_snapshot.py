@@ -52,6 +52,21 @@ def test_what_was_shown_stays_as_the_fold_goes_on() -> None:
     assert not changed
 
 
+def test_a_builder_draws_an_environment_anew_only_when_something_was_said_of_it() -> None:
+    events = story()
+    last = max(at for at, event in enumerate(events) if event.env_id == 0)
+    state, builder = fold(events[:last]), Builder()
+    drawn = {env: build_detail(state, env, START, builder).network for env in (0, 1)}
+    assert all(build_detail(state, env, START + 9, builder).network is network for env, network in drawn.items())
+    assert builder.build(state, START).network is drawn[0], "the run is shown by the first one"
+    fold(events[last : last + 1], state)
+    now = {env: build_detail(state, env, START, builder).network for env in (0, 1)}
+    assert now[0] is not drawn[0] and now[0] == build_detail(state, 0, START).network
+    assert now[1] is drawn[1]
+    state.run.slots.append("another")
+    assert build_detail(state, 1, START, builder).network == build_detail(state, 1, START).network != drawn[1]
+
+
 def test_ended_comes_only_from_an_end_event() -> None:
     events = story()
     last = events[-1].timestamp or 0.0

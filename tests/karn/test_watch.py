@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from esper.karn.player import Player
 from esper.karn.watch import RunWatch
 from esper.leyline import DataError
 from esper.nissa.journal import JournalWriter
+from esper.nissa.rundir import RunDirectory
 from karn import demo
 from karn.journals import RUN_ID, write_run
 from karn.streams import START, story
@@ -100,3 +102,24 @@ def test_there_is_nothing_to_replay_without_a_journal(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no journal"):
         watch.replay()
     assert watch.tick().run.state == "waiting"
+
+
+def test_a_run_is_described_only_once_its_process_seems_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, describe = [], watch_module.describe_run
+    monkeypatch.setattr(watch_module, "describe_run", lambda path: asked.append(path) or describe(path))
+    monkeypatch.setattr(watch_module, "LOOKS_EVERY", 0.0)
+    child = os.fork()
+    if child == 0:
+        os._exit(0)
+    os.waitpid(child, 0)
+    for pid, gone in ((os.getpid(), False), (child, True)):
+        path = RunDirectory.create(tmp_path, f"of-{pid}", {"pid": pid}).path
+        with JournalWriter(path, path.name) as writer:
+            for event in story()[:30]:
+                writer(event)
+        watch = RunWatch(path, clock=Clock(START + 60))
+        watch.tick()
+        assert (watch.gone, asked) == (gone, [path] if gone else [])
+    (path / "run.json").write_text("{")
+    watch.tick()
+    assert not watch.gone, "whose process it is cannot be told"

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 from esper.leyline import TelemetryEvent
+from esper.nissa import vitals
+from esper.nissa.cgroups import read
 from esper.nissa.vitals import VITALS, Gpu, Sampler, VitalsRecorder, find_gpu
 
 
@@ -39,6 +41,16 @@ def test_rates_are_differences(tmp_path: Path) -> None:
     assert (second["memory_available"], second["memory_total"]) == (250 * 1024, 1000 * 1024)
     assert second["process_memory"] == 3 * os.sysconf("SC_PAGE_SIZE")
     assert not second.keys() & {"temperature", "read_bytes_per_second", "disk_free"}
+
+
+def test_a_sample_walks_the_processes_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _write(tmp_path, ticks=1, process=1)
+    (tmp_path / "proc/7/task/7").mkdir(parents=True)
+    (tmp_path / "proc/7/task/7/children").write_text("")
+    told = []
+    monkeypatch.setattr(vitals, "read", lambda path: told.append(path.name) or read(path))
+    assert "process_memory" in Sampler(7, root=tmp_path).sample()
+    assert told.count("children") == 1
 
 
 def test_a_process_that_is_gone_leaves_the_host(tmp_path: Path) -> None:

@@ -94,10 +94,14 @@ def update(state: RunState, environment: EnvironmentFold) -> None:
     environment.level = status(environment.rank)
 
 
+def patience(epoch_seconds: float) -> float:
+    """Seconds of silence that are no sign of anything where an epoch takes ``epoch_seconds``."""
+    return max(STALE_AT_LEAST, STALE_EPOCHS * epoch_seconds)
+
+
 def stale_factor(environment: EnvironmentFold, silent_for: float) -> Factor | None:
     """The one factor that depends on the clock: ``silent_for`` seconds against what an epoch takes here."""
-    allowed = max(STALE_AT_LEAST, STALE_EPOCHS * (environment.epoch_seconds or 0.0))
-    waited = round(silent_for / allowed, 1)
+    waited = round(silent_for / patience(environment.epoch_seconds or 0.0), 1)
     if waited <= RULES["stale"].threshold:
         return None
     factor = _factor("stale", waited)

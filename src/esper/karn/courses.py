@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -12,6 +13,7 @@ from msgspec.structs import replace
 
 from esper.karn import bound
 from esper.karn.fold_policy import host_vitals
+from esper.karn.fold_seed import EMPTY
 from esper.karn.parts import Part
 from esper.karn.schema import Bound, HostVitals, Stretch
 from esper.karn.snapshot import TIMES, step_split
@@ -23,19 +25,27 @@ from esper.nissa.segments import list_segments
 LARGEST: Final = 64 << 20
 """Bytes of a journal up to which it is read whole for curves."""
 
-OF_EPOCH: Final = (
-    *("validation_metric", "validation_loss", "train_loss", "learning_rate"),
-    *("host_gradient_norm", "train_ms", "parameters"),
-)
-"""What is drawn of the end of an epoch."""
-OF_ROUND: Final = (
-    *("mean_episode_return", "mean_objective_gain", "entropy", "kl"),
-    *("clip_fraction", "explained_variance", "grad_norm"),
-)
-"""What is drawn of a round of learning."""
+EPOCH_CHARTS: Final = {
+    "validation_metric": ("metric", ""),
+    "validation_loss": ("loss", "validation"),
+    "train_loss": ("loss", "training"),
+    "learning_rate": ("learning rate", ""),
+    "host_gradient_norm": ("gradient norm of the host", ""),
+    "train_ms": ("time of an epoch's training, ms", ""),
+    "parameters": ("parameters", ""),
+}
+"""Field of an epoch's end -> the chart that it is in, and what the line is called there besides its arm."""
+ROUND_CHARTS: Final = {
+    "mean_episode_return": "return",
+    "mean_objective_gain": "gain of the objective",
+    "entropy": "entropy of each head, nats",
+    "kl": "KL of the update, nats",
+    "clip_fraction": "clip fraction",
+    "explained_variance": "explained variance",
+    "grad_norm": "gradient norm of the policy",
+}
+"""Field of a round of learning -> the chart that it is in."""
 HEAD: Final = "head."
-GONE: Final = frozenset({"DORMANT", "EMBARGOED", "RESETTING"})
-"""Stages of a slot that has let its seed go."""
 
 Points = list[tuple[int, float]]
 """Position (epoch, round or second) and value."""
@@ -85,16 +95,35 @@ class Courses(msgspec.Struct):
     """Second of the end of each epoch, and its environment."""
 
 
+class _Held:
+    """The newest reading of one run, and the size of the journal that it is of."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._newest: tuple[int, Courses] | None = None
+
+    def read(self, directory: Path, size: int) -> Courses:
+        """What was read of a journal of that size, or is now."""
+        with self._lock:
+            if self._newest is None or self._newest[0] != size:
+                self._newest = size, _read(directory)
+            return self._newest[1]
+
+
+@lru_cache(maxsize=64)
+def _held(directory: Path) -> _Held:
+    return _Held()
+
+
 def read_courses(directory: Path) -> Courses:
     """What is in the journal of a run, up to where it can be read. Raises ``DataError`` for one that is too long."""
     size = sum(segment.stat().st_size for segment in list_segments(directory).values())
     if size > LARGEST:
         raise DataError(f"{directory.name}: its journal is long ({size / 1e6:.0f} MB); ask it with esper query")
-    return _read(directory, size)
+    return _held(directory).read(directory, size)
 
 
-@lru_cache(maxsize=64)
-def _read(directory: Path, size: int) -> Courses:
+def _read(directory: Path) -> Courses:
     reading = _Reading()
     try:
         for event in read_journal(directory):
@@ -151,7 +180,7 @@ class _Reading:
 
     def _round(self, event: TelemetryEvent) -> None:
         at, rounds = int(event.data.get("round", 0)), self.found.rounds
-        values = {name: event.data.get(name) for name in OF_ROUND}
+        values = {name: event.data.get(name) for name in ROUND_CHARTS}
         values |= {f"{HEAD}{head}": told.get("entropy") for head, told in event.data.get("heads", {}).items()}
         _add(rounds, at, values)
 
@@ -184,7 +213,7 @@ class _Reading:
             return
         if stretches and stretches[-1].until is None:
             stretches[-1] = replace(stretches[-1], until=epoch)
-        if stage not in GONE:
+        if stage not in EMPTY:
             stretches.append(Stretch(stage=stage, since=epoch))
         course.seeds[event.seed_id] = replace(life, name=name, stretches=stretches)
 
@@ -192,7 +221,7 @@ class _Reading:
         course, at = self._course(event), event.epoch or 0
         if course is None or event.env_id is None:
             return
-        _add(course.fields, at, {name: event.data.get(name) for name in OF_EPOCH})
+        _add(course.fields, at, {name: event.data.get(name) for name in EPOCH_CHARTS})
         _add(course.alphas, at, {self._name(event, slot): a for slot, a in event.data.get("alphas", {}).items()})
         told = {name: event.data[name] for name in TIMES if event.data.get(name) is not None}
         self._times.setdefault(event.env_id, {}).update(told)

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from esper.karn.courses import (
+    EPOCH_CHARTS,
     HEAD,
+    ROUND_CHARTS,
     BoundStretch,
     Course,
     Courses,
@@ -37,25 +39,6 @@ LINES: Final = 120
 """Most lines of one chart."""
 
 _COST, _ALPHA = "removal cost of each seed", "alpha of each seed"
-EPOCH_CHARTS: Final = {
-    "validation_metric": ("metric", ""),
-    "validation_loss": ("loss", "validation"),
-    "train_loss": ("loss", "training"),
-    "learning_rate": ("learning rate", ""),
-    "host_gradient_norm": ("gradient norm of the host", ""),
-    "train_ms": ("time of an epoch's training, ms", ""),
-    "parameters": ("parameters", ""),
-}
-"""Field of an epoch's end -> the chart that it is in, and what the line is called there besides its arm."""
-ROUND_CHARTS: Final = {
-    "mean_episode_return": "return",
-    "mean_objective_gain": "gain of the objective",
-    "entropy": "entropy of each head, nats",
-    "kl": "KL of the update, nats",
-    "clip_fraction": "clip fraction",
-    "explained_variance": "explained variance",
-    "grad_norm": "gradient norm of the policy",
-}
 THROUGHPUT: Final = "throughput, epochs a second"
 VITALS_CHARTS: Final = {
     "process_cores": ("cores in use", "the run", 1.0),

@@ -5,20 +5,21 @@ from __future__ import annotations
 from typing import Any
 
 from esper.karn import words
-from esper.karn.layout import lay_out
-from esper.karn.network import grown
 from esper.karn.parts import Curve, number, wire_safe
 from esper.karn.results import left_out
 from esper.karn.schema import Check, EnvironmentDetail, Gate, Seed, Slot
 from esper.karn.series import Series
-from esper.karn.snapshot import environment_row, figure, in_order, stale_factor
+from esper.karn.snapshot import Builder, environment_row, figure, in_order, stale_factor
 from esper.karn.state import EnvironmentFold, Facts, RunState, SeedFold, SlotFold, view
 from esper.karn.words import dated
 from esper.leyline import unknown
 
 
-def build_detail(state: RunState, env_id: int, now: float) -> EnvironmentDetail:
-    """All that is known of one environment at wall clock ``now``. Raises ``UsageError`` when there is no such one."""
+def build_detail(state: RunState, env_id: int, now: float, builder: Builder | None = None) -> EnvironmentDetail:
+    """All that is known of one environment at wall clock ``now``. Raises ``UsageError`` when there is no such one.
+
+    In a series, ``builder`` keeps the picture of an environment that said nothing since the last one.
+    """
     fold = state.environments.get(env_id)
     if fold is None:
         raise unknown("environment", str(env_id), map(str, state.environments))
@@ -32,7 +33,7 @@ def build_detail(state: RunState, env_id: int, now: float) -> EnvironmentDetail:
         slots={name: _slot(fold.slots[name], fold) for name in in_order(fold.slots, state.run.slots)},
         compute=_figures(fold.compute, fold.epoch),
         diagnostics=wire_safe(fold.diagnostics),
-        network=lay_out(grown(state, fold)),
+        network=(builder or Builder()).picture(state, fold),
     )
 
 

@@ -15,6 +15,7 @@ import msgspec
 from esper.karn.evidence import RunEvidence, SeedLife, Track, shown_track
 from esper.karn.pulse import PULSE
 from esper.karn.results import STATIC
+from esper.karn.words import cut
 from esper.leyline import MissingExtraError, visible
 from esper.leyline.files import Folder
 
@@ -318,5 +319,4 @@ def dress(axes: Any, ylabel: str, title: str, grid: bool = True) -> None:
 
 def _label(text: str, most: int) -> str:
     """``text`` in the characters that a picture has room for."""
-    spelled = visible(text)
-    return spelled if len(spelled) <= most else f"{spelled[: most - 1]}…"
+    return cut(visible(text), most)

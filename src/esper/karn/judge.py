@@ -97,8 +97,7 @@ def worth_telling(case: Case, judged: Iterable[Judged]) -> list[str]:
 
 def _silent_for_long(case: Case) -> bool:
     waits = [fold.epoch_seconds or 0.0 for fold in case.state.environments.values()]
-    allowed = max(anomaly.STALE_AT_LEAST, anomaly.STALE_EPOCHS * max(waits, default=0.0))
-    return (case.seen.silent_for or 0.0) > allowed
+    return (case.seen.silent_for or 0.0) > anomaly.patience(max(waits, default=0.0))
 
 
 def _out_of_disk(case: Case) -> Judged | None:

@@ -16,7 +16,7 @@ import msgspec
 from esper.karn.letters import FACT, NAME, amount, fit, fit_path, width_of
 from esper.karn.network import Grown, Place, Sprout
 from esper.karn.picture import Block, Box, Dot, Label, Network, Wire
-from esper.karn.words import GLYPHS
+from esper.karn.words import GLYPHS, count
 from esper.leyline import visible
 
 WIDTH: Final = 356.0
@@ -152,8 +152,8 @@ def _run(units: Sequence[tuple[str, Sequence[Row]]]) -> Block:
     first, last = (_name(*units[at]) for at in (0, -1))
     many, places = len(units), sum(row.place is not None for row in rows)
     name = first if many == 1 else f"{first} … {last}"
-    modules = f"{many} alike" if many > 1 else _count(len(parts), "module")
-    empty = f", {_count(places, 'empty place')}" if places else ""
+    modules = f"{many} alike" if many > 1 else count(len(parts), "module")
+    empty = f", {count(places, 'empty place')}" if places else ""
     # places whose modules the journal does not tell have no numbers
     line = f"{modules}{empty}" + (f" · {_numbers(parts)}" if parts else "")
     spoken = f"{name}: {modules}{empty}" + (f", {_told(parts)}" if parts else "")
@@ -392,7 +392,7 @@ def _head(grown: Grown) -> Block:
         spoken.append(f"{name}: {_spelled(before)} before, {_spelled(after)} after")
         boxes += _bar(y + 18, before, after, list(zip(inside, sizes, strict=True)))
         y += 36
-    kept = f"{_count(len(inside), 'seed')} in {_count(len(grown.places), 'place')}"
+    kept = f"{count(len(inside), 'seed')} in {count(len(grown.places), 'place')}"
     labels.append(Label(x=0.0, y=y + 10, text=f"{kept} · in each box: parameters · MACs", kind="note"))
     return Block(height=y + 18, spoken="; ".join([*spoken, kept]), boxes=boxes, labels=labels)
 
@@ -470,7 +470,3 @@ def _history(place: Place) -> str:
 
 def _spelled(value: int | None) -> str:
     return "unknown" if value is None else f"{value:,}"
-
-
-def _count(count: int, what: str) -> str:
-    return f"{count:,} {what}{'' if count == 1 else 's'}"

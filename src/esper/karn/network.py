@@ -7,11 +7,10 @@ from typing import Any
 
 import msgspec
 
+from esper.karn.fold_seed import EMPTY
 from esper.karn.results import STATIC, left_out
 from esper.karn.state import EnvironmentFold, Measured, RunState, SeedFold, SlotFold
 from esper.leyline import visible
-
-EMPTY = frozenset({"DORMANT", "EMBARGOED", "RESETTING", "PRUNED"})
 
 
 class Sprout(msgspec.Struct):
@@ -132,7 +131,7 @@ def _shown(slot: SlotFold, fold: EnvironmentFold) -> SeedFold | None:
         if inside is not None:
             return inside
     seed = slot.seed
-    if seed is None or seed.stage == "PRUNED" or slot.stage in EMPTY:
+    if seed is None or seed.stage == "PRUNED" or slot.stage in EMPTY or slot.stage == "PRUNED":
         return slot.kept[-1] if slot.kept else None
     return seed
 
@@ -148,19 +147,15 @@ def _sprout(seed: SeedFold, slot: SlotFold, fold: EnvironmentFold) -> Sprout:
         fate = "not proven"
     else:
         fate = "kept" if stage == "FOSSILIZED" else stage.lower()
-    cost, now = facts.get("removal_cost"), facts.get("alpha")
+    now = facts.get("alpha")
     alpha = None if now is None else float(now.value)
     if record is not None and result is not None and result.delivered == "best":
         # what it is now may not be what it was in the network that is delivered
         then = (bucket.last for bucket in seed.alpha.buckets if bucket.last_at == result.delivered_epoch)
         alpha = next(then, None)
-    late = False
-    if cost is None:
-        cost = seed.end_cost
-    if result is not None and result.delivered == "best" and result.delivered_epoch is not None:
-        late = cost is not None
-        cost = _cost_by(seed, result.delivered_epoch)
-        late = late and cost is None
+    newest = facts.get("removal_cost", seed.end_cost)
+    of = result.delivered_epoch if result is not None and result.delivered == "best" else None
+    cost = newest if of is None else _cost_by(seed, of)
     return Sprout(
         seed=seed.seed,
         blueprint=visible(seed.blueprint or "a seed"),
@@ -173,7 +168,7 @@ def _sprout(seed: SeedFold, slot: SlotFold, fold: EnvironmentFold) -> Sprout:
         alpha=alpha,
         cost=None if cost is None else float(cost.value),
         cost_epoch=None if cost is None else cost.epoch,
-        cost_later=late,
+        cost_later=cost is None and newest is not None,
     )
 
 

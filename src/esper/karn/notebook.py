@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from esper.karn.results import difference_line, with_interval
+from esper.karn.results import difference_line
 from esper.karn.svg import paint
 from esper.karn.words import ABSENT, figure
 from esper.leyline import DataError, MissingExtraError
@@ -63,20 +63,7 @@ def escaped(text: Any) -> str:
 
 def _arms(evidence: RunEvidence) -> tuple[list[str], list[list[str]]]:
     table = evidence.table
-    unit = f" ({table.unit})" if table.unit else ""
-    head = ["arm", "episodes", f"test {table.metric}{unit}", "validation", "parameters", "seeds kept"]
-    rows = [
-        [
-            arm.arm,
-            str(arm.episodes),
-            with_interval(arm.test),
-            with_interval(arm.validation),
-            ABSENT if arm.parameters is None else f"{arm.parameters:,.0f}",
-            figure(arm.seeds_kept),
-        ]
-        for arm in table.arms
-    ]
-    return head, rows
+    return table.head, [[*arm.cells(), figure(arm.seeds_kept)] for arm in table.arms]
 
 
 def _seeds(seeds: Sequence[SeedLife]) -> tuple[list[str], list[list[str]], str]:

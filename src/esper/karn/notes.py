@@ -13,7 +13,7 @@ import hashlib
 import os
 import secrets
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -158,17 +158,17 @@ def _read(folder: Folder) -> Notes:
 
 
 @contextlib.contextmanager
-def _alone(directory: Path, clock: Callable[[], float] = time.monotonic) -> Iterator[None]:
+def _alone(directory: Path) -> Iterator[None]:
     """Nobody else edits in the same folder of runs meanwhile."""
     descriptor = os.open(directory.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        end = clock() + PATIENCE
+        end = time.monotonic() + PATIENCE
         while True:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
-                if clock() >= end:
+                if time.monotonic() >= end:
                     raise UsageError(f"{directory.parent}: someone else edits there; try again") from None
                 time.sleep(0.01)
             except OSError:

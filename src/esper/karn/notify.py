@@ -25,7 +25,7 @@ from urllib.parse import urlsplit
 
 from esper.karn.schema import Snapshot
 from esper.karn.verdict import lines
-from esper.karn.words import duration
+from esper.karn.words import cut, duration
 from esper.leyline import UsageError, visible
 
 LIMIT: Final = 15.0
@@ -83,8 +83,8 @@ def alert_of(run: str, kinds: Sequence[str], snapshot: Snapshot) -> Alert:
         "why": verdict.why,
         "time": snapshot.clock.now,
     }
-    cut = text if len(text) <= TEXT else f"{text[: TEXT - 1]}…"
-    return Alert(run, tuple(kinds), cut, {name: value for name, value in about.items() if value is not None})
+    known = {name: value for name, value in about.items() if value is not None}
+    return Alert(run, tuple(kinds), cut(text, TEXT), known)
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,16 @@ class ArmRow(msgspec.Struct, omit_defaults=True):
     seconds: float | None = None
     seeds_kept: float | None = None
 
+    def cells(self) -> list[str]:
+        """What stands under :attr:`EndTable.head`, up to the seeds that were kept."""
+        return [
+            self.arm,
+            str(self.episodes),
+            with_interval(self.test),
+            with_interval(self.validation),
+            ABSENT if self.parameters is None else f"{self.parameters:,.0f}",
+        ]
+
 
 class ArmDifference(msgspec.Struct, omit_defaults=True):
     """``arm`` minus ``control``, paired by seed; positive means that ``arm`` is better."""
@@ -52,25 +62,19 @@ class EndTable(msgspec.Struct, omit_defaults=True):
     arms: list[ArmRow]
     differences: list[ArmDifference]
 
+    @property
+    def head(self) -> list[str]:
+        """Names of the columns."""
+        unit = f" ({self.unit})" if self.unit else ""
+        return ["arm", "episodes", f"test {self.metric}{unit}", "validation", "parameters", "seeds kept"]
+
     def __str__(self) -> str:
         """An aligned table, and each difference in a sentence."""
-        unit = f" ({self.unit})" if self.unit else ""
-        head = ["arm", "episodes", f"test {self.metric}{unit}", "validation", "parameters", "seeds kept"]
-        rows = [
-            [
-                arm.arm,
-                str(arm.episodes),
-                with_interval(arm.test),
-                with_interval(arm.validation),
-                ABSENT if arm.parameters is None else f"{arm.parameters:,.0f}",
-                ABSENT if arm.seeds_kept is None else f"{arm.seeds_kept:.3g}",
-            ]
-            for arm in self.arms
-        ]
+        rows = [[*arm.cells(), ABSENT if arm.seeds_kept is None else f"{arm.seeds_kept:.3g}"] for arm in self.arms]
         if not rows:
             return "No episode has ended."
-        widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-        lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in (head, *rows)]
+        widths = [max(map(len, column)) for column in zip(self.head, *rows, strict=True)]
+        lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in (self.head, *rows)]
         return "\n".join(map(visible, [*lines, *(difference_line(each, self) for each in self.differences)]))
 
 

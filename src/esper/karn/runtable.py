@@ -24,7 +24,7 @@ from esper.karn.parts import Level, Number, Part, number, wire_safe
 from esper.karn.results import STATIC
 from esper.karn.runs import RunInfo, describe_run
 from esper.karn.schema import Verdict
-from esper.karn.words import ABSENT, duration, figure
+from esper.karn.words import ABSENT, cut, duration, figure
 from esper.leyline import DataError, TelemetryEvent, decode_json, unknown, visible
 from esper.leyline import TelemetryEventType as T
 from esper.leyline.files import MANIFEST_BYTES, open_regular, read_regular
@@ -232,7 +232,7 @@ def text(table: RunTable, rows: Sequence[RunRow]) -> str:
 def _said(row: RunRow, name: str) -> str:
     """What a person called it, cut to what a line has room for."""
     words = (row.title or "") if name == "name" else ",".join(row.tags)
-    return words if len(words) <= 40 else f"{words[:39]}…"
+    return cut(words, 40)
 
 
 def setting(value: Any) -> str:
@@ -247,7 +247,7 @@ def _cells(row: RunRow, keys: Sequence[str], said: Sequence[str]) -> list[str]:
     result = ABSENT if row.result is None else figure(row.result)
     settings = [setting(row.settings.get(name)) for name in keys]
     took = ABSENT if row.seconds is None else duration(row.seconds)
-    verdict = ABSENT if row.headline is None else row.headline if len(row.headline) <= 60 else f"{row.headline[:59]}…"
+    verdict = ABSENT if row.headline is None else cut(row.headline, 60)
     words = [_said(row, name) or ABSENT for name in said]
     return [
         row.name,

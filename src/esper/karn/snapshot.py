@@ -51,7 +51,7 @@ _Part = tuple[tuple[float | None, ...], tuple[str, ...]]
 
 
 class Builder:
-    """Builds snapshots, keeping the rows of environments that said nothing since the last one.
+    """Builds snapshots, keeping rows and pictures of environments that said nothing since the last one.
 
     ``known`` is what the run's directory says of it, for the commands that a verdict ends with.
     """
@@ -62,7 +62,7 @@ class Builder:
         self._rows: dict[int, tuple[tuple[Any, ...], EnvironmentRow]] = {}
         self._parts: dict[int, tuple[tuple[Any, ...], _Part]] = {}
         self._items: dict[str, FeedItem] = {}
-        self._network: tuple[tuple[Any, ...], Network] | None = None
+        self._networks: dict[int, tuple[tuple[Any, ...], Network]] = {}
 
     def build(
         self,
@@ -121,15 +121,22 @@ class Builder:
         self._rows[env_id] = (key, row)
         return row
 
+    def picture(self, state: RunState, fold: EnvironmentFold) -> Network:
+        """The network that has grown in an environment."""
+        run = state.run
+        # all of the run that it is drawn from; the host itself, since its id is free again once it is gone
+        told = (run.host, run.host_parameters, tuple(run.slots), run.unit, run.exported_parameters, run.episodes)
+        key, cached = (*_identity(fold), *told), self._networks.get(fold.env)
+        if cached is not None and cached[0] == key:
+            return cached[1]
+        network = lay_out(grown(state, fold))
+        self._networks[fold.env] = (key, network)
+        return network
+
     def _picture(self, state: RunState) -> Network | None:
         """The network of the environment that the run is shown by."""
         fold = judged_environment(state)
-        if fold is None:
-            return None
-        key = (*_identity(fold), id(state.run.host), state.run.exported)
-        if self._network is None or self._network[0] != key:
-            self._network = key, lay_out(grown(state, fold))
-        return self._network[1]
+        return None if fold is None else self.picture(state, fold)
 
     def _part(self, fold: EnvironmentFold) -> _Part:
         """What the environment adds to sums over all of them."""

@@ -14,6 +14,7 @@ MARGIN: Final = 16.0
 TALL: Final = 760.0
 """A picture higher than that goes on in another column, of which there are up to :data:`COLUMNS`."""
 COLUMNS: Final = 3
+TITLE: Final = "The grown network"
 
 _TEXT: Final = "system-ui,'Segoe UI','Helvetica Neue','DejaVu Sans',sans-serif"
 _NAMED: Final = "font-size:12.5px;font-weight:600"
@@ -50,10 +51,10 @@ STYLE: Final = "".join(f".esper-network{what}{{{rule}}}" for what, rule in _RULE
 _COLOURED: Final = frozenset({"GERMINATED", "TRAINING", "BLENDING", "HOLDING", "FOSSILIZED", "OUT"})
 
 
-def paint(network: Network, columns: int = COLUMNS, title: str = "The grown network") -> str:
+def paint(network: Network) -> str:
     """The picture as one SVG. Every text is escaped, and told whole in a title where it was cut."""
     height = sum(block.height for block in network.blocks)
-    wanted = max(1, min(columns, math.ceil(height / TALL)))
+    wanted = max(1, min(COLUMNS, math.ceil(height / TALL)))
     lanes = _lanes(network.blocks, wanted)
     width = 2 * MARGIN + len(lanes) * network.width + (len(lanes) - 1) * GAP
     notes = [line for note in network.notes for line in _wrapped(note, width - 2 * MARGIN)]
@@ -62,14 +63,14 @@ def paint(network: Network, columns: int = COLUMNS, title: str = "The grown netw
     tall = top + max((sum(block.height for block in lane) for lane in lanes), default=0)
     whole = tall + 14 + 16 * len(notes) + MARGIN
     spoken = " ".join(
-        [f"{title}: {network.title}.", f"{network.head.spoken}.", *(f"{b.spoken}." for b in network.blocks)]
+        [f"{TITLE}: {network.title}.", f"{network.head.spoken}.", *(f"{b.spoken}." for b in network.blocks)]
     )
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" class="esper-network" role="img"'
         f' viewBox="0 0 {_n(width)} {_n(whole)}" width="{_n(width)}" height="{_n(whole)}">',
-        f"<title>{_text(title)}</title><desc>{_text(spoken)}</desc>",
+        f"<title>{_text(TITLE)}</title><desc>{_text(spoken)}</desc>",
         f'<style>{STYLE}</style><rect class="ground" width="{_n(width)}" height="{_n(whole)}"/>',
-        f'<text class="title" x="{_n(MARGIN)}" y="26">{_text(title)}</text>',
+        f'<text class="title" x="{_n(MARGIN)}" y="26">{_text(TITLE)}</text>',
         *(
             f'<text class="note" x="{_n(MARGIN)}" y="{_n(43 + 15 * number)}">{_text(line)}</text>'
             for number, line in enumerate(about)

@@ -19,7 +19,7 @@ from esper.karn.results import STATIC, ArmRow, EndTable, end_table
 from esper.karn.schema import ArmResult, Finding, RunHeader, Verdict
 from esper.karn.state import EnvironmentFold, EpisodeRecord, RunState
 from esper.karn.stats import Interval, total
-from esper.karn.words import duration, figure, rounded
+from esper.karn.words import count, duration, figure, rounded
 from esper.leyline import visible
 
 DEAR: Final = 2.0
@@ -221,8 +221,8 @@ def _stand_out(case: Case) -> Iterator[Finding]:
         why = "; ".join(factor.text for factor in anomaly.factors(fold.anomaly))
         told.append(f"{name}: {why or 'nothing in its newest epoch'}")
     more = f"; and {len(odd) - HELD_BACK} more" if len(odd) > HELD_BACK else ""
-    count = f"{len(odd)} of {_count(len(ranks), 'environment')}"
-    yield finding("stand out", f"{count}: {'. '.join(told)}{more}", anomaly.status(ranks[odd[0]]))
+    share = f"{len(odd)} of {count(len(ranks), 'environment')}"
+    yield finding("stand out", f"{share}: {'. '.join(told)}{more}", anomaly.status(ranks[odd[0]]))
 
 
 def _state(case: Case) -> str:
@@ -378,7 +378,7 @@ def _grown(case: Case) -> Iterator[Finding]:
         names = [f"{seed.blueprint or seed.seed_id}{f' in {seed.slot}' if seed.slot else ''}" for seed in newest.seeds]
         held = f" ({', '.join(names)}{' in the newest' if len(own) > 1 else ''})" if names else ""
         episodes = "" if len(own) == 1 else f" in {len(own)} episodes"
-        counted = f"{_count(kept, 'seed')} kept" + (f" of {born} that germinated" if run.kind != "ppo" else "")
+        counted = f"{count(kept, 'seed')} kept" + (f" of {born} that germinated" if run.kind != "ppo" else "")
         yield finding("grown", f"{counted}{episodes}{held}")
         yield finding("cost", _cost(case, newest))
         return
@@ -387,7 +387,7 @@ def _grown(case: Case) -> Iterator[Finding]:
         parameters = fold.facts.get("parameters")
         grown = "" if parameters is None else f"; {_growth(fold.host_parameters, int(parameters.value))}"
         text = (
-            f"{_count(len(live), 'seed')} in place, {born} germinated so far" if born else "nothing has germinated yet"
+            f"{count(len(live), 'seed')} in place, {born} germinated so far" if born else "nothing has germinated yet"
         )
         yield finding("grown", f"{text}{grown}")
 
@@ -423,10 +423,10 @@ def _held_back(case: Case) -> Iterator[Finding]:
     refusals = sorted(case.state.refusals.get(case.arm, {}).values(), key=lambda one: -one.count)
     if refusals:
         told = [
-            f"{one.gate} refused {_count(one.count, 'time')} (the newest: {words.check(one.check)})"
+            f"{one.gate} refused {count(one.count, 'time')} (the newest: {words.check(one.check)})"
             for one in refusals[:HELD_BACK]
         ]
-        more = f"; and {_count(len(refusals) - HELD_BACK, 'other check')}" if len(refusals) > HELD_BACK else ""
+        more = f"; and {count(len(refusals) - HELD_BACK, 'other check')}" if len(refusals) > HELD_BACK else ""
         yield finding("held back", "; ".join(told) + more)
 
 
@@ -449,7 +449,3 @@ def _listed(names: Sequence[str], most: int = 5) -> str:
     """``a, b and c``; beyond ``most`` how many more there are."""
     shown = [*names[:most], f"{len(names) - most} more"] if len(names) > most else list(names)
     return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} and {shown[-1]}"
-
-
-def _count(count: int, what: str) -> str:
-    return f"{count:,} {what}{'' if count == 1 else 's'}"

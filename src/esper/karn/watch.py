@@ -10,7 +10,7 @@ from typing import Final
 from esper.karn import state as states
 from esper.karn.advice import about
 from esper.karn.detail import build_detail
-from esper.karn.liveness import grown, heard
+from esper.karn.liveness import goes_on, grown, heard
 from esper.karn.player import Player
 from esper.karn.replay import ReadProgress, Timeline
 from esper.karn.runs import describe_run
@@ -18,6 +18,8 @@ from esper.karn.schema import Damage, EnvironmentDetail, EnvironmentRow, Snapsho
 from esper.karn.snapshot import Builder
 from esper.karn.source import Follower
 from esper.karn.state import RunState
+from esper.leyline import DataError
+from esper.nissa.rundir import RunDirectory
 
 LOOKS_EVERY: Final = 1.0
 """Seconds between looks for the run's process."""
@@ -87,12 +89,11 @@ class RunWatch:
 
     def row(self, env_id: int) -> EnvironmentRow:
         """The board's row of an environment of the last snapshot."""
-        builder = self._builder if self.player is None else self.player.builder
-        return builder.row(self.state, env_id, self.now)
+        return self._shown.row(self.state, env_id, self.now)
 
     def detail(self, env_id: int) -> EnvironmentDetail:
         """The drawer of one environment at the moment shown. Raises ``UsageError`` when there is no such one."""
-        return build_detail(self.state, env_id, self.now)
+        return build_detail(self.state, env_id, self.now, self._shown)
 
     def replay(self) -> Player:
         """The player, entered where the run stands now. Raises ``DataError`` when there is no journal yet."""
@@ -107,13 +108,25 @@ class RunWatch:
         """Back to now."""
         self.player = None
 
+    @property
+    def _shown(self) -> Builder:
+        """What builds what is shown."""
+        return self._builder if self.player is None else self.player.builder
+
     def _look(self) -> None:
         """Whether the run's process is there, as far as that can be told from here."""
         if self._follower.state.run.end_status is not None:
             self.gone = False
         elif (now := time.monotonic()) - self._looked >= LOOKS_EVERY:
             self._looked = now
-            self.gone = describe_run(self.directory).goes_on is False
+            self.gone = self._seems_gone() and describe_run(self.directory).goes_on is False
+
+    def _seems_gone(self) -> bool:
+        """By the process alone: a description reads the journal's ends, anew whenever it grew."""
+        try:
+            return goes_on(RunDirectory.open(self.directory).manifest) is False
+        except DataError:
+            return False
 
     def _follow(self) -> Follower:
         size = sum(path.stat().st_size for path in self.directory.glob("events-*.jsonl"))

@@ -85,6 +85,16 @@ def moment(time: float) -> str:
         return figure(time)
 
 
+def count(number: int, what: str) -> str:
+    """``1 seed``, ``1,200 seeds``."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def cut(text: str, most: int) -> str:
+    """``text`` in ``most`` characters, with an ellipsis for what had no room."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
 def asked(evaluations: int, failures: int) -> str:
     """How often a gate was asked, where it was more than once: ``asked 3 times, refused 2 of them``."""
     return "" if evaluations <= 1 else f"asked {evaluations} times, refused {failures} of them"

@@ -120,10 +120,11 @@ class Sampler:
 
         The first call has no rates yet, since there is nothing to compare with.
         """
-        counters = self._counters()
+        at, pids = self._clock(), list(self._tree())
+        counters = self._counters(at, pids)
         before, self._last = self._last or counters, counters
         memory = self._memory()
-        resident = self._resident()
+        resident = self._resident(pids)
         if counters.total is None and not memory and resident is None:
             return {}
         seconds = counters.at - before.at
@@ -158,9 +159,9 @@ class Sampler:
             for path in (self._proc / str(pid)).glob("task/*/children"):
                 waiting += [int(word) for word in read(path).split() if word.isdigit()]
 
-    def _resident(self) -> int | None:
+    def _resident(self, pids: Sequence[int]) -> int | None:
         """Bytes that the processes hold. What several share is counted once, in parts, where there are several."""
-        first, *others = self._tree()
+        first, *others = pids
         if others:
             shares = [_fields(self._proc / str(pid) / "smaps_rollup").get("Pss") for pid in (first, *others)]
             return sum(share for share in shares if share is not None) if shares[0] is not None else None
@@ -175,11 +176,10 @@ class Sampler:
             return memory
         return {"MemTotal": limit.total, "MemAvailable": limit.available}
 
-    def _counters(self) -> _Counters:
-        at = self._clock()
+    def _counters(self, at: float, pids: Sequence[int]) -> _Counters:
         # what a process that is gone and was waited for took stands with the one that waited
-        stats = [stat for pid in self._tree() if (stat := _process(self._proc, pid)) is not None]
-        inputs = [told for pid in self._tree() if (told := _fields(self._proc / str(pid) / "io"))]
+        stats = [stat for pid in pids if (stat := _process(self._proc, pid)) is not None]
+        inputs = [told for pid in pids if (told := _fields(self._proc / str(pid) / "io"))]
         line = read(self._proc / "stat").partition("\n")[0].split()
         cpu = [float(word) / _TICKS for word in line[1:9]] if line[:1] == ["cpu"] and len(line) >= 9 else None
         throttles = [

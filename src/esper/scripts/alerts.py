@@ -77,14 +77,9 @@ def keep_watch(given: argparse.Namespace, targets: Sequence[str]) -> int:
 
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda number, frame: stop.set())
-    target: Path | None
-    if given.beside is not None:
-        os.nice(BEHIND)
-        target = await_run(Path(given.run), given.beside)
-        if target is None:
-            return 0
-    else:
-        target = Path(given.run) if list_runs(given.run) else resolve_run(given.run)
+    target = target_of(given)
+    if target is None:
+        return 0
     one = not list_runs(target)
     found = receivers(targets)
     outlets = [Outlet(receiver, say) for receiver in found]
@@ -114,6 +109,17 @@ def keep_watch(given: argparse.Namespace, targets: Sequence[str]) -> int:
     for outlet in outlets:
         outlet.close(patience)
     return 0
+
+
+def target_of(given: argparse.Namespace) -> Path | None:
+    """The run or folder to watch; ``None`` where the process that was to write the run left before there was one.
+
+    Beside a run this process steps behind it. Raises ``UsageError`` where there is nothing to watch.
+    """
+    if given.beside is not None:
+        os.nice(BEHIND)
+        return await_run(Path(given.run), given.beside)
+    return Path(given.run) if list_runs(given.run) else resolve_run(given.run)
 
 
 def await_run(where: Path, pid: int, patience: float = 120.0) -> Path | None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from esper.karn.runs import resolve_run
 from esper.leyline import DataError, UsageError
 from esper.nissa.rundir import list_runs
-from esper.scripts.alerts import BEHIND, NOTIFY, await_run, keep_watch, read_targets, start_watcher
+from esper.scripts.alerts import NOTIFY, keep_watch, read_targets, start_watcher, target_of
 from esper.scripts.cli import Parser, alive
 
 LINGER = 20.0
@@ -102,13 +102,9 @@ def browse(given: argparse.Namespace, notify: Sequence[str]) -> int:
     from esper.karn.web.server import Door, listen, make_server
 
     ready_page(given.build)
-    if given.beside is not None:
-        os.nice(BEHIND)
-        target = await_run(Path(given.run), given.beside)
-        if target is None:
-            return 0
-    else:
-        target = Path(given.run) if list_runs(given.run) else resolve_run(given.run)
+    target = target_of(given)
+    if target is None:
+        return 0
     if given.token_file is not None:
         token = token_from(given.token_file, given.new_token)
     else:

@@ -24,20 +24,22 @@ export function keepToken(token: string): string {
 export async function get<T>(path: string, query: Record<string, string | number | undefined> = {}): Promise<T> {
   const known = Object.entries(query).filter(([, value]) => value !== undefined && value !== "");
   const search = new URLSearchParams(known.map(([name, value]) => [name, String(value)])).toString();
-  const response = await fetch(`${path}${search ? `?${search}` : ""}`, {
-    headers: { Authorization: `Bearer ${sessionStorage.getItem(KEY) ?? ""}` },
-  });
-  if (!response.ok) throw new Refused(response.status, (await response.text()).trim() || response.statusText);
-  return (await response.json()) as T;
+  return ask<T>(`${path}${search ? `?${search}` : ""}`);
 }
 
 /** Change something; the server answers with what it is now. */
 export async function post<T>(path: string, query: Record<string, string>, body: unknown): Promise<T> {
-  const response = await fetch(`${path}?${new URLSearchParams(query)}`, {
+  return ask<T>(`${path}?${new URLSearchParams(query)}`, {
     method: "POST",
-    headers: { Authorization: `Bearer ${sessionStorage.getItem(KEY) ?? ""}`, "Content-Type": "application/json" },
+    headers: { "Content-Type": "application/json" },
     body: JSON.stringify(body),
   });
+}
+
+/** With this tab's token; what is not answered with is thrown as {@link Refused}. */
+async function ask<T>(address: string, how: { method?: string; headers?: Record<string, string>; body?: string } = {}): Promise<T> {
+  const headers = { Authorization: `Bearer ${sessionStorage.getItem(KEY) ?? ""}`, ...how.headers };
+  const response = await fetch(address, { ...how, headers });
   if (!response.ok) throw new Refused(response.status, (await response.text()).trim() || response.statusText);
   return (await response.json()) as T;
 }

@@ -165,7 +165,9 @@ def complete(
     if wanted:
         rows = {**snapshot.environments, **{str(env): builder.row(state, env, now) for env in wanted}}
         snapshot = msgspec.structs.replace(snapshot, environments=rows)
-    return snapshot, build_detail(state, focus, now) if focus in state.environments and focus is not None else None
+    if focus is None or focus not in state.environments:
+        return snapshot, None
+    return snapshot, build_detail(state, focus, now, builder)
 
 
 class Request(msgspec.Struct, forbid_unknown_fields=True):
