@@ -88,6 +88,8 @@ def test_a_learners_rounds_and_the_episode_that_is_asked_for(tmp_path: Path) -> 
         f"grown {env} {what}" for env in (0, 1) for what in ("validation", "training")
     }
     assert [one.x for one in found.charts][:4] == ["round"] * 3 + ["epoch"] and found.charts[3].title == "metric"
+    asked = run_curves(path, 1, ["metric", "reward", "no such chart"])
+    assert asked.charts == [one for one in found.charts if one.title in ("metric", "reward")]
 
 
 def test_what_is_not_drawn_is_counted_and_what_is_too_long_is_refused(

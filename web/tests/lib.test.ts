@@ -1,6 +1,6 @@
 import { describe, expect, test } from "vitest";
 import { csv } from "../src/lib/export";
-import { ageOf, duration, limit, marked, number, sortOf } from "../src/lib/format";
+import { ageOf, duration, limit, marked, number, roundEnds, sortOf } from "../src/lib/format";
 import { formatPlace, parsePlace } from "../src/lib/route";
 import { WIRE } from "../src/lib/schema";
 import { applyPatch, columnsAfter, decodeFrame } from "../src/lib/wire";
@@ -23,6 +23,14 @@ describe("values that must not look alike", () => {
   });
 
   test("limits keep no empty digits", () => expect([limit(0.5), limit(2), limit("Infinity")]).toEqual(["0.5", "2", "∞"]));
+  test.each([
+    [4.795, 15.2, 0, 100, 4, 16],
+    [93.1, 99.8, 0, 100, 92, 100],
+    [-0.0123, 0.0042, -Infinity, Infinity, -0.015, 0.005],
+    [1.05, 9.4, 1.5, 9, 1.5, 9],
+  ])("the ends of an axis from %d to %d are round numbers", (low, high, least, most, first, last) => {
+    expect(roundEnds(low, high, least, most)).toEqual({ low: first, high: last });
+  });
   test("durations", () => expect([duration(41), duration(185), duration(7800)]).toEqual(["41 s", "3 min 5 s", "2 h 10 min"]));
 });
 

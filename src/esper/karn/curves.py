@@ -7,7 +7,7 @@ stands for; of many environments and lines some are drawn, and how many are not 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -111,14 +111,18 @@ class _Line(NamedTuple):
     spread: tuple[list[float], list[float]] | None = None
 
 
-def run_curves(directory: Path, episode: int | None = None) -> RunCurves:
-    """The charts of ``episode``, of the newest one by default. Raises ``DataError`` for a journal that is too long."""
+def run_curves(directory: Path, episode: int | None = None, titles: Collection[str] = ()) -> RunCurves:
+    """The charts of ``episode``, of the newest one by default; of those with one of the ``titles``, where given.
+
+    Raises ``DataError`` for a journal that is too long.
+    """
     found = read_courses(directory)
     episodes = sorted({key[0] for key in found.courses})
     shown = episode if episode in episodes else episodes[-1] if episodes else None
     keys = _keys(found, shown)
     drawn = {key: found.courses[key] for key in keys[:TRACKS]}
     lines = [*_rounds(found), *_epochs(drawn), *_seeds(drawn), *_time(found)]
+    lines = [line for line in lines if not titles or line.chart in titles]
     return RunCurves(
         charts=_charts(lines, found.unit),
         metric=found.metric,

@@ -22,6 +22,7 @@ from esper.leyline import TelemetryEvent
 from esper.leyline import TelemetryEventType as T
 from karn.journals import write_run
 from karn.streams import Recorder, begin, begin_episode, epoch_done, story
+from karn.test_curves import learner
 from karn.test_runtable import write
 from karn.test_verdict import BETTER, run_of
 from karn.web.browser import ARTIFACTS, Browser, go, in_a_browser, rows, turn, until
@@ -121,11 +122,31 @@ def test_the_first_screen_is_the_verdict_in_the_words_of_every_face(browser: Bro
         shown = [(row.split("\n")[0], row.replace("▲ ", "")) for row in browser.texts(selector="main dl > div")]
         for (about, text), (_, row) in zip(wanted[1:-1], shown, strict=False):
             assert about in row and text in row
+        drawn = until(lambda: browser.texts(selector="main figure[data-title] li"))
+        assert drawn == ["heuristic9.90", "static10"], "of the newest episode"
+        marks = browser.texts(selector="footer .legend li")
+        assert [text.split()[1] for text in marks] == ["begun", "ended"], "the signs that there are, and no other"
         assert browser.axe() == []
         browser.press(key="2")
         until(lambda: rows(browser))
         browser.press(key="1")
         browser.wait(selector="[data-level=bad]")
+
+
+def test_the_first_screen_of_a_learner_has_the_return_of_each_round(browser: Browser, tmp_path: Path) -> None:
+    events = learner(3).events
+    returns = iter([1.5, -2.25, 3.125])
+    for event in events:
+        if event.event_type is T.PPO_UPDATE_COMPLETED:
+            event.data["mean_episode_return"] = next(returns)
+    with serving(write_run(tmp_path, events, run_id="learner"), tmp_path / "cache") as listening:
+        go(browser, listening.link, "#/verdict", width=390, height=844)
+        browser.wait(selector="main figure[data-title^='mean return'] canvas")
+        assert browser.text(selector="main figure[data-title] .where") == "round 3, the last"
+        assert browser.texts(selector="main figure[data-title] li .num") == ["3.13"]
+        turn(browser, "#/verdict?at=9")
+        until(lambda: "not of the moment of the replay" in browser.text(selector="main aside"))
+        assert browser.eval(code="document.querySelector('main aside canvas')") is None
 
 
 def test_a_tab_outlives_its_server_and_says_what_it_needs(

@@ -37,6 +37,15 @@ export function scaled(value: number): string {
   return number(value);
 }
 
+/** Round numbers around a stretch, at steps of which some five fit in it; nothing beyond what is possible. */
+export function roundEnds(low: number, high: number, least = -Infinity, most = Infinity): { low: number; high: number } {
+  const size = (high - low) / 5 || 1;
+  const ten = 10 ** Math.floor(Math.log10(size));
+  const step = ([1, 2, 5].find((one) => one * ten >= size * 0.8) ?? 10) * ten;
+  const at = (count: number) => Number((count * step).toPrecision(12));
+  return { low: Math.max(at(Math.floor(low / step + 1e-9)), least), high: Math.min(at(Math.ceil(high / step - 1e-9)), most) };
+}
+
 export function bytes(value: number | undefined): string {
   return value === undefined ? ABSENT : `${scaled(value)}B`.replace(/(\d)B$/, "$1 B");
 }

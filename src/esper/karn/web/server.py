@@ -276,12 +276,16 @@ def _chosen(deck: Deck, request: HttpRequest) -> list[Path]:
 
 
 async def _curves(deck: Deck, request: HttpRequest) -> Response:
-    """Charts of one episode of a run, of the newest by default; or of the runs named in ``runs`` with commas."""
+    """Charts of one episode of a run, of the newest by default; or of the runs named in ``runs`` with commas.
+
+    ``titles``, with commas, asks for some of a run's charts alone.
+    """
     if runs := _chosen(deck, request):
         return _json(await anyio.to_thread.run_sync(overlaid, runs))
     directory = deck.feed(request.query_params.get("run")).directory
     episode = _whole(request.query_params["episode"], "episode") if "episode" in request.query_params else None
-    return _json(await anyio.to_thread.run_sync(run_curves, directory, episode))
+    titles = [title for title in request.query_params.get("titles", "").split(",") if title]
+    return _json(await anyio.to_thread.run_sync(run_curves, directory, episode, titles))
 
 
 async def _open_timeline(deck: Deck, request: HttpRequest) -> Timeline:
