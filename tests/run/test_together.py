@@ -208,7 +208,7 @@ def test_ranks_that_drift_apart_end_with_their_numbers(tmp_path: Path, monkeypat
     average = Together.average
 
     def host_alone(ranks: Together, parameters: Any) -> None:
-        average(ranks, parameters[:6])
+        average(ranks, list(parameters)[:6])
 
     monkeypatch.setattr(Together, "average", host_alone)
     found = on_ranks(2, tmp_path / "ranks", lambda rank: Ranked().run(tmp_path / "two", rank, 2))
