@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 import esper
+from esper.leyline import TelemetryEventType as T
 from esper.leyline import UsageError
 from esper.library import Budget, GateThresholds
+from esper.nissa.reader import read_journal
 from esper.run.own import LEAST_PLACED
+
+pytestmark = pytest.mark.usefixtures("without_figures")
 
 
 class Frozen(nn.Module):
@@ -43,11 +45,6 @@ def world() -> tuple[Frozen, list[tuple[Tensor, Tensor]], list[tuple[Tensor, Ten
     return host, pairs[:12], pairs[12:]
 
 
-def events(run: Path) -> list[dict[str, Any]]:
-    lines = [line for file in sorted(run.glob("events-*.jsonl")) for line in file.read_text().splitlines()]
-    return [event for line in lines if "event_type" in (event := json.loads(line))]
-
-
 def test_it_grows_where_a_frozen_model_lacks_something(tmp_path: Path) -> None:
     host, train, val = world()
     before = {name: tensor.clone() for name, tensor in host.state_dict().items()}
@@ -63,12 +60,12 @@ def test_it_grows_where_a_frozen_model_lacks_something(tmp_path: Path) -> None:
             budget=budget,
             run_dir=tmp_path / "run",
         )
-    told = events(found.run_dir)
-    (promises,) = [each["data"]["promises"] for each in told if each["event_type"] == "PROMISES_MEASURED"]
+    told = list(read_journal(found.run_dir))
+    (promises,) = [each.data["promises"] for each in told if each.event_type is T.PROMISES_MEASURED]
     assert promises.keys() == {"fine", "broken"} and promises["broken"] > promises["fine"], promises
-    grown = [each["slot_id"] for each in told if each["event_type"] == "SEED_GERMINATED"]
+    grown = [each.slot_id for each in told if each.event_type is T.SEED_GERMINATED]
     assert grown[0] == "broken"
-    metrics = [each["data"]["validation_metric"] for each in told if each["event_type"] == "EPOCH_COMPLETED"]
+    metrics = [each.data["validation_metric"] for each in told if each.event_type is T.EPOCH_COMPLETED]
     assert max(metrics) > metrics[0] + 10.0
     after = found.model.state_dict()
     assert after.keys() == before.keys(), "what is linear was folded"

@@ -100,8 +100,8 @@ class Folder:
 
     def __init__(self, path: Path) -> None:
         self.path, self.told, self.said = path, [], []
-        self.ahead = 0.0
-        self.lookout = Lookout(path, self.take, self.said.append, wall=lambda: time.time() + self.ahead)
+        self.began, self.ahead = time.time(), 0.0
+        self.lookout = Lookout(path, self.take, self.said.append, wall=lambda: self.began + self.ahead)
 
     told: list[Alert]
     said: list[str]
@@ -119,13 +119,13 @@ def test_a_folder_is_watched_and_only_what_is_new_is_told(tmp_path: Path) -> Non
     write_run(tmp_path, run_of(BETTER), run_id="old")
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "run.json").write_text("{")
-    rec = under_way([50.0] * 12, time.time() - 20)
+    folder = Folder(tmp_path)
+    rec = under_way([50.0] * 12, folder.began - 20)
     run = RunDirectory.create(tmp_path, "live", {"pid": os.getpid()})
     with JournalWriter(run.path, "live") as writer:
         for event in rec.events:
             writer(event)
         writer.flush()
-        folder = Folder(tmp_path)
         assert folder.look() == [] == folder.look()
         write_run(tmp_path, run_of(BETTER, status="failed", reason="boom"), run_id="new")
         assert folder.look() == [("new", ("failed",))] and folder.look() == []
@@ -141,17 +141,18 @@ def test_a_folder_is_watched_and_only_what_is_new_is_told(tmp_path: Path) -> Non
 def test_a_run_whose_process_was_killed_is_told_of_with_that(tmp_path: Path) -> None:
     """Beside the process: it need not be silent for long, since nothing can come any more."""
     process = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE)
+    began = time.time()
     run = RunDirectory.create(tmp_path, "killed", {"pid": process.pid})
     with JournalWriter(run.path, "killed") as writer:
-        for event in under_way([50.0] * 6, time.time() - 30).events:
+        for event in under_way([50.0] * 6, began - 30).events:
             writer(event)
-    os.utime(run.path / "events-00001.jsonl", (time.time() - 20, time.time() - 20))
+    os.utime(run.path / "events-00001.jsonl", (began - 20, began - 20))
     told: list[Alert] = []
-    lookout = Lookout(run.path, told.append, print, fresh=True)
+    lookout = Lookout(run.path, told.append, print, fresh=True, wall=lambda: began)
     assert lookout.look() and told == []
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    lookout = Lookout(run.path, told.append, print, fresh=True)
+    lookout = Lookout(run.path, told.append, print, fresh=True, wall=lambda: began)
     assert not lookout.look()
     assert [alert.kinds for alert in told] == [("silent",)] and "and its process is gone" in told[0].text
 

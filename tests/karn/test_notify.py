@@ -65,7 +65,7 @@ def test_what_trying_again_does_not_help_is_not_tried_again(plan: str, told: str
 
 @pytest.mark.parametrize("plan", ["hang", "drip"])
 def test_one_that_never_answers_is_left_in_time(plan: str) -> None:
-    said, asked = delivered([plan], waits=(), limit=0.4)
+    said, asked = delivered([plan], waits=(), limit=2.0)
     assert asked == 1 and "no answer" in said[0]
 
 
@@ -97,8 +97,8 @@ def test_a_command_gets_the_text_and_the_facts(tmp_path: Path) -> None:
 
 def test_a_command_that_hangs_is_ended_with_what_it_started(tmp_path: Path) -> None:
     out = tmp_path / "pid"
-    tried = Receiver(f"sh -c 'sleep 60 & echo $! > {out}; wait'", limit=0.5).take(ALERT)
-    assert "took more than 0.5 s" in tried.problem
+    tried = Receiver(f"sh -c 'sleep 60 & echo $! > {out}; wait'", limit=3.0).take(ALERT)
+    assert "took more than 3 s" in tried.problem
     child = int(out.read_text())
     end = time.monotonic() + 5
     while Path(f"/proc/{child}/stat").exists() and " Z " not in Path(f"/proc/{child}/stat").read_text():

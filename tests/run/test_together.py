@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from histories import without_clock
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
@@ -315,10 +316,12 @@ def grown(
     return {"model": state, "epoch": result.epoch, "run_dir": result.run_dir, "samples": sampler.epoch}
 
 
-def committed(run: Path) -> list[tuple[str, Any]]:
-    """What a run came to, by the journal."""
+def committed(run: Path) -> list[tuple[Any, ...]]:
+    """What a run came to, by the journal: all that it says of epochs and of ends of seeds, but for times."""
     told = [e for e in read_journal(run) if e.event_type in (T.EPOCH_COMPLETED, T.SEED_FOSSILIZED, T.SEED_PRUNED)]
-    return [(e.event_type.name, e.data.get("val_loss", e.data.get("loss"))) for e in told]
+    epochs = [e.data.keys() for e in told if e.event_type is T.EPOCH_COMPLETED]
+    assert epochs and all({"validation_loss", "validation_metric"} <= keys for keys in epochs)
+    return [(e.event_type.name, e.epoch, e.slot_id, e.seed_id, repr(without_clock(e.data))) for e in told]
 
 
 def test_a_rank_that_is_killed_ends_the_run_and_it_goes_on(tmp_path: Path) -> None:
