@@ -16,6 +16,7 @@ from esper.leyline import (
     Op,
     SeedStage,
 )
+from own_loop import products
 
 EPOCHS = 9
 SHORT = GateThresholds(min_training_epochs=0, min_holding_epochs=0)
@@ -30,30 +31,25 @@ class KeepOne:
     def reset(self, specs: list[EnvSpec]) -> None:
         pass
 
+    def actions(self, view: EnvView, slot: str) -> dict[SeedStage, FactoredAction]:
+        """By stage of the seed; in others it waits."""
+        return {
+            SeedStage.DORMANT: FactoredAction(Op.GERMINATE, slot, "mlp", Blend.LINEAR, 1.0, 1),
+            SeedStage.TRAINING: FactoredAction(Op.ADVANCE, slot),
+            SeedStage.HOLDING: FactoredAction(Op.FOSSILIZE, slot),
+        }
+
     def decide(self, views: list[EnvView]) -> list[Decision]:
         (view,) = views
         slot = view.slots[0]
-        actions = {
-            SeedStage.DORMANT: FactoredAction(Op.GERMINATE, slot.slot_id, "mlp", Blend.LINEAR, 1.0, 1),
-            SeedStage.TRAINING: FactoredAction(Op.ADVANCE, slot.slot_id),
-            SeedStage.HOLDING: FactoredAction(Op.FOSSILIZE, slot.slot_id),
-        }
+        actions = self.actions(view, slot.slot_id)
         return [Decision(actions.get(slot.stage, FactoredAction()), "the next step")]
 
 
-def products(n: int, seed: int) -> TensorDataset:
-    """Which of two products is positive: four classes that a linear model cannot tell apart."""
-    x = torch.randn(n, 6, generator=torch.Generator().manual_seed(seed))
-    return TensorDataset(x, (x[:, 0] * x[:, 1] > 0).long() + 2 * (x[:, 2] * x[:, 3] > 0).long())
-
-
 def loader(n: int, seed: int, shuffle: bool = False) -> DataLoader[tuple[Tensor, ...]]:
-    return DataLoader(products(n, seed), 64, shuffle=shuffle, generator=torch.Generator().manual_seed(1))
-
-
-def narrow() -> nn.Sequential:
-    torch.manual_seed(4)
-    return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4))
+    return DataLoader(
+        TensorDataset(*products(n, seed)), 64, shuffle=shuffle, generator=torch.Generator().manual_seed(1)
+    )
 
 
 def adam(model: nn.Module) -> torch.optim.Optimizer:

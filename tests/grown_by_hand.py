@@ -29,7 +29,9 @@ class Told:
     weights: list[list[Tensor]] = field(default_factory=list)
     """Of the host, after each step."""
     figures: list[list[float]] = field(default_factory=list)
-    """By epoch: metric, loss, and what the seed is worth in both."""
+    """By epoch: metric, loss, and, where it was read, what the seed is worth in both."""
+    read: list[set[int]] = field(default_factory=list)
+    """By epoch: batches of validation that the seed's worth was read from; none where it was not read."""
     course: list[tuple[SeedStage, float]] = field(default_factory=list)
     """By epoch: stage and alpha."""
     born: nn.Module | None = None
@@ -51,7 +53,7 @@ class ByHand:
 
     def __init__(self, case: Case, told: Told) -> None:
         self.case, self.model, self.criterion = case, case.model(), case.criterion()
-        self.course, self.birth, self.newborn = told.course, told.born_in, told.born
+        self.course, self.read, self.birth, self.newborn = told.course, told.read, told.born_in, told.born
         self.seed: Any = None
         self.alpha, self.teaching = 0.0, False
         self.model.get_submodule(case.kind.site).register_forward_hook(self.blend)
@@ -147,27 +149,29 @@ class ByHand:
                 told.weights.append([p.detach().double().clone() for p in self.model.parameters()])
                 if scheduler is not None:
                     scheduler.step()
-            told.figures.append(self.figures(stage, alpha))
+            told.figures.append(self.figures(alpha, self.read[epoch]))
         return told
 
-    def figures(self, stage: SeedStage, alpha: float) -> list[float]:
-        as_is = self.evaluate(alpha)
-        if self.seed is None:
+    def figures(self, alpha: float, read: set[int]) -> list[float]:
+        validation = self.case.validation
+        as_is = self.evaluate(alpha, validation)
+        if not read:
             return list(as_is)
-        other = self.evaluate(0.0 if alpha else 1.0)
-        with_it, without = (as_is, other) if alpha else (other, as_is)
+        part = [validation[i] for i in sorted(read)]
+        one, other = (self.evaluate(each, part) for each in (alpha, 0.0 if alpha else 1.0))
+        with_it, without = (one, other) if alpha else (other, one)
         sign = -1.0 if self.case.kind.classes is None else 1.0
         return [*as_is, sign * (with_it[0] - without[0]), without[1] - with_it[1]]
 
     @torch.no_grad()
-    def evaluate(self, alpha: float) -> tuple[float, float]:
-        """Metric and loss over the split: of every batch what the loss says, by how much of it the loss counts."""
+    def evaluate(self, alpha: float, batches: Pairs) -> tuple[float, float]:
+        """Metric and loss over batches: of each what the loss says, by how much of it the loss counts."""
         total, weight, right, labels = 0.0, 0.0, 0, 0
         self.model.eval()
         if self.seed is not None:
             self.seed.eval()
         before, self.alpha = self.alpha, alpha
-        for x, y in self.case.validation:
+        for x, y in batches:
             with self.case.cast("loss"), self.case.cast("all"):
                 output = self.case.forward(self.model, x)
                 loss = self.criterion(output, y)
@@ -212,12 +216,8 @@ def apart(one: list[Tensor], other: list[Tensor], least: float = 1e-12) -> float
 
 
 def figures_apart(one: list[float], other: list[float], column: int, percent: bool) -> float:
-    """Of the metric (0) or the loss (1), as a share of the figure or of 100 %.
-
-    What the seed is worth is left out: it is read from as much of validation as settles it.
-    """
-    pair = [torch.tensor(figures[column:2:2]) for figures in (one, other)]
-    return apart(pair[:1], pair[1:], 100.0 if percent else 1e-12)
+    """Of the metric (0) or the loss (1), and what the seed is worth in it, as a share of the figure or of 100 %."""
+    return apart([torch.tensor(one[column::2])], [torch.tensor(other[column::2])], 100.0 if percent else 1e-12)
 
 
 def limit(case: Case) -> float:

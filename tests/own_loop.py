@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from esper.leyline import EnvView, GateThresholds
 from esper.library import Budget, Grower, OwnChoices
+from esper.tolaria.executor import StepReport
 
 LOSS = nn.CrossEntropyLoss()
 
@@ -27,6 +29,28 @@ VALIDATION = [products(256, 9)]
 def narrow() -> nn.Sequential:
     torch.manual_seed(4)
     return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4))
+
+
+def steps(
+    grower: Grower,
+    optimizer: torch.optim.Optimizer,
+    batches: Iterable[Sequence[Tensor]] = TRAIN,
+    each: Callable[[], Any] | None = None,
+) -> None:
+    """Train on each batch of inputs and targets, and then do what is asked for after each."""
+    for inputs, targets in batches:
+        optimizer.zero_grad()
+        torch.autograd.backward(grower.loss(inputs, targets))
+        grower.after_backward()
+        optimizer.step()
+        if each is not None:
+            each()
+
+
+def epoch(grower: Grower, optimizer: torch.optim.Optimizer, batches: Iterable[Sequence[Tensor]] = TRAIN) -> StepReport:
+    """Train on each batch, and end the epoch."""
+    steps(grower, optimizer, batches)
+    return grower.after_epoch()
 
 
 class Loop:
@@ -49,12 +73,7 @@ class Loop:
         )
 
     def batch(self, inputs: Tensor, targets: Tensor) -> None:
-        self.optimizer.zero_grad()
-        torch.autograd.backward(self.grower.loss(inputs, targets))
-        self.grower.after_backward()
-        self.optimizer.step()
+        steps(self.grower, self.optimizer, [(inputs, targets)])
 
     def epoch(self) -> EnvView:
-        for inputs, targets in TRAIN:
-            self.batch(inputs, targets)
-        return self.grower.after_epoch().view
+        return epoch(self.grower, self.optimizer).view

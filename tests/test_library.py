@@ -18,7 +18,8 @@ from esper.leyline import (
 )
 from esper.library import Budget, Grower, OwnChoices, Scored, grow
 from esper.nissa.reader import read_journal
-from four_classes import EPOCHS, KeepOne, adam, loader, narrow, products
+from four_classes import EPOCHS, KeepOne, adam, loader
+from own_loop import epoch, narrow, products, steps
 
 
 def test_a_model_comes_back_plain_and_grown(tmp_path: Path) -> None:
@@ -39,7 +40,7 @@ def test_a_model_comes_back_plain_and_grown(tmp_path: Path) -> None:
     (arm,) = result.report.table.arms
     assert arm.seeds_kept == 1 and arm.test is not None and arm.test.mean > 45
     assert (result.run_dir / "model" / "model.py").is_file() and (result.run_dir / "report" / "report.md").is_file()
-    inputs, targets = products(256, 2).tensors
+    inputs, targets = products(256, 2)
     with torch.no_grad():
         accuracy = 100 * float((result.model(inputs).argmax(1) == targets).float().mean())
     assert accuracy == pytest.approx(arm.test.mean)
@@ -100,12 +101,7 @@ def test_the_own_loop_does_what_grow_does(tmp_path: Path) -> None:
         model, optimizer, val=loader(256, 1), choices=choices, policy=KeepOne(), run_dir=tmp_path / "loop"
     ) as grower:
         for _ in range(EPOCHS):
-            for inputs, targets in batches:
-                optimizer.zero_grad()
-                torch.autograd.backward(grower.loss(inputs, targets))
-                grower.after_backward()
-                optimizer.step()
-            report = grower.after_epoch()
+            report = epoch(grower, optimizer, batches)
     assert report.view.epoch == EPOCHS
     ours, theirs = grower.result.model.state_dict(), result.model.state_dict()
     assert ours.keys() == theirs.keys()
@@ -121,24 +117,20 @@ def test_a_scheduler_in_a_loop_of_ones_own(tmp_path: Path) -> None:
     with Grower(
         model, optimizer, val=loader(64, 1), choices=choices, policy=KeepOne(), run_dir=tmp_path / "run"
     ) as grower:
-        for epoch in range(EPOCHS):
-            for inputs, targets in batches:
-                optimizer.zero_grad()
-                torch.autograd.backward(grower.loss(inputs, targets))
-                grower.after_backward()
-                optimizer.step()
-            if epoch == 2:
+        for at in range(EPOCHS):
+            steps(grower, optimizer, batches)
+            if at == 2:
                 host, seed = optimizer.param_groups
                 assert seed["lr"] / seed["initial_lr"] == pytest.approx(host["lr"] / host["initial_lr"])
             grower.after_epoch()
-            if epoch < EPOCHS - 1:
+            if at < EPOCHS - 1:
                 grower.step_scheduler(scheduler)
 
 
 def test_a_trained_optimizer_keeps_its_state(tmp_path: Path) -> None:
     model = narrow()
     optimizer = adam(model)
-    inputs, targets = products(64, 0).tensors
+    inputs, targets = products(64, 0)
     torch.autograd.backward(nn.functional.cross_entropy(model(inputs), targets))
     optimizer.step()
     grow(

@@ -16,8 +16,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from esper.kasmina.portable import Grown
 from esper.leyline import UsageError
 from four_classes import EPOCHS
-from own_loop import TRAIN, VALIDATION
-from test_library_leaving import epoch, started
+from own_loop import TRAIN, VALIDATION, epoch, steps
+from test_library_leaving import started
 from traces import ours
 
 pytestmark = pytest.mark.usefixtures("without_figures")
@@ -32,16 +32,6 @@ def answer(model: nn.Module) -> torch.Tensor:
         given: torch.Tensor = model(INPUTS)
     model.train(before)
     return given
-
-
-def steps(grower: Any, optimizer: torch.optim.Optimizer, each: Any) -> None:
-    for inputs, targets in TRAIN:
-        optimizer.zero_grad()
-        torch.autograd.backward(grower.loss(inputs, targets))
-        grower.after_backward()
-        optimizer.step()
-        each()
-    grower.after_epoch()
 
 
 @pytest.mark.parametrize(
@@ -89,7 +79,8 @@ def test_seeds_join_an_average(name: str, tmp_path: Path) -> None:
     with grower:
         average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.5))
         for _ in range(EPOCHS):
-            steps(grower, optimizer, each)
+            steps(grower, optimizer, each=each)
+            grower.after_epoch()
             averaged = dict(average.module.named_parameters())
             assert averaged.keys() == by_hand.keys()
             assert all(torch.allclose(averaged[name], by_hand[name], atol=1e-6) for name in by_hand)
@@ -127,7 +118,8 @@ def test_timms_average_takes_parameters_or_is_refused(tmp_path: Path) -> None:
         by_state = utils.ModelEmaV3(model, decay=0.5)
         by_state.update(model)
         for _ in range(EPOCHS):
-            steps(grower, optimizer, lambda: by_parameters.update(model))
+            steps(grower, optimizer, each=lambda: by_parameters.update(model))
+            grower.after_epoch()
         assert len(list(by_parameters.module.parameters())) == len(list(model.parameters())) > 6
         for _ in range(60):
             by_parameters.update(model)
@@ -187,7 +179,7 @@ def test_a_checkpoint_that_lacks_what_grows_is_told_once(tmp_path: Path) -> None
         optimizer.step()
         with pytest.warns(UserWarning, match=r"save grower.state_dict\(\) beside it") as told:
             epoch(grower, optimizer)
-        assert [Path(warning.filename).name for warning in told] == ["test_library_leaving.py"]
+        assert [Path(warning.filename).name for warning in told] == ["own_loop.py"]
         model.state_dict()
         epoch(grower, optimizer)  # not again
         with pytest.warns(UserWarning, match="changes the host alone; seeds stay as they are in 1"):
@@ -203,6 +195,7 @@ def test_copies_and_averages_warn_of_nothing(tmp_path: Path) -> None:
         warnings.simplefilter("error")
         average = AveragedModel(model)
         for _ in range(3):
-            steps(grower, optimizer, lambda: average.update_parameters(model))
+            steps(grower, optimizer, each=lambda: average.update_parameters(model))
+            grower.after_epoch()
             copy.deepcopy(model).state_dict()
             grower.state_dict()

@@ -11,9 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from esper.leyline import (
-    Blend,
-    Decision,
-    EnvSpec,
     EnvView,
     FactoredAction,
     GateThresholds,
@@ -26,6 +23,7 @@ from esper.leyline import TelemetryEventType as T
 from esper.library import Budget, grow
 from esper.nissa.reader import read_journal
 from esper.run.stopping import Stopped
+from four_classes import KeepOne
 from own_loop import LOSS, TRAIN, VALIDATION, Loop, narrow
 
 pytestmark = pytest.mark.usefixtures("without_figures")
@@ -35,27 +33,20 @@ LET_IN = GateThresholds(blending_z=0.0)
 """A seed is blended in by the sign of its gain alone."""
 
 
-class Hold:
-    """Grows one seed as soon as may be, and never asks for its proof; after ``prune_at`` epochs it takes it out."""
+class Hold(KeepOne):
+    """It never asks for its seed's proof; after ``prune_at`` epochs it takes it out."""
 
     name = "hold"
 
     def __init__(self, prune_at: int | None = None) -> None:
         self.prune_at = prune_at
 
-    def reset(self, specs: list[EnvSpec]) -> None:
-        pass
-
-    def decide(self, views: list[EnvView]) -> list[Decision]:
-        (view,) = views
-        slot = view.slots[0]
-        actions = {
-            SeedStage.DORMANT: FactoredAction(Op.GERMINATE, slot.slot_id, "mlp", Blend.LINEAR, 1.0, 1),
-            SeedStage.TRAINING: FactoredAction(Op.ADVANCE, slot.slot_id),
-        }
+    def actions(self, view: EnvView, slot: str) -> dict[SeedStage, FactoredAction]:
         if view.epoch == self.prune_at:
-            actions = {SeedStage.HOLDING: FactoredAction(Op.PRUNE, slot.slot_id)}
-        return [Decision(actions.get(slot.stage, FactoredAction()), "the next step")]
+            return {SeedStage.HOLDING: FactoredAction(Op.PRUNE, slot)}
+        found = super().actions(view, slot)
+        del found[SeedStage.HOLDING]
+        return found
 
 
 def accuracy(model: nn.Module) -> float:

@@ -17,7 +17,8 @@ from esper.leyline import (
 )
 from esper.library import Budget, GrowResult, Scored, grow
 from esper.nissa.reader import read_journal
-from four_classes import EPOCHS, KeepOne, loader, narrow, products
+from four_classes import EPOCHS, KeepOne, loader
+from own_loop import narrow, products
 
 
 @pytest.mark.parametrize("policy", ["heuristic", "esper-v1"])
@@ -65,7 +66,7 @@ def test_an_object_of_torchmetrics_judges_seeds(tmp_path: Path) -> None:
         budget=Budget(epochs=EPOCHS, lr=5e-3, parameters=5000, gates=GateThresholds(min_training_epochs=1)),
         run_dir=tmp_path / "run",
     )
-    inputs, targets = products(256, 1).tensors
+    inputs, targets = products(256, 1)
     with torch.no_grad():
         assert told(result)[0] == pytest.approx(float(f1(result.model(inputs), targets)), abs=1e-6)
     kept = [e.data for e in read_journal(result.run_dir) if e.event_type.name == "SEED_FOSSILIZED"]
@@ -77,7 +78,7 @@ def test_an_object_of_torchmetrics_judges_seeds(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("batches", [1, 3, 20])
 def test_a_loss_of_whole_batches_gives_gates_their_evidence(batches: int, tmp_path: Path) -> None:
-    inputs, targets = products(240, 0).tensors
+    inputs, targets = products(240, 0)
     size = 240 // batches
     val = [(inputs[i : i + size], targets[i : i + size]) for i in range(0, 240, size)]
     result = grow(

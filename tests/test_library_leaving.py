@@ -17,7 +17,7 @@ from esper.kasmina.portable import Grown
 from esper.leyline import UsageError
 from esper.library import Budget, Grower, OwnChoices, grow
 from four_classes import EPOCHS, KeepOne
-from own_loop import LOSS, TRAIN, VALIDATION, narrow
+from own_loop import LOSS, TRAIN, VALIDATION, epoch, narrow
 from traces import of_model, of_optimizer, of_schedulers, ours
 
 pytestmark = pytest.mark.usefixtures("without_figures")
@@ -68,15 +68,6 @@ def started(
         model, optimizer, val=VALIDATION, choices=choices, policy=policy or KeepOne(), run_dir=where / "run"
     )
     return model, optimizer, grower
-
-
-def epoch(grower: Grower, optimizer: torch.optim.Optimizer) -> None:
-    for inputs, targets in TRAIN:
-        optimizer.zero_grad()
-        torch.autograd.backward(grower.loss(inputs, targets))
-        grower.after_backward()
-        optimizer.step()
-    grower.after_epoch()
 
 
 class Mine(Exception):

@@ -15,7 +15,7 @@ from esper.leyline import GateThresholds, UsageError
 from esper.library import Budget, Grower, OwnChoices, grow
 from esper.nissa.reader import read_journal
 from four_classes import KeepOne
-from own_loop import LOSS, TRAIN, VALIDATION, Loop, narrow
+from own_loop import LOSS, TRAIN, VALIDATION, Loop, epoch, narrow
 
 pytestmark = pytest.mark.usefixtures("without_figures")
 
@@ -279,12 +279,7 @@ def test_a_block_that_is_left_before_any_seed_could_be_kept_says_so(tmp_path: Pa
         where = tmp_path / f"{policy}-{epochs}-{budget.epochs}"
         with Grower(model, optimizer, val=VALIDATION, choices=choices, policy=policy, run_dir=where) as grower:
             for _ in range(epochs):
-                for inputs, targets in TRAIN:
-                    optimizer.zero_grad()
-                    torch.autograd.backward(grower.loss(inputs, targets))
-                    grower.after_backward()
-                    optimizer.step()
-                grower.after_epoch()
+                epoch(grower, optimizer)
 
     with pytest.warns(UserWarning, match="after epoch 2, and by Budget.gates a seed is kept after 7 at the"):
         left(2, Budget(parameters=5000))

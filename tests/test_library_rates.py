@@ -16,7 +16,7 @@ from esper.library import Budget, Grower, OwnChoices, grow
 from esper.tolaria.engine import ModuleEngine
 from esper.tolaria.surgery import host_groups, seed_groups
 from four_classes import SHORT
-from own_loop import LOSS, TRAIN, VALIDATION, narrow
+from own_loop import LOSS, TRAIN, VALIDATION, narrow, steps
 
 pytestmark = pytest.mark.usefixtures("without_figures")
 
@@ -57,15 +57,14 @@ def course(
     grower = Grower(
         model, optimizer, val=VALIDATION, choices=choices, policy=Late(how["start"]), run_dir=where / how["by"]
     )
+
+    def tell() -> None:
+        seeds = seed_groups(optimizer)
+        told.append((host_groups(optimizer)[-1]["lr"], next(iter(seeds.values()))["lr"] if seeds else None))
+
     with grower:
         for _ in range(6):
-            for inputs, targets in TRAIN[:2]:
-                optimizer.zero_grad()
-                torch.autograd.backward(grower.loss(inputs, targets))
-                grower.after_backward()
-                optimizer.step()
-                seeds = seed_groups(optimizer)
-                told.append((host_groups(optimizer)[-1]["lr"], next(iter(seeds.values()))["lr"] if seeds else None))
+            steps(grower, optimizer, TRAIN[:2], each=tell)
             grower.after_epoch()
             if how["by"] == "hand":
                 scheduler.step()
@@ -153,11 +152,7 @@ def test_a_rollback_leaves_the_schedule_where_it_is(tmp_path: Path) -> None:
     with Grower(model, optimizer, val=VALIDATION, choices=choices, policy=Late(0), run_dir=tmp_path / "run") as grower:
         assert isinstance(grower._engine, ModuleEngine)
         for epoch in range(4):
-            for inputs, targets in TRAIN:
-                optimizer.zero_grad()
-                torch.autograd.backward(grower.loss(inputs, targets))
-                grower.after_backward()
-                optimizer.step()
+            steps(grower, optimizer)
             if epoch == 2:
                 with torch.no_grad():
                     model[4].weight.fill_(torch.nan)

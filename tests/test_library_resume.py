@@ -13,12 +13,13 @@ import torch
 from cutting import CallCounter, Cut, Ended, in_child
 from histories import bits, history, model_files
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 
 from esper.leyline import DataError, UsageError
 from esper.library import Budget, Grower, OwnChoices, grow
 from esper.nissa.reader import read_journal
-from four_classes import SHORT, KeepOne, loader, products
+from four_classes import SHORT, KeepOne, loader
+from own_loop import products
 
 pytestmark = pytest.mark.usefixtures("without_figures")
 
@@ -51,7 +52,7 @@ def model() -> nn.Module:
 
 
 def batches() -> DataLoader[Any]:
-    return DataLoader(products(256, 0), 64, shuffle=True)  # in an order from torch's global generator
+    return DataLoader(TensorDataset(*products(256, 0)), 64, shuffle=True)  # in an order from torch's global generator
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ class UsersLoop:
                 order = order or torch.randperm(256).tolist()
                 while len(order) > done * 64:
                     rows = order[done * 64 : done * 64 + 64]
-                    inputs, targets = (part[rows] for part in products(256, 0).tensors)
+                    inputs, targets = (part[rows] for part in products(256, 0))
                     optimizer.zero_grad()
                     torch.autograd.backward(scaler.scale(grower.loss(inputs, targets)))
                     grower.after_backward()

@@ -15,9 +15,9 @@ from transformers import BatchEncoding
 from esper.leyline import DataError, UsageError
 from esper.library import Budget, Grower, OwnChoices, grow
 from esper.nissa.reader import read_journal
-from four_classes import products
+from own_loop import products
 
-INPUTS, LABELS = products(96, 1).tensors
+INPUTS, LABELS = products(96, 1)
 STATIC: dict[str, Any] = {"at": ["net.1"], "policy": "static", "budget": Budget(epochs=2, lr=5e-3), "device": "cpu"}
 
 

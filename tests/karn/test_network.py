@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import xml.etree.ElementTree as ET
 from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 import pytest
@@ -166,24 +167,33 @@ def test_a_place_around_modules_that_are_drawn_stands_below_them() -> None:
     assert words.index("head") > words.index("behind it norm")
 
 
+ENDED = {
+    "seed": 1,
+    "policy": "heuristic",
+    "arm": "grown",
+    "epochs": 15,
+    "host_parameters": 98,
+    "status": "completed",
+    "total_parameters": 198,
+    "inference_macs": 2556,
+    "seconds": 1.0,
+}
+"""Of an episode."""
+OVER = {"env_id": 0, "episode": 0, "epoch": 15}
+"""Where it ended."""
+
+
+def then(events: Sequence[TelemetryEvent], kind: T, data: dict[str, Any], **where: int) -> TelemetryEvent:
+    """What a run says next."""
+    seq = (events[-1].seq or 0) + 1
+    return TelemetryEvent(event_type=kind, timestamp=START + seq, producer="train", seq=seq, data=data, **where)  # type: ignore[arg-type]
+
+
 def test_a_seed_that_is_not_delivered_is_grey_and_said_to_be_left_out() -> None:
     events = grown_run(BLOCKS, [Grows("stem", "conv3", "FOSSILIZED"), Grows("body", "norm", "FOSSILIZED")])
     record = {"slot_id": "stem", "seed_id": "e0-r0-s1", "blueprint": "conv3", "stage": "HOLDING", "parameters": 100}
-    ended = {
-        "seed": 1,
-        "policy": "heuristic",
-        "arm": "grown",
-        "epochs": 15,
-        "host_parameters": 98,
-        "status": "completed",
-    }
-    data = {**ended, "total_parameters": 198, "inference_macs": 2556, "seconds": 1.0, "delivered": "best"}
     seeds = [{**record, "epoch_germinated": 1, "reason": "not proven then"}]
-    last = events[-1]
-    end = TelemetryEvent(
-        event_type=T.EPISODE_ENDED, env_id=0, episode=0, epoch=15, timestamp=last.timestamp, producer="train",
-        seq=(last.seq or 0) + 1, data={**data, "delivered_epoch": 10, "seeds": seeds},
-    )  # fmt: skip
+    end = then(events, T.EPISODE_ENDED, {**ENDED, "delivered": "best", "delivered_epoch": 10, "seeds": seeds}, **OVER)
     network = drawn([*events, end])
     assert "as it was after epoch 10, which is delivered" in network.title
     kinds = [box.kind for block in network.blocks for box in block.boxes if box.kind in ("seed", "out")]
@@ -196,24 +206,9 @@ def test_a_seed_that_is_not_delivered_is_grey_and_said_to_be_left_out() -> None:
 
 def test_what_was_folded_on_export_is_said_in_report_and_page_alike() -> None:
     events = grown_run(BLOCKS, [Grows("stem", "lora4", "FOSSILIZED")])
-    ended = {
-        "seed": 1,
-        "policy": "heuristic",
-        "arm": "grown",
-        "epochs": 15,
-        "host_parameters": 98,
-        "status": "completed",
-    }
-    data = {**ended, "total_parameters": 198, "inference_macs": 2556, "seconds": 1.0, "seeds": []}
+    events.append(then(events, T.EPISODE_ENDED, {**ENDED, "seeds": []}, **OVER))
     written = {"path": "model", "parameters": 98, "max_abs_difference": 0.0, "formats": ["model.py"]}
-    for kind, payload, where in (
-        (T.EPISODE_ENDED, data, {"env_id": 0, "episode": 0, "epoch": 15}),
-        (T.MODEL_EXPORTED, written, {}),
-    ):
-        seq = (events[-1].seq or 0) + 1
-        events.append(
-            TelemetryEvent(event_type=kind, timestamp=START + seq, producer="train", seq=seq, data=payload, **where)
-        )
+    events.append(then(events, T.MODEL_EXPORTED, written))
     network = drawn(events)
     assert any(note.startswith("Written with 98 parameters") for note in network.notes)
     assert gather(events).network == network

@@ -13,7 +13,7 @@ from esper import Budget, Grower, OwnChoices, Site, UsageError
 from esper.kasmina.auto import auto_sites
 from esper.kasmina.growing import GrowingModel, named_sites
 from esper.kasmina.hosts import check_host, fill_lazy
-from own_loop import LOSS, TRAIN, VALIDATION
+from own_loop import LOSS, VALIDATION, epoch, steps
 
 
 def plain() -> nn.Sequential:
@@ -88,12 +88,7 @@ def test_a_lazy_model_grows_in_a_loop(tmp_path: Path) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     choices = OwnChoices(LOSS, at=["2"], budget=Budget(epochs=1))
     with Grower(model, optimizer, val=VALIDATION, choices=choices, policy="static", run_dir=tmp_path / "run") as grower:
-        for inputs, targets in TRAIN:
-            optimizer.zero_grad()
-            torch.autograd.backward(grower.loss(inputs, targets))
-            grower.after_backward()
-            optimizer.step()
-        grower.after_epoch()
+        epoch(grower, optimizer)
     assert isinstance(grower.result.model, nn.Sequential)
 
 
@@ -149,11 +144,7 @@ def test_a_mask_of_infinities_is_no_broken_weight_and_a_broken_statistic_is_one(
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
     choices = OwnChoices(LOSS, at=["norm"], budget=Budget(epochs=1))
     with Grower(model, optimizer, val=VALIDATION, choices=choices, policy="static", run_dir=tmp_path / "run") as grower:
-        for inputs, targets in TRAIN:
-            optimizer.zero_grad()
-            torch.autograd.backward(grower.loss(inputs, targets))
-            grower.after_backward()
-            optimizer.step()
+        steps(grower, optimizer)
         if broken:
             model.norm.running_var[0] = float("inf")
         grower.after_epoch()

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+from stepping import WAITING, losses
 
 from esper.kasmina.export import compare
-from esper.leyline import WAIT, Blend, Decision, EnvSpec, FactoredAction, Op, SeedStage, TelemetryEvent
+from esper.leyline import Blend, Decision, EnvSpec, FactoredAction, Op, SeedStage, TelemetryEvent
 from esper.leyline import TelemetryEventType as T
 from esper.run.assembly import build_executor, workload
 from esper.run.config import RunConfig
@@ -23,7 +24,6 @@ from esper.tolaria.legality import legal_slots
 from esper.tolaria.trainer import Trainer
 from toy import toy_task
 
-WAITING = Decision(WAIT, "")
 SLOT = "block0"
 
 
@@ -63,11 +63,6 @@ def keep(run: Executor, blueprint: str = "conv3") -> None:
     germinate(run, blueprint)
     put(run, SeedStage.FOSSILIZED)
     run.step([WAITING])
-
-
-def losses(run: Executor, epochs: int) -> list[tuple[float, float | None]]:
-    reports = [run.step([WAITING])[0] for _ in range(epochs)]
-    return [(report.train.loss, report.view.loss) for report in reports]
 
 
 def bits(run: Executor) -> list[torch.Tensor]:
@@ -142,14 +137,14 @@ def test_a_run_goes_on_bit_for_bit_in_the_midst_of_the_second_generation(tmp_pat
 
 
 def test_a_rollback_across_a_keep_takes_the_seed_out_of_what_was_kept() -> None:
-    run, events = executor(told := []), told
+    run = executor()
     germinate(run)
     put(run, SeedStage.HOLDING)
     losses(run, 1)
     good = run.engine.state(0)
     expected = losses(run, 4)
 
-    run = executor(events)
+    run = executor()
     run.engine.load(0, good)
     (before,) = run.engine.views([0])
     put(run, SeedStage.FOSSILIZED)

@@ -8,15 +8,15 @@ from typing import Any
 
 import pytest
 import torch
+from stepping import WAITING, losses
 
-from esper.leyline import WAIT, Blend, Decision, EnvSpec, FactoredAction, Op, TelemetryEvent, TelemetryEventType
+from esper.leyline import Blend, Decision, EnvSpec, FactoredAction, Op, TelemetryEvent, TelemetryEventType
 from esper.run.assembly import build_executor, workload
 from esper.run.config import RunConfig
 from esper.tasks import get_task
 from esper.tolaria.checkpoint import load_newest, save
 from esper.tolaria.executor import Executor
 
-WAITING = Decision(WAIT, "")
 CONV5 = Decision(FactoredAction(Op.GERMINATE, "block0", "conv5", Blend.LINEAR, 1.0, 3), "")
 
 
@@ -25,11 +25,6 @@ def executor(events: list[TelemetryEvent] | None = None, seed: int = 1) -> Execu
     made = build_executor(workload(get_task("digits"), config), config, [].append if events is None else events.append)
     made.reset([EnvSpec(0, 0, seed, 40)])
     return made
-
-
-def losses(run: Executor, epochs: int) -> list[tuple[float, float | None]]:
-    reports = [run.step([WAITING])[0] for _ in range(epochs)]
-    return [(report.train.loss, report.view.loss) for report in reports]
 
 
 def test_the_ledger_by_hand() -> None:
