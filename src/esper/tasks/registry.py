@@ -22,6 +22,7 @@ BUILT_IN: Final = MappingProxyType(
         "cifar10": "esper.tasks.cifar10:cifar10",
         "diabetes": "esper.tasks.examples:diabetes",
         "emoji": "esper.tasks.pretrained.emoji:emoji",
+        "verses": "esper.tasks.pretrained.verses:verses",
         "fashion-colour": "esper.tasks.pretrained.fashion:fashion_colour",
         "mnist-m": "esper.tasks.pretrained.fashion:mnist_m",
     }
