@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from gymnasium.wrappers.vector import DictInfoToList
 
 from esper.leyline import MissingExtraError, UsageError
 from esper.simic.adapter import GymEnvironments, GymPolicyAdapter
@@ -32,7 +34,10 @@ class Echo(gym.Env[Any, Any]):
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         self.heard.append(action)
         self.clock += 1
-        return self.observation_space.sample(), 1.0, False, self.clock == 2, {}
+        seen = self.observation_space.sample()
+        if self.clock == 2 and isinstance(seen, dict):
+            self.last = seen["b"]
+        return seen, 1.0, False, self.clock == 2, {}
 
 
 class Masked(Echo):
@@ -43,8 +48,21 @@ class Masked(Echo):
         return [choice < n - 1 for n in sizes for choice in range(n)]
 
 
+class Told(Echo):
+    """The same, by ``info`` alone."""
+
+    def reset(self, **options: Any) -> Any:
+        seen, _ = super().reset(**options)
+        return seen, {"action_mask": np.array(Masked.action_masks(self), dtype=np.int8)}  # type: ignore[arg-type]
+
+    def step(self, action: Any) -> Any:
+        *answer, info = super().step(action)
+        return *answer, info | {"action_mask": np.array(Masked.action_masks(self), dtype=np.int8)}  # type: ignore[arg-type]
+
+
 BOX, DISCRETE = gym.spaces.Box(-1, 1, (2, 3)), gym.spaces.Discrete(3, start=5)
 MULTI = gym.spaces.MultiDiscrete([2, 3], start=[1, 7])
+PARTS = gym.spaces.Dict({"b": BOX, "a": gym.spaces.Tuple([DISCRETE, gym.spaces.MultiBinary(2)])})
 
 
 def _vector(
@@ -53,18 +71,52 @@ def _vector(
     return SyncVectorEnv([lambda: kind(seen, told)] * 3, autoreset_mode=AutoresetMode(mode))
 
 
-@pytest.mark.parametrize(("space", "width"), [(BOX, 6), (DISCRETE, 3), (MULTI, 5)])
+@pytest.mark.parametrize(("space", "width"), [(BOX, 6), (DISCRETE, 3), (MULTI, 5), (PARTS, 11)])
 def test_observations_become_flat_numbers(space: gym.Space[Any], width: int) -> None:
     environments = GymEnvironments(_vector(space, DISCRETE))
     seen = environments.reset(0)
     assert seen.observation["obs"].shape == (3, width)
-    if space is not BOX:
+    if space in (DISCRETE, MULTI):
         ones = 1 if space is DISCRETE else 2
         assert (seen.observation["obs"].sum(1) == ones).all()
 
 
+def test_parts_of_an_observation_stand_in_their_order() -> None:
+    envs = _vector(PARTS, DISCRETE)
+    environments = GymEnvironments(envs)
+    seen, _ = envs.reset(seed=0)
+    flat = environments.flat(seen)
+    one_hot = np.eye(3)[seen["a"][0] - 5]
+    wanted = np.concatenate([one_hot, seen["a"][1], seen["b"].reshape(3, 6)], axis=1)
+    assert np.array_equal(flat.numpy(), wanted.astype(np.float32))
+    environments.reset(0)
+    for _ in range(2):
+        step = environments.step(torch.zeros(3, 1, dtype=torch.long))
+    assert step.final is not None and step.final["obs"].shape == (3, 11) and step.ended.all()
+    assert not torch.equal(step.final["obs"], step.seen.observation["obs"])
+    lasts = [np.array(env.unwrapped.last) for env in envs.envs]  # type: ignore[attr-defined]
+    assert np.array_equal(step.final["obs"][:, 5:].numpy(), np.stack(lasts).reshape(3, 6))
+    adapter = GymPolicyAdapter(_vector(PARTS, DISCRETE), PPOConfig(), steps=4, hidden=(4,))
+    assert adapter.learn(24) == 24 and adapter.values(seen).shape == (3,)
+
+
+@pytest.mark.parametrize("space", [BOX, DISCRETE])
+def test_what_was_seen_last_leaves_what_is_seen_now_alone(space: gym.Space[Any]) -> None:
+    # members draw from the space that they are given
+    first, envs = (_vector(copy.deepcopy(space), DISCRETE) for _ in range(2))
+    environments = GymEnvironments(first)
+    environments.reset(0)
+    envs.reset(seed=0)
+    for _ in range(2):
+        step = environments.step(torch.zeros(3, 1, dtype=torch.long))
+        seen, *_, info = envs.step(np.full(3, 5))
+    assert step.final is not None
+    assert torch.equal(step.seen.observation["obs"], environments.flat(seen))
+    assert torch.equal(step.final["obs"], environments.flat(np.stack(info["final_obs"])))
+
+
 @pytest.mark.parametrize("mode", ["SameStep", "NextStep"])
-@pytest.mark.parametrize("kind", [Echo, Masked])
+@pytest.mark.parametrize("kind", [Echo, Masked, Told])
 @pytest.mark.parametrize("space", [DISCRETE, MULTI])
 def test_actions_arrive_in_their_space(space: gym.Space[Any], kind: type[Echo], mode: str) -> None:
     envs = _vector(BOX, space, kind, mode)
@@ -75,7 +127,7 @@ def test_actions_arrive_in_their_space(space: gym.Space[Any], kind: type[Echo], 
     choices = np.array(heard).reshape(len(heard), -1)
     last = [7] if space is DISCRETE else [2, 9]
     reached = [int(column.max()) for column in choices.T]
-    assert reached == ([n - 1 for n in last] if kind is Masked else last)
+    assert reached == (last if kind is Echo else [n - 1 for n in last])
 
 
 def test_steps_count_transitions_not_resets() -> None:
@@ -112,10 +164,17 @@ def test_acting_is_greedy_or_drawn() -> None:
 def test_what_is_not_understood_is_refused() -> None:
     with pytest.raises(UsageError, match="action space Box.*Discrete or one-dimensional MultiDiscrete"):
         GymEnvironments(_vector(BOX, BOX))
-    with pytest.raises(UsageError, match="observation space Dict"):
-        GymEnvironments(_vector(gym.spaces.Dict({"a": BOX}), DISCRETE))
+    with pytest.raises(UsageError, match="observation space Text.*Dict or Tuple of them is needed"):
+        GymEnvironments(_vector(gym.spaces.Text(3), DISCRETE))
     with pytest.raises(UsageError, match="autoreset_mode is .*DISABLED"):
         GymEnvironments(_vector(BOX, DISCRETE, mode="Disabled"))
+
+
+def test_infos_as_a_list_are_refused() -> None:
+    environments = GymEnvironments(DictInfoToList(_vector(BOX, DISCRETE)))
+    environments.reset(0)
+    with pytest.raises(UsageError, match="info is a list; Gymnasium's dictionary is needed"):
+        environments.step(torch.zeros(3, 1, dtype=torch.long))
 
 
 def test_without_gymnasium_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,6 @@
-"""The learner on any Gymnasium vector environment with ``Discrete`` or ``MultiDiscrete`` actions."""
+"""The learner on any Gymnasium vector environment with ``Discrete`` or ``MultiDiscrete`` actions. Masks are those of
+:mod:`esper.simic.gym_masks`.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 
 from esper.leyline import MissingExtraError, UsageError
 from esper.simic.collect import Collector, EpisodeStats, MaskedObservation, VectorStep
+from esper.simic.gym_masks import flat_masks, info_masks, method_masks
 from esper.simic.ppo import PPOConfig, PPOLearner, UpdateReport
 from esper.tamiyo.distribution import FactoredDistribution
 from esper.tamiyo.heads import Heads, independent_heads
@@ -63,14 +66,17 @@ class GymEnvironments:
         self._same_step = mode is modes.SAME_STEP
         self.heads, self._offset = _heads_of(envs.single_action_space)
         self._flatten, self.width = _flattener(envs.single_observation_space)
-        self._masks = _mask_source(envs)
+        self._masks = method_masks(envs)
+        self._told = False
+        """Whether masks are in ``info`` alone."""
         self._late = np.zeros(self.size, dtype=bool)
 
     def reset(self, seed: int) -> MaskedObservation:
         """Start an episode everywhere."""
-        observation, _ = self.envs.reset(seed=seed)
+        observation, info = self.envs.reset(seed=seed)
         self._late = np.zeros(self.size, dtype=bool)
-        return self._seen(observation)
+        self._told = self._masks is None and info_masks(self.envs, info)
+        return self._seen(observation, info)
 
     def step(self, actions: Tensor) -> VectorStep:
         """One step; ``actions`` ``[N, heads]``."""
@@ -78,16 +84,20 @@ class GymEnvironments:
         if len(self.heads) == 1 and self.envs.single_action_space.shape == ():
             choices = choices[:, 0]
         observation, rewards, terminated, truncated, info = self.envs.step(choices)
+        if not isinstance(info, dict):
+            raise UsageError(
+                f"the vector environment's info is a {type(info).__name__}; Gymnasium's dictionary is needed"
+            )
         late, ended = self._late, terminated | truncated
         final = None
         if self._same_step:
             starts = ended
             if ended.any():
-                final = {"obs": self._tensor(_final(observation, info, ended))}
+                final = {"obs": self._finals(observation, info, ended)}
         else:
             starts, self._late = late, ended
         return VectorStep(
-            seen=self._seen(observation),
+            seen=self._seen(observation, info),
             rewards=torch.as_tensor(np.asarray(rewards, dtype=np.float64)),
             terminated=torch.as_tensor(np.asarray(terminated)),
             ended=torch.as_tensor(ended),
@@ -96,17 +106,29 @@ class GymEnvironments:
             final=final,
         )
 
-    def _seen(self, observation: Array) -> MaskedObservation:
+    def flat(self, observation: Any) -> Tensor:
+        """A batch of observations as ``[B, width]``."""
+        return torch.as_tensor(self._flatten(observation), dtype=torch.float32)
+
+    def _seen(self, observation: Any, info: dict[str, Any]) -> MaskedObservation:
         masks = self.heads.all_legal(self.size)
-        if self._masks is not None:
-            flat = torch.as_tensor(np.asarray(self._masks(), dtype=bool))
+        if self._masks is not None or self._told:
+            rows = info["action_mask"] if self._masks is None else self._masks()
+            flat = torch.as_tensor(flat_masks(rows, self.size, self.heads.sizes))
             # the action that a reset ignores may be anything
             flat = flat | torch.as_tensor(self._late)[:, None]
             masks = torch.split(flat, list(self.heads.sizes), dim=1)
-        return MaskedObservation({"obs": self._tensor(observation)}, masks)
+        return MaskedObservation({"obs": self.flat(observation)}, masks)
 
-    def _tensor(self, observation: Array) -> Tensor:
-        return torch.as_tensor(self._flatten(observation), dtype=torch.float32)
+    def _finals(self, observation: Any, info: dict[str, Any], ended: Array) -> Tensor:
+        """What was seen last where an episode ended; the new episode's observation elsewhere."""
+        # a tensor of floats may share the memory of the observation
+        final, space = self.flat(observation).clone(), self.envs.single_observation_space
+        utils = _gymnasium().vector.utils
+        for row in ended.nonzero()[0]:
+            alone = utils.concatenate(space, [info["final_obs"][row]], utils.create_empty_array(space, 1))
+            final[row] = self.flat(alone)[0]
+        return final
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,9 +185,9 @@ class GymPolicyAdapter:
         return made
 
     @torch.no_grad()
-    def values(self, observation: Array) -> Array:
+    def values(self, observation: Any) -> Array:
         """V of first observations of an episode, ``[B]``."""
-        rows = torch.as_tensor(np.asarray(observation), dtype=torch.float32)
+        rows = self.environments.flat(observation)
         return self.network.values({"obs": rows}, self.network.initial_state(len(rows))).numpy()
 
     @torch.no_grad()
@@ -197,10 +219,12 @@ def _heads_of(space: gymnasium.Space[Any]) -> tuple[Heads, Array]:
     raise UsageError(f"action space {space}; Discrete or one-dimensional MultiDiscrete is needed")
 
 
-def _flattener(space: gymnasium.Space[Any]) -> tuple[Callable[[Array], Array], int]:
-    """A function from a batch of observations to ``[N, width]``, and the width. Choices become one-hot."""
+def _flattener(space: gymnasium.Space[Any]) -> tuple[Callable[[Any], Array], int]:
+    """A function from a batch of observations to ``[N, width]``, and the width. Choices become one-hot; the parts of a
+    dictionary or a tuple stand one behind the other.
+    """
     spaces = _gymnasium().spaces
-    if isinstance(space, spaces.Box):
+    if isinstance(space, (spaces.Box, spaces.MultiBinary)):
         width = int(np.prod(space.shape))
         return lambda batch: np.reshape(batch, (len(batch), width)), width
     if isinstance(space, spaces.Discrete):
@@ -214,22 +238,14 @@ def _flattener(space: gymnasium.Space[Any]) -> tuple[Callable[[Array], Array], i
             return np.concatenate([table[column] for table, column in zip(tables, columns, strict=True)], axis=1)
 
         return flatten, sum(map(len, tables))
-    raise UsageError(f"observation space {space}; Box, Discrete or one-dimensional MultiDiscrete is needed")
-
-
-def _mask_source(envs: VectorEnv[Any, Any, Any]) -> Callable[[], Any] | None:
-    """``action_masks()`` of the vector environment or of each of its members; ``None`` where there is none."""
-    if hasattr(envs, "action_masks"):
-        return envs.action_masks  # type: ignore[no-any-return]
-    members = getattr(envs, "envs", None)
-    if members and all(hasattr(member.unwrapped, "action_masks") for member in members):
-        return lambda: [member.unwrapped.action_masks() for member in members]
-    return None
-
-
-def _final(observation: Array, info: dict[str, Any], ended: Array) -> Array:
-    """What was seen last where an episode ended; the new episode's observation elsewhere."""
-    final = np.array(observation)
-    for row in ended.nonzero()[0]:
-        final[row] = info["final_obs"][row]
-    return final
+    if isinstance(space, (spaces.Dict, spaces.Tuple)):
+        named = space.spaces if isinstance(space, spaces.Dict) else dict(enumerate(space.spaces))
+        parts = {name: _flattener(part) for name, part in named.items()}
+        return (
+            lambda batch: np.concatenate([flatten(batch[name]) for name, (flatten, _) in parts.items()], axis=1),
+            sum(width for _, width in parts.values()),
+        )
+    raise UsageError(
+        f"observation space {space}; Box, MultiBinary, Discrete, one-dimensional MultiDiscrete, or a Dict or Tuple of "
+        "them is needed"
+    )
