@@ -2,6 +2,7 @@ import { describe, expect, test } from "vitest";
 import { csv } from "../src/lib/export";
 import { ageOf, duration, limit, marked, number, roundEnds, sortOf } from "../src/lib/format";
 import { formatPlace, parsePlace } from "../src/lib/route";
+import { along } from "../src/lib/strip";
 import { WIRE } from "../src/lib/schema";
 import { applyPatch, columnsAfter, decodeFrame } from "../src/lib/wire";
 
@@ -104,4 +105,18 @@ describe("places", () => {
 test("a spreadsheet runs nothing", async () => {
   const text = await csv([{ name: "=1+1", n: -3, list: [1, "a"] }, { name: 'say "hi"', gone: undefined }]).text();
   expect(text).toBe('name,n,list,gone\r\n\'=1+1,-3,"[1,""a""]",\r\n"say ""hi""",,,\r\n');
+});
+
+describe("lines drawn roughly", () => {
+  class Path {
+    said: string[] = [];
+    moveTo = (x: number, y: number) => this.said.push(`M${x},${y}`);
+    lineTo = (x: number, y: number) => this.said.push(`L${x},${y}`);
+  }
+  globalThis.Path2D = Path as unknown as typeof Path2D;
+  const drawn = (values: Array<number | null | undefined>, step: number, from = 0, to = values.length - 1) => (along(values, from, to, step, (x) => x, (y) => y) as unknown as Path).said.join(" ");
+
+  test("each step keeps its least and its most, in their order", () => expect(drawn([1, 9, 2, 8, 3, 3], 2)).toBe("M0,1 L1,9 L2,2 L3,8 L4,3"));
+  test("what was not measured is a gap, what is of another line is none", () => expect(drawn([1, undefined, 2, null, 3], 1)).toBe("M0,1 L2,2 M4,3"));
+  test("a part of it", () => expect(drawn([5, 6, 7, 8], 1, 1, 2)).toBe("M1,6 L2,7"));
 });

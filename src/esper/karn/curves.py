@@ -30,9 +30,11 @@ from esper.leyline import EsperError
 
 BUCKETS: Final = 1000
 """Most points of a line that are sent as they are."""
-POINTS: Final = 60_000
-"""Most points of a chart of many lines; each line keeps :data:`FEWEST` all the same."""
+VALUES: Final = 60_000
+"""Most values of a chart of many lines; each line keeps :data:`FEWEST` points all the same."""
 FEWEST: Final = 200
+OF_BUCKET: Final = 3
+"""Values that a bucket has: its least, its most and its last."""
 TRACKS: Final = 16
 """Most courses of environments in one answer."""
 LINES: Final = 120
@@ -177,7 +179,6 @@ def _charts(lines: Iterable[_Line], unit: str) -> list[CurveChart]:
     charts = []
     for (title, x), each in by_chart.items():
         drawn = each[:LINES]
-        most = min(BUCKETS, max(FEWEST, POINTS // len(drawn)))
         charts.append(
             CurveChart(
                 title=title,
@@ -186,13 +187,25 @@ def _charts(lines: Iterable[_Line], unit: str) -> list[CurveChart]:
                 of=len(each),
                 lines=[
                     CurveLine(
-                        label=one.label, curve=sampled(one.points, most, one.spread), hue=one.hue, dashed=one.dashed
+                        label=one.label,
+                        curve=sampled(one.points, _most(one, len(drawn)), one.spread),
+                        hue=one.hue,
+                        dashed=one.dashed,
                     )
                     for one in drawn
                 ],
             )
         )
     return sorted(charts, key=_place)
+
+
+def _most(line: _Line, lines: int) -> int:
+    """Points that a line may have among so many."""
+    share = VALUES // lines
+    alone = min(BUCKETS, max(FEWEST, share))
+    if len(line.points) <= alone and line.spread is None:
+        return alone
+    return min(BUCKETS, max(FEWEST, share // OF_BUCKET))
 
 
 def _place(chart: CurveChart) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import threading
 from collections.abc import Awaitable, Callable
@@ -291,6 +292,74 @@ def test_curves_zoom_together_and_say_the_value_at_the_cursor(browser: Browser, 
     browser.click(selector=".head input[type=checkbox]")
     browser.wait(selector=f"{other} canvas")
     assert browser.said() == []
+
+
+def test_lines_that_are_carried_along_are_those_that_rest(browser: Browser, tmp_path: Path) -> None:
+    """What is copied while the range moves stands where the chart's own drawing stands a moment later."""
+    rec, epochs, envs = Recorder(), 1000, 11
+    begin(rec, envs=envs, max_epochs=epochs)
+    for env in range(envs):
+        begin_episode(rec, env, max_epochs=epochs)
+        for epoch in range(1, epochs + 1):
+            epoch_done(rec, env, epoch, 50.0 + env / 10 + 20 * math.sin(epoch / 30))
+    with serving(write_run(tmp_path, rec.events, run_id="heavy"), tmp_path / "cache") as listening:
+        go(browser, listening.link, "#/curves", width=1280, height=800)
+        browser.wait(selector="figure[data-title=accuracy] canvas")
+        browser.eval(code=f"{WAIT}(700)")
+        moving = browser.eval(code=f"({CARRY})()")
+        browser.eval(code=f"{WAIT}(700)")
+        resting, tiles = browser.eval(code=f"({MIDDLES})()"), browser.eval(code="window.copied")
+        assert tiles > 0 and sum(map(bool, resting)) > 250, "it was copied, and there are lines"
+
+        def apart(shift: int) -> float:
+            pairs = zip(moving[20 + shift : len(moving) - 20 + shift], resting[20:-20], strict=True)
+            found = [abs(one - other) for one, other in pairs if one and other]
+            return sum(found) / len(found)
+
+        nearest = min(range(-20, 21), key=apart)
+        assert abs(nearest) <= 1 and apart(nearest) < 2, "pixels"
+
+
+WAIT = "((ms) => new Promise((done) => setTimeout(done, ms)))"
+MIDDLES = """() => {
+  const canvas = document.querySelector("figure[data-title=accuracy] canvas");
+  const { width, height } = canvas;
+  const { data } = canvas.getContext("2d").getImageData(0, 0, width, height);
+  const found = [];
+  for (let x = 60; x < width - 12; x += 1) {
+    let [sum, many] = [0, 0];
+    for (let y = 8; y < height - 24; y += 1) {
+      const at = 4 * (y * width + x);
+      const [least, , most] = [...data.subarray(at, at + 3)].sort((one, other) => one - other);
+      if (most - least > 40 && data[at + 3] > 100) [sum, many] = [sum + y, many + 1];
+    }
+    found.push(many ? sum / many : 0);
+  }
+  return found;
+}"""
+"""Of each column of pixels the mean height of what has a colour."""
+CARRY = f"""async () => {{
+  const middles = {MIDDLES};
+  const over = document.querySelector("figure[data-title=accuracy] .u-over");
+  const box = over.getBoundingClientRect();
+  const place = {{ bubbles: true, cancelable: true, clientX: box.x + box.width / 2 }};
+  const wheel = (keys) => over.dispatchEvent(new WheelEvent("wheel", {{ ...place, ...keys }}));
+  const frame = () => new Promise((done) => requestAnimationFrame(() => setTimeout(done)));
+  wheel({{ ctrlKey: true, deltaY: -100 }});
+  await new Promise((done) => setTimeout(done, 700));
+  window.copied = 0;
+  const copy = CanvasRenderingContext2D.prototype.drawImage;
+  CanvasRenderingContext2D.prototype.drawImage = function (...given) {{
+    window.copied += 1;
+    return copy.apply(this, given);
+  }};
+  for (let at = 0; at < 5; at += 1) {{
+    wheel({{ shiftKey: true, deltaX: 7 }});
+    await frame();
+  }}
+  CanvasRenderingContext2D.prototype.drawImage = copy;
+  return middles();
+}}"""
 
 
 def test_runs_overlaid_have_one_colour_each_and_a_seeds_life_stands_behind(browser: Browser, finished: str) -> None:

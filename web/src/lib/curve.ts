@@ -40,15 +40,19 @@ export function inCss(tone: string): string {
 }
 
 const finite = (value: Num | undefined): number | null => (typeof value === "number" ? value : null);
+/** The values themselves where all are finite, as nearly always: copying many curves takes long. */
+const numbers = (values: Num[]): Array<number | null> => (values.every((value) => typeof value === "number") ? (values as number[]) : values.map(finite));
 
 export function lineOf(label: string, curve: Curve, tone: string, extra: Partial<Line> = {}): Line {
+  const value = numbers(curve.last);
+  const sound = value === (curve.last as unknown) && !curve.nans.some((count) => count > 0);
   return {
     label,
     tone,
     at: curve.at,
-    value: curve.last.map(finite),
-    ...(curve.low.length ? { low: curve.low.map(finite), high: curve.high.map(finite) } : {}),
-    odd: curve.at.filter((_, index) => (curve.nans[index] ?? 0) > 0 || typeof curve.last[index] === "string"),
+    value,
+    ...(curve.low.length ? { low: numbers(curve.low), high: numbers(curve.high) } : {}),
+    odd: sound ? [] : curve.at.filter((_, index) => (curve.nans[index] ?? 0) > 0 || typeof curve.last[index] === "string"),
     ...extra,
   };
 }
@@ -64,11 +68,12 @@ export function drawn(curve: Curve): string {
 
 /** Every line over the union of all positions; what a line did not measure is a gap (`undefined` where it says nothing). */
 export function aligned(at: number[], lines: Line[], change: (line: Line) => Array<Array<number | null>>): Array<Array<number | null | undefined>> {
-  const place = new Map(at.map((where, index) => [where, index]));
+  let place: Map<number, number> | undefined;
   return lines.flatMap((line) => {
     const columns = change(line);
     if (line.at.length === at.length) return columns;
-    const places = line.at.map((where) => place.get(where) ?? 0);
+    const known = (place ??= new Map(at.map((where, index) => [where, index])));
+    const places = line.at.map((where) => known.get(where) ?? 0);
     return columns.map((values) => {
       const spread: Array<number | null | undefined> = Array.from({ length: at.length });
       for (const [index, where] of places.entries()) spread[where] = values[index] ?? null;
@@ -80,8 +85,14 @@ export function aligned(at: number[], lines: Line[], change: (line: Line) => Arr
 /** Positions of all lines, in order, each once. */
 export function positions(lines: Line[]): number[] {
   const [first] = lines;
-  if (first && lines.every((line) => line.at === first.at || (line.at.length === first.at.length && line.at.every((where, index) => where === first.at[index])))) return first.at;
+  if (first && lines.every((line) => same(line.at, first.at))) return first.at;
   return [...new Set(lines.flatMap((line) => line.at))].sort((a, b) => a - b);
+}
+
+function same(one: number[], other: number[]): boolean {
+  if (one.length !== other.length) return false;
+  for (let index = 0; index < one.length; index += 1) if (one[index] !== other[index]) return false;
+  return true;
 }
 
 /** A running mean in which each value weighs `1 - by`, freed of its start (Adam's correction). */
