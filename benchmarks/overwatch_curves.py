@@ -4,8 +4,8 @@
 
 *Read* is what the server takes to answer, first and again. *Drawn* is from the answer's last byte in the page to the
 task after the frame with every chart in sight is painted. *Pan* moves the range once in each animation frame for five
-seconds; *at rest* nothing is done in each, which is what the machine allows. The table of runs is opened over 1,000 runs (``--table``), timed from the click to its rows, with the server's
-resident memory after it.
+seconds; *at rest* nothing is done in each, which is what the machine allows. The table is opened over 1,000 runs
+(``--table``), timed from the click to its rows, with the server's resident memory after it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ from karn.web.browser import Browser, launched, missing  # noqa: E402
 
 DRAW = """(async (runs) => {
   performance.clearResourceTimings();
-  const read = () => performance.getEntriesByType("resource").find((one) => one.name.includes("api/curves"))?.responseEnd;
+  const answers = () => performance.getEntriesByType("resource").filter((one) => one.name.includes("api/curves"));
+  const read = () => answers()[0]?.responseEnd;
   const began = performance.now();
   location.hash = `#/curves?runs=${runs}`;
   const inSight = () => [...document.querySelectorAll("figure .plot")].filter((one) => {

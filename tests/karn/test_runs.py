@@ -4,10 +4,12 @@ from pathlib import Path
 
 import pytest
 
+from esper.karn import runs
 from esper.karn.runs import describe_run, find_runs, resolve_run
+from esper.leyline import TelemetryEventType as T
 from esper.leyline import UsageError
 from karn.journals import write_run
-from karn.streams import random_run, story
+from karn.streams import Recorder, begin, epoch_done, random_run, story
 
 
 def test_states(tmp_path: Path) -> None:
@@ -34,6 +36,21 @@ def test_an_end_event_that_was_not_committed_does_not_count(tmp_path: Path) -> N
     cut = data[: data.rindex(b'"TRAINING_ENDED"')]
     journal.write_bytes(cut[: cut.rindex(b"\n") + 1] + b'{"event_type":"TRAINING_ENDED","data":{"status":"completed"')
     assert describe_run(path).end_status is None
+
+
+def test_an_end_is_found_beneath_what_was_said_later(tmp_path: Path) -> None:
+    rec = Recorder()
+    begin(rec, envs=1)
+    rec.say(T.TRAINING_ENDED, status="interrupted", seconds=1.0)
+    for epoch in range(1, 200):
+        epoch_done(rec, 0, epoch, 50.0)
+    path = write_run(tmp_path, rec.events, run_id="late", batch=7)
+    assert (path / "events-00001.jsonl").stat().st_size > 2 * runs._TAILS[0]
+    found = describe_run(path)
+    assert (found.end_status, found.last_time) == ("interrupted", rec.events[-1].timestamp)
+    begin(rec, envs=1)
+    found = describe_run(write_run(tmp_path, rec.events, run_id="again", batch=7))
+    assert (found.end_status, found.last_time) == (None, rec.events[-1].timestamp), "it began once more"
 
 
 def test_no_folder_and_no_runs(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -19,8 +20,8 @@ from esper.nissa.rundir import MANIFEST, RunDirectory, list_runs
 from esper.nissa.segments import list_segments
 from esper.nissa.wire import decode
 
-_TAIL = 1 << 18
-"""Bytes at a journal's end that are looked at."""
+_TAILS = (1 << 14, 1 << 18)
+"""Bytes at a journal's end that are looked at: more where the fewer do not say how it ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,9 +115,9 @@ def _described(path: Path, signature: tuple[tuple[str, int, int], ...]) -> tuple
         pid = manifest.details.get("pid") if isinstance(manifest.details.get("pid"), int) else None
     except DataError as error:
         problem = None if _has_journal(path) else str(error)
-    first = _first_event(path)
+    first, segments = _first_event(path), _segments(path)
     try:
-        (last_time, end_status), size = _ending(path), sum(segment.stat().st_size for segment in _segments(path))
+        (last_time, end_status), size = _ending(segments), sum(segment.stat().st_size for segment in segments)
     except (DataError, OSError) as error:
         last_time, end_status, size, problem = None, None, 0, problem or str(error)
     started = first.data if first is not None and first.event_type is T.TRAINING_STARTED else {}
@@ -132,7 +133,7 @@ def _described(path: Path, signature: tuple[tuple[str, int, int], ...]) -> tuple
         end_status=end_status,
         bytes=size,
         problem=problem,
-        grew=grown(_segments(path)),
+        grew=grown(segments),
     )
     return info, manifest
 
@@ -164,28 +165,43 @@ def _first_event(path: Path) -> TelemetryEvent | None:
     return None
 
 
-def _ending(path: Path) -> tuple[float | None, str | None]:
+def _ending(segments: list[Path]) -> tuple[float | None, str | None]:
     """Time of the last committed event and the status of the end event behind the last start, read from the end."""
-    last_time = None
-    for segment in reversed(_segments(path)):
+    for segment in reversed(segments):
+        last_time = None
         with open_regular(segment) as file:
             size = file.seek(0, 2)
-            file.seek(max(0, size - _TAIL))
-            lines = file.read(_TAIL).split(b"\n")
-        commits = [at for at, line in enumerate(lines) if line.startswith(b'{"commit":') and at < len(lines) - 1]
-        for line in reversed(lines[: commits[-1]] if commits else []):
-            # of all but the last event only what begins or ends a run matters: decoding each would take seconds
-            if last_time is not None and b'"TRAINING_' not in line:
-                continue
-            try:
-                event = decode(line, validate=False)
-            except DataError:
-                continue
-            last_time = event.timestamp if last_time is None else last_time
-            if event.event_type is T.TRAINING_ENDED:
-                return last_time, _word(event.data.get("status"))
-            if event.event_type is T.TRAINING_STARTED:
-                return last_time, None
+            for tail in _TAILS:
+                file.seek(max(0, size - tail))
+                last_time, ends = _said_last(file.read(tail))
+                if ends is not None:
+                    return last_time, _word(ends.data.get("status")) if ends.event_type is T.TRAINING_ENDED else None
+                if size <= tail:
+                    break
         if last_time is not None:
-            break
-    return last_time, None
+            return last_time, None
+    return None, None
+
+
+def _said_last(tail: bytes) -> tuple[float | None, TelemetryEvent | None]:
+    """Time of the last committed event in the end of a segment, and the last event there that begins or ends a run."""
+    committed = tail[: max(0, tail.rfind(b'\n{"commit":', 0, tail.rfind(b"\n")))]
+    last = next(_events_back(committed, b"\n"), None)
+    if last is None:
+        return None, None
+    # of all but the last event only what begins or ends a run matters: decoding each would take seconds
+    for event in _events_back(committed, b'"TRAINING_'):
+        if event.event_type in (T.TRAINING_STARTED, T.TRAINING_ENDED):
+            return last.timestamp, event
+    return last.timestamp, None
+
+
+def _events_back(text: bytes, word: bytes) -> Iterator[TelemetryEvent]:
+    """The events of the lines in which there is ``word``, the last first; the line feed stands before its line."""
+    end = len(text)
+    while end > 0 and (at := text.rfind(word, 0, end)) >= 0:
+        start = text.rfind(b"\n", 0, at + 1) + 1
+        stop = text.find(b"\n", start)
+        with contextlib.suppress(DataError):
+            yield decode(text[start : stop if stop >= 0 else len(text)], validate=False)
+        end = start - 1

@@ -350,14 +350,16 @@ def _facts(path: Path, signature: tuple[tuple[str, int, int], ...]) -> _Facts:
 
 
 def _newest(path: Path) -> Iterable[TelemetryEvent]:
-    """Events at the end of the journal, the newest first."""
+    """Events at the end of the journal that end something, the newest first."""
     for segment in list(list_segments(path).values())[-1:]:
         with contextlib.suppress(DataError, OSError), open_regular(segment) as file:
             file.seek(max(0, file.seek(0, 2) - TAIL))
-            for line in reversed(file.read(TAIL).split(b"\n")):
-                if b'_ENDED"' in line:  # one search of each line instead of two; others of that name are skipped
-                    with contextlib.suppress(DataError):
-                        yield decode(line, validate=False)
+            tail = file.read(TAIL)
+            start = len(tail)
+            while (at := tail.rfind(b'_ENDED"', 0, start)) >= 0:  # others of that name are skipped by who asks
+                start = tail.rfind(b"\n", 0, at) + 1
+                with contextlib.suppress(DataError):
+                    yield decode(tail[start : tail.find(b"\n", at) % (len(tail) + 1)], validate=False)
 
 
 def _spelled(value: Any) -> str:
