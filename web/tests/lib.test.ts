@@ -1,4 +1,5 @@
 import { describe, expect, test } from "vitest";
+import { roomFor } from "../src/lib/curve";
 import { csv } from "../src/lib/export";
 import { ageOf, duration, limit, marked, number, roundEnds, sortOf } from "../src/lib/format";
 import { formatPlace, parsePlace } from "../src/lib/route";
@@ -106,6 +107,8 @@ test("a spreadsheet runs nothing", async () => {
   const text = await csv([{ name: "=1+1", n: -3, list: [1, "a"] }, { name: 'say "hi"', gone: undefined }]).text();
   expect(text).toBe('name,n,list,gone\r\n\'=1+1,-3,"[1,""a""]",\r\n"say ""hi""",,,\r\n');
 });
+
+test("a single position has room, and two are the ends", () => expect([roomFor([1, 1]), roomFor([1, 9])]).toEqual([[0.5, 1.5], [1, 9]]));
 
 describe("lines drawn roughly", () => {
   class Path {

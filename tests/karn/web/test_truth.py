@@ -99,6 +99,13 @@ def test_seeds_are_shown_to_the_last_digit(browser: Browser, tmp_path: Path) -> 
     with serving(write_run(tmp_path, events, run_id="seeds"), tmp_path / "cache") as listening:
         go(browser, listening.link, "#/leaders")
         until(lambda: str(seed) in browser.text(selector=".view table"))
+        assert "first, on the test split" in browser.text(selector=".view .head")
+    for event in events:
+        event.data.pop("test_metric", None)
+    with serving(write_run(tmp_path, events, run_id="untested"), tmp_path / "cache") as listening:
+        go(browser, listening.link, "#/leaders")
+        until(lambda: "on the validation split; no test split was read" in browser.text(selector=".view .head"))
+        assert "test" not in browser.texts(selector=".view th")
 
 
 def test_a_failure_is_an_alarm_and_no_quiet_word(browser: Browser, tmp_path: Path) -> None:

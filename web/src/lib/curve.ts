@@ -107,6 +107,11 @@ export function softened(values: Array<number | null>, by: number): Array<number
   });
 }
 
+/** What is shown of all positions; a single one stands in the middle. */
+export function roomFor([first, last]: readonly [number, number]): readonly [number, number] {
+  return first < last ? [first, last] : [first - 0.5, last + 0.5];
+}
+
 /** A range as wide as asked for, within the extent; `null` for all of it. */
 export function within(from: number, to: number, [first, last]: readonly [number, number]): Range {
   const width = Math.min(to - from, last - first);
