@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from dataclasses import replace
 from importlib.metadata import EntryPoint
 from types import ModuleType
+from typing import Any
 
 import pytest
 
-from esper.leyline import UsageError, load_attribute, plugins
+from esper.leyline import EsperError, UsageError, load_attribute, plugins
 from esper.tasks import TaskSpec, get_task, registry, task_names
 from esper.tasks.digits import digits
 
@@ -35,6 +37,28 @@ def test_an_unknown_name_gets_a_hint() -> None:
 def test_an_unknown_option_names_the_legal_ones() -> None:
     with pytest.raises(UsageError, match="unknown option of task 'mnist1d' 'tests'; did you mean 'test'"):
         get_task("mnist1d", tests=3)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "told"),
+    [
+        ("mnist1d", {"train": "few"}, "option train of task 'mnist1d' is 'few'; a value of type int is needed"),
+        ("mnist1d", {"test": 0.5}, "option test of task 'mnist1d' is 0.5; a value of type int is needed"),
+        ("emoji", {"split": True}, "option split of task 'emoji' is True; a value of type int is needed"),
+        ("cifar10", {"data_dir": 3}, "option data_dir of task 'cifar10' is 3; a value of type str | None is needed"),
+        ("emoji", {"split": -1}, "the number of a split is -1; legal: 0 to 4294967295"),
+        ("mnist-m", {"split": 2**32}, "the number of a split is 4294967296; legal"),
+    ],
+)
+def test_an_option_of_another_kind_is_said(name: str, options: dict[str, Any], told: str) -> None:
+    with pytest.raises(EsperError, match=re.escape(told)):
+        get_task(name, **options)
+
+
+def test_options_that_are_not_annotated_take_anything(module: ModuleType) -> None:
+    module.mine = lambda share=1: replace(digits(), name=f"mine {share}")  # type: ignore[attr-defined]
+    for share in (0.5, True, "a half", None):
+        assert get_task("a_user_module:mine", share=share).name == f"mine {share}"
 
 
 def test_a_users_function_and_ready_made_task_are_taken(module: ModuleType) -> None:

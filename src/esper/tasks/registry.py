@@ -5,6 +5,8 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import replace
+from numbers import Integral, Real
+from os import PathLike
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -28,6 +30,14 @@ BUILT_IN: Final = MappingProxyType(
     }
 )
 """Name -> ``module:attribute`` of a function that returns a ``TaskSpec``."""
+
+_TYPES: Final[dict[str, tuple[type, ...]]] = {
+    "int": (Integral,),
+    "float": (Real,),
+    "str": (str, PathLike),
+    "str | None": (str, PathLike, type(None)),
+}
+"""Annotation of an option -> what may be given; of other annotations anything."""
 
 
 def task_names() -> tuple[str, ...]:
@@ -55,9 +65,12 @@ def get_task(name: str, **options: Any) -> TaskSpec:
 def _made(name: str, made_by: TaskSpec | Callable[..., TaskSpec], options: dict[str, Any]) -> TaskSpec:
     if callable(made_by):
         legal = inspect.signature(made_by).parameters
-        for option in options:
+        for option, value in options.items():
             if option not in legal:
                 raise unknown(f"option of task {name!r}", option, legal)
+            expected = inspect.formatannotation(legal[option].annotation).strip("'")
+            if expected in _TYPES and (isinstance(value, bool) or not isinstance(value, _TYPES[expected])):
+                raise UsageError(f"option {option} of task {name!r} is {value!r}; a value of type {expected} is needed")
         made_by = made_by(**options)
     elif options:
         raise UsageError(f"task {name!r} is a ready-made TaskSpec and takes no options; given: {', '.join(options)}")

@@ -41,13 +41,20 @@ def read_table(path: Path, delimiter: str = ",") -> npt.NDArray[np.float64]:
         raise DataError(f"{path}: not a readable table of numbers: {error}") from error
 
 
+def frozen_stream(seed: int) -> np.random.RandomState:
+    """The stream of a split. Raises ``DataError`` for a number that draws none."""
+    if not 0 <= seed < 2**32:
+        raise DataError(f"the number of a split is {seed}; legal: 0 to {2**32 - 1}")
+    # RandomState's streams are frozen for ever, Generator's are not, and the splits must never move.
+    return np.random.RandomState(seed)
+
+
 def stratified_order(labels: npt.NDArray[np.int64], seed: int) -> npt.NDArray[np.int64]:
     """A shuffled order in which every stretch holds the classes in their overall proportions.
 
     Example ``k`` of ``n`` in its class is put at ``(k + 1/2) / n`` of the whole.
     """
-    # RandomState's streams are frozen for ever, Generator's are not, and the splits must never move.
-    shuffled = np.random.RandomState(seed).permutation(len(labels))
+    shuffled = frozen_stream(seed).permutation(len(labels))
     place = np.empty(len(labels))
     for label in np.unique(labels):
         members = shuffled[labels[shuffled] == label]

@@ -22,7 +22,7 @@ from esper.tasks.colour import REGIONS, blend, mnist_digits, photographs
 from esper.tasks.pretrained.efficientnet import frozen_efficientnet, sites_of_efficientnet
 from esper.tasks.pretrained.weights import check_sha256
 from esper.tasks.scoring import accuracy, accuracy_metric, cross_entropy
-from esper.tasks.sources import cut, stratified_order
+from esper.tasks.sources import cut, frozen_stream, stratified_order
 
 EXTRA: Final = "fashion-colour"
 FOLDER: Final = "/usr/share/datasets/fashion-mnist"
@@ -105,7 +105,7 @@ def _coloured(
     """Pictures ``[N, 28, 28]`` on photographs; ``sizes`` of validation, test and training, whose pictures and crops are
     disjoint.
     """
-    random, photos = np.random.RandomState(split), photographs(f"task {extra}", extra)
+    random, photos = frozen_stream(split), photographs(f"task {extra}", extra)
     made = []
     # held-out examples are drawn first, so that fewer training examples leave them as they are
     for part, region in zip(cut(stratified_order(labels, split), sizes), (*REGIONS[1:], REGIONS[0]), strict=True):
