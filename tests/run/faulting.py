@@ -2,6 +2,7 @@
 
 ``faulting.py KIND FOLDER`` goes on with the count of that kind. A run in which a call failed must have said so in one
 line and with a status that is not 0, or be equal to the run in which none did; gone on with, it must be equal, too.
+What it says until it failed is what the whole run says; then each episode may end, with the best network so far.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ KINDS = {
     "ppo": f"train ppo {TINY} --rounds 2 --envs 2 --episode-length 4",
     "report": "report",
 }
+OF_AN_END = frozenset({"SEED_STAGE_CHANGED", "SEED_PRUNED", "COMPUTE_SPENT", "MODEL_EXPORTED"})
+"""What is told besides, where an episode ends with an earlier network."""
 PATIENCE = 600.0
 
 
@@ -106,6 +109,11 @@ class Faults:
         self.calls = int(self.log.with_suffix(".struck").read_text())
         events = [event for path in segments(self.whole) for event in committed(path)[0]]
         self.events = {event["seq"]: told(event) for event in events if event["producer"] == "train"}
+        self.validated = {
+            _episode(event, event["epoch"]): _scores(event)
+            for event in events
+            if event["event_type"] == "EPOCH_COMPLETED"
+        }
 
     def arguments(self) -> list[str]:
         """Of the run whose calls fail."""
@@ -154,10 +162,24 @@ class Faults:
     def _invented(self) -> None:
         own = CLOCK | {"TRAINING_ENDED"}
         for path in segments(self.run):
+            over, ends = False, []
             for event in committed(path)[0]:
                 # a policy is saved however a run ends
-                if event["producer"] == "train" and event["event_type"] not in own and not _of_policy(event):
-                    assert told(event) == self.events.get(event["seq"]), f"invented: {event}"
+                if event["producer"] != "train" or event["event_type"] in own or _of_policy(event):
+                    continue
+                over = over or told(event) != self.events.get(event["seq"])
+                assert not over or self._ends(event), f"invented: {event}"
+                if event["event_type"] == "EPISODE_ENDED":
+                    ends.append(_episode(event))
+            assert len(ends) == len(set(ends)), f"an episode ended twice: {ends}"
+
+    def _ends(self, event: dict[str, Any]) -> bool:
+        """Whether it is of the end of an episode that was broken off, and says what was validated before."""
+        data = event["data"]
+        if event["event_type"] == "EPISODE_ENDED":
+            best = self.validated.get(_episode(event, data.get("delivered_epoch")))
+            return data["status"] == "failed" and "test_metric" not in data and _scores(event) == best
+        return event["event_type"] in OF_AN_END
 
     def _gone_on_with(self) -> str:
         log = self.folder / "resume"
@@ -175,6 +197,14 @@ class Faults:
         assert any(nothing in last for nothing in NOTHING), f"status {status}: {said}"
         assert not list(self.run.glob("checkpoints/ckpt-*")), f"a checkpoint is there: {last}"
         return "nothing to go on with"
+
+
+def _episode(event: dict[str, Any], *epoch: int) -> tuple[int, ...]:
+    return event["env_id"], event["episode"], *epoch
+
+
+def _scores(event: dict[str, Any]) -> tuple[float, float]:
+    return event["data"]["validation_metric"], event["data"]["validation_loss"]
 
 
 def _of_policy(event: dict[str, Any]) -> bool:

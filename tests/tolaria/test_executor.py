@@ -330,3 +330,8 @@ def test_a_run_that_is_broken_off_leaves_the_best_so_far_without_another_look() 
     told = ended(events)
     assert (told["status"], told["epochs"], told["delivered_epoch"]) == ("interrupted", 3, 2)
     assert "test_metric" not in told
+    assert run.salvage("failed") is None, "an episode ends once"
+    run.reset([spec()])
+    run.step([WAITING])
+    run.finish([WAITING])
+    assert run.salvage("failed") is None

@@ -112,6 +112,8 @@ class _Env:
     """The env's own time so far: training, validation and its share of deciding."""
     best: Validated | None = None
     """The best network so far, where one is delivered."""
+    ended: bool = False
+    """Whether its end was told."""
 
 
 class Executor:
@@ -215,8 +217,8 @@ class Executor:
 
     def salvage(self, status: str) -> list[EpisodeResult] | None:
         """End an episode that something broke off, with the best network so far; nothing is trusted that was not
-        validated before, and nothing is evaluated. ``None`` where there is none."""
-        if not self._envs or any(env.best is None for env in self._envs):
+        validated before, and nothing is evaluated. ``None`` where there is none, or where its end was told already."""
+        if not self._envs or any(env.best is None or env.ended for env in self._envs):
             return None
         delivered = [self._go_back(i, env.best) for i, env in enumerate(self._envs) if env.best is not None]
         return [self._end(i, each, None, status) for i, each in enumerate(delivered)]
@@ -239,6 +241,7 @@ class Executor:
         env.event_writer.epoch = view.epoch  # an epoch that was broken off is none
         env.event_writer.compute_spent(cost, result.seconds)
         env.event_writer.episode_ended(view, cost, result.scores(), status)
+        env.ended = True
         return result
 
     def _keep_best(self, i: int, view: EnvView, readout: Readout) -> None:
