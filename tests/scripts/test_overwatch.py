@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -111,7 +112,11 @@ def test_beside_a_run_it_prints_a_link_that_answers_and_leaves_after_the_run(tmp
         assert trainer.stdout is not None
         link = next(line for line in trainer.stdout if line.startswith("Overwatch: ")).split()[1]
         page, token = link.split("#token=")
-        answer = httpx.get(f"{page}api/snapshot", headers={"authorization": f"Bearer {token}"}).json()
+        answer: dict[str, Any] = {}
+        deadline = time.monotonic() + 60
+        while "host" not in answer and time.monotonic() < deadline:  # vitals come with an event some seconds later
+            answer = httpx.get(f"{page}api/snapshot", headers={"authorization": f"Bearer {token}"}).json()
+            time.sleep(0.2)
         assert answer["run"]["state"] == "running" and answer["host"]["process_memory"] > 2**20
     finally:
         trainer.terminate()
