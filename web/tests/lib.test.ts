@@ -20,7 +20,7 @@ describe("values that must not look alike", () => {
     expect(ageOf(undefined, 141)).toBe("not measured");
   });
 
-  test.each([[0.31, "0.310"], [1e-7, "1.0e−7"], [-3.14159, "−3.14"], [1234567.8, "1.23 M"], [true, "yes"], [42, "42"]])("%s", (value, text) => {
+  test.each([[0.31, "0.310"], [1e-7, "1.0e−7"], [-3.14159, "−3.14"], [1234567.8, "1.23 M"], [-1e18, "−1.00e+18"], [true, "yes"], [42, "42"]])("%s", (value, text) => {
     expect(number(value)).toBe(text);
   });
 

@@ -30,8 +30,9 @@ export function brief(value: Known | string, digits: number): string {
   return typeof value === "number" ? limit(Number(value.toPrecision(digits))) : number(value);
 }
 
-/** Large counts: 12.3 M. */
+/** Large counts: 12.3 M; what no letter stands for, by its power of ten. */
 export function scaled(value: number): string {
+  if (Math.abs(value) >= 1e18) return value.toExponential(2).replace(/^-/, "−");
   for (const [limit, letter] of [[1e15, "P"], [1e12, "T"], [1e9, "G"], [1e6, "M"], [1e3, "k"]] as const)
     if (Math.abs(value) >= limit) return `${(value / limit).toPrecision(3)} ${letter}`.replace("-", "−");
   return number(value);
