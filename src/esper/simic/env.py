@@ -31,7 +31,7 @@ from esper.tolaria.legality import why_illegal
 ENV_ID = "esper/Grow-v0"
 FLAT_ID = "esper/GrowFlat-v0"
 SEEDS = 2**31
-"""Hosts are told apart by a number below this."""
+"""Hosts are drawn from seeds below this."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +102,8 @@ class GrowEnv(HostEnv):
         host = options.get("host")
         if host is None:
             host = self.np_random.integers(SEEDS)
-        elif isinstance(host, bool) or not isinstance(host, int) or not 0 <= host < SEEDS:
-            raise UsageError(f"reset: host is {host!r}; legal: a seed from 0 to {SEEDS - 1}")
+        elif isinstance(host, bool) or not isinstance(host, int) or not 0 <= host < 2**63:
+            raise UsageError(f"reset: host is {host!r}; legal: a seed from 0 to {2**63 - 1}")
         self.mdp.begin([int(host)])
         self._over = False
 

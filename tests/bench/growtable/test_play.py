@@ -20,7 +20,8 @@ from esper.bench.growtable.table import Table, table_of
 from esper.bench.growtable.tabular import TabularWorld
 from esper.bench.growtable.worlds import BLUEPRINTS, WORLDS, WorldFacts, WorldSpec, task_of
 from esper.leyline import DataError, EnvSpec, Op, UsageError
-from esper.simic.env import GrowEnv, flat_observation
+from esper.simic.env import GrowEnv
+from esper.simic.gym_host import flat_observation
 from esper.tamiyo.masks import to_indices
 from esper.tamiyo.policies import SchedulePolicy
 from esper.tolaria.executor import Executor
@@ -82,19 +83,18 @@ def test_the_table_shows_and_pays_what_a_real_environment_does(records: dict[Cho
     host = TableHost(SMALL, WorldFacts.of(SMALL), 0, records)
     real, table = GrowEnv(task=task_of(SMALL)), TabularWorld()
     for choices in (LATER, TOGETHER):
-        (view,), (told,) = real.begin([SMALL.seed(0)]), table.begin([host])
-        assert np.array_equal(flat_observation(view, SPACE), flat_observation(told, SPACE))
+        (seen, _), (told,) = real.reset(options={"host": SMALL.seed(0)}), table.begin([host])
+        assert np.array_equal(seen, flat_observation(told, SPACE))
         for epoch in range(1, SMALL.epochs + 1):
             action = action_at(records[choices].steps, epoch)
             assert action in table.nodes[0].held
-            (outcome,), (info,) = real.play([to_indices(SPACE, action)])
+            seen, paid, over, _, info = real.step(to_indices(SPACE, action))
             step = table.step(0, action)
             assert not info["illegal"]
-            seen, shown = flat_observation(outcome.view, SPACE), flat_observation(step.view, SPACE)
             # facts are kept at half precision
-            assert np.abs(seen - shown).max() < 2e-3, epoch
-            assert step.paid.total == pytest.approx(outcome.paid.total, abs=1e-4) and step.held
-            assert step.ended == outcome.ended
+            assert np.abs(seen - flat_observation(step.view, SPACE)).max() < 2e-3, epoch
+            assert step.paid.total == pytest.approx(paid, abs=1e-4) and step.held
+            assert step.ended == over
 
 
 def test_an_interrupted_build_goes_on_and_plays_nothing_twice(tmp_path: Path) -> None:
