@@ -48,3 +48,14 @@ def test_an_end_that_is_no_success_is_an_alarm(status: str, severity: str) -> No
 def test_what_an_event_says_of_itself_is_never_lowered() -> None:
     event = TelemetryEvent(event_type=T.TRAINING_ENDED, severity="critical", data={"status": "failed"})
     assert words.severity(event) == "critical"
+
+
+def test_why_a_run_failed_is_told_without_the_name_of_our_error_class() -> None:
+    rec = Recorder()
+    begin(rec, envs=1)
+    rec.say(T.TRAINING_ENDED, status="failed", reason="EsperError: the loss is not finite.", seconds=1.0)
+    view = build(fold(rec.events), START)
+    for said in (view.run.text, view.alarms[-1].text, render(view)):
+        assert "failed: the loss is not finite" in said and "EsperError" not in said
+    assert words.end_reason("ValueError: no such axis") == "ValueError: no such axis"
+    assert words.end_reason(None) == ""

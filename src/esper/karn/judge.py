@@ -10,7 +10,7 @@ from esper.karn import anomaly
 from esper.karn.parts import Level
 from esper.karn.state import EnvironmentFold, RunFold
 from esper.karn.stats import Interval, total
-from esper.karn.words import duration, figure, rounded, size
+from esper.karn.words import duration, end_reason, figure, rounded, size
 
 if TYPE_CHECKING:
     from esper.karn.verdict import Case
@@ -49,7 +49,7 @@ def judge(case: Case) -> Iterator[Judged]:
     """Everything that can be said for or against the run, from what was measured."""
     run, header = case.state.run, case.header
     if run.end_status == "failed":
-        reason = (run.end_reason or "no reason given").removeprefix("EsperError: ")
+        reason = end_reason(run.end_reason) or "no reason given"
         if case.rate is not None:
             reason = reason.replace("learning rate", f"learning rate ({case.rate:g})", 1)
         yield Judged("failed", "critical", f"failed: {reason}")

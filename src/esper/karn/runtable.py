@@ -24,7 +24,7 @@ from esper.karn.parts import Level, Number, Part, number, wire_safe
 from esper.karn.results import STATIC
 from esper.karn.runs import RunInfo, describe_run
 from esper.karn.schema import Verdict
-from esper.karn.words import ABSENT, cut, duration, figure
+from esper.karn.words import ABSENT, cut, duration, end_reason, figure
 from esper.leyline import DataError, TelemetryEvent, decode_json, unknown, visible
 from esper.leyline import TelemetryEventType as T
 from esper.leyline.files import MANIFEST_BYTES, open_regular, read_regular
@@ -341,7 +341,7 @@ def _facts(path: Path, signature: tuple[tuple[str, int, int], ...]) -> _Facts:
     for event in _newest(path):
         data = event.data
         if event.event_type is T.TRAINING_ENDED and data.get("status") != "completed":
-            facts.reason = str(data.get("reason", "")) or None
+            facts.reason = end_reason(data.get("reason")) or None
         elif event.event_type is T.EPISODE_ENDED:
             split = "test" if data.get("test_metric") is not None else "validation"
             if isinstance(value := data.get(f"{split}_metric"), int | float):

@@ -333,7 +333,7 @@ def run_header(state: RunState, now: float) -> RunHeader:
 
 def _condition(state: RunState, now: float) -> tuple[str, str]:
     if state.run.end_status is not None:
-        reason = f": {state.run.end_reason}" if state.run.end_reason else ""
+        reason = f": {words.end_reason(state.run.end_reason)}" if state.run.end_reason else ""
         return "ended", f"ended, {state.run.end_status}{reason}"
     if state.last_time is None:
         return "waiting", "no event yet"

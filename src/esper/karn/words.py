@@ -212,6 +212,11 @@ def folded(seeds: int) -> str:
     return f"{seeds} seed{'s' * (seeds != 1)} folded into weights" if seeds else ""
 
 
+def end_reason(reason: object) -> str:
+    """Why a run ended, without the name of our own error class: its text says what is wrong."""
+    return str(reason or "").removeprefix("EsperError: ")
+
+
 def _reason(data: Mapping[str, Any]) -> str:
     """A reason that is an identifier, as words."""
     return str(data.get("reason", "no reason given")).replace("_", " ")
@@ -244,7 +249,7 @@ _SENTENCES: dict[T, Callable[[Mapping[str, Any]], str]] = {
     T.TRANSITION_VETOED: lambda d: f"{d.get('target_stage')} vetoed by {d.get('by')}: {_reason(d)}",
     T.ISOLATION_VIOLATION: lambda d: f"gradient leaked to the host ({figure(d.get('host_gradient_norm'))})",
     T.TRAINING_STARTED: lambda d: f"{d.get('kind')} run of {d.get('task')} with policy {d.get('policy')}",
-    T.TRAINING_ENDED: lambda d: f"run {d.get('status')}" + (f": {d['reason']}" if d.get("reason") else ""),
+    T.TRAINING_ENDED: lambda d: f"run {d.get('status')}" + (f": {end_reason(d['reason'])}" if d.get("reason") else ""),
     T.EPISODE_STARTED: lambda d: f"episode of the {d.get('arm')} host begins, seed {d.get('seed')}",
     T.EPISODE_ENDED: _episode_end,
     T.EPOCH_COMPLETED: lambda d: (
