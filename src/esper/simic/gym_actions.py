@@ -78,14 +78,16 @@ class HeadActions:
 class JointActions:
     """One number for a whole action: WAIT, then op by op over slots and all heads that the op consumes."""
 
-    def __init__(self, space: ActionSpace) -> None:
+    def __init__(self, space: ActionSpace, sayable: frozenset[FactoredAction] | None = None) -> None:
+        """``sayable``: all that can ever be legal; ``None`` is whatever the space can say."""
         choices = (space.slots, space.blueprints, space.blends, space.alpha_targets, space.tempos)
-        self.actions: tuple[FactoredAction, ...] = tuple(
+        every = (
             FactoredAction(op, **dict[str, Any](zip(heads, said, strict=True)))
             for op in Op
             for heads in [[head for head, used in zip(HEADS[1:], RELEVANCE[op, 1:], strict=True) if used]]
             for said in itertools.product(*(choices[HEADS.index(head) - 1] for head in heads))
         )
+        self.actions = tuple(action for action in every if sayable is None or action in sayable)
         """By number."""
         self._numbers = {action: number for number, action in enumerate(self.actions)}
         self.space: spaces.Space[Any] = spaces.Discrete(len(self.actions))
@@ -125,11 +127,11 @@ class JointActions:
         return with_blueprint
 
 
-def actions_of(kind: str, space: ActionSpace) -> Actions:
-    """Of :data:`KINDS`."""
+def actions_of(kind: str, space: ActionSpace, sayable: frozenset[FactoredAction] | None = None) -> Actions:
+    """Of :data:`KINDS`; ``sayable`` as :class:`JointActions` takes it."""
     if kind not in KINDS:
         raise UsageError(f"actions={kind!r}; legal: {', '.join(KINDS)}")
-    return HeadActions(space) if kind == "heads" else JointActions(space)
+    return HeadActions(space) if kind == "heads" else JointActions(space, sayable)
 
 
 def _integers(action: Any, shape: tuple[int, ...], words: str) -> npt.NDArray[np.int64]:

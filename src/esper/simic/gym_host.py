@@ -3,7 +3,7 @@
 Observation: ``Box(-1, 1)`` of the features of :data:`esper.tamiyo.features.LAYOUT` for host and slots, then for each
 slot which blueprint it holds, one-hot with "none" first. Actions: :mod:`esper.simic.gym_actions`. ``step`` is total
 over its action space: an illegal action becomes another, ``info["illegal"]`` says so and ``why_not`` why. What is
-outside of it, and a step without an episode, is a ``UsageError``. ``info`` holds numbers and arrays alone.
+outside of it, and a step without an episode, is a ``UsageError``. ``info`` holds NumPy's numbers and arrays alone.
 
 An episode ends after a fixed number of epochs in a terminal state (``terminated``); nothing is ever truncated.
 ``deepcopy`` and ``pickle`` go on where the environment stands, bit for bit.
@@ -82,12 +82,15 @@ class HostEnv(gymnasium.Env[Floats, Any]):
 
     metadata: ClassVar[dict[str, Any]] = {"render_modes": list(MODES), "render_fps": 2}  # type: ignore[misc]
 
+    sayable: ClassVar[frozenset[FactoredAction] | None] = None
+    """All that can ever be legal, where that is less than the action space says."""
+
     def __init__(self, space: ActionSpace, length: int, made: dict[str, Any]) -> None:
         """``length``: most epochs of an episode; ``made``: keywords that it was made with."""
         check_mode(made["render_mode"])
         self.space, self.length, self.render_mode = space, length, made["render_mode"]
         self._made = made
-        self.actions = actions_of(made["actions"], space)
+        self.actions = actions_of(made["actions"], space, self.sayable)
         self.observation_space = observation_space(space)
         self.action_space = self.actions.space
         self.illegal_actions = 0
@@ -154,13 +157,15 @@ class HostEnv(gymnasium.Env[Floats, Any]):
         answer = self.act(self.actions.read(action))
         self.why_not = answer.why_not
         self.illegal_actions += answer.illegal
-        info = self._info() | {
-            "illegal": answer.illegal,
-            "success": answer.success,
-            "objective": answer.paid.objective,
-            **{f"reward_{name}": value for name, value in answer.paid.components.items()},
-            **answer.facts,
-        }
+        info = self._info() | _of_numpy(
+            {
+                "illegal": answer.illegal,
+                "success": answer.success,
+                "objective": answer.paid.objective,
+                **{f"reward_{name}": value for name, value in answer.paid.components.items()},
+                **answer.facts,
+            }
+        )
         return flat_observation(self._seen("step"), self.space), answer.paid.total, self.over, False, info
 
     def action_masks(self) -> BoolArray:
@@ -205,12 +210,14 @@ class HostEnv(gymnasium.Env[Floats, Any]):
 
     def _info(self) -> Info:
         view = self._seen("info")
-        return {
-            "epoch": view.epoch,
-            "metric": float("nan") if view.metric is None else view.metric,
-            "action_mask": self.action_masks().astype(np.int8),
-            **self.facts(),
-        }
+        metric = float("nan") if view.metric is None else view.metric
+        info = _of_numpy({"epoch": view.epoch, "metric": metric, **self.facts()})
+        return info | {"action_mask": self.action_masks().astype(np.int8)}
+
+
+def _of_numpy(numbers: Mapping[str, float]) -> Info:
+    """Readers of ``info`` ask every value for its ``dtype``."""
+    return {name: np.asarray(number)[()] for name, number in numbers.items()}
 
 
 class HostVectorEnv(SyncVectorEnv):

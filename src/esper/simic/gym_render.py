@@ -34,10 +34,10 @@ def check_mode(mode: str | None) -> None:
 
 def render(view: EnvView, mode: str | None) -> Any:
     """``ansi``: a line for the host, then one for each slot. ``rgb_array``: uint8 ``[height, width, 3]``, the metric
-    after each epoch over one lane for each slot, coloured by its stage and as long as its alpha.
+    after each epoch over one lane for each slot, coloured by its stage and as long as its alpha. ``None``: nothing.
     """
     if mode is None:
-        raise UsageError(f"render: the environment was made without a render_mode; legal: {', '.join(MODES)}")
+        return None
     return _text(view) if mode == "ansi" else _picture(view)
 
 

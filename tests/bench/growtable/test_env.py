@@ -19,6 +19,7 @@ from stable_baselines3.common.env_checker import check_env as sb3_check_env
 
 from esper.bench.growtable.env import ENV_ID, FLAT_ID, GrowTableEnv, GrowTableVectorEnv
 from esper.bench.growtable.host import SPACE
+from esper.bench.growtable.record import coded_action
 from esper.bench.growtable.table import Table
 from esper.bench.growtable.tabular import value
 from esper.bench.growtable.worlds import WORLDS, task_of
@@ -49,8 +50,8 @@ def test_it_is_laid_out_as_the_real_one() -> None:
     assert env.observation_space == real.observation_space and env.action_space == real.action_space
     assert env.space == real.space and env.spec.max_episode_steps == real.length == 12
     assert make(worlds=("mnist14",)).spec.max_episode_steps == 9
-    flat, real_flat = make(actions="joint"), GrowEnv(task=task_of(WORLDS["digits"]), actions="joint")
-    assert flat.action_space == real_flat.action_space == gymnasium.make(FLAT_ID, table=TABLE).action_space
+    flat = gymnasium.make(FLAT_ID, table=TABLE)
+    assert flat.action_space == gymnasium.spaces.Discrete(1 + 3 * 5 + 3 * 3), "no more than sequences can do"
 
 
 def test_what_the_masks_allow_is_held_but_for_pairs_of_heads() -> None:
@@ -177,6 +178,17 @@ def test_a_reset_mask_and_options_go_together() -> None:
     _, info = envs.reset(options={"reset_mask": np.array([False, True]), "world": "digits", "host": 1})
     assert info["_host"].tolist() == [False, True] and info["host"][1] == 1
     assert [host.view.epoch for host in envs.hosts if host.view] == [1, 0]
+
+
+def test_whole_actions_say_all_that_the_stored_table_holds() -> None:
+    table = GrowTableEnv(worlds=("digits", "mnist14-narrow"))
+    steps = [record.steps for host in table.hosts for record in host.records.values()]
+    codes = {
+        tuple(map(int, row))
+        for each in steps
+        for row in np.stack([each[name][1:] for name in ("op", "op_slot", "op_blueprint")], axis=1)
+    }
+    assert {coded_action(*code) for code in codes} <= GrowTableEnv.sayable and len(codes) > 15
 
 
 def test_a_world_that_the_table_does_not_hold_is_refused() -> None:

@@ -20,11 +20,11 @@ from typing import Any
 from gymnasium.vector import AutoresetMode
 
 from esper.bench.growtable.host import SPACE, Node, TableHost
-from esper.bench.growtable.record import action_at
+from esper.bench.growtable.record import NONE, action_at, coded_action
 from esper.bench.growtable.table import STORED, Table, load_table
 from esper.bench.growtable.tabular import TabularWorld
 from esper.bench.growtable.worlds import HELD_OUT, TRAINING
-from esper.leyline import EnvView, FactoredAction, UsageError, unknown
+from esper.leyline import EnvView, FactoredAction, Op, UsageError, unknown
 from esper.simic.gym_host import HostEnv, HostStep, HostVectorEnv, Options, configured
 from esper.simic.rewards import RewardConfig
 from esper.tamiyo.masks import Availability
@@ -78,6 +78,14 @@ class GrowTableEnv(HostEnv):
     """One tabulated host an episode. Keywords are the fields of :class:`GrowTableConfig`; ``actions``: ``heads`` or
     ``joint``.
     """
+
+    sayable = frozenset(
+        coded_action(op, slot, blueprint)
+        for op in (Op.WAIT, Op.GERMINATE, Op.ADVANCE, Op.PRUNE, Op.FOSSILIZE)
+        for slot in ((NONE,) if op is Op.WAIT else range(len(SPACE.slots)))
+        for blueprint in range(len(SPACE.blueprints))
+    )
+    """What a sequence can do: germinations have one blend, one target and one tempo, and no seed is retargeted."""
 
     def __init__(self, render_mode: str | None = None, actions: str = "heads", **config: Any) -> None:
         given = configured(GrowTableConfig, config)
