@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import msgspec
 import pytest
@@ -70,3 +71,23 @@ def test_lines_are_judged_as_each_of_them_is(lines: list[bytes], at: int, long: 
     assert fault_in_lines(b"\n".join(lines)) == ""
     lines.insert(min(at, len(lines)), b"9" * 99 if long else nested(MAX_DEPTH + 1))
     assert fault_in_lines(b"\n".join(lines)) == next(filter(None, map(fault, lines))) != ""
+
+
+def deepest(text: bytes) -> int:
+    """Mark by mark."""
+    depth = most = 0
+    for mark in re.findall(rb"[\[{}\]]", re.sub(rb'"(?:[^"\\]|\\.)*"?', b"", text, flags=re.DOTALL)):
+        depth += 1 if mark in b"[{" else -1
+        most = max(most, depth)
+    return most
+
+
+@given(
+    VALUES.map(json.dumps).map(str.encode), st.integers(0, 40), st.sampled_from(["[]", "{}", "[{", "{["]), st.booleans()
+)
+def test_the_depth_is_what_counting_mark_by_mark_gives(value: bytes, depth: int, around: str, cut: bool) -> None:
+    opening = (around if around in ("[{", "{[") else around[0] * 2).encode() * depth
+    closing = opening[::-1].translate(bytes.maketrans(b"[{", b"]}"))
+    text = b"[" + b"[],{}," * 30 + opening + value + closing + b"]"
+    text = text[: len(text) // 2] if cut else text
+    assert bool(fault(text)) == (deepest(text) > MAX_DEPTH)

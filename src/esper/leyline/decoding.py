@@ -6,7 +6,6 @@ has room for, no number that a later step cannot hold.
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any, Final, TypeVar, overload
 
@@ -27,24 +26,34 @@ _OPENING: Final = bytes(set(range(256)) - set(b"[{\n"))
 _DIGITS: Final = bytes.maketrans(b"123456789", b"000000000")
 _LONG: Final = b"0" * (MAX_DIGITS + 1)
 _BRACKETS: Final = bytes(set(range(256)) - set(b"[]{}"))
-_STRING: Final = re.compile(rb'"(?:[^"\\]|\\.)*"?', re.DOTALL)
 
 
 def fault(text: bytes) -> str:
     """Which limit JSON text is beyond, in words; empty where it is within."""
-    if _LONG in text.translate(_DIGITS) and _LONG in _STRING.sub(b"", text).translate(_DIGITS):
+    if _LONG in text.translate(_DIGITS) and _LONG in _outside_strings(text).translate(_DIGITS):
         return f"a number of more than {MAX_DIGITS} digits"
-    opened = text.translate(None, _OPENING)
-    if len(opened) <= MAX_DEPTH:
+    if len(text.translate(None, _OPENING)) <= MAX_DEPTH:
         return ""
+    return f"nested deeper than {MAX_DEPTH} levels" if _too_deep(_outside_strings(text)) else ""
+
+
+def _outside_strings(text: bytes) -> bytes:
+    """What no string holds, of text that is JSON as far as a decoder would read it."""
+    return b"".join(text.replace(rb"\\", b"").replace(rb"\"", b"").split(b'"')[::2])
+
+
+def _too_deep(text: bytes) -> bool:
+    marks = left = text.translate(None, _BRACKETS)
+    # each step takes one or two of the innermost levels off, far faster than looking at each mark
+    for _ in range(MAX_DEPTH // 2):
+        left = left.replace(b"[]", b"").replace(b"{}", b"")
+        if not left:
+            return False
     depth = deepest = 0
-    for mark in _STRING.sub(b"", text).translate(None, _BRACKETS):
-        if mark in b"[{":
-            depth += 1
-            deepest = max(deepest, depth)
-        else:
-            depth -= 1
-    return f"nested deeper than {MAX_DEPTH} levels" if deepest > MAX_DEPTH else ""
+    for mark in marks:
+        depth += 1 if mark in b"[{" else -1
+        deepest = max(deepest, depth)
+    return deepest > MAX_DEPTH
 
 
 def fault_in_lines(lines: bytes) -> str:
