@@ -199,8 +199,8 @@ class Faults:
         return "nothing to go on with"
 
 
-def _episode(event: dict[str, Any], *epoch: int) -> tuple[int, ...]:
-    return event["env_id"], event["episode"], *epoch
+def _episode(event: dict[str, Any], *epoch: int) -> tuple[Any, ...]:
+    return event["data"]["arm"], event["env_id"], event["episode"], *epoch
 
 
 def _scores(event: dict[str, Any]) -> tuple[float, float]:
