@@ -102,7 +102,7 @@ DRAWS = st.lists(st.integers(0, 10**6), max_size=7)
 
 
 @pytest.mark.parametrize("how", COPIES)
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(before=DRAWS, after=DRAWS, seed=st.integers(0, 99), reward=st.sampled_from(["objective", "shaped"]))
 def test_a_copy_goes_on_as_the_environment_does(
     how: str, before: list[int], after: list[int], seed: int, reward: str

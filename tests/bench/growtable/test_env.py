@@ -134,7 +134,7 @@ DRAWS = st.lists(st.integers(0, 10**6), max_size=15)
 
 
 @pytest.mark.parametrize("how", COPIES)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(before=DRAWS, after=DRAWS, seed=st.integers(0, 99), actions=st.sampled_from(["heads", "joint"]))
 def test_a_copy_goes_on_as_the_environment_does(
     how: str, before: list[int], after: list[int], seed: int, actions: str
