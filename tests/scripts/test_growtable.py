@@ -42,7 +42,12 @@ def test_a_score_goes_into_a_page(table: Path, capsys: pytest.CaptureFixture[str
         "| `p`, real runs | ",
         "| `esper-v1`, real runs | ",
         "| best schedule that fits | ",
-        "`esper-v1`: In the table it is ahead of best schedule that fits by ",
+        "| largest legal first | ",
+        "| best constant ranking | ",
+        "| `esper-v1` | best blind choice | ",
+        "| `p` | all of these | of its world | ",
+        "`p`: Reading test: ",
+        "actions that it asked for in the table none was illegal",
         "`esper-v1`: In real runs it is ahead of frugal by ",
         "| frugal, real runs | ",
         "MACs a use",
@@ -57,9 +62,10 @@ def test_a_shipped_policy_has_its_scores_on_its_card(table: Path, monkeypatch: p
     save_policy(policy, fresh_network(0, cells=8), {"seed": 3}, nurture=True)
     monkeypatch.setattr(growtable_runs, "SHIPPED_FILE", shipped)
 
-    def scored(table: Table, training: list[str], worlds: list[str], policies: dict[str, Path]) -> Scores:
-        assert (worlds, policies) == (["digits-deep-noisy"], {"esper-v1": policy})
-        return Scores((), [ArmScore("`p`, real runs", Interval(0.1, 2, 0.0, 0.2), {}, None, 1.0)], ["`p`: ahead"])
+    def scored(table: Table, training: list[str], worlds: list[str], policies: dict[str, str]) -> Scores:
+        assert (worlds, policies) == (["digits-deep-noisy"], {"esper-v1": str(policy)})
+        arm = ArmScore("`p`, real runs", Interval(0.1, 2, 0.0, 0.2), {}, None, 1.0)
+        return Scores((), (), [arm], remarks=["`p`: ahead"])
 
     monkeypatch.setattr(growtable_runs, "scored", scored)
     assert main(["growtable", "ship", "--table", str(table), "--policy", str(policy)]) == 0
@@ -91,6 +97,7 @@ def test_what_was_built_is_packed_and_what_was_not_is_said(tmp_path: Path, capsy
         (["build", "--seeds", "1"], 2, "seeds is 1; it must be 2 or more"),
         (["score", "--table", "nowhere"], 1, "rebuild it with: esper growtable build"),
         (["score", "--policy", "nowhere.safetensors"], 1, "policy nowhere.safetensors: No such file"),
+        (["score", "--policy", "nowhere_at_all:f"], 2, "cannot import 'nowhere_at_all'"),
         (["score", "--into", "nowhere.md"], 2, "--into nowhere.md: no such page"),
         (["train", "--output", "."], 2, "--output .: a directory; a file is needed"),
         (["check", "--count", "0"], 2, "count is 0; it must be 1 or more"),

@@ -40,14 +40,16 @@ def build_parser() -> argparse.ArgumentParser:
     five.add_argument("--updates", type=int, metavar="N")
     five.add_argument("--seed", type=int)
     five.add_argument("--output", type=Path, required=True, metavar="FILE")
-    four = commands.add_parser("score", help="regret of policies on held-out worlds")
+    four = commands.add_parser(
+        "score", help="regret of policies on held-out worlds, beside choices that look at no host, and what they read"
+    )
     four.add_argument(
         "--policy",
-        type=Path,
         action="append",
         default=[],
-        metavar="FILE",
-        help="beside the shipped one; may be repeated",
+        metavar="FILE|module:Callable",
+        help="beside the shipped one; may be repeated. A callable without arguments makes a policy; one of two maps "
+        "observation and mask of esper/GrowTableFlat-v0 to an action",
     )
     six = commands.add_parser("ship", help="put a policy into the package as esper-v1, its scores on its card")
     six.add_argument("--policy", type=Path, required=True, metavar="FILE")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -135,10 +136,10 @@ def run_tune(args: argparse.Namespace, console: Console) -> None:
 def run_score(args: argparse.Namespace, console: Console) -> None:
     """Regret on held-out worlds."""
     table = load_table(args.table)
-    names = [path.stem for path in args.policy]
-    others = {path.stem if names.count(path.stem) == 1 else str(path): path for path in args.policy}
-    found = scored(*_split(table, args.table), {SHIPPED: SHIPPED_FILE, **others})
-    text = "\n\n".join([report.sampled(table), report.regrets(found.lines, found.schedule), *found.remarks])
+    found = scored(*_split(table, args.table), {SHIPPED: str(SHIPPED_FILE), **_named(args.policy)})
+    tables = [report.sampled(table), report.regrets(found.lines, found.schedule, found.ranking)]
+    tables += [report.duels(found.duels), report.reading_test(found.readings)]
+    text = "\n\n".join([*tables, *found.remarks])
     _publish(args.into, "growtable", text, console)
 
 
@@ -146,11 +147,20 @@ def run_ship(args: argparse.Namespace, console: Console) -> None:
     """Score a policy, write the scores on its card and the file into the package."""
     saved = load_policy(args.policy)
     table, training, held_out = _split(load_table(args.table), args.table)
-    found = scored(table, training, held_out, {SHIPPED: args.policy})
+    found = scored(table, training, held_out, {SHIPPED: str(args.policy)})
     regret = {each.arm: [each.regret.low, each.regret.mean, each.regret.high] for each in found.lines if each.regret}
     card = saved.card | {"scored_on": held_out, "regret": regret, "remarks": found.remarks}
     written = save_policy(SHIPPED_FILE, saved.network, card, nurture=saved.nurture)
     _say(console, f"{SHIPPED_FILE}: {written.bytes:,} bytes")
+
+
+def _named(policies: Sequence[str]) -> dict[str, str]:
+    """Name -> file or ``module:Callable``. A file goes by its stem where no other has it."""
+    stems = [Path(each).stem for each in policies]
+    return {
+        stem if ":" not in each and stems.count(stem) == 1 else each: each
+        for stem, each in zip(stems, policies, strict=True)
+    }
 
 
 def _given(args: argparse.Namespace, *names: str) -> dict[str, Any]:

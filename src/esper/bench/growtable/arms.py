@@ -1,4 +1,4 @@
-"""What is compared on held-out worlds: end points, the best fixed schedule, rules and learned policies.
+"""What is compared on held-out worlds: end points, choices that look at no host, rules, and policies of anybody's.
 
 Rules and policies play twice: in the table, where they can do only what it holds, and on the same hosts for real.
 """
@@ -7,18 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
 from esper.bench.growtable import report
-from esper.bench.growtable.learn import network_player
+from esper.bench.growtable.entrants import Entrant, entrant
+from esper.bench.growtable.reading import Reading, readings
+from esper.bench.growtable.rivals import best_ranking, blind, constant, largest_first
 from esper.bench.growtable.score import (
     ArmScore,
+    Duel,
     HostKey,
     HostResults,
     Norm,
     Player,
+    Tally,
     break_even,
     by_views,
     fitting,
@@ -31,9 +34,9 @@ from esper.bench.growtable.score import (
 )
 from esper.bench.growtable.sequences import Choices
 from esper.bench.growtable.table import Table
+from esper.karn.stats import interval
 from esper.leyline import Policy
 from esper.tamiyo.policies import FrugalPolicy, HeuristicConfig, HeuristicPolicy, StaticPolicy
-from esper.tamiyo.policies.learned import load_policy
 
 RULES: Final = MappingProxyType[str, Policy](
     {
@@ -55,55 +58,88 @@ class _Field:
     tabulated: dict[str, HostResults] = field(default_factory=dict)
     real: dict[str, HostResults] = field(default_factory=dict)
 
-    def line(self, arm: str, found: HostResults) -> ArmScore:
+    def add(self, arm: str, found: HostResults) -> ArmScore:
+        self.tabulated[arm] = found
         return line(arm, found, self.ends, self.rival)
 
-    def play(self, arm: str, player: Player, policy: Policy) -> list[ArmScore]:
-        self.tabulated[arm] = played(self.table, self.worlds, player)
-        self.real[arm] = played_freely(self.table, self.worlds, policy)
-        return [self.line(arm, self.tabulated[arm]), self.line(f"{arm}, real runs", self.real[arm])]
+    def play(self, arm: str, player: Player, policy: Policy | None) -> list[ArmScore]:
+        lines = [self.add(arm, played(self.table, self.worlds, player))]
+        if policy is not None:
+            self.real[arm] = played_freely(self.table, self.worlds, policy)
+            lines.append(line(f"{arm}, real runs", self.real[arm], self.ends, self.rival))
+        return lines
 
-    def ahead(self, arm: str, rival: str, real: bool) -> str:
-        mine, theirs = ((self.real if real else self.tabulated)[each] for each in (arm, rival))
-        points = [mine[key].objective - theirs[key].objective for key in mine]
-        return report.ahead("real runs" if real else "the table", rival, points)
+    def duel(self, arm: str, rival: str) -> Duel:
+        mine, theirs = self.tabulated[arm], self.tabulated[rival]
+        points = interval([mine[key].objective - theirs[key].objective for key in mine])
+        if points is None:
+            raise RuntimeError("there are hosts")
+        return Duel(arm, rival, points, line(arm, mine, self.ends, theirs).better_than_fixed)
+
+    def ahead(self, arm: str, rival: str) -> str:
+        mine, theirs = self.real[arm], self.real[rival]
+        return report.ahead("real runs", rival, [mine[key].objective - theirs[key].objective for key in mine])
 
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """The best fixed schedule of the training worlds, one line an arm, and remarks on saved policies."""
+    """What was found on held-out worlds."""
 
     schedule: Choices
+    """The best fixed schedule of the training worlds."""
+    ranking: tuple[str, ...]
+    """Their best constant ranking."""
     lines: list[ArmScore]
-    remarks: list[str]
+    """One an arm."""
+    duels: list[Duel] = field(default_factory=list)
+    readings: dict[str, list[Reading]] = field(default_factory=dict)
+    """By policy."""
+    remarks: list[str] = field(default_factory=list)
+    """On the policies that were asked for."""
 
 
-FITS: Final = "best schedule that fits"
+RANDOM, FITS, LARGEST = "random", "best schedule that fits", "largest legal first"
+RANKING, BLIND = "best constant ranking", "best blind choice"
+BESIDE: Final = (RANDOM, LARGEST, FITS, RANKING, BLIND)
+"""What every policy is compared with in the table."""
 
 
-def scored(table: Table, training: Sequence[str], worlds: Sequence[str], policies: Mapping[str, Path]) -> Scores:
-    """Scores on held-out ``worlds``; ``policies`` are files by the names that they go by. Raises ``DataError`` for a
-    file that holds no policy.
+def scored(table: Table, training: Sequence[str], worlds: Sequence[str], policies: Mapping[str, str]) -> Scores:
+    """Scores on held-out ``worlds``; ``policies`` are files or ``module:Callable`` by the names that they go by. Raises
+    ``DataError`` or ``UsageError`` for what is no policy.
     """
-    learned = {f"`{name}`": load_policy(path) for name, path in policies.items()}
-    ranked = schedules(table, training)
+    entrants = [entrant(f"`{name}`", reference) for name, reference in policies.items()]
+    ranked, ranking = schedules(table, training), best_ranking(table, training)
     rival = fixed(table, worlds, ranked[0])
     all_of_it = _Field(table, worlds, norms(table, worlds), rival)
     lines = [
-        all_of_it.line("oracle", {key: norm.oracle for key, norm in all_of_it.ends.items()}),
-        all_of_it.line("random", {key: norm.random for key, norm in all_of_it.ends.items()}),
-        all_of_it.line("static", played(table, worlds, by_views(StaticPolicy()))),
+        all_of_it.add("oracle", {key: norm.oracle for key, norm in all_of_it.ends.items()}),
+        all_of_it.add(RANDOM, {key: norm.random for key, norm in all_of_it.ends.items()}),
+        all_of_it.add("static", played(table, worlds, by_views(StaticPolicy()))),
         line("best fixed schedule", rival, all_of_it.ends, None),
+        all_of_it.add(FITS, fitting(table, worlds, ranked)),
+        all_of_it.add(LARGEST, played(table, worlds, largest_first())),
+        all_of_it.add(RANKING, played(table, worlds, constant(ranking))),
+        all_of_it.add(BLIND, blind(table, worlds)),
     ]
-    all_of_it.tabulated[FITS] = fitting(table, worlds, ranked)
-    lines.append(all_of_it.line(FITS, all_of_it.tabulated[FITS]))
+    found = Scores(ranked[0], ranking, lines)
     for name, rules in RULES.items():
         lines += all_of_it.play(name, by_views(rules), rules)
-    remarks = []
-    for name, saved in learned.items():
-        lines += all_of_it.play(name, network_player(saved.network), saved.player(greedy=True))
-        remarks.append(f"{name}: {all_of_it.ahead(name, FITS, real=False)}")
-        remarks += [f"{name}: {all_of_it.ahead(name, each, real=True)}" for each in RULES]
-        if cost := saved.training_macs:
-            remarks.append(f"{name}: {report.paid_off(break_even(table, worlds, all_of_it.tabulated[name], cost))}")
-    return Scores(ranked[0], lines, remarks)
+    for one in entrants:
+        _enter(all_of_it, one, found)
+    return found
+
+
+def _enter(everything: _Field, one: Entrant, found: Scores) -> None:
+    """Everything about one of the policies that were asked for."""
+    tally = Tally()
+    found.lines.extend(everything.play(one.name, tally.of(one.player), one.policy))
+    found.duels.extend(everything.duel(one.name, rival) for rival in BESIDE)
+    found.readings[one.name] = readings(everything.table, everything.worlds, one.player)
+    said = [report.refused(tally), report.read(found.readings[one.name])]
+    if one.policy is not None:
+        said += [everything.ahead(one.name, each) for each in RULES]
+    if one.training_macs:
+        even = break_even(everything.table, everything.worlds, everything.tabulated[one.name], one.training_macs)
+        said.append(report.paid_off(even))
+    found.remarks.extend(f"{one.name}: {words}" for words in said)

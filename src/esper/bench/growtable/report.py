@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 
 from esper.bench.growtable.check import PredictionCheck
 from esper.bench.growtable.host import TableHost
-from esper.bench.growtable.score import ArmScore, BreakEven, oracle_of
+from esper.bench.growtable.reading import ALL, Reading
+from esper.bench.growtable.score import ArmScore, BreakEven, Duel, Tally, oracle_of
 from esper.bench.growtable.sequences import Choices, name_of, singles
 from esper.bench.growtable.table import Table
 from esper.bench.growtable.tabular import value
@@ -48,11 +49,12 @@ def _plainly(choices: Choices) -> str:
     return ", ".join(f"{c.blueprint} in {c.slot} at {c.epoch}" for c in choices) or "nothing"
 
 
-def regrets(lines: Sequence[ArmScore], schedule: Choices) -> str:
+def regrets(lines: Sequence[ArmScore], schedule: Choices, ranking: Sequence[str]) -> str:
     """One row an arm."""
     worlds = list(lines[0].by_world)
     rows = [
-        f"Best fixed schedule of the training worlds: `{name_of(schedule)}`.",
+        f"Best fixed schedule of the training worlds: `{name_of(schedule)}`; best constant ranking: "
+        f"{' > '.join(ranking)}.",
         "",
         f"| arm | regret | better than the schedule by | MACs a run | {' | '.join(f'`{name}`' for name in worlds)} |",
         f"|---|---:|---:|---:|{'---:|' * len(worlds)}",
@@ -70,6 +72,67 @@ def _bounds(found: Interval | None) -> str:
     if found.low is None or found.high is None:
         return f"{found.mean:.2f}"
     return f"{found.mean:.2f} ({found.low:.2f} to {found.high:.2f})"
+
+
+def duels(found: Sequence[Duel]) -> str:
+    """One row a policy and rival."""
+    rows = [
+        "| policy, in the table | minus | points | hosts | in regret |",
+        "|---|---|---:|---:|---:|",
+    ]
+    rows += [
+        f"| {each.policy} | {each.rival} | {_bounds(each.points)} | {each.points.n} | {_bounds(each.regret)} |"
+        for each in found
+    ]
+    return "\n".join(rows)
+
+
+def reading_test(found: Mapping[str, Sequence[Reading]]) -> str:
+    """One row a policy, group and scope."""
+    rows = [
+        "| policy | sees of another host | which | does anything else | points lost | so it is |",
+        "|---|---|---|---:|---:|---|",
+    ]
+    rows += [
+        f"| {policy} | {each.group} | {each.scope} | {each.changed} of {each.episodes} | {_bounds(each.lost)} | "
+        f"{_verdict(each)} |"
+        for policy, those in found.items()
+        for each in those
+    ]
+    return "\n".join(rows)
+
+
+def _verdict(each: Reading) -> str:
+    if each.reads:
+        return "a reader"
+    return "a constant" if each.changed == 0 else "a constant, as far as these hosts show"
+
+
+def read(found: Sequence[Reading]) -> str:
+    """The reading test in a sentence or two."""
+    widest = [each for each in found if each.scope == found[0].scope]
+    whole = next(each for each in widest if each.group == ALL)
+    lost = f"shown another host's, it loses {_bounds(whole.lost)} points and does anything else in"
+    begin = f"Reading test: {lost} {whole.changed} of {whole.episodes} episodes."
+    if whole.changed == 0:
+        return f"{begin} It reads nothing of a host: in these worlds it is a constant."
+    kinds = [each for each in found if each.group != ALL]
+    read_of = [f"{each.group} ({each.scope})" for each in kinds if each.reads]
+    if read_of:
+        return f"{begin} It reads {', '.join(read_of)}; of the rest it is a constant, as far as these hosts show."
+    if whole.reads:
+        return f"{begin} It reads its hosts, though no group alone costs it anything beyond doubt."
+    return f"{begin} It loses nothing beyond doubt: in these worlds it is a constant, as far as these hosts show."
+
+
+def refused(tally: Tally) -> str:
+    """One sentence on what the table does not hold."""
+    if not tally.refused:
+        return f"Of {tally.asked} actions that it asked for in the table none was illegal."
+    return (
+        f"Of {tally.asked} actions that it asked for in the table {tally.refused} were illegal and became what is done "
+        f"without them (WAIT, or a seed's next gate); the first: {tally.first}."
+    )
 
 
 def ahead(where: str, rival: str, differences: Sequence[float]) -> str:

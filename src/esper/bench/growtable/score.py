@@ -81,7 +81,7 @@ def oracle_of(hosts: Sequence[TableHost]) -> dict[HostKey, tuple[Choices, HostRe
             key=lambda c: fmean(value(host, host.records[c], test=False) for host in chosen_on),
         )
         for host in scored_on:
-            found[_key(host)] = best, outcome_of(host, [host.records[best]])
+            found[host_key(host)] = best, outcome_of(host, [host.records[best]])
     return found
 
 
@@ -92,7 +92,7 @@ def norms(table: Table, worlds: Iterable[str]) -> dict[HostKey, Norm]:
         hosts = table.of(name)
         oracle = oracle_of(hosts)
         for host in hosts:
-            found[_key(host)] = Norm(oracle[_key(host)][1], outcome_of(host, host.records.values()))
+            found[host_key(host)] = Norm(oracle[host_key(host)][1], outcome_of(host, host.records.values()))
     return found
 
 
@@ -102,16 +102,22 @@ def held_part(host: TableHost, choices: Choices) -> Record:
     return next(host.records[part] for part in parts if part in host.records)
 
 
+def validated(hosts: Sequence[TableHost]) -> dict[Choices, float]:
+    """Of every sequence that all of ``hosts`` hold its mean objective by validation."""
+    return {
+        choices: fmean(value(host, host.records[choices], test=False) for host in hosts)
+        for choices in set.intersection(*(set(host.records) for host in hosts))
+    }
+
+
+def scale_of(means: Mapping[Choices, float]) -> float:
+    """Points between the best sequence and a random one."""
+    return max(means.values()) - fmean(means.values())
+
+
 def schedules(table: Table, worlds: Sequence[str]) -> list[Choices]:
     """All tabulated sequences, that which leaves the least regret on average over ``worlds``, by validation, first."""
-    scales, means = {}, {}
-    for name in worlds:
-        hosts = table.of(name)
-        found = {
-            choices: fmean(value(host, host.records[choices], test=False) for host in hosts)
-            for choices in set.intersection(*(set(host.records) for host in hosts))
-        }
-        means[name], scales[name] = found, max(found.values()) - fmean(found.values())
+    scales = {name: scale_of(validated(table.of(name))) for name in worlds}
     candidates = sorted({choices for name in worlds for host in table.of(name) for choices in host.records})
 
     def mean(choices: Choices) -> float:
@@ -126,13 +132,13 @@ def schedules(table: Table, worlds: Sequence[str]) -> list[Choices]:
 
 def fixed(table: Table, worlds: Iterable[str], choices: Choices) -> HostResults:
     """What a fixed schedule achieves."""
-    return {_key(h): outcome_of(h, [held_part(h, choices)]) for name in worlds for h in table.of(name)}
+    return {host_key(h): outcome_of(h, [held_part(h, choices)]) for name in worlds for h in table.of(name)}
 
 
 def fitting(table: Table, worlds: Iterable[str], ranked: Sequence[Choices]) -> HostResults:
     """What the first of ``ranked`` achieves that a host holds whole: a schedule that knows what a world forbids."""
     return {
-        _key(h): outcome_of(h, [h.records[next(choices for choices in ranked if choices in h.records)]])
+        host_key(h): outcome_of(h, [h.records[next(choices for choices in ranked if choices in h.records)]])
         for name in worlds
         for h in table.of(name)
     }
@@ -141,7 +147,7 @@ def fitting(table: Table, worlds: Iterable[str], ranked: Sequence[Choices]) -> H
 def played(table: Table, worlds: Iterable[str], player: Player, draws: int = 1) -> HostResults:
     """What a policy achieves that walks through the table."""
     return {
-        _key(host): outcome_of(host, [walk(host, player(host, draw)).record for draw in range(draws)])
+        host_key(host): outcome_of(host, [walk(host, player(host, draw)).record for draw in range(draws)])
         for name in worlds
         for host in table.of(name)
     }
@@ -156,7 +162,7 @@ def played_freely(table: Table, worlds: Iterable[str], policy: Policy) -> HostRe
         for host, end in zip(hosts, ends, strict=True):
             if end.test_metric is None:
                 raise RuntimeError("scores are of the test split")
-            found[_key(host)] = HostResult(worth(host, end.test_metric, end.view.seed_parameters), end.total_macs)
+            found[host_key(host)] = HostResult(worth(host, end.test_metric, end.view.seed_parameters), end.total_macs)
     return found
 
 
@@ -178,6 +184,40 @@ def by_views(policy: Policy) -> Player:
     return begin
 
 
+@dataclass(slots=True)
+class Tally:
+    """What was asked for in the table that it does not hold, and became what it does without it."""
+
+    asked: int = 0
+    refused: int = 0
+    first: str | None = None
+    """In words."""
+
+    def of(self, player: Player) -> Player:
+        """``player``, counted."""
+
+        def begin(host: TableHost, draw: int) -> Callable[[Node], FactoredAction]:
+            choose = player(host, draw)
+
+            def counted(node: Node) -> FactoredAction:
+                action = choose(node)
+                self.asked += 1
+                if action not in node.held:
+                    self.refused += 1
+                    self.first = self.first or _refused(node, action)
+                return action
+
+            return counted
+
+        return begin
+
+
+def _refused(node: Node, action: FactoredAction) -> str:
+    heads = (action.blueprint, action.slot, action.blend, action.alpha_target, action.tempo)
+    what = " ".join([action.op.name, *(str(head) for head in heads if head is not None)])
+    return f"{what}, on host {node.host.number} of {node.host.world.name} after {node.epoch} epochs"
+
+
 @dataclass(frozen=True, slots=True)
 class ArmScore:
     """One arm on held-out worlds. ``regret`` is points lost over points to be had, pooled over the worlds, with its
@@ -192,6 +232,17 @@ class ArmScore:
     better_than_fixed: Interval | None
     """Regret of the best fixed schedule minus the arm's, paired by host; ``None`` for the schedule itself."""
     macs: float
+
+
+@dataclass(frozen=True, slots=True)
+class Duel:
+    """Objective of a policy minus that of a rival in the table, paired over hosts."""
+
+    policy: str
+    rival: str
+    points: Interval
+    regret: Interval | None
+    """The same in units of what can be won; ``None`` where that is too little."""
 
 
 def line(arm: str, found: HostResults, ends: Mapping[HostKey, Norm], rival: HostResults | None) -> ArmScore:
@@ -253,7 +304,7 @@ def break_even(table: Table, worlds: Iterable[str], found: HostResults, training
     """Break-even of a policy that achieves ``found`` on ``worlds``."""
     saved = []
     for host in (host for name in worlds for host in table.of(name)):
-        outcome = found[_key(host)]
+        outcome = found[host_key(host)]
         tries = tries_to_match(host, outcome.objective)
         each = fmean(record.ending.total_macs for record in host.records.values())
         saved.append((len(host.records) if tries is None else tries) * each - outcome.macs)
@@ -267,5 +318,6 @@ def table_macs(table: Table, worlds: Iterable[str]) -> int:
     return sum(record.ending.total_macs for record in records)
 
 
-def _key(host: TableHost) -> HostKey:
+def host_key(host: TableHost) -> HostKey:
+    """Under which what an arm achieves on a host is found."""
     return HostKey(host.world.name, host.number)

@@ -1,0 +1,74 @@
+"""What a policy must beat before anybody calls it one that reads its host: choices that look at no host.
+
+*Largest legal first* and a *constant ranking* let a blueprint germinate as soon as one is offered, in the first free
+slot; the best ranking is chosen by validation on the training worlds. The best *blind choice* is the sequence that is
+best by validation on the other hosts of a world.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from itertools import permutations
+from statistics import fmean
+
+from esper.bench.growtable.host import SPACE, Node, TableHost
+from esper.bench.growtable.score import HostResults, Player, host_key, outcome_of, scale_of, validated, walk
+from esper.bench.growtable.table import Table
+from esper.bench.growtable.tabular import value
+from esper.bench.growtable.worlds import BLUEPRINTS
+from esper.leyline import FactoredAction, Op
+
+
+def as_soon_as_offered(rank: Callable[[TableHost, str], int]) -> Player:
+    """The blueprint of the lowest ``rank`` that is legal, in the first slot in which it is; else what the table does
+    without a germination.
+    """
+
+    def begin(host: TableHost, draw: int) -> Callable[[Node], FactoredAction]:
+        def order(action: FactoredAction) -> tuple[int, int]:
+            if action.blueprint is None or action.slot is None:
+                raise RuntimeError("a germination names both")
+            return rank(host, action.blueprint), SPACE.slots.index(action.slot)
+
+        def choose(node: Node) -> FactoredAction:
+            offers = [action for action in node.held if action.op is Op.GERMINATE]
+            return min(offers, key=order) if offers else node.default
+
+        return choose
+
+    return begin
+
+
+def largest_first() -> Player:
+    """By parameters."""
+    return as_soon_as_offered(lambda host, blueprint: -host.facts.blueprint_parameters[blueprint])
+
+
+def constant(ranked: Sequence[str]) -> Player:
+    """The same ranking everywhere; what a world forbids is passed over."""
+    return as_soon_as_offered(lambda host, blueprint: ranked.index(blueprint))
+
+
+def best_ranking(table: Table, worlds: Iterable[str]) -> tuple[str, ...]:
+    """Of all rankings that of the best mean by validation over ``worlds``, each world on its own scale."""
+    scaled = [(hosts, scale) for hosts in map(table.of, worlds) if (scale := scale_of(validated(hosts))) > 0]
+
+    def mean(ranked: tuple[str, ...]) -> float:
+        player = constant(ranked)
+        return fmean(
+            fmean(value(host, walk(host, player(host, 0)).record, test=False) for host in hosts) / scale
+            for hosts, scale in scaled
+        )
+
+    return max(permutations(BLUEPRINTS), key=mean)
+
+
+def blind(table: Table, worlds: Iterable[str]) -> HostResults:
+    """Per host what the sequence achieves that is best by validation on the other hosts of its world."""
+    found: HostResults = {}
+    for hosts in map(table.of, worlds):
+        for host in hosts:
+            means = validated([other for other in hosts if other is not host])
+            best = max(sorted(means.keys() & host.records.keys()), key=means.__getitem__)
+            found[host_key(host)] = outcome_of(host, [host.records[best]])
+    return found

@@ -1,0 +1,119 @@
+"""What ``--policy`` names, and what is said of what is no policy."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from made_up_tables import A, made_up_host
+
+from esper.bench.growtable.entrants import entrant
+from esper.bench.growtable.score import Tally, walk
+from esper.leyline import UsageError
+from esper.simic.vectorized import fresh_network
+from esper.tamiyo.network import GrowthNetwork
+from esper.tamiyo.policies.learned import save_policy
+
+CODE = """
+import numpy as np
+from esper import EnvPolicy
+from esper.leyline import WAIT, Blend, Decision, FactoredAction, Op
+
+class AtOnce(EnvPolicy):
+    name = "at_once"
+    tempo = 1
+    def decide_env(self, env, view):
+        if view.epoch == 0:
+            return Decision(FactoredAction(Op.GERMINATE, "block0", "conv5", Blend.LINEAR, 1.0, self.tempo), "at once")
+        return Decision(WAIT, "done")
+
+class Slowly(AtOnce):
+    tempo = 3
+
+class Raises(AtOnce):
+    def decide_env(self, env, view):
+        return view.nothing
+
+class Nonsense(AtOnce):
+    def decide(self, views):
+        return [None]
+
+one = AtOnce()
+last = lambda observation, mask: np.flatnonzero(mask)[-1]
+illegal = lambda observation, mask: int(np.flatnonzero(~mask)[0])
+words = lambda observation, mask: "grow"
+nothing = lambda observation, mask: None
+ragged = lambda observation, mask: [[1], [1, 2]]
+far = lambda observation, mask: 10**6
+divides = lambda observation, mask: 1 // 0
+unary = lambda observation: 0
+seven = lambda: 7
+number = 7
+"""
+
+
+@pytest.fixture(autouse=True)
+def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine_of_entrants.py").write_text(CODE)
+    monkeypatch.syspath_prepend(tmp_path)
+
+
+def play(reference: str) -> tuple[object, Tally]:
+    one, tally, host = entrant("x", f"mine_of_entrants:{reference}"), Tally(), made_up_host(0)
+    return walk(host, tally.of(one.player)(host, 0)).sequences[0], tally
+
+
+@pytest.mark.parametrize("reference", ["AtOnce", "one", "last"])
+def test_classes_objects_and_functions_play(reference: str) -> None:
+    played, tally = play(reference)
+    assert (tally.asked, tally.refused, tally.first) == (12, 0, None)
+    assert reference == "last" or played == (A,)
+
+
+@pytest.mark.parametrize(
+    ("reference", "refused", "first"),
+    [
+        ("Slowly", 1, "GERMINATE conv5 block0 linear 1.0 3, on host 0 of digits after 0 epochs"),
+        ("illegal", 12, "GERMINATE "),
+    ],
+)
+def test_what_is_illegal_is_counted_and_becomes_wait(reference: str, refused: int, first: str) -> None:
+    played, tally = play(reference)
+    assert played == () and (tally.asked, tally.refused) == (12, refused)
+    assert tally.first is not None and tally.first.startswith(first)
+
+
+@pytest.mark.parametrize(
+    ("reference", "says"),
+    [
+        ("missing", "has no attribute 'missing'"),
+        ("number", "is a int and cannot be called; legal: a callable"),
+        ("seven", "made a int; legal: a callable"),
+        ("unary", "takes 1 arguments; legal: a callable"),
+        ("words", "gave a str, 'grow'; legal: one integer from 0 to "),
+        ("nothing", "gave a NoneType, None; legal: one integer"),
+        ("ragged", "gave a list, [[1], [1, 2]]; legal: one integer"),
+        ("far", "gave a int, 1000000; legal: one integer"),
+        ("divides", "raised ZeroDivisionError: integer division or modulo by zero, in "),
+        ("Raises", "raised AttributeError: 'EnvView' object has no attribute 'nothing', in "),
+        ("Nonsense", "decided a list, [None]; legal: a list of one Decision a view"),
+    ],
+)
+def test_what_is_no_policy_is_said_in_one_line(reference: str, says: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        play(reference)
+    assert says in str(caught.value) and "\n" not in str(caught.value)
+    assert f"'mine_of_entrants:{reference}'" in str(caught.value)
+
+
+def test_a_module_that_is_not_there_is_named() -> None:
+    with pytest.raises(UsageError, match="cannot import 'nowhere_of_entrants'.*PYTHONPATH"):
+        entrant("x", "nowhere_of_entrants:f")
+
+
+def test_a_file_of_another_layout_is_refused(tmp_path: Path) -> None:
+    config = fresh_network(0, cells=8).config
+    save_policy(tmp_path / "p.safetensors", GrowthNetwork(replace(config, host_width=config.host_width + 1)), {})
+    with pytest.raises(UsageError, match=f"made for observations of {config.host_width + 1} entries of the host"):
+        entrant("x", str(tmp_path / "p.safetensors"))
