@@ -78,7 +78,9 @@ def test_worse_than_its_control_is_bad_news_whatever_the_metrics_direction() -> 
 def test_what_cannot_be_told_apart_is_not_called_better_and_says_how_many_episodes_would_tell() -> None:
     verdict = judged(run_of({"heuristic": [90.0, 80.0, 92.0], "static": [88.0, 83.0, 85.0]}))
     assert verdict.level == "watch" and verdict.headline.startswith("Not told apart from its control static: 2")
-    assert "holds zero" in verdict.headline and verdict.command is not None
+    assert "holds zero" in verdict.headline and verdict.command is not None and "so far" not in verdict.headline
+    under_way = run_of({"heuristic": [90.0, 80.0, 92.0], "static": [88.0, 83.0, 85.0]})[:-1]
+    assert "better so far, and the 95 % interval" in judged(under_way).headline
     assert verdict.command.startswith("esper query RUN") and "some 116 episodes would tell heuristic" in verdict.why
     near = judged(run_of({"heuristic": [90.0, 84.0, 92.0], "static": [84.0, 83.0, 85.0]}))
     assert near.command == "esper train heuristic --task digits --episodes 10"
@@ -104,6 +106,8 @@ def test_two_pairs_have_a_sign_and_no_interval() -> None:
         "(accuracy, test split, two episodes each)"
     )
     assert [arm.text for arm in verdict.arms] == ["96.25 and 96.75", "53.25 and 49", "97.25 and 83.5"]
+    larger_first = judged(run_of({"heuristic": [96.25, 96.75], "static": [53.5, 83.5]}))
+    assert "by 42.75 and 13.25 points" in larger_first.headline, "as the results of these episodes stand"
     assert all(arm.low is None and len(arm.values) == 2 for arm in verdict.arms)
     assert verdict.command is not None and "--episodes 10" in verdict.command
 
@@ -149,6 +153,7 @@ def test_a_failure_has_its_learning_rate_its_rollbacks_and_no_result(tmp_path: P
     assert verdict.headline == "Failed: fails again after 3 rollbacks. Check the learning rate (1e+18) and the data"
     assert "to the last good state 3 times in environment 0" in said(verdict, "also")
     assert said(verdict, "result").startswith("none: every arm has the same accuracy, 9.824") and not verdict.arms
+    assert said(verdict, "grown") == "nothing has germinated; 6,418 parameters, as before", "it is over"
     assert "learning rate and" in judged(rec.events).headline, "no value is made up"
     rec.events[-1].data["status"] = "completed"
     assert len(judged(rec.events).arms) == 2
@@ -318,6 +323,23 @@ def test_a_learner_is_compared_with_its_twins_of_the_same_seed_in_its_newest_rou
     verdict = judged(rec.events)
     assert verdict.headline.startswith("Better than its control static in both pairs of the same seed, by 5 and 6 ")
     assert verdict.level == "watch" and verdict.command == "esper eval RUN"
+
+
+def test_the_network_that_is_drawn_is_the_one_that_is_called_the_newest() -> None:
+    rec = Recorder()
+    begin(rec, envs=3)
+    for env, arm in enumerate(("grown", "grown", "static")):
+        begin_episode(rec, env, arm=arm)
+        epoch_done(rec, env, 12, 50.0, arm=arm)
+    for env, arm in ((1, "grown"), (0, "grown"), (2, "static")):
+        end_episode(rec, env, 50.0, grown=env == 0, arm=arm)
+        network = build(fold(rec.events), 0.0).network
+        assert network is not None and network.title.startswith(
+            f"environment {env if arm == 'grown' else 0}, episode 1"
+        )
+    begin_episode(rec, 0, arm="grown", episode=1)
+    network = build(fold(rec.events), 0.0).network
+    assert network is not None and network.title.startswith("environment 1, episode 1")
 
 
 def test_the_same_words_in_every_face(tmp_path: Path) -> None:

@@ -226,20 +226,22 @@ def _compared(case: Case, name: str, found: Interval) -> Judged:
         low, high = (rounded(end, half) for end in ends)
         text = f"{side} than {control} by {size} (95 % interval {low} to {high}, {pairs})"
         return Judged(side, "ok" if side == "better" else "bad", text, f"{side} than {name}")
-    text = f"not told apart from {control}: {size} {side} so far, and the 95 % interval, "
+    so_far = " so far" if case.state.run.end_status is None else ""
+    text = f"not told apart from {control}: {size} {side}{so_far}, and the 95 % interval, "
     text += f"{rounded(found.low, half)} to {rounded(found.high, half)} over {pairs}, holds zero"
     return Judged("not told apart", "watch", text, apart)
 
 
 def _in_two_pairs(case: Case, name: str, found: Interval) -> Judged:
     """Two differences have a sign, and no spread worth telling."""
+    first, second = found.values
     least, most = sorted(found.values, key=abs)
     if least == most == 0:
         text = f"the same as its control {name} in both pairs of the same seed: growing changed nothing"
         return Judged("the same", "watch", text, f"the same as {name}")
     side = "better" if most > 0 else "worse"
     if least * most > 0:
-        by = f"{figure(abs(least))} and {figure(abs(most))}{case.points}"
+        by = f"{figure(abs(first))} and {figure(abs(second))}{case.points}"
         text = f"{side} than its control {name} in both pairs of the same seed, by {by}: "
         text += "two are too few to tell by how much"
         return Judged("few pairs", "watch", text, f"{side} than {name} in both pairs")

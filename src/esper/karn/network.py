@@ -67,10 +67,16 @@ class Grown(msgspec.Struct):
 
 
 def judged_environment(state: RunState) -> EnvironmentFold | None:
-    """The environment that a run is shown by: the first one that plays the first arm that grows."""
+    """The environment that a run is shown by, of those that play the first arm that grows: the one whose episode ended
+    last and is still there, which the verdict calls the newest; else the first."""
     folds = [state.environments[env] for env in sorted(state.environments)]
     growing = [fold for fold in folds if fold.arm != STATIC and fold.epoch is not None]
-    return growing[0] if growing else None
+    if not growing:
+        return None
+    own = [fold for fold in growing if fold.arm == growing[0].arm]
+    ended = [fold for fold in own if fold.result is not None]
+    newest = (fold for result in reversed(state.results) for fold in ended if fold.result == result)
+    return next(newest, own[0]) if ended else own[0]
 
 
 def grown(state: RunState, fold: EnvironmentFold) -> Grown:

@@ -386,9 +386,8 @@ def _grown(case: Case) -> Iterator[Finding]:
         live = [slot for slot in fold.slots.values() if slot.stage in _LIVE or slot.stage == "FOSSILIZED"]
         parameters = fold.facts.get("parameters")
         grown = "" if parameters is None else f"; {_growth(fold.host_parameters, int(parameters.value))}"
-        text = (
-            f"{count(len(live), 'seed')} in place, {born} germinated so far" if born else "nothing has germinated yet"
-        )
+        text = f"{count(len(live), 'seed')} in place, {born} germinated" if born else "nothing has germinated"
+        text += "" if run.end_status is not None else " so far" if born else " yet"
         yield finding("grown", f"{text}{grown}")
 
 
