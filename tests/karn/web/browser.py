@@ -99,7 +99,7 @@ def turn(browser: Browser, place: str) -> None:
     browser.eval(code=f"location.hash = {place!r}")
 
 
-def until(condition: Callable[[], Any], seconds: float = 15.0) -> Any:
+def until(condition: Callable[[], Any], seconds: float = 90.0) -> Any:
     """What ``condition`` gives once it is true."""
     end = time.monotonic() + seconds
     while not (found := condition()):
