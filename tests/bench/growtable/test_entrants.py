@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from made_up_tables import A, made_up_host
 
 from esper.bench.growtable.entrants import entrant
+from esper.bench.growtable.env import GrowTableEnv
 from esper.bench.growtable.score import Tally, walk
+from esper.bench.growtable.table import Table
 from esper.leyline import UsageError
 from esper.simic.vectorized import fresh_network
 from esper.tamiyo.network import GrowthNetwork
@@ -105,6 +108,20 @@ def test_what_is_no_policy_is_said_in_one_line(reference: str, says: str) -> Non
         play(reference)
     assert says in str(caught.value) and "\n" not in str(caught.value)
     assert f"'mine_of_entrants:{reference}'" in str(caught.value)
+
+
+def test_a_function_is_shown_what_the_environment_shows(monkeypatch: pytest.MonkeyPatch) -> None:
+    host, seen = made_up_host(0), []
+
+    def first(observation: np.ndarray, mask: np.ndarray) -> int:
+        seen.append((observation, mask))
+        return int(np.flatnonzero(mask)[0])
+
+    monkeypatch.setattr("mine_of_entrants.last", first)
+    env = GrowTableEnv(table=Table([host], {}), worlds="digits", actions="joint")
+    observation, _ = env.reset(seed=0)
+    entrant("x", "mine_of_entrants:last").player(host, 0)(host.root)
+    assert np.array_equal(seen[0][0], observation) and np.array_equal(seen[0][1], env.action_masks())
 
 
 def test_a_module_that_is_not_there_is_named() -> None:

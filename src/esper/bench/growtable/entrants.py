@@ -123,11 +123,12 @@ class CheckedPolicy:
 
 def _of_observations(what: str, function: Callable[[Any, Any], Any]) -> Player:
     try:
+        from esper.bench.growtable.env import GrowTableEnv
         from esper.simic.gym_actions import JointActions
         from esper.simic.gym_host import flat_observation
     except MissingExtraError as error:
         raise MissingExtraError(f"{what}, which takes observations,", "rl") from error
-    actions = JointActions(SPACE)
+    actions = JointActions(SPACE, GrowTableEnv.sayable)
 
     def choose(node: Node) -> FactoredAction:
         observation = flat_observation(node.view, SPACE)
