@@ -63,7 +63,7 @@ def test_a_gone_server_is_said_within_seconds(browser: Browser, tmp_path: Path) 
     with serving(run, tmp_path / "cache") as listening:
         go(browser, listening.link)
         until(lambda: rows(browser))
-    until(lambda: "No contact with Overwatch" in browser.text(selector="[aria-label=Notices]"), 8)
+    until(lambda: "No contact with Overwatch" in browser.text(selector="[aria-label=Notices]"))
     assert "as of" in browser.text(selector="[aria-label=Notices]")
 
 

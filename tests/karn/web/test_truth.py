@@ -166,9 +166,9 @@ def test_a_tab_outlives_its_server_and_says_what_it_needs(
         go(browser, listening.link)
         until(lambda: rows(browser))
         port = listening.port
-    until(lambda: "No contact with Overwatch" in browser.text(selector="[aria-label=Notices]"), 8)
+    until(lambda: "No contact with Overwatch" in browser.text(selector="[aria-label=Notices]"))
     with serving(run, tmp_path / "cache", door=Door(port=port, token="k" * 43)):
-        until(lambda: "No contact" not in browser.text(selector="[aria-label=Notices]"), 8)
+        until(lambda: "No contact" not in browser.text(selector="[aria-label=Notices]"))
     with serving(run, tmp_path / "cache", door=Door(port=port, token="o" * 43)):
         browser.wait(selector="[role=alert]")
         assert "does not know this tab's token" in browser.text(selector="main")
