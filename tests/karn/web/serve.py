@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import threading
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,16 @@ def serving(target: Path, cache: Path, *, door: Door | None = None, **options: A
     try:
         yield listening
     finally:
-        server.should_exit = True
-        thread.join(10)
-        listening.socket.close()
+        end(server, thread, listening)
+
+
+def end(server: Any, thread: threading.Thread, listening: Listening) -> None:
+    """Stop a server that runs in a thread."""
+    server.should_exit = True
+    thread.join(60)
+    listening.socket.close()
+    # what a browser opened while the server was closing may be nobody's to close, and is no leak of a test to come
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        server.server_state.connections.clear()
+        gc.collect()

@@ -27,7 +27,7 @@ from karn.test_curves import learner
 from karn.test_runtable import write
 from karn.test_verdict import BETTER, run_of
 from karn.web.browser import ARTIFACTS, Browser, go, in_a_browser, rows, turn, until
-from karn.web.serve import serving
+from karn.web.serve import end, serving
 
 pytestmark = in_a_browser()
 
@@ -221,9 +221,7 @@ def test_behind_a_prefix(browser: Browser, tmp_path: Path) -> None:
         go(browser, listening.link.replace("/#", "/deep/down/#"))
         until(lambda: rows(browser))
     finally:
-        server.should_exit = True
-        thread.join(10)
-        listening.socket.close()
+        end(server, thread, listening)
 
 
 def test_everything_that_is_pressed_is_large_enough_to_hit(browser: Browser, finished: str) -> None:
