@@ -125,6 +125,7 @@ def test_two_ranks_exchange(tmp_path: Path) -> None:
 def test_a_rank_that_is_gone_is_an_error_and_no_wait(tmp_path: Path) -> None:
     def work(rank: int) -> str | None:
         ranks = Together()
+        ranks.all(rank)  # both are there before one leaves
         return None if rank else refused(lambda: ranks.all(0), RankLost)
 
     told, _ = on_ranks(2, tmp_path / "ranks", work)
