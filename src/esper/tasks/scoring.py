@@ -6,6 +6,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from esper.leyline import Metric
+from esper.tasks.base import Data
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
@@ -21,3 +22,9 @@ def accuracy(logits: Tensor, targets: Tensor) -> Tensor:
 def accuracy_metric(chance: float) -> Metric:
     """Accuracy in percent; ``chance`` is the score of the best constant answer."""
     return Metric("accuracy", "%", higher_is_better=True, chance=chance, low=0.0, high=100.0)
+
+
+def constant_accuracy(data: Data) -> float:
+    """Percent of validation that the commonest class of training is."""
+    commonest = data.train.targets.flatten().bincount().argmax()
+    return 100.0 * float((data.validation.targets == commonest).double().mean())

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from esper.leyline import DataError
 from esper.tasks.base import Data, Split, TaskBudget, TaskSpec
 from esper.tasks.hosts import CharTransformer
-from esper.tasks.scoring import accuracy_metric
+from esper.tasks.scoring import accuracy_metric, constant_accuracy
 
 LENGTH: Final = 64
 """Characters of a sequence."""
@@ -33,12 +33,10 @@ def text() -> TaskSpec:
     them predicted right.
     """
     data = load_text()
-    commonest = data.train.targets.flatten().bincount().argmax()
-    chance = 100.0 * float((data.validation.targets == commonest).double().mean())
     return TaskSpec(
         name="text",
         description="next character of Python's language reference, small transformer",
-        metric=accuracy_metric(chance),
+        metric=accuracy_metric(constant_accuracy(data)),
         host=partial(CharTransformer, characters=CHARACTERS, length=LENGTH),
         sites={f"block{i}": f"blocks.{i}" for i in range(2)},
         blueprints=("norm", "pointwise", "lora", "mlp", "depthwise3", "attention"),

@@ -17,6 +17,7 @@ from typing import Any, Final
 import numpy as np
 
 from esper.bench.growtable.host import Node, TableHost
+from esper.bench.growtable.record import FACTS
 from esper.bench.growtable.score import Player, outcome_of, walk
 from esper.bench.growtable.table import Table
 from esper.karn.stats import Interval, interval
@@ -41,19 +42,7 @@ class Group:
 
 
 MEASURED: Final = Group(host=("metric", "loss", "train_loss", "metric_history", "loss_history"))
-EVIDENCE: Final = Group(
-    slot=(
-        "metric_at_germination",
-        "gradient_ratio",
-        "gradient_health",
-        "removal_cost",
-        "removal_cost_loss",
-        "probe_gain",
-        "probe_gain_loss",
-        "isolation_violations",
-        "blocked_by",
-    )
-)
+EVIDENCE: Final = Group(slot=("metric_at_germination", *FACTS, "isolation_violations", "blocked_by"))
 SIZES: Final = Group(host=("host_parameters", "blueprint_parameters", "parameter_budget"))
 ALL: Final = "all of these"
 GROUPS: Final[Mapping[str, Group]] = MappingProxyType(

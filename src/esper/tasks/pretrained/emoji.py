@@ -13,7 +13,7 @@ from esper.leyline import DataError
 from esper.tasks.base import Data, Split, TaskBudget, TaskSpec
 from esper.tasks.pretrained.minilm import encoded, frozen_minilm, sites_of_minilm
 from esper.tasks.pretrained.weights import check_sha256
-from esper.tasks.scoring import accuracy, accuracy_metric, cross_entropy
+from esper.tasks.scoring import accuracy, accuracy_metric, constant_accuracy, cross_entropy
 from esper.tasks.sources import cut, package_file, stratified_order
 
 EXTRA: Final = "emoji"
@@ -33,12 +33,10 @@ def emoji(train: int = 1297, split: int = 0) -> TaskSpec:
     ``train`` is the number of training examples, ``split`` draws which emoji are in which split.
     """
     data, groups = load_emoji(train, split)
-    commonest = data.train.targets.bincount(minlength=groups).argmax()
-    chance = 100.0 * float((data.validation.targets == commonest).double().mean())
     return TaskSpec(
         name="emoji",
         description="names of emoji to Unicode's nine groups, frozen MiniLM",
-        metric=accuracy_metric(chance),
+        metric=accuracy_metric(constant_accuracy(data)),
         host=partial(frozen_minilm, classes=groups, extra=EXTRA),
         sites=sites_of_minilm(),
         blueprints=RANKS,
