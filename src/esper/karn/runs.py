@@ -186,17 +186,17 @@ def _ending(segments: list[Path]) -> tuple[float | None, str | None]:
 def _said_last(tail: bytes) -> tuple[float | None, TelemetryEvent | None]:
     """Time of the last committed event in the end of a segment, and the last event there that begins or ends a run."""
     committed = tail[: max(0, tail.rfind(b'\n{"commit":', 0, tail.rfind(b"\n")))]
-    last = next(_events_back(committed, b"\n"), None)
+    last = next(events_back(committed, b"\n"), None)
     if last is None:
         return None, None
     # of all but the last event only what begins or ends a run matters: decoding each would take seconds
-    for event in _events_back(committed, b'"TRAINING_'):
+    for event in events_back(committed, b'"TRAINING_'):
         if event.event_type in (T.TRAINING_STARTED, T.TRAINING_ENDED):
             return last.timestamp, event
     return last.timestamp, None
 
 
-def _events_back(text: bytes, word: bytes) -> Iterator[TelemetryEvent]:
+def events_back(text: bytes, word: bytes) -> Iterator[TelemetryEvent]:
     """The events of the lines in which there is ``word``, the last first; the line feed stands before its line."""
     end = len(text)
     while end > 0 and (at := text.rfind(word, 0, end)) >= 0:

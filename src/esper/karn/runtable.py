@@ -22,7 +22,7 @@ from esper.karn.notes import NOTES, Notes, read_notes
 from esper.karn.notes import facts as row_facts
 from esper.karn.parts import Level, Number, Part, number, wire_safe
 from esper.karn.results import STATIC
-from esper.karn.runs import RunInfo, describe_run
+from esper.karn.runs import RunInfo, describe_run, events_back
 from esper.karn.schema import Verdict
 from esper.karn.words import ABSENT, cut, duration, end_reason, figure
 from esper.leyline import DataError, TelemetryEvent, decode_json, unknown, visible
@@ -31,7 +31,6 @@ from esper.leyline.files import MANIFEST_BYTES, open_regular, read_regular
 from esper.nissa.manifest import Manifest
 from esper.nissa.rundir import MANIFEST, RunDirectory
 from esper.nissa.segments import list_segments
-from esper.nissa.wire import decode
 
 TAIL: Final = 1 << 18
 """Bytes at a journal's end in which the newest result is looked for."""
@@ -354,12 +353,7 @@ def _newest(path: Path) -> Iterable[TelemetryEvent]:
     for segment in list(list_segments(path).values())[-1:]:
         with contextlib.suppress(DataError, OSError), open_regular(segment) as file:
             file.seek(max(0, file.seek(0, 2) - TAIL))
-            tail = file.read(TAIL)
-            start = len(tail)
-            while (at := tail.rfind(b'_ENDED"', 0, start)) >= 0:  # others of that name are skipped by who asks
-                start = tail.rfind(b"\n", 0, at) + 1
-                with contextlib.suppress(DataError):
-                    yield decode(tail[start : tail.find(b"\n", at) % (len(tail) + 1)], validate=False)
+            yield from events_back(file.read(TAIL), b'_ENDED"')  # others of that name are skipped by who asks
 
 
 def _spelled(value: Any) -> str:
