@@ -23,6 +23,7 @@ EXTRAS = {
     "ray": ("ray", "grpc"),
     "report": ("matplotlib",),
     "rl": ("gymnasium",),
+    "sweep": ("optuna",),
     "tensorboard": ("tensorboardX",),
     "tui": ("textual",),
     "wandb": ("wandb",),
