@@ -93,7 +93,7 @@ def test_order_and_what_there_is_not(three: list[Path]) -> None:
 def test_a_thousand_runs_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     paths = [write(tmp_path, f"run-{number}", story()[:3], lr=number / 10) for number in range(4)]
     assert [row.settings["lr"] for row in run_table(paths, 0.0).rows] == [0.0, 0.1, 0.2, 0.3]
-    monkeypatch.setattr("esper.karn.runtable.open_regular", lambda path: pytest.fail("read again"))
+    monkeypatch.setattr("esper.karn.runtable.open_segment", lambda path: pytest.fail("read again"))
     run_table(paths, 1.0)
 
 

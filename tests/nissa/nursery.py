@@ -20,10 +20,9 @@ def payload(seq: int) -> str:
 
 
 def write_for_ever(directory: str) -> None:
-    """Emit, flush every few events, acknowledge, rotate often."""
-    journal = JournalWriter(
-        directory, "r", config=JournalConfig(batch_events=50, batch_seconds=0.002, segment_bytes=40_000)
-    )
+    """Emit, flush every few events, acknowledge, rotate and compress often."""
+    config = JournalConfig(batch_events=50, batch_seconds=0.002, segment_bytes=20_000, compress_bytes=1)
+    journal = JournalWriter(directory, "r", config=config)
     hub = NissaHub()
     hub.add_sink(journal)
     hub.set_level("normal")

@@ -16,6 +16,7 @@ import pytest
 from nursery import payload
 
 from esper.nissa.reader import JournalTail, read_journal
+from esper.nissa.segments import list_segments
 
 
 @contextmanager
@@ -47,6 +48,7 @@ def kill_one(process: subprocess.Popen[bytes], directory: Path, seconds: float) 
     assert not reading.report.closed and not reading.report.gaps
     for torn in reading.report.torn:
         assert torn.offset + torn.bytes == torn.file.stat().st_size
+    assert sum(path.suffix == ".zst" for path in directory.iterdir()) >= len(list_segments(directory)) - 3
     assert len(JournalTail(directory).poll()) == len(events)
     return acknowledged, len(events)
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from histories import assert_same, history
-from killing import CLOCK, NOTHING, OVER, committed, ended, segments, told, without_figures
+from killing import CLOCK, NOTHING, OVER, committed, ended, segments, small_segments, told, without_figures
 
 from counting import Count
 from forking import fork
@@ -75,6 +75,7 @@ def start(arguments: Sequence[str], log: Path, run: Path, fault: Fault) -> int:
         sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)
         if arguments[0] != "report":
             without_figures()
+        small_segments()
         from esper.scripts.main import main
 
         shim = ctypes.CDLL(None)

@@ -23,6 +23,7 @@ from typing import Any
 
 from histories import CLOCK_EVENTS, assert_same, without_clock
 
+from esper.nissa.compressed import zstandard
 from forking import fork
 
 CLOCK = {kind.name for kind in CLOCK_EVENTS}
@@ -54,6 +55,7 @@ def start(arguments: Sequence[str], log: Path, kind: Kind) -> int:
         os.dup2(descriptor, 2)
         sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)
         without_figures()
+        small_segments()
         if kind.forked_workers:
             fork_workers()
         from esper.scripts.main import main
@@ -102,14 +104,29 @@ def ended(child: int, seconds: float) -> int:
     raise AssertionError(f"no end after {seconds:.0f} s")
 
 
+def small_segments() -> None:
+    """Segments that are soon full, and compressed whatever their size."""
+    from esper.nissa import journal
+
+    journal.JournalConfig = partial(journal.JournalConfig, segment_bytes=1 << 14, compress_bytes=1)  # type: ignore
+
+
 def segments(run: Path) -> list[Path]:
-    """In order."""
-    return sorted(run.glob("events-*.jsonl"))
+    """In order, by the name that each had before it was compressed."""
+    return sorted({path.with_name(path.name.removesuffix(".zst")) for path in run.glob("events-*.jsonl*")})
+
+
+def content(path: Path) -> bytes:
+    """Of a segment in either form."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return zstandard().decompress(path.with_name(f"{path.name}.zst").read_bytes())
 
 
 def committed(path: Path) -> tuple[list[dict[str, Any]], int]:
     """Committed events of a segment, and where the last commit ends."""
-    raw = path.read_bytes()
+    raw = content(path)
     events, pending, at, end = [], [], 0, 0
     for line in raw.split(b"\n")[:-1]:
         at += len(line) + 1
@@ -227,12 +244,13 @@ class Killer:
     def _look(self, run: Path, before: dict[Path, bytes], found: dict[str, int]) -> dict[Path, bytes]:
         """What is committed now: all that was before, and nothing that the whole run does not say."""
         for path, start_of in before.items():
-            assert path.read_bytes().startswith(start_of), f"lost: {path}"
+            assert content(path).startswith(start_of), f"lost: {path}"
         now = {}
         for path in segments(run):
             events, end = committed(path)
-            now[path] = path.read_bytes()[:end]
-            found["torn tails"] += end < path.stat().st_size
+            raw = content(path)
+            now[path] = raw[:end]
+            found["torn tails"] += end < len(raw)
             for event in events:
                 if event["producer"] == "train" and event["event_type"] not in CLOCK:
                     assert told(event) == self.events.get(event["seq"]), f"invented: {event}"

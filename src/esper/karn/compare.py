@@ -20,7 +20,7 @@ from esper.leyline import DataError, EsperError
 from esper.leyline import TelemetryEventType as T
 from esper.nissa.reader import read_journal
 from esper.nissa.rundir import RunDirectory
-from esper.nissa.segments import list_segments
+from esper.nissa.segments import journal_bytes
 
 LARGEST: Final = 64 << 20
 """Bytes of a journal up to which it is read whole for a comparison."""
@@ -74,7 +74,7 @@ def compare(paths: Sequence[Path], of: int | None = None) -> Comparison:
     titles: dict[str, str] = {}
     metrics: dict[str, str] = {}
     for path in paths:
-        size = sum(segment.stat().st_size for segment in list_segments(path).values())
+        size = sum(journal_bytes(path))
         if size > LARGEST:
             left_out[path.name] = f"its journal is long ({size / 1e6:.0f} MB); ask it with esper query"
             continue

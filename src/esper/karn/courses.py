@@ -20,7 +20,7 @@ from esper.karn.snapshot import TIMES, step_split
 from esper.leyline import DataError, TelemetryEvent
 from esper.leyline import TelemetryEventType as T
 from esper.nissa.reader import read_journal
-from esper.nissa.segments import list_segments
+from esper.nissa.segments import journal_bytes
 
 LARGEST: Final = 64 << 20
 """Bytes of a journal up to which it is read whole for curves."""
@@ -117,7 +117,7 @@ def _held(directory: Path) -> _Held:
 
 def read_courses(directory: Path) -> Courses:
     """What is in the journal of a run, up to where it can be read. Raises ``DataError`` for one that is too long."""
-    size = sum(segment.stat().st_size for segment in list_segments(directory).values())
+    size = sum(journal_bytes(directory))
     if size > LARGEST:
         raise DataError(f"{directory.name}: its journal is long ({size / 1e6:.0f} MB); ask it with esper query")
     return _held(directory).read(directory, size)

@@ -36,7 +36,7 @@ from esper.leyline import DataError, TelemetryEvent
 from esper.leyline import TelemetryEventType as T
 from esper.nissa.ahead import DecodedBatch, read_ahead
 from esper.nissa.reader import Batch, Position, Reading, read_journal
-from esper.nissa.segments import list_segments, read_header
+from esper.nissa.segments import journal_bytes, list_segments, read_header
 
 KEYFRAME_EVENTS: Final = 4096
 """Fewest events between keyframes; with twice as many, seeks come near a fifth of a second."""
@@ -268,7 +268,7 @@ class Timeline:
 
     def _to_end(self, start: Position | None, progress: ReadProgress | None) -> Iterator[Batch | DecodedBatch]:
         """Batches from ``start`` on, read ahead while they are many."""
-        sizes = [path.stat().st_size for path in list_segments(self.directory).values()]
+        sizes = journal_bytes(self.directory)
         total = sum(sizes)
 
         def bytes_before(position: Position | None) -> int:
@@ -364,11 +364,11 @@ def folding_code() -> bytes:
 def _identity(directory: Path) -> str:
     """Name of a journal's cache: its headers (run, resumes, first crc) and the code that folds it."""
     digest = hashlib.sha256(folding_code())
-    for path in sorted(directory.glob("events-*.jsonl")):
+    for number, path in list_segments(directory).items():
         with contextlib.suppress(DataError):
             header = read_header(path)
             if header is not None:
-                digest.update(f"{path.name} {header[1].crc32} {header[0]}".encode())
+                digest.update(f"{number} {header[1].crc32} {header[0]}".encode())
     return digest.hexdigest()[:32]
 
 

@@ -13,11 +13,10 @@ from esper.karn.liveness import goes_on, grown, heard
 from esper.karn.words import duration
 from esper.leyline import DataError, TelemetryEvent, UsageError
 from esper.leyline import TelemetryEventType as T
-from esper.leyline.files import open_regular
 from esper.nissa.manifest import Manifest
 from esper.nissa.reader import read_journal
 from esper.nissa.rundir import MANIFEST, RunDirectory, list_runs
-from esper.nissa.segments import list_segments
+from esper.nissa.segments import list_segments, open_segment, stat_segment
 from esper.nissa.wire import decode
 
 _TAILS = (1 << 14, 1 << 18)
@@ -117,7 +116,7 @@ def _described(path: Path, signature: tuple[tuple[str, int, int], ...]) -> tuple
         problem = None if _has_journal(path) else str(error)
     first, segments = _first_event(path), _segments(path)
     try:
-        (last_time, end_status), size = _ending(segments), sum(segment.stat().st_size for segment in segments)
+        (last_time, end_status), size = _ending(segments), sum(stat_segment(segment).st_size for segment in segments)
     except (DataError, OSError) as error:
         last_time, end_status, size, problem = None, None, 0, problem or str(error)
     started = first.data if first is not None and first.event_type is T.TRAINING_STARTED else {}
@@ -149,11 +148,11 @@ def is_run(path: Path) -> bool:
 
 
 def _has_journal(path: Path) -> bool:
-    return path.is_dir() and bool(list_segments(path))
+    return bool(list_segments(path))
 
 
 def _segments(path: Path) -> list[Path]:
-    return list(list_segments(path).values()) if path.is_dir() else []
+    return list(list_segments(path).values())
 
 
 def _first_event(path: Path) -> TelemetryEvent | None:
@@ -169,7 +168,7 @@ def _ending(segments: list[Path]) -> tuple[float | None, str | None]:
     """Time of the last committed event and the status of the end event behind the last start, read from the end."""
     for segment in reversed(segments):
         last_time = None
-        with open_regular(segment) as file:
+        with open_segment(segment) as file:
             size = file.seek(0, 2)
             for tail in _TAILS:
                 file.seek(max(0, size - tail))

@@ -27,10 +27,10 @@ from esper.karn.schema import Verdict
 from esper.karn.words import ABSENT, cut, duration, end_reason, figure
 from esper.leyline import DataError, TelemetryEvent, decode_json, unknown, visible
 from esper.leyline import TelemetryEventType as T
-from esper.leyline.files import MANIFEST_BYTES, open_regular, read_regular
+from esper.leyline.files import MANIFEST_BYTES, read_regular
 from esper.nissa.manifest import Manifest
 from esper.nissa.rundir import MANIFEST, RunDirectory
-from esper.nissa.segments import list_segments
+from esper.nissa.segments import list_segments, open_segment
 
 TAIL: Final = 1 << 18
 """Bytes at a journal's end in which the newest result is looked for."""
@@ -351,7 +351,7 @@ def _facts(path: Path, signature: tuple[tuple[str, int, int], ...]) -> _Facts:
 def _newest(path: Path) -> Iterable[TelemetryEvent]:
     """Events at the end of the journal that end something, the newest first."""
     for segment in list(list_segments(path).values())[-1:]:
-        with contextlib.suppress(DataError, OSError), open_regular(segment) as file:
+        with contextlib.suppress(DataError, OSError), open_segment(segment) as file:
             file.seek(max(0, file.seek(0, 2) - TAIL))
             yield from events_back(file.read(TAIL), b'_ENDED"')  # others of that name are skipped by who asks
 

@@ -13,6 +13,7 @@ from esper.karn.schema import Damage
 from esper.karn.state import RunState
 from esper.leyline import DataError
 from esper.nissa.reader import JournalChanged, JournalTail, Position, ReadReport
+from esper.nissa.segments import list_segments
 from esper.nissa.wire import NewerSchemaError
 
 
@@ -63,7 +64,7 @@ class Follower:
         return len(events)
 
     def _returned(self) -> bool:
-        return (self.directory / "events-00001.jsonl").is_file()
+        return 1 in list_segments(self.directory)
 
     def _restart(self) -> int:
         if self._stopped is not None:

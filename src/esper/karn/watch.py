@@ -20,6 +20,7 @@ from esper.karn.source import Follower
 from esper.karn.state import RunState
 from esper.leyline import DataError
 from esper.nissa.rundir import RunDirectory
+from esper.nissa.segments import journal_bytes, list_segments
 
 LOOKS_EVERY: Final = 1.0
 """Seconds between looks for the run's process."""
@@ -74,7 +75,7 @@ class RunWatch:
             return now
         grew = self._grew
         if grew is None and last > now:  # a copy that was made just now has old times, and none that lie ahead
-            grew = grown(sorted(self.directory.glob("events-*.jsonl")))
+            grew = grown(list(list_segments(self.directory).values()))
         return last + heard(last, grew, now)
 
     def tick(self, worst: int | None = None) -> Snapshot:
@@ -129,7 +130,7 @@ class RunWatch:
             return False
 
     def _follow(self) -> Follower:
-        size = sum(path.stat().st_size for path in self.directory.glob("events-*.jsonl"))
+        size = sum(journal_bytes(self.directory))
         if size < LONG:
             return Follower(self.directory)
         data, position = Timeline(self.directory, cache=self._cache, progress=self._progress).end

@@ -6,6 +6,7 @@ import fcntl
 import os
 import threading
 import time
+from collections.abc import Generator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +14,10 @@ from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import Final, NoReturn, Self
 
-from esper.leyline import SCHEMA_VERSION, EsperError, TelemetryEvent, UsageError
+from esper.leyline import SCHEMA_VERSION, DataError, EsperError, TelemetryEvent, UsageError
 from esper.leyline import TelemetryEventType as T
 from esper.leyline.files import fsync_directory, sync_data, write_all
+from esper.nissa.compressed import SUFFIX, compress, size_of
 from esper.nissa.segments import (
     FORMAT_VERSION,
     MAX_BATCH_BYTES,
@@ -70,7 +72,7 @@ def last_segment(directory: Path) -> tuple[int, int] | None:
     if not segments:
         return None
     number = max(segments)
-    return number, segments[number].stat().st_size
+    return number, size_of(segments[number])
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +87,8 @@ class JournalConfig:
     sync_seconds: float = 1.0
     """How long a commit may wait for the disk. A power cut loses at most this."""
     segment_bytes: int = 64 << 20
+    compress_bytes: int = 1 << 20
+    """A closed segment is compressed from so many bytes on."""
 
 
 class _Request:
@@ -114,6 +118,8 @@ class JournalWriter:
     Events are encoded as they arrive; a thread of the writer's own commits them, a batch at a time. Signals interrupt
     only the main thread, so that Ctrl-C cannot strike between a batch and its commit line. ``flush`` returns once
     everything so far is committed (it survives ``kill -9``), ``sync`` once it is on the disk (it survives a power cut).
+    Closed segments are compressed by the same thread, a mebibyte between two commits. One that cannot be (the disk is
+    full) or was not yet when the writer closed stays as it is, whole, and the next writer begins with it.
     After a failed write every call raises :class:`JournalWriteError`.
     """
 
@@ -153,12 +159,14 @@ class JournalWriter:
                 )
             previous = self._find_end(resuming=supersede is not None)
             self._fd, self._path, self._position = self._open_segment(previous, supersede)
+            self._closed = [path for path in list_segments(self.directory).values() if self._to_compress(path)]
         except OSError as error:
             os.close(self._lock_fd)
             raise UsageError(f"{self.directory}: no journal can be written here: {error.strerror}") from None
         except BaseException:
             os.close(self._lock_fd)
             raise
+        self._compressing: Generator[None, None, None] | None = None
         self._closing = False
         # C primitives only: an exception raised by a signal handler leaves no Python-level lock held
         self._requests: SimpleQueue[_Request] = SimpleQueue()
@@ -300,6 +308,7 @@ class JournalWriter:
                 overdue = time.monotonic() - self._synced_at >= self._config.sync_seconds
                 if self._unsynced and (sync or soon or overdue):
                     self._sync()
+                self._compress()
         except Exception as error:
             what = (error.strerror if isinstance(error, OSError) else None) or f"{type(error).__name__}: {error}"
             self._failure = (
@@ -307,6 +316,8 @@ class JournalWriter:
                 f"the {self.events} events committed before stay readable"
             )
         finally:
+            if self._compressing is not None:
+                self._compressing.close()
             for descriptor in (self._fd, self._lock_fd):
                 with suppress(OSError):  # it is closed all the same, and what was committed was synced before
                     os.close(descriptor)
@@ -344,9 +355,25 @@ class JournalWriter:
     def _rotate(self) -> None:
         self._commit("segment")
         self._sync()
-        finished = self._fd
+        finished, path = self._fd, self._path
         self._fd, self._path, self._position = self._open_segment(self._position, None)
         os.close(finished)
+        if self._to_compress(path):
+            self._closed.append(path)
+
+    def _to_compress(self, path: Path) -> bool:
+        return path != self._path and path.suffix != SUFFIX and path.stat().st_size >= self._config.compress_bytes
+
+    def _compress(self) -> None:
+        """One step of compressing what is closed."""
+        if self._compressing is None and self._closed:
+            self._compressing = compress(self._closed.pop(0))
+        if self._compressing is not None:
+            done = True
+            with suppress(OSError, DataError, ImportError):  # the segment is as it was
+                done = next(self._compressing, True) is True
+            if done:
+                self._compressing = None
 
     def _sync(self) -> None:
         self._unsynced = False

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from esper.leyline import DataError, TelemetryEvent
-from esper.leyline.files import open_regular
 from esper.nissa.segments import (
     Batch,
     Closes,
@@ -17,6 +16,7 @@ from esper.nissa.segments import (
     Position,
     SegmentScan,
     list_segments,
+    open_segment,
     read_header,
     segment_path,
 )
@@ -160,7 +160,7 @@ class _Cursor:
             return self.position
         found = read_header(path) if number in self._headers else None
         if found is None:
-            with open_regular(path) as file:
+            with open_segment(path) as file:
                 self._note_tail(path, 0, file.read(1 << 16))
             return None
         header, start = found
@@ -315,7 +315,7 @@ class JournalTail:
             return
         path = segment_path(self._cursor.directory, position.segment)
         try:
-            with open_regular(path) as file:
+            with open_segment(path) as file:
                 size = file.seek(0, 2)
                 ending = b'"crc32":%d}}\n' % position.crc32
                 file.seek(max(0, position.offset - len(ending)))

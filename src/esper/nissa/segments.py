@@ -9,10 +9,13 @@ A journal is a folder of append-only segments ``events-00001.jsonl``, ``events-0
 An event is committed when the commit line of its batch is whole. ``crc32`` covers every byte of the batch up to its own
 digits and starts from the one before it: the first of a segment from the header's, the header's from the last one of
 the segment before. So bytes that were changed, lost or moved anywhere but at the very end are noticed.
+
+A segment that is closed may be compressed (:mod:`esper.nissa.compressed`). Places in it stay what they were.
 """
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,8 +28,8 @@ import msgspec
 
 from esper.leyline import SCHEMA_VERSION, DataError, TelemetryEvent, as_type, decode_json
 from esper.leyline.decoding import fault_in_lines, told
-from esper.leyline.files import open_regular
 from esper.leyline.telemetry import Seconds, Seq
+from esper.nissa.compressed import SUFFIX, JournalDamaged, open_segment, size_of, stat_segment, twin
 from esper.nissa.wire import NewerSchemaError, WireError, check, decode, non_finite_lines, revive
 
 FORMAT_VERSION: Final = 1
@@ -40,23 +43,13 @@ _PIECE: Final = 1 << 15
 """Bytes of events to decode at a time; eight times as much, or all, makes indexing a fifth slower."""
 _MARK: Final = b'{"commit":'
 _LONGEST_COMMIT: Final = 256
-_NAME: Final = re.compile(r"events-(\d{5,9})\.jsonl")
+_NAME: Final = re.compile(rf"events-(\d{{5,9}})\.jsonl({re.escape(SUFFIX)})?")
 _COMMIT: Final = re.compile(
     rb'(\{"commit":\{"count":(0|[1-9]\d{0,15}),"last_seq":(null|[1-9]\d{0,15})(?:,"closes":"(segment|journal)")?,"crc32":)(\d{1,10})\}\}\n'
 )
 _CLOSES: Final[dict[bytes | None, Closes | None]] = {None: None, b"segment": "segment", b"journal": "journal"}
 _events: Final = msgspec.json.Decoder(TelemetryEvent)
 _schema_of: Final = attrgetter("schema")
-
-
-class JournalDamaged(DataError):
-    """Committed bytes of a journal are not what was written. ``file`` and ``offset`` say where it begins."""
-
-    def __init__(self, file: Path, offset: int, reason: str) -> None:
-        super().__init__(f"{file}: journal damaged at byte {offset}: {reason}")
-        self.file = file
-        self.offset = offset
-        self.reason = reason
 
 
 class Header(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -180,11 +173,28 @@ def segment_path(directory: Path, number: int) -> Path:
 
 
 def list_segments(directory: Path) -> dict[int, Path]:
-    """number -> path of the segments in ``directory``, in order."""
-    found = {
-        int(match[1]): entry for entry in directory.iterdir() if (match := _NAME.fullmatch(entry.name)) is not None
-    }
+    """number -> path of the segments in ``directory``, in order; of one that is there in both forms the first one."""
+    found: dict[int, Path] = {}
+    try:
+        names = os.listdir(directory)
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    for name in sorted(names, reverse=True):
+        if (match := _NAME.fullmatch(name)) is not None:
+            found[int(match[1])] = directory / name
+    for number in range(1, max(found, default=0)):
+        # a folder is not listed at one moment: a segment may change its form between its two names
+        if number not in found:
+            path = segment_path(directory, number)
+            for each in (twin(path), path):
+                if each.exists():
+                    found[number] = each
     return dict(sorted(found.items()))
+
+
+def journal_bytes(directory: Path) -> list[int]:
+    """Bytes of each segment in ``directory``, as they are when they are not compressed."""
+    return [size_of(path) for path in list_segments(directory).values()]
 
 
 def commit_line(
@@ -211,7 +221,7 @@ def read_header(path: Path) -> tuple[Header, Position] | None:
 
     Raises :class:`JournalDamaged` and :class:`NewerSchemaError`.
     """
-    with open_regular(path) as file:
+    with open_segment(path) as file:
         line = file.readline(1 << 16)
     if not line.endswith(b"\n"):
         if len(line) == 1 << 16:
@@ -269,7 +279,14 @@ class SegmentScan:
 
     def __iter__(self) -> Iterator[Batch]:
         buffer = b""
-        with open_regular(self.path) as file:
+        try:
+            opened = open_segment(self.path, salvage=self._salvage)
+        except JournalDamaged as damage:
+            if not self._salvage:
+                raise
+            self.damage.append(damage)
+            return
+        with opened as file:
             file.seek(self.position.offset)
             while chunk := file.read(max(_CHUNK, len(buffer))):
                 searched = len(buffer) - _LONGEST_COMMIT
@@ -329,8 +346,11 @@ __all__ = [
     "WireError",
     "commit_line",
     "encode_header",
+    "journal_bytes",
     "list_segments",
+    "open_segment",
     "read_header",
     "read_event_ids",
     "segment_path",
+    "stat_segment",
 ]
