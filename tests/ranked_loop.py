@@ -74,6 +74,10 @@ class Ranked:
     gates: GateThresholds = GATES
     at_epoch: Callable[[int, Grower], None] = lambda epoch, grower: None
     """Called after each epoch."""
+    at_step: Callable[[int, int, Grower], None] = lambda epoch, step, grower: None
+    """Called after each step of the optimizer."""
+    skip: int = 0
+    """Batches of the first epoch that were trained before."""
     begin: Callable[[Grower], int] = lambda grower: 0
     """Called before the block; gives the first epoch."""
     spoilt: int | None = None
@@ -88,11 +92,14 @@ class Ranked:
         budget = Budget(epochs=self.epochs, parameters=5000, gates=self.gates)
         choices = OwnChoices(LOSS, metric=self.metric, at=list(self.at), budget=budget, device="cpu", **self.choices)
         seen: list[Any] = []
+        losses: list[float] = []
         grower = Grower(model, optimizer, val=VALIDATION, choices=choices, policy=self.policy(), run_dir=where / "run")
         first = self.begin(grower)
         with grower:
             for epoch in range(first, self.epochs):
-                for batch in self.train:
+                for step, batch in enumerate(self.train):
+                    if epoch == first and step < self.skip:
+                        continue
                     optimizer.zero_grad()
                     for number in range(self.micro):
                         x, y = halves(halves(batch, number, self.micro), rank, ranks)
@@ -101,11 +108,15 @@ class Ranked:
                         torch.autograd.backward(loss)
                         grower.after_backward()
                     optimizer.step()
-                seen.append(grower.after_epoch().view)
+                    self.at_step(epoch, step, grower)
+                report = grower.after_epoch()
+                seen.append(report.view)
+                losses.append(report.train.loss)
                 self.at_epoch(epoch, grower)
         weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         return {
             "views": seen,
+            "losses": losses,
             "weights": weights,
             "delivered": grower.result.epoch,
             "plain": {name: tensor.clone() for name, tensor in grower.result.model.state_dict().items()},

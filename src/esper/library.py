@@ -46,6 +46,7 @@ from esper.run.play import EpisodePlan, Episodes
 from esper.run.resume import LIBRARY, CheckpointInfo, Snapshot, find_state
 from esper.run.session import Session
 from esper.run.together import check_shared_out, how_to_go_on, led
+from esper.run.wrapped import quiet, unwrapped
 from esper.tamiyo.policies import chosen_policy
 from esper.tamiyo.policies.learned import SHIPPED
 from esper.tasks.answers import Accuracy
@@ -111,6 +112,7 @@ def grow(  # noqa: PLR0913
     whole("seed", seed, least=0)
     whole("steps_per_epoch", steps_per_epoch, optional=True)
     made("model", model, nn.Module)
+    model, wrapper = unwrapped(model)
     decider = chosen_policy(policy)
     choices = chosen_for(choices, model, decider)
     check_life(choices, decider)
@@ -127,9 +129,10 @@ def grow(  # noqa: PLR0913
     episodes = Episodes(executor, {decider.name: led(decider, own.ranks)}, plan)
     opening = kept(opening, own.subject(decider, seed), choices.budget.checkpoint_every, resume)
     optimizer = own.setup.optimizer
-    with _leaving(model, optimizer), rates_kept(optimizer), modes_kept(model), delivery.outlasting(opening, episodes):
-        for (result,), _ in episodes:
-            delivery.write(result)
+    with quiet(wrapper), _leaving(model, optimizer), rates_kept(optimizer), modes_kept(model):
+        with delivery.outlasting(opening, episodes):
+            for (result,), _ in episodes:
+                delivery.write(result)
     return delivery.result()
 
 
@@ -172,6 +175,7 @@ class Grower:
         run_dir: str | Path | None = None,
     ) -> None:
         made("model", model, nn.Module)
+        model, self._wrapper = unwrapped(model)
         made("choices", choices, OwnChoices)
         check_optimizer(model, optimizer)
         if choices.budget.schedule != "constant":
@@ -218,8 +222,6 @@ class Grower:
             raise UsageError(
                 "grower.state_dict() between loss() and after_backward(): call it before the batch, or after the step"
             )
-        if self._own.ranks.count > 1 and self._loop.under_way:
-            raise UsageError("with several ranks grower.state_dict() comes between epochs, right after after_epoch()")
         self._saved = True
         session = self._delivery.session
         about = CheckpointInfo(LIBRARY, {}, self._subject, tuple(self._loop.remarks()))
@@ -248,6 +250,7 @@ class Grower:
     def __enter__(self) -> Self:
         loop = self._loop
         with ExitStack() as stack:
+            stack.enter_context(quiet(self._wrapper))
             stack.enter_context(_leaving(self._own.setup.host, self._optimizer, self._exposures))
             self._delivery.executor = loop.executor
             stack.enter_context(self._delivery.outlasting(self._opening, loop))

@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 import torch
 from kit import Way
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, TensorDataset
 
 from own_loop import narrow, products
+from ranks import on_ranks
 
 ROOT = Path(__file__).parent.parent.parent
 PAGES = ROOT / "docs" / "recipes"
@@ -72,6 +74,13 @@ def test_loops_over_images(
     assert result.epoch >= 1 and result.model(next(iter(names["val_loader"]))[0]).shape == (8, 2)
 
 
+def require_equal(found: list[Any]) -> None:
+    """What the ranks give, trees of tensors, is the same bit for bit."""
+    assert not isinstance(found[0], Exception | str) and found[0] is not None, found[0]
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0], rtol=0.0, atol=0.0)
+
+
 def vectors(n: int, seed: int) -> DataLoader[Any]:
     x, y = products(n, seed)
     return DataLoader(TensorDataset(x, y), batch_size=16)
@@ -103,6 +112,20 @@ def test_accelerate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = {"model": narrow(), "epochs": 8, "train_loader": vectors(64, 0), "val_loader": vectors(128, 1)}
     exec(code("accelerate"), names)
     assert names["plain"](products(3, 2)[0]).shape == (3, 4)
+
+
+@pytest.mark.slow
+def test_accelerate_in_two_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")  # as accelerate launch --cpu has it
+
+    def follow(rank: int) -> Any:
+        names = {"model": narrow(), "epochs": 8, "train_loader": vectors(64, 0), "val_loader": vectors(128, 1)}
+        exec(code("accelerate"), names)
+        assert names["accelerator"].num_processes == 2 and type(names["model"]) is DistributedDataParallel
+        return dict(names["plain"].state_dict()), dict(names["model"].module.state_dict())
+
+    require_equal(on_ranks(2, tmp_path / "ranks", follow, joined=False))
 
 
 @pytest.mark.filterwarnings("ignore:save_pretrained.. of a Peft")

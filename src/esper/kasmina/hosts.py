@@ -11,11 +11,12 @@ from esper.kasmina.tap import Tap, tap_of
 from esper.kasmina.trial import Sample, invoke, modes_kept
 from esper.leyline import UsageError
 
+_ONE_DEVICE: Final = "legal: a host that fits on each device, its gradients averaged here, under torchrun"
 _ADVICE: Final = {
-    "DistributedDataParallel": "give the module inside, {its}.module: gradients are averaged here",
+    "DistributedDataParallel": "legal: one around the whole model, whose gradients are averaged here",
     "DataParallel": "give the module inside, {its}.module, which is then trained on one device",
-    "FullyShardedDataParallel": "legal: a host that fits on each device, its gradients averaged here, under torchrun",
-    "FSDPModule": "legal: a host that fits on each device, its gradients averaged here, under torchrun",
+    "FullyShardedDataParallel": _ONE_DEVICE,
+    "FSDPModule": _ONE_DEVICE,
 }
 """By the kind of a host that spreads its work over devices."""
 
@@ -40,6 +41,12 @@ def check_host(host: nn.Module) -> None:
             raise UsageError(f"{where} is a {type(module).__name__}, which spreads its work over devices; {advice}")
         if "GrowingModel" in kinds or isinstance(tap_of(module), Tap):
             raise UsageError(f"{where} is being grown already; leave that block first, or give another copy")
+        for parameter, tensor in module.named_parameters(recurse=False):
+            if type(tensor).__name__ == "DTensor":  # by its name: its module loads slowly
+                raise UsageError(
+                    f"parameter {parameter!r} of {where} is spread over devices (DTensor: tensor parallel or"
+                    f" fully_shard); {_ONE_DEVICE}"
+                )
         if _is_lazy(module):
             raise UsageError(
                 f"{where} is lazy and has no weights yet; call the model on one batch before you make its optimizer"

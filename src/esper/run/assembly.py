@@ -36,6 +36,8 @@ def pick_device(name: str) -> str:
     legal = ["auto", "cpu", *(f"cuda:{i}" for i in range(count))]
     if name == "cuda" and count:
         return "cuda:0"
+    if name == "cpu:0":  # as Accelerate names that of one of several processes
+        return "cpu"
     if name not in legal:
         raise UsageError(f"device {name!r} is not here; legal: {', '.join(legal)}")
     return ("cuda:0" if count else "cpu") if name == "auto" else name

@@ -28,6 +28,7 @@ from esper.run.open import RunOpening
 from esper.run.resume import BATCHES, LIBRARY, CheckpointInfo, DeferredSink, find_newest
 from esper.run.session import Announcement, SessionConfig
 from esper.run.together import digest_of, start_alike
+from esper.run.wrapped import no_wrapper_called
 from esper.tamiyo.policies.auto import AutoPolicy, is_held
 from esper.tamiyo.policies.static import StaticPolicy
 from esper.tasks.answers import ignored_by
@@ -401,7 +402,8 @@ def _figures(
     batches = Reading(None, budget.counterfactual_share).paired(validation.parts(None))
     with trial(model):
         try:
-            output = choices.forward(model, inputs)
+            with no_wrapper_called():
+                output = choices.forward(model, inputs)
         except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
             raise DataError(
                 f"the model does not take the first validation batch, {shape_of(inputs)}: {error}"

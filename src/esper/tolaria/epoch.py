@@ -109,6 +109,25 @@ class Share:
             auditioned=sum(share.auditioned for share in shares),
         )
 
+    @classmethod
+    def of(cls, state: State) -> Share:
+        """What :meth:`Epoch.state` has counted."""
+        plain = state["plain"]
+        auditioned = plain["audition"]["examples"] if "audition" in plain else 0
+        return cls(float(state["tensors"]["total"]), plain["examples"], True, plain["monitors"], auditioned)
+
+    def within(self, state: State) -> State:
+        """The state of an epoch in which this was counted."""
+        plain = {**state["plain"], "examples": self.examples, "monitors": dict(self.monitored)}
+        if "audition" in plain:
+            plain["audition"] = {**plain["audition"], "examples": self.auditioned}
+        total = torch.full_like(state["tensors"]["total"], self.total)
+        return State(tensors={**state["tensors"], "total": total}, plain=plain)
+
+    def none(self) -> Share:
+        """Of as many slots, and nothing counted."""
+        return Share(0.0, 0, True, dict.fromkeys(self.monitored, (0, 0, 0.0)), 0)
+
 
 def probing(model: GrowingModel) -> list[str]:
     """Slots whose seed learns behind the host."""

@@ -330,7 +330,7 @@ def require_shares(ranks: Ranks, batch: Any) -> None:
 
 class WrittenBuffers:
     """Buffers that training writes, such as running statistics: after each step all ranks have rank 0's, as
-    ``DistributedDataParallel`` has it. Those that are written are found in the first step of an epoch."""
+    ``DistributedDataParallel`` has it. Those that are written are found in the first step that is seen."""
 
     def __init__(self, ranks: Ranks, model: nn.Module) -> None:
         self._ranks, self._model = ranks, model
@@ -340,9 +340,9 @@ class WrittenBuffers:
     def _buffers(self) -> dict[str, Tensor]:
         return {} if self._ranks.count == 1 else dict(self._model.named_buffers())
 
-    def after_step(self, number: int) -> None:
-        """Step ``number`` of the epoch was made."""
-        if number == 0 and self._before:
+    def after_step(self) -> None:
+        """A step of the epoch was made."""
+        if self._before:
             here = [name for name, buffer in self._buffers().items() if not same_bits(buffer, self._before[name])]
             self._written = sorted({name for names in self._ranks.all(here) for name in names})
             self._before = {}

@@ -357,7 +357,7 @@ class Trainer:
         for lesson in lessons:
             self._teach(lesson)
         self.ranks.average(parameter for parameter in self.model.parameters() if parameter.requires_grad)
-        self._buffers.after_step(epoch.step)
+        self._buffers.after_step()
         if self._scaling:
             self.scaler.unscale_(self.optimizer)
         if epoch.step in epoch.measured:
@@ -412,6 +412,7 @@ class Trainer:
     def load_epoch(self, state: Mapping[str, Any]) -> None:
         """Undo of :meth:`epoch_state`, after :meth:`load`."""
         self._epoch = Epoch.load(state, self.model, self.device)
+        self._buffers = WrittenBuffers(self.ranks, self.model)
 
     def _set_rates(self, step: int, steps: int) -> None:
         now = schedules.moment(self.config.schedule, self.completed, step, steps)
