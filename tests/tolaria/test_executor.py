@@ -141,6 +141,23 @@ def test_a_sick_epoch_is_rolled_back_and_not_recorded() -> None:
     assert not after.rolled_back and math.isfinite(after.readout.loss)
 
 
+def test_which_state_is_the_last_good_one_is_told_with_the_epoch() -> None:
+    run, events = executor(FakeEngine(poison=[3]))
+    run.reset([spec()])
+    run.step([WAITING])
+    run.step([WAITING])
+    saved = run.state()
+    run.step([WAITING])
+    run.step([WAITING])
+    (kept,) = of(events, T.GOVERNOR_SNAPSHOT)
+    assert kept.data["of_epoch"] == 0 == kept.epoch
+    assert [event.data["last_good_epoch"] for event in of(events, T.EPOCH_COMPLETED)] == [1, 2, 2, 4]
+    again, told = executor(FakeEngine(poison=[3]))
+    again.load(saved)
+    again.step([WAITING])
+    assert [event.data["last_good_epoch"] for event in of(told, T.EPOCH_COMPLETED)] == [2]
+
+
 def test_a_suspect_is_quarantined() -> None:
     run, events = executor(FakeEngine(poison=[3, 4]))
     run.reset([spec()])

@@ -41,17 +41,27 @@ class EpisodeEventWriter:
         self._metric = metric
         self._emit = emit
         self._germinated: dict[str, int] = {}
+        self._last_good: int | None = None
 
     def state(self) -> dict[str, Any]:
         """What it remembers of the episode, JSON-able; the clock is the executor's."""
-        return {"germinated": dict(self._germinated)}
+        return {"germinated": dict(self._germinated), "last_good": self._last_good}
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Undo of :meth:`state`."""
-        self._germinated = dict(state["germinated"])
+        self._germinated, self._last_good = dict(state["germinated"]), state.get("last_good")
+
+    def of_governor(self, event: TelemetryEvent) -> None:
+        """Pass on an event of the env's governor. Which state it kept is told with the epoch; an event for each would
+        be a sixth of all events."""
+        if event.event_type is T.GOVERNOR_SNAPSHOT:
+            self._last_good = event.data["of_epoch"]
+            if self.epoch > 0:
+                return
+        self.relay(event)
 
     def relay(self, event: TelemetryEvent) -> None:
-        """Stamp and pass on an event of the env's governor."""
+        """Stamp and pass on an event of the env."""
         event.env_id, event.episode, event.epoch = self.spec.env_id, self.spec.episode, self.epoch
         self._emit(event)
 
@@ -142,6 +152,7 @@ class EpisodeEventWriter:
             "validation_loss": readout.loss,
             "validation_metric": readout.metric,
             **_known(host_gradient_norm=trained.host_gradient_norm, learning_rate=trained.learning_rate),
+            **_known(last_good_epoch=self._last_good),
             **_known(**{f"{name}_ms": None if s is None else 1000.0 * s for name, s in seconds.items()}),
             "parameters": view.host_parameters + view.seed_parameters,
             "inference_macs": cost.inference_macs,

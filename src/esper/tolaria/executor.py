@@ -341,7 +341,7 @@ class Executor:
         self._envs = []
         for spec in specs:
             event_writer = EpisodeEventWriter(spec, self.metric, self._emit)
-            self._envs.append(_Env(spec, event_writer, self._make_governor(event_writer.relay)))
+            self._envs.append(_Env(spec, event_writer, self._make_governor(event_writer.of_governor)))
 
     def _set_clock(self, epoch: int) -> None:
         self.epoch = epoch

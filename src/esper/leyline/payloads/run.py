@@ -136,7 +136,7 @@ class EpisodeEnded(TypedDict):
 class EpochCompleted(TypedDict):
     """What one epoch of one environment came to. It is the last event of its epoch, so that what was said is whole.
     ``inference_macs`` are of one example's forward pass through the network as it is now, ``seed_macs`` those of them
-    that are the newest live seed's, by slot."""
+    that are the newest live seed's, by slot. ``last_good_epoch``: whose state the governor would go back to."""
 
     arm: NotRequired[str]
     train_loss: NotRequired[float]
@@ -147,6 +147,7 @@ class EpochCompleted(TypedDict):
     parameters: int
     inference_macs: NotRequired[int]
     live_seeds: int
+    last_good_epoch: NotRequired[int]
     alphas: dict[str, float]
     stages: dict[str, str]
     train_ms: NotRequired[float]

@@ -10,7 +10,8 @@ from esper.leyline.telemetry import TelemetryEventType as T
 
 
 class GovernorSnapshot(TypedDict):
-    """The state of epoch ``of_epoch`` was kept as the last known good one."""
+    """The state of epoch ``of_epoch`` was kept as the last known good one. Told of the one before the first epoch; then
+    ``EPOCH_COMPLETED`` says which it is (journals of 0.1.0 have one for every state)."""
 
     of_epoch: int
     bytes: int
