@@ -16,7 +16,7 @@ from typing import Final, NoReturn, Self
 
 from esper.leyline import SCHEMA_VERSION, DataError, EsperError, TelemetryEvent, UsageError
 from esper.leyline import TelemetryEventType as T
-from esper.leyline.files import fsync_directory, sync_data, write_all
+from esper.leyline.files import Folder, fsync_directory, sync_data, write_all
 from esper.nissa.compressed import SUFFIX, compress, size_of
 from esper.nissa.segments import (
     FORMAT_VERSION,
@@ -112,6 +112,28 @@ class _Request:
         return True
 
 
+def plain_segments(directory: Path, least: int) -> list[Path]:
+    """Segments of so many bytes that are not compressed. Raises ``OSError``."""
+    paths = list_segments(directory).values()
+    return [path for path in paths if path.suffix != SUFFIX and path.stat().st_size >= least]
+
+
+def compress_journal(directory: Path, least: int) -> None:
+    """Compress what :func:`plain_segments` has of a journal that nobody writes.
+
+    Raises ``UsageError`` where somebody does, ``OSError`` and ``DataError`` for what cannot be done; it is whole then.
+    """
+    with Folder.open(directory) as folder:
+        try:
+            folder.lock()
+        except BlockingIOError:
+            raise UsageError(f"{directory}: the run is being written") from None
+        folder.sweep()
+        for path in plain_segments(directory, least):
+            for _ in compress(path):
+                pass
+
+
 class JournalWriter:
     """The sink that writes the journal of one run; one writer per directory, kept apart by a lock.
 
@@ -159,7 +181,8 @@ class JournalWriter:
                 )
             previous = self._find_end(resuming=supersede is not None)
             self._fd, self._path, self._position = self._open_segment(previous, supersede)
-            self._closed = [path for path in list_segments(self.directory).values() if self._to_compress(path)]
+            closed = plain_segments(self.directory, self._config.compress_bytes)
+            self._closed = [path for path in closed if path != self._path]
         except OSError as error:
             os.close(self._lock_fd)
             raise UsageError(f"{self.directory}: no journal can be written here: {error.strerror}") from None
@@ -358,11 +381,8 @@ class JournalWriter:
         finished, path = self._fd, self._path
         self._fd, self._path, self._position = self._open_segment(self._position, None)
         os.close(finished)
-        if self._to_compress(path):
+        if path.stat().st_size >= self._config.compress_bytes:
             self._closed.append(path)
-
-    def _to_compress(self, path: Path) -> bool:
-        return path != self._path and path.suffix != SUFFIX and path.stat().st_size >= self._config.compress_bytes
 
     def _compress(self) -> None:
         """One step of compressing what is closed."""

@@ -4,6 +4,7 @@ put away or delete those that were chosen.
     esper runs runs/20261122-101500-abcd --name "first try" --tag good,baseline
     esper runs --filter 'state=failed' --archive
     esper runs --filter 'tag=scrap' --delete --yes
+    esper runs prune --older 7d --yes        make room without losing a word of them (esper runs prune --help)
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ from pathlib import Path
 
 from esper.karn.filter import parse
 from esper.karn.notes import LONGEST_NOTES, Edit, delete, edit, read_notes, told
-from esper.karn.runs import find_runs, is_run, resolve_run
+from esper.karn.runs import find_runs, is_run
 from esper.karn.runtable import RunRow, chosen, run_table, text
 from esper.leyline import DataError, EsperError, UsageError, visible
 from esper.scripts.cli import Parser
+from esper.scripts.runs_prune import folder_of, prune
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -48,12 +50,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str]) -> int:
     """Print one line per run, oldest first unless another order is asked for, or change those that were chosen."""
+    if argv[:1] == ["prune"]:
+        return prune(argv[1:])
     given = build_parser().parse_args(argv)
-    folder = Path(given.folder)
-    if not folder.is_dir():
-        if given.folder == "runs":
-            raise DataError(f"{folder}: no such folder")
-        folder = resolve_run(given.folder)
+    folder = folder_of(given.folder)
     change = asked_for(given)
     if given.yes and not given.delete:
         raise UsageError("--yes goes with --delete")
