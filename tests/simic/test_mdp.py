@@ -10,11 +10,11 @@ import pytest
 import torch
 from tiny import tiny
 
-from esper.leyline import WAIT, Blend, Decision, FactoredAction, Op, UsageError
+from esper.leyline import WAIT, Blend, Decision, EnvSpec, FactoredAction, Op, UsageError
 from esper.simic.env import GrowConfig
 from esper.simic.mdp import GrowthMDP, StepOutcome, episode_seed, held_out_seed
 from esper.simic.rewards import RewardConfig, RewardMode
-from esper.simic.workers import LocalWorker
+from esper.simic.workers import LocalWorker, ResetResult, WorkerPool
 from esper.tolaria.legality import why_illegal
 
 GERMINATE = FactoredAction(Op.GERMINATE, "first", "mlp", Blend.LINEAR, 1.0, 1)
@@ -91,6 +91,30 @@ def test_the_control_is_the_static_host_of_the_same_seed() -> None:
     assert controlled._curves.keys() == {7}
     again = play(controlled, [GERMINATE], seed=7)
     assert len(again) == 6 and controlled._curves.keys() == {7}
+
+
+def test_a_control_is_played_once_for_all_rounds_and_over_a_resume(monkeypatch: pytest.MonkeyPatch) -> None:
+    played: list[tuple[str, int]] = []
+    begin = WorkerPool.begin
+
+    def counted(pool: WorkerPool, specs: Sequence[EnvSpec]) -> list[ResetResult]:
+        played.extend((spec.arm, spec.seed) for spec in specs)
+        return begin(pool, specs)
+
+    monkeypatch.setattr(WorkerPool, "begin", counted)
+    mdp, beside = make(4, control=True), make(4, control=True)
+    for _ in range(3):
+        first = [outcome.paid.total for outcome in play(mdp, [GERMINATE], seed=7)]
+    assert played.count(("static", 7)) == 1 and played.count(("grown", 7)) == 3
+    mdp.begin([7])
+    mdp.step([Decision(GERMINATE, "scripted")])
+    resumed = make(4, control=True)
+    resumed.load(mdp.state())
+    after = [resumed.step([Decision(WAIT, "scripted")])[0].paid.total for _ in range(3)]
+    assert after == first[1:]
+    again = [outcome.paid.total for outcome in play(resumed, [GERMINATE], seed=7)]
+    assert again == first and played.count(("static", 7)) == 1
+    assert [outcome.paid.total for outcome in play(beside, [GERMINATE], seed=7)] == first, "as if it was played anew"
 
 
 def test_rows_differ_by_their_seeds_alone() -> None:
