@@ -35,6 +35,7 @@ from esper.karn.state import RunState
 from esper.leyline import DataError, TelemetryEvent
 from esper.leyline import TelemetryEventType as T
 from esper.nissa.ahead import DecodedBatch, read_ahead
+from esper.nissa.compressed import zstandard
 from esper.nissa.reader import Batch, Position, Reading, read_journal
 from esper.nissa.segments import journal_bytes, list_segments, read_header
 
@@ -384,15 +385,15 @@ def _load(cache: Path, identity: str) -> _Index:
 def _restore(cache: Path, keyframe: Keyframe) -> RunState | None:
     """A stored state; ``None`` when it is gone or not what was stored."""
     try:
-        data = zlib.decompress((cache / keyframe.file).read_bytes())
+        data = zstandard().decompress((cache / keyframe.file).read_bytes())
         return states.decode(data) if zlib.crc32(data) == keyframe.digest else None
-    except (OSError, ValueError, zlib.error):
+    except (OSError, ValueError, zstandard().ZstdError):
         return None
 
 
 def _pack(path: Path, data: bytes) -> None:
     """Compress and store; both let other threads run."""
-    _store(path, zlib.compress(data, 1))
+    _store(path, zstandard().compress(data, 1))
 
 
 @contextlib.contextmanager

@@ -30,7 +30,7 @@ from esper.leyline import SCHEMA_VERSION, DataError, TelemetryEvent, as_type, de
 from esper.leyline.decoding import fault_in_lines, told
 from esper.leyline.telemetry import Seconds, Seq
 from esper.nissa.compressed import SUFFIX, JournalDamaged, open_segment, size_of, stat_segment, twin
-from esper.nissa.wire import NewerSchemaError, WireError, check, decode, non_finite_lines, revive
+from esper.nissa.wire import NewerSchemaError, WireError, check_all, decode, non_finite_lines, revive
 
 FORMAT_VERSION: Final = 1
 MAX_BATCH_BYTES: Final = 64 << 20
@@ -140,8 +140,7 @@ def _decode_lines(body: bytes) -> list[TelemetryEvent] | None:
             return None
         for number in non_finite_lines(body):
             revive(events[number])
-        for event in events:
-            check(event)
+        check_all(events)
     except (msgspec.DecodeError, UnicodeDecodeError, IndexError):  # no event for an empty line
         return None
     return events
