@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ from histories import bits, history, model_files
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from esper.leyline import DataError, UsageError
+from esper.kasmina.applied import apply
+from esper.leyline import Blend, DataError, EnvView, FactoredAction, GateThresholds, Op, SeedStage, UsageError
 from esper.library import Budget, Grower, OwnChoices, grow
 from esper.nissa.reader import read_journal
 from four_classes import SHORT, KeepOne, loader
@@ -63,15 +65,17 @@ class UsersLoop:
     every: int = 4
     budget: Budget = Budget(epochs=EPOCHS, parameters=5000)
     policy: type = Remembering
+    make: Callable[[], nn.Module] = model
+    site: str = "1"
 
     def __call__(self) -> int:
         saved = self.folder / "saved.pt"
         torch.manual_seed(3)
-        network = model()
+        network = self.make()
         optimizer = torch.optim.AdamW(network.parameters(), lr=1e-2)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.99**step)
         scaler = torch.amp.GradScaler("cpu", init_scale=64.0, growth_interval=3)
-        choices = OwnChoices(LOSS, at=["1"], budget=self.budget)
+        choices = OwnChoices(LOSS, at=[self.site], budget=self.budget)
         grower = Grower(
             network,
             optimizer,
@@ -170,6 +174,44 @@ def test_killed_in_mid_epoch_and_saved_in_mid_epoch_while_a_seed_is_blended(whol
     assert torch.load(folder / "saved.pt", weights_only=True)["growth"]["version"] == 1
     assert_same(folder, whole)
     assert len(list((folder / "run").glob("events-*.jsonl"))) == 2
+
+
+def copying() -> nn.Module:
+    """Two blocks of one kind, with chance of their own."""
+
+    def block() -> nn.Sequential:
+        return nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Dropout(0.1), nn.GELU())
+
+    return nn.Sequential(nn.Linear(6, 8), block(), block(), nn.Linear(8, 4))
+
+
+class KeepCopy(Remembering):
+    """Copies a block."""
+
+    def actions(self, view: EnvView, slot: str) -> dict[SeedStage, FactoredAction]:
+        copy = FactoredAction(Op.GERMINATE, slot, "clone", Blend.LINEAR, 1.0, 1)
+        return super().actions(view, slot) | {SeedStage.DORMANT: copy}
+
+
+def test_killed_while_a_copy_of_a_block_learns(tmp_path: Path) -> None:
+    import torch._dynamo
+
+    gates = GateThresholds(min_training_epochs=0, min_holding_epochs=0, ask_for_gain=False)
+    budget = Budget(epochs=EPOCHS, parameters=5000, blueprints=("clone",), gates=gates)
+    loops = [UsersLoop(tmp_path / name, 3, budget, KeepCopy, copying, "1") for name in ("whole", "cut")]
+    assert (ended := loops[0].run()).status == 0, ended.said
+    kept = [event for event in read_journal(tmp_path / "whole" / "run") if event.event_type.name == "SEED_FOSSILIZED"]
+    assert kept, "the whole run keeps a copy, or there is nothing to see here"
+    for cut in (Cut(9, function="trainer.after_backward"), Cut(17, function="trainer.after_backward")):
+        assert loops[1].run(cut).status == -9
+    assert (ended := loops[1].run()).status == 0, ended.said
+    assert_same_runs(tmp_path / "cut", tmp_path / "whole")
+    fresh = apply(copying(), tmp_path / "cut" / "run")
+    end = torch.load(tmp_path / "whole" / "end.pt", weights_only=True)
+    assert {name: bits(each) for name, each in fresh.state_dict().items()} == {
+        name: bits(each) for name, each in end.items()
+    }
+    assert any("seed.block" in name for name in end)
 
 
 @pytest.mark.slow

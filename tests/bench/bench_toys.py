@@ -26,6 +26,11 @@ def tiny() -> TaskSpec:
     )
 
 
+def copying() -> TaskSpec:
+    """The same, in which blocks are copied; of the host's three the latter two are alike."""
+    return replace(tiny(), name="copying", blueprints=("norm", "clone"))
+
+
 def trial(**given) -> Trial:
     """A trial of the host alone, on the tiny task."""
     from esper.bench.settings import TrialSetting

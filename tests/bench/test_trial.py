@@ -65,6 +65,17 @@ def test_insertion_happens_once_at_its_time_and_fills_every_slot(policy):
     assert (early.spent["probe_macs"] > 0) is (policy == "gradmax")
 
 
+def test_copies_are_stacked_once_at_their_time_behind_the_blocks_that_repeat():
+    work = Work("bench_toys:copying", (), 2)
+    outcome = run_trial(bench_toys.trial(work=work, policy="stacked", setting=TrialSetting(at=0.5)))
+    assert outcome.seeds == {"block1": "clone", "block2": "clone"}
+    assert outcome.curve[1][0] > 2 * outcome.curve[0][0], "the second epoch is dearer"
+    scratch = run_trial(bench_toys.trial(work=work, topology=dict(outcome.seeds)))
+    assert scratch.parameters == outcome.parameters and scratch.macs > outcome.macs
+    without = run_trial(bench_toys.trial(policy="stacked"))
+    assert without.failed is not None and "no copy of a block can grow in block0, block1, block2" in without.failed
+
+
 def test_blind_growth_keeps_without_evidence_what_the_heuristic_measures():
     work = Work(bench_toys.TINY, (), 12)
     seeing, blind = (run_trial(bench_toys.trial(work=work, policy=name)) for name in ("heuristic", "blind"))

@@ -14,7 +14,7 @@ from esper.tolaria.schedules import ScheduleConfig, factor, host_factor, learnin
 
 configs = st.builds(
     ScheduleConfig,
-    shape=st.sampled_from(["cosine", "constant"]),
+    shape=st.sampled_from(["cosine", "constant", "wsd"]),
     warmup=st.floats(0, 5),
     seed_warmup=st.floats(0, 5),
     warmup_start=st.floats(0.01, 1),
@@ -51,6 +51,20 @@ def test_host_restarts_at_the_latest_birth_only_when_asked() -> None:
     assert seeds == {"a": pytest.approx(factor(restarting, 8, 10, start=2)), "b": pytest.approx(0.5)}
     assert learning_rates(restarting, 8, 10, {}, gone=[6.0])[0] == pytest.approx(0.5)
     assert host_factor(restarting, 4, 10, [6.0]) == factor(restarting, 4, 10), "a birth to come changes nothing yet"
+
+
+def test_one_decay_begins_after_the_last_growth() -> None:
+    config = ScheduleConfig("wsd", warmup=2, warmup_start=0.5, floor=0.1, decay=0.4)
+    host = [host_factor(config, t, 10) for t in (0, 1, 2, 5, 6, 8, 10, 11)]
+    assert host == pytest.approx([0.5, 0.75, 1.0, 1.0, 1.0, 0.55, 0.1, 0.1])
+    # a birth in the decay puts it off, for the host and for every seed; an early one changes nothing
+    late = ScheduleConfig("wsd", decay=0.4, seed_warmup=1, warmup_start=0.5)
+    for time, rate in ((7, 0.75), (8, 1.0), (9, 1.0), (9.5, 0.5), (10, 0.0)):
+        host_rate, seeds = learning_rates(late, time, 10, {"early": 2.0, "late": 8.0})
+        assert (host_rate, seeds["early"]) == pytest.approx((rate, rate)), time
+    assert learning_rates(late, 8.5, 10, {"late": 8.0})[1]["late"] == pytest.approx(0.75)
+    assert learning_rates(late, 9.5, 10, {}, [8.0])[0] == 0.5, "one that was pruned put it off, too"
+    assert host_factor(late, 10, 10, [10.0]) == 1.0 and host_factor(late, 11, 10, [10.0]) == 0.0
 
 
 def test_granularity() -> None:

@@ -95,12 +95,14 @@ ARMS: Final[Mapping[str, Arm]] = {
         Arm("blind", "the heuristic without counterfactuals: whatever grew is kept", Family.POLICY, policy="blind"),
         Arm("net2net", "largest seeds as identities, all at a fixed time", Family.INSERTION, policy="net2net"),
         Arm("gradmax", _GRADMAX, Family.INSERTION, policy="gradmax"),
+        Arm("stacked", "copies of all blocks behind them, all at a fixed time", Family.STACKING, policy="stacked"),
         Arm("policy", "a saved policy", Family.POLICY, policy="policy"),
         *(Arm(name, _told(rival), _family(rival), "host") for name, rival in RIVALS.items()),
     )
 }
 
-FULL: Final = tuple(name for name in ARMS if name not in ("small-equal", "all-sites", "grafted", "policy", *RIVALS))
+_ASKED_FOR: Final = ("small-equal", "all-sites", "grafted", "stacked", "policy")
+FULL: Final = tuple(name for name in ARMS if name not in (*_ASKED_FOR, *RIVALS))
 QUICK: Final = ("small", "large-equal", "retrained-equal", "frugal")
 _NOT_GROWING: Final = ("static",)
 LARGE_EQUAL: Final = "large-equal"

@@ -10,17 +10,22 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 from torch import nn
 
 from esper.bench.settings import Initial
+from esper.kasmina.clone import Clone
 from esper.kasmina.slot import SeedSlot
 from esper.kasmina.trial import mode
-from esper.leyline import EsperError, SeedStage
+from esper.leyline import EsperError, SeedStage, UsageError
 from esper.tolaria import ledger
 from esper.tolaria.rng import derive, seeded
 from esper.tolaria.trainer import Trainer
+
+STACKED: Final = "clone"
+"""The blueprint of a plain copy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,17 +59,35 @@ def _germinate(slot: SeedSlot, each: Planted, initial: Initial) -> None:
 
 
 def initialise(seed: nn.Module) -> None:
-    """Draw the weights of every layer that was zeroed at birth as torch draws them; gains of norms become 1."""
+    """Draw the weights of every layer that was zeroed at birth as torch draws them; gains of norms become 1.
+
+    Of a copy of a block that is every layer: two blocks of a network from scratch do not begin alike.
+    """
     for module in seed.modules():
         own = list(module.parameters(recurse=False))
         reset = getattr(module, "reset_parameters", None)
-        if callable(reset) and own and not any(bool(parameter.any()) for parameter in own):
+        zeroed = not any(bool(parameter.any()) for parameter in own)
+        if callable(reset) and own and (zeroed or isinstance(seed, Clone)):
             reset()
 
 
 def largest(sizes: Mapping[str, Mapping[str, int]]) -> dict[str, str]:
     """slot -> its blueprint with most parameters. ``sizes``: slot -> blueprint -> parameters."""
     return {slot: max(fitting, key=fitting.__getitem__) for slot, fitting in sizes.items() if fitting}
+
+
+def copies(sizes: Mapping[str, Mapping[str, int]]) -> dict[str, str]:
+    """slot -> a copy of the block there, where one can be made. ``sizes`` as for :func:`largest`.
+
+    Raises ``UsageError`` where there is none.
+    """
+    found = {slot: STACKED for slot, fitting in sizes.items() if STACKED in fitting}
+    if not found:
+        raise UsageError(
+            f"no copy of a block can grow in {', '.join(sizes)}; legal: a task with {STACKED!r} among its blueprints "
+            "and sites behind blocks that repeat"
+        )
+    return found
 
 
 def middle(sizes: Mapping[str, Mapping[str, int]]) -> dict[str, str]:

@@ -53,6 +53,7 @@ class Family(StrEnum):
     SCRATCH = "scratch"
     POLICY = "policy"
     INSERTION = "insertion"
+    STACKING = "stacking"
     ADAPTER = "adapter"
     FULL = "full"
 
@@ -68,6 +69,7 @@ GRIDS: Final[Mapping[Family, tuple[TrialSetting, ...]]] = {
     # what is adapted takes some ten times the rate of what is fine-tuned
     Family.ADAPTER: _crossed((4.0, 1.0, 2.0, 8.0, 0.5, 16.0, 0.25, 0.125), {}),
     Family.FULL: _crossed((0.25, 0.0625, 0.125, 0.5, 1.0, 0.03125, 2.0, 0.015625), {}),
+    Family.STACKING: _crossed((2.0, 4.0, 1.0, 8.0), {"seed_lr": 1.0, "at": 0.5}, {"seed_lr": 1.0, "at": 0.7}),
     Family.INSERTION: _crossed((2.0, 4.0, 1.0, 8.0), {"seed_lr": 1.0, "at": 0.1}, {"restart": True, "at": 0.3}),
 }
 """Settings in the order in which they are tried; all families have as many, so that every arm gets equal trials."""

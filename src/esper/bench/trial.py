@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import Any, Final
 
 from esper.bench.arms import RIVALS
-from esper.bench.plant import Planted, by_gradient, largest, middle, plant
+from esper.bench.plant import Planted, by_gradient, copies, largest, middle, plant
 from esper.bench.rivals import RivalTask
 from esper.bench.settings import TrialSetting
 from esper.leyline import EnvSpec, EsperError, GateThresholds, Policy
@@ -37,6 +37,8 @@ from esper.tolaria.rng import derive
 CURVE_POINTS: Final = 100
 """Most points of a course that are kept."""
 NEVER: Final = 10**9
+INSERTING: Final = ("net2net", "gradmax", "stacked")
+"""Policies that grow once, at a fixed time, and for good."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +62,7 @@ class Trial:
     seed: int
     setting: TrialSetting
     policy: str = "static"
-    """``static``, ``net2net``, ``gradmax``, ``blind``, ``grafted``, ``schedule``, a registered name, or a policy's
+    """``static``, one of :data:`INSERTING`, ``blind``, ``grafted``, ``schedule``, a registered name, or a policy's
     file."""
     entries: tuple[Mapping[str, Any], ...] = ()
     """Of a schedule."""
@@ -146,7 +148,7 @@ class _TrialRun:
         self.trial = trial
         self.grows = trial.policy != "static"
         self.thresholds = self._thresholds()
-        self.measured = trial.policy not in ("static", "blind", "net2net", "gradmax")
+        self.measured = trial.policy not in ("static", "blind", *INSERTING)
         self.load, self.executor = self._assembled()
         assert isinstance(self.executor.engine, ModuleEngine)
         self.engine = self.executor.engine
@@ -196,7 +198,7 @@ class _TrialRun:
             return FrugalPolicy()
         if trial.policy == "nurtured":
             return NurturedPolicy(seed=trial.seed)
-        if trial.policy in ("net2net", "gradmax"):
+        if trial.policy in INSERTING:
             return make_policy("static")
         return make_seeded(trial.policy, trial.seed)
 
@@ -229,7 +231,8 @@ class _TrialRun:
         if self.trial.policy == "gradmax":
             self._plant(by_gradient(self.engine.trainer(0), sizes, self.trial.seed))
         else:
-            self._plant([Planted(slot, blueprint, self._draw(slot)) for slot, blueprint in largest(sizes).items()])
+            wanted = copies(sizes) if self.trial.policy == "stacked" else largest(sizes)
+            self._plant([Planted(slot, blueprint, self._draw(slot)) for slot, blueprint in wanted.items()])
 
     def affordable(self, macs: int) -> int:
         """Epochs that spend at least ``macs`` together with the last look at validation and test."""
@@ -242,7 +245,7 @@ class _TrialRun:
     def play(self, epochs: int) -> TrialOutcome:
         """The whole episode."""
         self._begin(epochs)
-        inserted_at = round(self.trial.setting.at * epochs) if self.trial.policy in ("net2net", "gradmax") else None
+        inserted_at = round(self.trial.setting.at * epochs) if self.trial.policy in INSERTING else None
 
         def insert() -> None:
             if self.executor.epoch == inserted_at:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from esper.kasmina import blueprints
+from esper.kasmina.clone import Clone, copied
 from esper.kasmina.generations import Part
 from esper.kasmina.growing import GrowingModel
 from esper.kasmina.layer import Beside
@@ -25,6 +26,8 @@ from esper.leyline import DataError, UsageError
 
 WEIGHTS: Final = "model.safetensors"
 _KEY: Final = "esper"
+_COPY: Final = "copy"
+"""What leads to the stream of a block that was copied."""
 _LEADS: Final = ("position", "axes", "entry")
 """What leads to the tensors that a seed takes and changes."""
 
@@ -41,7 +44,9 @@ def described(model: GrowingModel, built_in: Mapping[str, Sequence[Part]], same:
             "dtype": str(slot.dtype).rpartition(".")[2],
             **{name: repr(value) for name, value in given.items()},
         }
-        seeds[place.path] = [about | {"blueprint": part.state.blueprint_id, "alpha": part.alpha} for part in parts]
+        seeds[place.path] = [
+            about | {"blueprint": part.state.blueprint_id, "alpha": part.alpha} | _of_copy(part.seed) for part in parts
+        ]
     return {_KEY: json.dumps({"seeds": seeds, "same": dict(same)}, sort_keys=True)}
 
 
@@ -107,10 +112,23 @@ def _grown(made: list[Grown], seeds: Sequence[Mapping[str, Any]], module: nn.Mod
 
 def _around(about: Mapping[str, Any], module: nn.Module) -> Grown:
     device = next((tensor.device for tensor in (*module.parameters(), *module.buffers())), None)
-    seed = blueprints.build(about["blueprint"], about["channels"], msgspec.convert(about["fit"], Layout | Beside))
+    seed = _seed(about, module)
     seed = seed.to(device=device, dtype=getattr(torch, about["dtype"]))
     leads = {name: ast.literal_eval(about[name]) for name in _LEADS if name in about}
     return (GrownBeside if "entry" in leads else Grown)(module, seed, about["alpha"], **leads)
+
+
+def _of_copy(seed: nn.Module) -> dict[str, str]:
+    return {_COPY: repr((seed.entry, seed.position, seed.axes))} if isinstance(seed, Clone) else {}
+
+
+def _seed(about: Mapping[str, Any], module: nn.Module) -> nn.Module:
+    """A seed with weights still to be filled; a copy is made of the module itself, without seeds around it."""
+    if _COPY not in about:
+        return blueprints.build(about["blueprint"], about["channels"], msgspec.convert(about["fit"], Layout | Beside))
+    while isinstance(module, Grown):
+        module = module.module
+    return copied(module, *ast.literal_eval(about[_COPY]))
 
 
 def _differing(model: nn.Module, tensors: Mapping[str, Tensor]) -> list[str]:

@@ -56,7 +56,7 @@ class Twin:
             if x is not None:
                 changed = added(before, seed, x, part.alpha, place.position)
             else:
-                changed = blended(before, seed, part.alpha, place.position, place.axes)
+                changed = blended(before, seed, part.alpha, place.position, place.axes, (args, kwargs))
         return changed
 
     def follow(self) -> None:

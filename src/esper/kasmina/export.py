@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from esper.kasmina import fold
 from esper.kasmina.applied import WEIGHTS, described
+from esper.kasmina.clone import Clone, copied
 from esper.kasmina.generations import Part
 from esper.kasmina.growing import GrowingModel
 from esper.kasmina.leaving import strip
@@ -242,7 +243,7 @@ def _code(model: GrowingModel, shape: Shape, same: dict[str, str], with_host: bo
         place, built = model.places[slot_id], "module"
         for part, grown in zip(parts, _makers(place, parts), strict=True):
             given = dict(grown.keywords)
-            seed = source.module(given.pop("seed").eval(), f"the seed at {place.path!r}", depth=2)
+            seed = _written(source, given.pop("seed").eval(), place)
             rest = ", ".join([repr(given.pop("alpha")), *(source.value(each) for each in given.values())])
             built = f"{source.name(grown.func)}({built}, {seed}, {rest})"
             why = shape.unfolded.get(part.seed_id)
@@ -265,6 +266,14 @@ def _code(model: GrowingModel, shape: Shape, same: dict[str, str], with_host: bo
         **imports,
         **run,
     )
+
+
+def _written(source: Source, seed: nn.Module, place: Place) -> str:
+    """An expression for a seed; a copy of a block is made of the host's own."""
+    if not isinstance(seed, Clone):
+        return source.module(seed, f"the seed at {place.path!r}", depth=2)
+    leads = ", ".join(source.value(each) for each in (seed.entry, seed.position, seed.axes))
+    return f"{source.name(copied)}(module, {leads})"
 
 
 _TEMPLATE = '''"""A grown {kind}, exported by Esper. Needs torch, and what is imported below.

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from esper.kasmina import blueprints
 from esper.kasmina.generations import Part
 from esper.kasmina.layer import Beside, Layer
-from esper.kasmina.portable import run_seed
+from esper.kasmina.portable import Call, run_seed
 from esper.kasmina.precision import tolerance
 from esper.kasmina.state import SeedState
 from esper.kasmina.structure import Path, tensors
@@ -127,7 +127,7 @@ class _Fixed:
     def __init__(self, module: nn.Module) -> None:
         self.module = module
 
-    def __call__(self, h: Tensor, alpha: float | None, x: Tensor) -> Tensor:
+    def __call__(self, h: Tensor, alpha: float | None, x: Tensor, call: Call) -> Tensor:
         return h + run_seed(self.module, x, h.dtype)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from esper.kasmina.evidence import fact
 from esper.kasmina.isolation import added, blend
-from esper.kasmina.portable import run_seed
+from esper.kasmina.portable import Call, run_seed
 from esper.kasmina.state import SeedState
 from esper.leyline import KeptView
 
@@ -43,11 +43,14 @@ class Kept(nn.Module):
         self.seed = seed
         self.state = state
 
-    def forward(self, h: Tensor, x: Tensor | None = None) -> Tensor:
-        """``h`` with the seed's part in it, of the shape of ``h``; beside a module it sees the input ``x``."""
+    def forward(self, h: Tensor, x: Tensor | None = None, call: Call | None = None) -> Tensor:
+        """``h`` with the seed's part in it, of the shape of ``h``; beside a module it sees the input ``x``.
+
+        ``call`` is what the module of the host was called with.
+        """
         if self.state.alpha == 0.0:
             return h
-        s = run(self.seed, h if x is None else x, h.dtype)
+        s = run(self.seed, h if x is None else x, h.dtype, call)
         return blend(h, s, self.state.alpha) if x is None else added(h, s, self.state.alpha)
 
     def part(self) -> Part:
@@ -65,8 +68,8 @@ class Kept(nn.Module):
         return self.state.to_dict()
 
 
-def run(seed: nn.Module, h: Tensor, dtype: torch.dtype) -> Tensor:
-    """What a seed with a path back to the host makes of ``h``, in ``dtype``."""
+def run(seed: nn.Module, h: Tensor, dtype: torch.dtype, call: Call | None = None) -> Tensor:
+    """What a seed with a path back to the host makes of ``h``, in ``dtype``, where its module was called so."""
     if torch.is_grad_enabled() and not h.requires_grad:
         h = h.contiguous()  # a frozen host's feature is as dangerous to GroupNorm as a detached one
-    return run_seed(seed, h, dtype)
+    return run_seed(seed, h, dtype, call)

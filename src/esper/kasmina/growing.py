@@ -21,6 +21,7 @@ from esper.kasmina.hosts import check_host
 from esper.kasmina.leaving import leave, strip
 from esper.kasmina.mixing import measure
 from esper.kasmina.probe import Place, Site, survey
+from esper.kasmina.repeating import blocks
 from esper.kasmina.replay import Tape, prove, running
 from esper.kasmina.sites import Sites, site_of, spread
 from esper.kasmina.slot import SeedSlot, SlotConfig
@@ -120,6 +121,8 @@ class GrowingModel(nn.Module):
         }
         for slot_id, slot in slots.items():
             slot.dtype = places[slot_id].dtype
+        for slot_id, block in (blocks(host, places, sample) if config.copies else {}).items():
+            slots[slot_id].block = block
         model = cls(host, {slot_id: places[slot_id] for slot_id in order}, slots)
         model.training = host.training
         model.slots.train(host.training)  # type: ignore[attr-defined]

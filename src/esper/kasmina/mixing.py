@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -31,6 +31,8 @@ from torch import Tensor, nn
 from esper.kasmina.layer import Beside, Fit
 from esper.kasmina.layout import Layout
 from esper.kasmina.perturb import DRAWS, Call, Contrast, Pass, Probe, embeddings_disturbed, halves, paddings
+from esper.kasmina.portable import Call as ModuleCall
+from esper.kasmina.portable import run_seed
 from esper.kasmina.structure import Path, mapped, tensors
 from esper.kasmina.tap import Tap
 from esper.kasmina.trace import removed
@@ -280,7 +282,19 @@ class _Site:
 
     def fits(self, kind: Kind, with_padding: bool = True) -> bool:
         """Whether a seed of that kind moves nothing that the host keeps still."""
-        with _standing_in(self.tap, kind):
+        return self._fits(_standing_in(self.tap, kind), with_padding)
+
+    def fits_copy(self) -> bool:
+        """Whether a copy of the block in front, if there can be one, moves nothing that the host keeps still."""
+        block = self.tap.slot.block
+        if isinstance(block, str):
+            return False
+        twin = block.copy()
+        with trial(twin), livened(twin):
+            return self._fits(_in_place(self.tap, _Copy(twin)))
+
+    def _fits(self, standing_in: AbstractContextManager[None], with_padding: bool = True) -> bool:
+        with standing_in:
             runs = _Runs(self.host)
             for each in self.kept.halves + (self.kept.padded if with_padding else ()):
                 moved, within = runs.moved(each.probe), _tolerances(runs, each.probe)
@@ -295,6 +309,7 @@ def _measure_site(site: _Site, accepts: bool, cached: bool) -> SiteMixing:
     layout = site.tap.place.layout
     if isinstance(layout, Beside):  # positions and examples are mixed as the module there mixes them, and no further
         return SiteMixing(None, channels=site.fits("channels"), padding=site.kept.padding)
+    copies = site.fits_copy()
     everything = site.fits("all")
     positions: Positions | None = None
     channels = everything
@@ -311,6 +326,7 @@ def _measure_site(site: _Site, accepts: bool, cached: bool) -> SiteMixing:
         padding=site.kept.padding,
         first_alone=layout is Layout.NTC and positions is not Positions.NONE and site.reads_first_alone(),
         cached=layout is not Layout.NC and cached,
+        copies=copies,
     )
 
 
@@ -325,7 +341,9 @@ class _StandIn:
         self.layout = layout
         self.drawn: dict[tuple[int, tuple[int, ...]], Tensor] = {}
 
-    def __call__(self, h: Tensor, alpha: float | None, x: Tensor | None = None) -> Tensor:
+    def __call__(
+        self, h: Tensor, alpha: float | None, x: Tensor | None = None, call: ModuleCall | None = None
+    ) -> Tensor:
         if self.kind == "rest":
             return torch.cat([h[:, :1], 1.0 - 3.0 * h[:, 1:]], dim=1)
         axis = self.layout.channel_axis % h.ndim
@@ -357,10 +375,29 @@ class _StandIn:
         return self.drawn[key]
 
 
+class _Copy:
+    """Stands in for a slot with a copy of the block in front."""
+
+    bare = False
+    training = False
+
+    def __init__(self, twin: nn.Module) -> None:
+        self.twin = twin
+
+    def __call__(
+        self, h: Tensor, alpha: float | None, x: Tensor | None = None, call: ModuleCall | None = None
+    ) -> Tensor:
+        return run_seed(self.twin, h, call=call)
+
+
+def _standing_in(tap: Tap, kind: Kind) -> AbstractContextManager[None]:
+    return _in_place(tap, _StandIn(kind, tap.place.layout))
+
+
 @contextmanager
-def _standing_in(tap: Tap, kind: Kind) -> Iterator[None]:
+def _in_place(tap: Tap, stand_in: _StandIn | _Copy) -> Iterator[None]:
     slot = tap.slot
-    tap.slot = _StandIn(kind, tap.place.layout)  # type: ignore[assignment]
+    tap.slot = stand_in  # type: ignore[assignment]
     try:
         yield
     finally:

@@ -12,27 +12,39 @@ from torch import Tensor, nn
 
 from esper.kasmina.structure import get, put
 
+Call = tuple[Any, Any]
+"""Positional and keyword arguments that the module of the host was called with."""
 
-def run_seed(seed: nn.Module, h: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+
+def run_seed(seed: nn.Module, h: Tensor, dtype: torch.dtype | None = None, call: Call | None = None) -> Tensor:
     """What ``seed`` makes of ``h``, in ``dtype`` (default: that of ``h``).
 
-    It is computed in the format of its weights, or as autocast has it; indices are handed on as they are.
+    It is computed in the format of its weights, or as autocast has it; indices are handed on as they are. A seed with
+    a true ``takes_call`` is given ``call`` too: what the module that it sits on was called with.
     """
     weight = next(seed.parameters(), h)
     as_it_is = weight.dtype == h.dtype or not h.is_floating_point() or torch.is_autocast_enabled(h.device.type)
-    s: Tensor = seed(h if as_it_is else h.to(weight.dtype))
+    h_in = h if as_it_is else h.to(weight.dtype)
+    s: Tensor = seed(h_in, *call) if call is not None and getattr(seed, "takes_call", False) else seed(h_in)
     return s.to(dtype or h.dtype)
 
 
-def blended(output: Any, seed: nn.Module, alpha: float, position: tuple[Any, ...], axes: tuple[int, ...] | None) -> Any:
+def blended(
+    output: Any,
+    seed: nn.Module,
+    alpha: float,
+    position: tuple[Any, ...],
+    axes: tuple[int, ...] | None,
+    call: Call | None = None,
+) -> Any:
     """A module's output with ``h``, the tensor that ``position`` leads to, replaced by ``lerp(h, seed(h), alpha)``.
 
-    ``axes`` permutes ``h`` to what the seed takes.
+    ``axes`` permutes ``h`` to what the seed takes; ``call`` is what the module was called with.
     """
     h = get(output, position)
     if axes is not None:
         h = h.permute(axes)
-    s = run_seed(seed, h)
+    s = run_seed(seed, h, call=call)
     h = s if alpha == 1.0 else torch.lerp(h, s, alpha)
     if axes is not None:
         h = h.permute([axes.index(axis) for axis in range(len(axes))])
@@ -66,7 +78,8 @@ class Grown(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The module's output, with ``h`` in it replaced by ``lerp(h, seed(h), alpha)``."""
-        return blended(self.module(*args, **kwargs), self.seed, self.alpha, self.position, self.axes)
+        output = self.module(*args, **kwargs)
+        return blended(output, self.seed, self.alpha, self.position, self.axes, (args, kwargs))
 
     def __getattr__(self, name: str) -> Any:
         """Attributes of its own first, then the module's."""

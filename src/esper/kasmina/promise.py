@@ -12,13 +12,14 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from esper.kasmina import blueprints
+from esper.kasmina import growable
 from esper.kasmina.checkpointing import reentrant_ones_replaced
 from esper.kasmina.compiled import as_written
 from esper.kasmina.exposure import hidden
 from esper.kasmina.generations import run
 from esper.kasmina.growing import GrowingModel
 from esper.kasmina.isolation import added
+from esper.kasmina.portable import Call
 from esper.kasmina.slot import SeedSlot
 from esper.kasmina.trial import buffers_kept, device_of, random_kept
 from esper.leyline import UsageError
@@ -32,9 +33,11 @@ class _Standing:
     def __init__(self, slot: SeedSlot, seed: nn.Module) -> None:
         self.slot, self.seed, self.training = slot, seed, slot.training
 
-    def __call__(self, h: Tensor, alpha: float | None = None, x: Tensor | None = None) -> Tensor:
-        h = self.slot(h, alpha, x)
-        s = run(self.seed, h if x is None else x, h.dtype)
+    def __call__(
+        self, h: Tensor, alpha: float | None = None, x: Tensor | None = None, call: Call | None = None
+    ) -> Tensor:
+        h = self.slot(h, alpha, x, call)
+        s = run(self.seed, h if x is None else x, h.dtype, call)
         return s if x is None else added(h, s, 1.0)
 
     def train(self, training: bool) -> None:
@@ -59,7 +62,7 @@ class Candidates:
             slot = model.slots[slot_id]
             if slot.state is not None:
                 raise UsageError(f"slot {slot_id!r} is {slot.stage.name}; candidates are for empty slots")
-            seed = blueprints.build(blueprint, slot.channels, slot.config.layout)
+            seed = growable.build(slot, blueprint)
             self.seeds[slot_id] = seed.to(slot.device, slot.dtype).train()
 
     def parameters(self, slot_id: str) -> list[nn.Parameter]:

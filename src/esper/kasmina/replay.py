@@ -18,11 +18,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from esper.kasmina import growable
 from esper.kasmina.checkpointing import CannotAnswerAgain, computed_anew, reentrant_ones_replaced
 from esper.kasmina.compiled import as_written
 from esper.kasmina.macs import counted
+from esper.kasmina.portable import Call
 from esper.kasmina.precision import Autocast
 from esper.kasmina.probe import NOISES
+from esper.kasmina.repeating import Block
 from esper.kasmina.structure import mapped, same, tensors, version
 from esper.kasmina.tap import KEEPS, Forward, Tap, substituted, untapped_forward
 from esper.kasmina.trial import Sample, buffers_kept, device_of, livened, mode, random_kept, trial
@@ -298,7 +301,7 @@ def seed_macs(model: GrowingModel, slot_id: str, seed: nn.Module) -> int:
         slot = model.slots[slot_id]
         feature = model.places[slot_id].blank(slot.device, slot.dtype)
         with trial(seed):
-            model.seed_macs[seed] = model.places[slot_id].calls * counted(lambda: seed(feature))
+            model.seed_macs[seed] = model.places[slot_id].calls * counted(lambda: growable.called(slot, seed, feature))
     return model.seed_macs[seed]
 
 
@@ -311,22 +314,25 @@ class _Noise:
     bare = False
     training = False
 
-    def __init__(self, size: float) -> None:
-        self.size = size
+    def __init__(self, size: float, of_call: bool) -> None:
+        """``of_call``: whether the noise is also of the strength of all that the module was called with."""
+        self.size, self.of_call = size, of_call
 
-    def __call__(self, h: Tensor, alpha: float | None, x: Tensor | None = None) -> Tensor:
+    def __call__(self, h: Tensor, alpha: float | None, x: Tensor | None = None, call: Call | None = None) -> Tensor:
         generator = torch.Generator().manual_seed(0)
         noise = torch.randn(h.shape, generator=generator).to(device=h.device, dtype=h.dtype)
         strength = h.abs().mean() + 0.1
         if x is not None:
             strength = strength * (1 + x.to(h.dtype).sin().mean())
+        for _, each in tensors(call) if self.of_call and call is not None else ():
+            strength = strength * (1 + each.to(h.dtype).nan_to_num().sin().mean() / 8)
         return h + noise * (self.size * strength)
 
 
 @contextmanager
 def _noise(tap: Tap, size: float) -> Iterator[None]:
     slot = tap.slot
-    tap.slot = _Noise(size)  # type: ignore[assignment]
+    tap.slot = _Noise(size, isinstance(slot.block, Block))  # type: ignore[assignment]
     try:
         yield
     finally:

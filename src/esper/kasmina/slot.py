@@ -8,16 +8,19 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from esper.kasmina import blueprints, measured
-from esper.kasmina.birth import parameter_count, random_input, tried
+from esper.kasmina import growable, measured
+from esper.kasmina.birth import parameter_count
 from esper.kasmina.compiled import forget_graphs
 from esper.kasmina.evidence import check, fact
 from esper.kasmina.gates import evaluate_birth, evaluate_gate, verdict
 from esper.kasmina.generations import Kept, Part, run
 from esper.kasmina.isolation import IsolatedBlend, IsolationMonitor, StraightThrough, added, blend, isolate
 from esper.kasmina.payloads import fossil_payload, gate_payload, health_payload
+from esper.kasmina.portable import Call
+from esper.kasmina.repeating import Block
 from esper.kasmina.slot_config import EventStamp, SlotConfig
 from esper.kasmina.state import GrowthPlan, Incubation, SeedState
+from esper.kasmina.structure import mapped
 from esper.leyline import (
     LEGAL_MOVES,
     LIVE,
@@ -37,6 +40,7 @@ from esper.leyline import (
 __all__ = ["SeedSlot", "SeedState", "SlotConfig", "EventStamp"]
 
 
+NOT_ASKED: Final = "no copies were asked for when the host was wrapped"
 _NEXT: Final = {
     SeedStage.GERMINATED: SeedStage.TRAINING,
     SeedStage.TRAINING: SeedStage.BLENDING,
@@ -82,40 +86,46 @@ class SeedSlot(nn.Module):
         self.stamp = EventStamp()
         self.may_mix: SiteMixing | None = None
         """What the host lets a seed mix here, once it was measured."""
+        self.block: Block | str = NOT_ASKED
+        """The block of the host that a copy can be made of here, or why there is none."""
         self.monitor = IsolationMonitor()
         self.germinations = 0
         self.seed = self.state = None
         self.kept = nn.ModuleList()  # type: ignore[assignment]
 
-    def forward(self, h: Tensor, alpha: float | None = None, x: Tensor | None = None) -> Tensor:
+    def forward(
+        self, h: Tensor, alpha: float | None = None, x: Tensor | None = None, call: Call | None = None
+    ) -> Tensor:
         """The feature behind the slot, of the shape of ``h``; a seed beside a module sees its input ``x``.
 
         ``alpha`` replaces the slot's own for this call only; 0 leaves the newest seed out, and nothing those that were
-        kept. Where no seed takes part, the very tensor ``h`` comes back.
+        kept. Where no seed takes part, the very tensor ``h`` comes back. ``call`` is what the module was called with.
         """
         for each in self.kept:
-            h = each(h, x)
+            h = each(h, x, call)
         if self.seed is None or self.state is None:
             return h
         if alpha is None:
             if self._straight_through:
-                s = self._run(h if x is None else x, h.dtype)
+                s = self._run(h if x is None else x, h.dtype, call)
                 return StraightThrough.apply(h, s)  # type: ignore[no-any-return, no-untyped-call]
             alpha = self.state.alpha
         if alpha == 0.0:
             return h
-        s = self._run(h if x is None else x, h.dtype)
+        s = self._run(h if x is None else x, h.dtype, call)
         if x is not None:
             return added(h, s, alpha)
         if self.isolated and torch.is_grad_enabled():
             return IsolatedBlend.apply(h, s, alpha)  # type: ignore[no-any-return, no-untyped-call]
         return blend(h, s, alpha)
 
-    def _run(self, h: Tensor, dtype: torch.dtype) -> Tensor:
+    def _run(self, h: Tensor, dtype: torch.dtype, call: Call | None) -> Tensor:
         assert self.seed is not None
         if self.isolated and torch.is_grad_enabled():
             h = isolate(self.monitor.tap(h))
-        return run(self.seed, h, dtype)
+            if call is not None and getattr(self.seed, "takes_call", False):
+                call = mapped(call, Tensor.detach)
+        return run(self.seed, h, dtype, call)
 
     @property
     def isolated(self) -> bool:
@@ -232,10 +242,9 @@ class SeedSlot(nn.Module):
         """
         if self.state is not None:
             return self._veto(SeedStage.GERMINATED, f"the slot is {self.stage.name}, not DORMANT")
-        seed = blueprints.build(blueprint, self.channels, self.config.layout)
-        layout = self.config.layout
-        sample = random_input(layout, self.channels, self.device, self.dtype) if sample is None else sample
-        seed.to(sample.device, sample.dtype if sample.is_floating_point() else self.dtype).train()
+        seed = growable.build(self, blueprint)
+        trial = growable.Birthplace.of(self, blueprint, sample)
+        seed.to(trial.sample.device, trial.dtype).train()
         self.germinations += 1
         plan = plan or GrowthPlan()
         self.state = SeedState(
@@ -249,7 +258,7 @@ class SeedSlot(nn.Module):
             blend=plan.blend,
             tempo=plan.tempo,
         )
-        birth = tried(seed, layout, sample, self.may_mix)
+        birth = trial.born(seed)
         result = evaluate_birth(self.state, birth, parameter_budget)
         self._emit_gate(result, SeedStage.GERMINATED)
         if not result.passed:
@@ -425,7 +434,7 @@ class SeedSlot(nn.Module):
 
     def _built(self, state: SeedState) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
-            seed = blueprints.build(state.blueprint_id, self.channels, self.config.layout)
+            seed = growable.build(self, state.blueprint_id)
         return seed.to(self.device, self.dtype).train(self.training)
 
     def clear(self) -> None:

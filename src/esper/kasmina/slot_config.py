@@ -24,6 +24,9 @@ class SlotConfig:
     generations: int = 1
     """Most seeds that the slot keeps. It opens again when one was kept, until it has kept so many."""
 
+    copies: bool = False
+    """Whether copies of the host's blocks may grow: these are then looked for when the host is wrapped."""
+
     def __post_init__(self) -> None:
         if self.generations < 1:
             raise UsageError(f"a slot that keeps {self.generations} seeds; legal: from 1")

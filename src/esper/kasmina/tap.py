@@ -56,7 +56,7 @@ class Tap:
             return None
         self.set_mode()
         h = self.place.take(output)
-        grown = self.slot(h, self.alpha, self.place.entering(args, kwargs))
+        grown = self.slot(h, self.alpha, self.place.entering(args, kwargs), (args, kwargs))
         if grown is h:
             return None
         changed = self.place.give(output, grown)

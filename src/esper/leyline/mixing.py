@@ -34,3 +34,5 @@ class SiteMixing:
     seed that looks back only."""
     cached: bool = False
     """Whether a key-value cache reaches the site: a seed without one would forget what came before."""
+    copies: bool = False
+    """Whether a copy of the block in front mixes nothing that the host keeps apart."""

@@ -8,7 +8,8 @@ from typing import Literal
 
 import torch
 
-from esper.kasmina.blueprints import ENTRY_POINTS, everything, find
+from esper.kasmina.blueprints import ENTRY_POINTS, find
+from esper.kasmina.growable import known
 from esper.kasmina.state import Incubation
 from esper.leyline import Sink, UsageError, plugins_in, unknown
 from esper.run.config import CommonConfig
@@ -56,7 +57,7 @@ def _blueprints(task: TaskSpec, wanted: tuple[str, ...] | None) -> tuple[str, ..
     (``module:ATTRIBUTE``, or an entry point's name).
     """
     installed = plugins_in(ENTRY_POINTS, task.blueprints)
-    registered = set(everything()) - set(task.blueprints)
+    registered = set(known()) - set(task.blueprints)
     foreign = [name for name in wanted or () if ":" in name or name in installed or name in registered]
     for name in foreign:
         if name not in registered:
@@ -93,7 +94,7 @@ def trainer_config(load: Workload, config: CommonConfig) -> TrainerConfig:
         weight_decay=budget.weight_decay if config.weight_decay is None else config.weight_decay,
         optimizer=partial(adamw, **adamw_options(config.optimizer)),
         batch_size=config.batch_size or budget.batch_size,
-        schedule=ScheduleConfig(seed_multiplier=multiplier),
+        schedule=ScheduleConfig(budget.schedule, warmup=budget.warmup, seed_multiplier=multiplier),
         slot=slot,
         precision=config.precision,
     )

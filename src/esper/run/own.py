@@ -79,8 +79,9 @@ class Budget:
     """Learning rate of the AdamW that is made where no optimizer is given."""
     seed_lr_multiplier: float = 2.0
     """A new seed's peak rate over the host's."""
-    schedule: Literal["constant", "cosine"] = "constant"
-    """Learning rates over the epochs: as they are, or down to 0 on half a cosine."""
+    schedule: Literal["constant", "cosine", "wsd"] = "constant"
+    """Learning rates over the epochs: as they are; down to 0 on half a cosine; or as they are and then straight down to
+    0 (``"wsd"``), over the last fifth, or after the last birth where that is later."""
     gates: GateThresholds = field(default_factory=GateThresholds)
     """What a seed must show to be blended in and to be kept."""
     evaluation_batch: int | None = None
@@ -113,8 +114,8 @@ class Budget:
         checks.positive("Budget.counterfactual_share", self.counterfactual_share)
         if self.counterfactual_share > 1.0:
             raise UsageError(f"Budget.counterfactual_share is {self.counterfactual_share}; legal: above 0, at most 1")
-        if self.schedule not in ("constant", "cosine"):
-            raise unknown("Budget.schedule", self.schedule, ("constant", "cosine"))
+        if self.schedule not in ("constant", "cosine", "wsd"):
+            raise unknown("Budget.schedule", self.schedule, ("constant", "cosine", "wsd"))
         checks.made("Budget.gates", self.gates, GateThresholds)
 
 

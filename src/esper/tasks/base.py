@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, fields
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Generator, Tensor, nn
@@ -175,7 +175,7 @@ class TaskBudget:
     max_epochs: int
     batch_size: int
     lr: float
-    """Peak learning rate of the host; AdamW with a cosine schedule."""
+    """Peak learning rate of the host; AdamW."""
     seed_lr_multiplier: float = 2.0
     """A new seed's peak learning rate, relative to the host's."""
     weight_decay: float = 0.01
@@ -183,15 +183,22 @@ class TaskBudget:
     """Most seeds alive at once."""
     parameters: int | None = None
     """Most parameters of all live seeds together."""
+    schedule: Literal["cosine", "wsd"] = "cosine"
+    """Shape of the learning rate over the epochs, see :class:`esper.tolaria.schedules.ScheduleConfig`."""
+    warmup: float = 0.0
+    """Epochs in which the host's rate rises."""
 
     def __post_init__(self) -> None:
+        if self.schedule not in ("cosine", "wsd"):
+            raise unknown("budget schedule", self.schedule, ("cosine", "wsd"))
         for item in fields(self):
             value = getattr(self, item.name)
-            if value is None:
+            if value is None or item.name == "schedule":
                 continue
-            low_ok = value >= 0 if item.name == "weight_decay" else value > 0
+            may_be_zero = item.name in ("weight_decay", "warmup")
+            low_ok = value >= 0 if may_be_zero else value > 0
             if not (low_ok and math.isfinite(value)):
-                least = "0 or more" if item.name == "weight_decay" else "above 0"
+                least = "0 or more" if may_be_zero else "above 0"
                 raise UsageError(f"budget: {item.name} is {value}; it must be {least}")
 
 

@@ -117,11 +117,21 @@ class CharTransformer(nn.Module):
             added_BTC: torch.Tensor = self.mlp(self.norm_mlp(h_BTC))
             return h_BTC + added_BTC
 
-    def __init__(self, characters: int, length: int, channels: int = 32, heads: int = 2, blocks: int = 2) -> None:
+    def __init__(
+        self,
+        characters: int,
+        length: int,
+        channels: int = 32,
+        heads: int = 2,
+        blocks: int = 2,
+        hidden: int | None = None,
+    ) -> None:
+        """``hidden`` is the width inside a block's MLP; ``None``: that of the stream."""
         super().__init__()
         self.token = nn.Embedding(characters, channels)
         self.place = nn.Embedding(length, channels)
-        self.blocks = nn.ModuleList(self.Block(channels, heads, channels, length) for _ in range(blocks))
+        hidden = hidden or channels
+        self.blocks = nn.ModuleList(self.Block(channels, heads, hidden, length) for _ in range(blocks))
         self.norm = nn.LayerNorm(channels)
         self.head = nn.Linear(channels, characters)
 

@@ -23,6 +23,7 @@ BUILT_IN: Final = MappingProxyType(
         "text": "esper.tasks.text:text",
         "cifar10": "esper.tasks.cifar10:cifar10",
         "diabetes": "esper.tasks.examples:diabetes",
+        "book": "esper.tasks.book:book",
         "emoji": "esper.tasks.pretrained.emoji:emoji",
         "verses": "esper.tasks.pretrained.verses:verses",
         "fashion-colour": "esper.tasks.pretrained.fashion:fashion_colour",

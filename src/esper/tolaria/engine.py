@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from esper.kasmina import blueprints
+from esper.kasmina import growable
 from esper.kasmina.export import compare, export, save_export
 from esper.kasmina.layer import Beside
 from esper.kasmina.slot import EventStamp, SeedSlot
@@ -131,23 +131,19 @@ class ModuleEngine:
         """The first reason why a blueprint of the right layout may not grow in a slot; empty where there is none."""
         for slot in slots:
             for name in self.task.blueprints:
-                layout = slot.config.layout
-                if (":" in name or name in blueprints.names(layout)) and (
-                    reason := blueprints.against(name, layout, slot.may_mix)
-                ):
+                if growable.fits(slot, name) and (reason := growable.against(slot, name)):
                     return f"; {name} may not grow in {slot.slot_id}: {reason}"
         return ""
 
     def _sizes_in(self, slot: SeedSlot) -> dict[str, int]:
         """Parameters of each blueprint that fits the slot and mixes nothing there that the host keeps apart."""
-        everything = blueprints.everything()
+        everything = growable.known()
         sizes = {}
         for name in self.task.blueprints:
             if ":" not in name and name not in everything:
                 raise unknown("blueprint", name, everything)
-            fits = ":" in name or name in blueprints.names(slot.config.layout)
-            if fits and blueprints.against(name, slot.config.layout, slot.may_mix) is None:
-                sizes[name] = blueprints.get(name, slot.config.layout).size(slot.channels, slot.config.layout)
+            if growable.fits(slot, name) and growable.against(slot, name) is None:
+                sizes[name] = growable.size(slot, name)
         return sizes
 
     def train_epoch(self, envs: Sequence[int]) -> list[TrainResult]:

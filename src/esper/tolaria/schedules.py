@@ -4,6 +4,9 @@ Time is counted in epochs since the run began, fractions included; ``total`` is 
 gives a *factor* of the base learning rate. The host follows one cosine; each seed follows its own from its birth to
 the end of the run. In pilots a newcomer's own rate and a restarted cosine were worth 3 to 6 points of accuracy, more
 than anything else tried. Cosine annealing with restarts: Loshchilov and Hutter, SGDR, ICLR 2017, equation 5.
+
+``wsd`` is warm-up, stable, decay (Hu et al., MiniCPM, 2024, section 4.2): one constant rate while the network grows and
+one decay, which begins after the last growth, for the host and all seeds alike.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from esper.leyline import UsageError
 class ScheduleConfig:
     """How learning rates move. Lengths are in epochs, factors are shares of a base rate."""
 
-    shape: Literal["cosine", "constant", "external"] = "cosine"
+    shape: Literal["cosine", "constant", "wsd", "external"] = "cosine"
     """``external``: somebody else moves the host's rates, and a seed's is ``seed_multiplier`` times its neighbours'."""
     granularity: Literal["batch", "epoch"] = "batch"
     warmup: float = 0.0
@@ -35,6 +38,8 @@ class ScheduleConfig:
     """Base rate of a seed as a multiple of the host's."""
     host_restart: bool = False
     """Whether the host's cosine starts again from its peak whenever a seed is born."""
+    decay: float = 0.2
+    """Share of the run, at its end, in which a ``wsd`` rate falls; the rest of the run where a seed is born in it."""
 
     def __post_init__(self) -> None:
         for name, low, high in (
@@ -43,11 +48,13 @@ class ScheduleConfig:
             ("warmup_start", 0.0, 1.0),
             ("floor", 0.0, 1.0),
             ("seed_multiplier", 0.0, math.inf),
+            ("decay", 0.0, 1.0),
         ):
             value = getattr(self, name)
             if not low <= value <= high:
                 raise UsageError(f"{name} of a learning-rate schedule is {value}; legal: {low:g} to {high:g}")
-        for name, legal in (("shape", ("cosine", "constant", "external")), ("granularity", ("batch", "epoch"))):
+        shapes = ("cosine", "constant", "wsd", "external")
+        for name, legal in (("shape", shapes), ("granularity", ("batch", "epoch"))):
             if getattr(self, name) not in legal:
                 raise UsageError(f"{name} of a learning-rate schedule is {getattr(self, name)!r}; legal: {legal}")
 
@@ -69,15 +76,34 @@ def factor(config: ScheduleConfig, time: float, total: float, *, start: float = 
     age = time - start
     if age < warmup:
         return config.warmup_start + (1.0 - config.warmup_start) * age / warmup
-    if config.shape == "constant":
+    if config.shape in ("constant", "wsd"):
         return 1.0
     length = total - start - warmup
     progress = min(1.0, (age - warmup) / length) if length > 0 else 1.0
     return config.floor + (1.0 - config.floor) * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
+def decayed(config: ScheduleConfig, time: float, total: float, births: Iterable[float]) -> float:
+    """Factor of a ``wsd`` schedule after warm-up: 1, then straight down to ``floor`` at ``total``.
+
+    It begins to fall when the last ``decay`` of the run does, but not before the latest of ``births`` so far and the
+    warm-up after it.
+    """
+    past = [birth + config.seed_warmup for birth in births if 0.0 < birth <= time]
+    begin = min(total, max([total * (1.0 - config.decay), *past]))
+    if time <= begin:
+        return 1.0
+    return (
+        config.floor + (1.0 - config.floor) * max(0.0, total - time) / (total - begin)
+        if begin < total
+        else config.floor
+    )
+
+
 def host_factor(config: ScheduleConfig, time: float, total: float, births: Iterable[float] = ()) -> float:
     """Factor of the host. With ``host_restart`` its cosine begins anew at the latest of ``births`` so far."""
+    if config.shape == "wsd":
+        return factor(config, time, total, warmup=config.warmup) * decayed(config, time, total, births)
     past = [birth for birth in births if 0.0 < birth <= time] if config.host_restart else []
     if past:
         return factor(config, time, total, start=max(past))
@@ -96,5 +122,7 @@ def learning_rates(
 
     ``births`` are those of the live seeds, by seed id; ``gone`` those of pruned seeds, which restarted the host too.
     """
-    host = host_factor(config, time, total, (*births.values(), *gone))
-    return host, {seed: seed_factor(config, time, total, birth) for seed, birth in births.items()}
+    every = (*births.values(), *gone)
+    fall = decayed(config, time, total, every) if config.shape == "wsd" else 1.0
+    seeds = {seed: seed_factor(config, time, total, birth) * fall for seed, birth in births.items()}
+    return host_factor(config, time, total, every), seeds

@@ -8,6 +8,7 @@ parameter, so adding or removing a group cannot change a bit of another group's 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -74,6 +75,14 @@ def add_seed_group(optimizer: Optimizer, seed_id: str, parameters: NamedParamete
     group: dict[str, Any] = optimizer.param_groups[-1]
     group[BASE_RATE] = _detached(group["lr"])
     return group
+
+
+def inherit(optimizer: Optimizer, pairs: Iterable[tuple[nn.Parameter, nn.Parameter]]) -> None:
+    """The first of each pair goes on with a copy of what the optimizer keeps of the second, where it keeps anything."""
+    for parameter, origin in pairs:
+        kept = optimizer.state.get(origin)
+        if kept:
+            optimizer.state[parameter] = copy.deepcopy(kept)
 
 
 def remove_seed_group(optimizer: Optimizer, seed_id: str) -> None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from esper.kasmina.gradients import stacked, tensor_norms, total_norm
+from esper.kasmina.growable import COPIES, origins
 from esper.kasmina.growing import GrowingModel
 from esper.kasmina.incubation import probe_backward
 from esper.kasmina.precision import Autocast
@@ -62,7 +63,7 @@ class Trainer:
                 task.sites,
                 self.sample,
                 thresholds=self.gates,
-                config=config.slot,
+                config=replace(config.slot, copies=any(name in COPIES for name in task.blueprints)),
                 on_telemetry=on_telemetry,
             )
             self.autocast = Autocast.now(self.device)
@@ -110,6 +111,7 @@ class Trainer:
         options = rates.inherited(self.optimizer, number)
         group = surgery.add_seed_group(self.optimizer, seed_id, self._seed_named(seed_id), lr=base, **options)
         group[surgery.HOST_GROUP] = number
+        surgery.inherit(self.optimizer, origins(self.model.slots[slot]))
         if self.config.schedule.shape == "external":
             group[rates.MULTIPLE] = multiple
             rates.follow(self.optimizer)

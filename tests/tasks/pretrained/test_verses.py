@@ -11,9 +11,10 @@ from torch import Tensor
 from esper.leyline import DataError, MissingExtraError
 from esper.tasks import TaskSpec, get_task
 from esper.tasks.base import check_task
+from esper.tasks.bible import FILES, FOLDER, HOW, PROGRAM, read_text
 from esper.tasks.pretrained import minilm
 from esper.tasks.pretrained.minilm import encoded
-from esper.tasks.pretrained.verses import EXTRA, FILES, FOLDER, HOW, KINDS, PROGRAM, TOKENS, read_text, read_verses
+from esper.tasks.pretrained.verses import EXTRA, KINDS, TOKENS, read_verses
 from tasks.conformance import check_examples, check_slots, score_after
 
 
@@ -77,7 +78,7 @@ def test_verses_have_the_kinds_of_their_books(task: TaskSpec) -> None:
 def test_no_chapter_and_no_text_is_in_two_splits(task: TaskSpec) -> None:
     verses = read_verses(Path(FOLDER))
     assert len(verses.inputs.unique(dim=0)) == len(verses.inputs) == 30335
-    lines = [line.split(" ", 1) for line in read_text(Path(FOLDER)).splitlines()]
+    lines = [line.split(" ", 1) for line in read_text(Path(FOLDER), "verses").splitlines()]
     numbers = []
     for chapter in ("Ge1:", "Ge2:", "Psa119:", "Jude1:"):
         texts = encoded([text for place, text in lines if place.startswith(chapter)], TOKENS, EXTRA)
@@ -135,7 +136,7 @@ def test_missing_and_other_texts_are_said(tmp_path: Path, task: TaskSpec, monkey
 
 def test_the_text_is_read_from_a_folder_with_spaces(tmp_path: Path, task: TaskSpec) -> None:
     folder = linked(tmp_path / "a text")
-    assert len(read_text(folder).splitlines()) == 31102
+    assert len(read_text(folder, "verses").splitlines()) == 31102
 
 
 def test_the_extra_is_named(task: TaskSpec, monkeypatch: pytest.MonkeyPatch) -> None:

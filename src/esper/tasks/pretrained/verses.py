@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
-import subprocess
 from dataclasses import dataclass
 from functools import cache, partial
 from itertools import groupby
 from pathlib import Path
-from shutil import which
 from types import MappingProxyType
 from typing import Final
 
@@ -20,28 +17,12 @@ from torch import Tensor
 
 from esper.leyline import DataError
 from esper.tasks.base import Data, Split, TaskBudget, TaskSpec
+from esper.tasks.bible import FOLDER, SOURCE, read_text
 from esper.tasks.pretrained.minilm import encoded, frozen_minilm, sites_of_minilm
-from esper.tasks.pretrained.weights import check_sha256
 from esper.tasks.scoring import accuracy, accuracy_metric, constant_accuracy, cross_entropy
 from esper.tasks.sources import stratified_order
 
 EXTRA: Final = "verses"
-FOLDER: Final = "/usr/lib"
-"""Where Debian's package ``bible-kjv-text`` puts the text."""
-HOW: Final = "on Debian and Ubuntu: apt-get install bible-kjv"
-FILES: Final = MappingProxyType(
-    {
-        "bible.data": "6c746c2acc8a34bfded980883ff1701a5d68934a1c853ebf88a07b978fe0ae0e",
-        "bible.data.conc": "56349cd5a86be64d91eee62ac050114b89485f13b439ad4f34da99dde3b4dff3",
-    }
-)
-"""Name -> sha256 of the text as Debian packs it, and of its concordance, without which the program does not start."""
-PROGRAM: Final = "bible"
-"""Of the package ``bible-kjv``; it reads the files."""
-SECONDS: Final = 60
-"""Most that it may take; it takes a tenth of one."""
-TEXT_SHA256: Final = "cd45f0c9cedab8e4439bd6486c8952c77cc8b0ecc5d1f6ae3513f2039f47229d"
-"""Of what the program prints: 31,102 lines such as ``Ge1:1 In the beginning God created the heaven and the earth.``"""
 KINDS: Final = MappingProxyType(
     {"Law": 5, "History": 12, "Wisdom": 5, "Prophets": 17, "Gospels and Acts": 5, "Letters": 21}
 )
@@ -103,7 +84,7 @@ def load_verses(train: int, split: int, folder: Path) -> Data:
     validation, test, training = (
         whole.take(torch.from_numpy(part[:size])) for part, size in zip(parts, sizes, strict=True)
     )
-    return Data.of(training, validation, test, source="the King James Bible of Debian's bible-kjv-text")
+    return Data.of(training, validation, test, source=SOURCE)
 
 
 def _chapters(verses: Verses, split: int) -> list[npt.NDArray[np.int64]]:
@@ -126,7 +107,7 @@ def read_verses(folder: Path) -> Verses:
 
     Raises ``MissingExtraError`` without the tokenizer.
     """
-    lines = [line.split(" ", 1) for line in read_text(folder).splitlines()]
+    lines = [line.split(" ", 1) for line in read_text(folder, "verses").splitlines()]
     of_chapter = [place.partition(":")[0] for place, _ in lines]
     in_book = [len(list(same)) for _, same in groupby(of_chapter, lambda chapter: re.sub(r"\d+$", "", chapter))]
     in_chapter = [len(list(same)) for _, same in groupby(of_chapter)]
@@ -141,29 +122,3 @@ def read_verses(folder: Path) -> Verses:
     np.maximum.at(most, same, kinds)
     kept = np.sort(first[least == most])
     return Verses(inputs[torch.from_numpy(kept)], kinds[kept], chapters[kept])
-
-
-def read_text(folder: Path) -> str:
-    """One line a verse, in the order of the books. Raises ``DataError`` without the files or the program."""
-    for name, sha256 in FILES.items():
-        file = folder / name
-        if not file.is_file():
-            raise DataError(f"task verses: {file} is missing; {HOW}, or name another folder by the option data_dir")
-        check_sha256(file, sha256)
-    program = which(PROGRAM)
-    if program is None:
-        raise DataError(f"task verses: the program {PROGRAM!r}, which reads the text in {folder}, is missing; {HOW}")
-    command = [program, "-p", ".", "-f", "gen1:1-rev22:21"]
-    try:
-        # its folders are separated by spaces, so that a name with one can only be given as the present one
-        done = subprocess.run(
-            command, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, check=True, timeout=SECONDS
-        )
-    except (OSError, subprocess.SubprocessError) as error:
-        raise DataError(f"task verses: {program} cannot read the text in {folder}: {error}") from error
-    given = hashlib.sha256(done.stdout).hexdigest()
-    if given != TEXT_SHA256:
-        raise DataError(
-            f"task verses: {program} prints a text with sha256 {given[:16]}…, not {TEXT_SHA256[:16]}…; {HOW}"
-        )
-    return done.stdout.decode("ascii")
