@@ -45,7 +45,7 @@ class Module(LightningModule):
         return loss
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
-        self.log("val_loss", LOSS(self(batch[0]), batch[1]))
+        self.log("val_loss", LOSS(self(batch[0]), batch[1]), sync_dist=True)
 
     def configure_optimizers(self) -> Any:
         optimizer = optimizer_of(self)
@@ -171,9 +171,10 @@ class Lightning:
         trainer.fit(module, Positioned(), DataLoader(VALIDATION, batch_size=None), ckpt_path=checkpoint)
         assert growth.result.epoch >= 1
 
-    def trainer(self, where: Path, *callbacks: Callback) -> Trainer:
+    def trainer(self, where: Path, *callbacks: Callback, **how: Any) -> Trainer:
         """As a user makes it."""
         return Trainer(
+            **how,
             max_epochs=EPOCHS,
             accelerator="cpu",
             precision="bf16-mixed" if self.way.bf16 else "32-true",

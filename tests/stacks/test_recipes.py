@@ -115,6 +115,22 @@ def test_accelerate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
+def test_transformers_in_two_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers_runs import Examples, Model
+
+    monkeypatch.chdir(tmp_path)
+
+    def follow(rank: int) -> Any:
+        names = {"model": Model(), "fresh_model": Model(), "epochs": 8}
+        names |= {"train_set": Examples([products(64, 0)]), "val_set": Examples([products(135, 1)])}
+        exec(code("transformers"), names)
+        assert names["args"].world_size == 2
+        return dict(names["grown"].state_dict())
+
+    require_equal(on_ranks(2, tmp_path / "ranks", follow, joined=False))
+
+
+@pytest.mark.slow
 def test_accelerate_in_two_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")  # as accelerate launch --cpu has it

@@ -93,6 +93,8 @@ class HuggingFace:
     linear: bool = False
     """Whether the schedule is the Trainer's own, which falls linearly to 0."""
     options: dict[str, Any] = field(default_factory=lambda: {"save_strategy": "epoch"})
+    share: int = 1
+    """Processes that share a batch out; validation has then as many batches as cannot be."""
 
     def plain(self, where: Path) -> Told:
         def fall(optimizer: torch.optim.Optimizer) -> LambdaLR:
@@ -145,8 +147,8 @@ class HuggingFace:
         usual = {
             "output_dir": str(where / "trainer"),
             "num_train_epochs": EPOCHS,
-            "per_device_train_batch_size": len(TRAIN[0][1]),
-            "per_device_eval_batch_size": len(TRAIN[0][1]),
+            "per_device_train_batch_size": len(TRAIN[0][1]) // self.share,
+            "per_device_eval_batch_size": len(TRAIN[0][1]) if self.share == 1 else 9,
             "gradient_accumulation_steps": way.micro,
             "max_grad_norm": way.clip or 0.0,
             "bf16": way.bf16,

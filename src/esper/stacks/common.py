@@ -6,12 +6,34 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from torch.utils.data import DataLoader, DistributedSampler, SequentialSampler
+
 from esper.kasmina.structure import tensors
+from esper.leyline import UsageError
 
 
 def examples_in(batch: Any) -> int:
     """Length of the first tensor that has one; 1 where none has."""
     return next((len(tensor) for _, tensor in tensors(batch) if tensor.ndim > 0), 1)
+
+
+def undivided(loader: Any) -> tuple[Any, int]:
+    """All of what a loader gives each of several ranks a share of, and how many shares that were.
+
+    Growth is judged by all of validation, of which no example may count twice; ranks share its batches out themselves.
+    Raises ``UsageError`` where the whole cannot be known.
+    """
+    sampler = getattr(loader, "sampler", None)
+    if not isinstance(loader, DataLoader) or not isinstance(sampler, DistributedSampler):
+        return loader, 1
+    if type(sampler) is not DistributedSampler or loader.batch_size is None:
+        raise UsageError(
+            f"validation is shared out to ranks by a {type(sampler).__name__}, and growth is judged by all of it:"
+            " GrowCallback(val=loader), the same on every rank"
+        )
+    kept = ("batch_size", "num_workers", "collate_fn", "pin_memory", "timeout", "worker_init_fn", "prefetch_factor")
+    again = {name: getattr(loader, name) for name in (*kept, "multiprocessing_context")}
+    return DataLoader(loader.dataset, sampler=SequentialSampler(loader.dataset), **again), sampler.num_replicas
 
 
 @contextmanager

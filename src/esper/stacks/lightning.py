@@ -23,14 +23,14 @@ from torch.optim import Optimizer
 
 from esper.leyline import MissingExtraError, Policy, UsageError
 from esper.library import Budget, Grower, GrowResult, OwnChoices
-from esper.stacks.common import attribute, examples_in
+from esper.stacks.common import attribute, examples_in, undivided
 from esper.tamiyo.policies.learned import SHIPPED
 from esper.tolaria.observed import ObservedStep, attributes_kept
 
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer
     from lightning.pytorch.loggers.logger import DummyLogger
-    from lightning.pytorch.strategies import SingleDeviceStrategy
+    from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
     from lightning.pytorch.trainer.states import TrainerFn
     from torchmetrics import Metric
 except ImportError as error:
@@ -116,8 +116,9 @@ class GrowCallback(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put slots into the module."""
         _refuse(trainer, pl_module)
+        assert trainer.strategy.model is not None
         grower = Grower(
-            pl_module,
+            trainer.strategy.model,
             trainer.optimizers[0],
             val=_Validation(trainer, self.val),
             choices=self._choices(trainer, pl_module),
@@ -197,10 +198,16 @@ def _without_mark(module: nn.Module, state: dict[str, Any], prefix: str, *rest: 
 
 def _refuse(trainer: Trainer, module: LightningModule) -> None:
     """Raise ``UsageError`` for what cannot be grown under this Trainer."""
-    if trainer.world_size > 1 or not isinstance(trainer.strategy, SingleDeviceStrategy):
+    strategy = trainer.strategy
+    if type(strategy) is not DDPStrategy and not isinstance(strategy, SingleDeviceStrategy):
         raise UsageError(
-            f"the Trainer's strategy is {type(trainer.strategy).__name__} on {trainer.world_size} devices; a module "
-            "grows on one: Trainer(devices=1)"
+            f"the Trainer's strategy is {type(strategy).__name__}; a module grows on one device, or in several"
+            " processes by Trainer(strategy='ddp')"
+        )
+    if isinstance(strategy, DDPStrategy) and strategy._start_method != "popen":
+        raise UsageError(
+            f"the Trainer's processes are started by {strategy._start_method}, and the grown module would stay in them;"
+            " legal: strategy='ddp', or torchrun"
         )
     if "dataloader_iter" in inspect.signature(module.training_step).parameters:
         raise UsageError(
@@ -248,7 +255,8 @@ class _Validation:
                 trainer.fit_loop.epoch_loop.val_loop.setup_data()
             loader = trainer.val_dataloaders
             loader = loader[0] if isinstance(loader, list) and len(loader) == 1 else loader
-            self.limit = trainer.num_val_batches[0] if trainer.num_val_batches else None
+            loader, shares = undivided(loader)
+            self.limit = trainer.num_val_batches[0] * shares if trainer.num_val_batches else None
         if loader is None or isinstance(loader, list | dict):
             several = f"{len(loader)} validation loaders" if loader else "no validation loader"
             raise UsageError(f"the Trainer has {several}, and growth is judged on one: GrowCallback(val=loader)")
@@ -296,7 +304,10 @@ class _Monitored:
 
 @contextmanager
 def _muted(module: LightningModule, logged: dict[str, Any] | None = None) -> Iterator[None]:
-    """Within, a step of the module leaves its metrics and attributes as they were, and logs into ``logged`` alone."""
+    """Within, a step of the module leaves its metrics and attributes as they were, and logs into ``logged`` alone.
+
+    In validation, which is shared out to ranks by the batch, it does not ask the other ranks.
+    """
     into = {} if logged is None else logged
 
     def log(name: str, value: Any, *args: Any, **kwargs: Any) -> None:
@@ -313,7 +324,16 @@ def _muted(module: LightningModule, logged: dict[str, Any] | None = None) -> Ite
             trainer.loggers = [DummyLogger()]
         stack.enter_context(attributes_kept([module, *metrics]))
         vars(module).update(log=log, log_dict=log_dict)
+        if trainer is not None and trainer.world_size > 1 and logged is not None:
+            vars(module).update(all_gather=_gathering)
         yield
+
+
+def _gathering(*args: Any, **kwargs: Any) -> Any:
+    raise UsageError(
+        "validation_step calls all_gather, and ranks validate growth on other batches, not as many each; log what it"
+        " gathers elsewhere (on_validation_epoch_end)"
+    )
 
 
 class _LossFound(Exception):
@@ -364,6 +384,9 @@ def _observed(trainer: Trainer, module: LightningModule, grower: Grower) -> Iter
     """Within, the training steps that the Trainer makes teach the seeds behind the host."""
     steps = _Steps(trainer, module, grower)
     with ExitStack() as stack:
+        if isinstance(trainer.strategy, DDPStrategy):  # gradients are averaged by the grower
+            for name in ("pre_backward", "post_backward"):
+                stack.enter_context(attribute(trainer.strategy, name, _nothing))
         if module.automatic_optimization:
             stack.enter_context(attribute(trainer.strategy, "training_step", steps.automatic))
         else:
@@ -378,9 +401,14 @@ class _Steps:
 
     def __init__(self, trainer: Trainer, module: LightningModule, grower: Grower) -> None:
         self.trainer, self.module, self.grower = trainer, module, grower
-        self._step, self._backward = trainer.strategy.training_step, trainer.strategy.backward
+        self._backward = trainer.strategy.backward
         self._taken: Callable[[Tensor], Tensor] | None = None
         self._backwards, self._stepped = 0, False
+
+    def _step(self, batch: Any, *args: Any) -> Any:
+        """The module's own, past whatever the strategy has wrapped it in."""
+        with self.trainer.precision_plugin.train_step_context():
+            return self.module.training_step(batch, *args)
 
     def automatic(self, batch: Any, *args: Any) -> Any:
         """A step that gives its loss."""
@@ -440,6 +468,10 @@ class _Steps:
             except _LossFound as found:
                 return found.loss
         raise UsageError("training_step did not call manual_backward when it was made again on the same batch")
+
+
+def _nothing(*args: Any) -> None:
+    pass
 
 
 def _found(loss: Tensor, *args: Any, **kwargs: Any) -> None:

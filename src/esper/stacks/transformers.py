@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from esper.leyline import MissingExtraError, Policy, UsageError
 from esper.library import Budget, Grower, GrowResult, OwnChoices
-from esper.stacks.common import attribute, examples_in
+from esper.stacks.common import attribute, examples_in, undivided
 from esper.tamiyo.policies.learned import SHIPPED
 from esper.tasks.metrics import MetricChoice
 from esper.tolaria.observed import ObservedStep, attributes_kept
@@ -96,9 +96,9 @@ class GrowCallback(TrainerCallback):
         trainer, budget = self.trainer, replace(self.choices.budget, epochs=rounds)
         assert trainer.optimizer is not None and trainer.model is not None
         grower = Grower(
-            trainer.model,
+            trainer.model_wrapped,
             trainer.optimizer,
-            val=trainer.get_eval_dataloader() if self.val is None else self.val,
+            val=_whole_of_validation(trainer) if self.val is None else self.val,
             choices=replace(self.choices, budget=budget, device=str(args.device)),
             policy=self.policy,
             run_dir=self.run_dir,
@@ -160,8 +160,9 @@ class GrowCallback(TrainerCallback):
                 raise
 
     def _evaluated(self, model: nn.Module, batch: Any) -> dict[str, Any]:
-        """``{"loss", "logits"}`` of a batch, as ``trainer.evaluate()`` computes them."""
-        loss, logits, _ = self.trainer.prediction_step(model, batch, prediction_loss_only=False)
+        """``{"loss", "logits"}`` of a batch, as ``trainer.evaluate()`` computes them, without asking other ranks."""
+        with attribute(self.trainer.args, "average_tokens_across_devices", False):
+            loss, logits, _ = self.trainer.prediction_step(model, batch, prediction_loss_only=False)
         if loss is None:
             raise UsageError(
                 f"the model gives no loss for a batch of {', '.join(map(str, batch))}, and growth is judged by it; "
@@ -172,10 +173,10 @@ class GrowCallback(TrainerCallback):
     def _refuse(self, args: TrainingArguments) -> None:
         """Raise ``UsageError`` for what cannot be grown under this trainer."""
         trainer = self.trainer
-        if args.world_size > 1 or args.n_gpu > 1 or trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
+        if args.n_gpu > 1 or trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
             raise UsageError(
-                f"the trainer runs on {max(args.world_size, args.n_gpu)} devices, or with DeepSpeed or FSDP; a model "
-                "grows on one device, without: set CUDA_VISIBLE_DEVICES"
+                f"the trainer has {args.n_gpu} devices in one process, or DeepSpeed or FSDP; a model grows on one"
+                " device a process, without: start it with torchrun, or set CUDA_VISIBLE_DEVICES"
             )
         if args.auto_find_batch_size or args.torch_compile:
             odd = "auto_find_batch_size" if args.auto_find_batch_size else "torch_compile"
@@ -192,6 +193,21 @@ class GrowCallback(TrainerCallback):
                 f"load_best_model_at_end goes by {best!r}, and growth delivers the best by the loss: give "
                 f"GrowCallback(metric=...) what {best!r} is, or TrainingArguments(metric_for_best_model='loss')"
             )
+
+
+def _whole_of_validation(trainer: Trainer) -> Any:
+    """The trainer's own loader; with several ranks all of what it would share out to them."""
+    if trainer.args.world_size == 1:
+        return trainer.get_eval_dataloader()
+    with (
+        attribute(trainer.accelerator, "prepare", _as_it_is),
+        attribute(trainer.args, "dataloader_persistent_workers", False),  # by which the trainer keeps loaders
+    ):
+        return undivided(trainer.get_eval_dataloader())[0]
+
+
+def _as_it_is(loader: Any) -> Any:
+    return loader
 
 
 _SHIFTING: Final = frozenset(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
@@ -268,9 +284,10 @@ class _Steps:
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """The host's weights as ever, and ``growth.pt``."""
         self._save_model(output_dir, _internal_call)
+        state = self.grower.state_dict()  # of all ranks
         if self.trainer.args.should_save:
             path = Path(output_dir or str(self.trainer.args.output_dir)) / GROWTH
-            torch.save(self.grower.state_dict(), path.with_suffix(".part"))
+            torch.save(state, path.with_suffix(".part"))
             os.replace(path.with_suffix(".part"), path)
 
     def _load_best_model(self) -> None:

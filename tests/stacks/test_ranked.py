@@ -1,0 +1,202 @@
+"""Growth under frameworks that train in several processes: what one process comes to with the same batches."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from kit import TRAIN, VALIDATION, Killed, Script, Told, Way, budget, plain
+from lightning_runs import GrowCallback, KillAfter, Lightning, Manual, Module
+from torch import nn
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+from transformers_runs import Counting, HuggingFace
+from transformers_runs import KillAfter as TrainerKillAfter
+
+from esper.leyline import UsageError
+from esper.nissa.reader import read_journal
+from esper.stacks.common import undivided
+from esper.stacks.lightning import DDPStrategy, _refuse
+from ranks import on_ranks
+
+pytestmark = [
+    pytest.mark.usefixtures("without_figures"),
+    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
+    pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec.*"),  # Lightning's use of torch's trees
+    pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists"),
+]
+RANKS = 2
+
+
+def whole(batches: list[Any]) -> TensorDataset:
+    return TensorDataset(*(torch.cat(part) for part in zip(*batches, strict=True)))
+
+
+def shared(rank: int) -> DataLoader[Any]:
+    """A rank's share, such that all shares of a batch are the batch of one process."""
+    data = whole(TRAIN)
+    return DataLoader(data, batch_size=len(TRAIN[0][1]) // RANKS, sampler=DistributedSampler(data, RANKS, rank, False))
+
+
+def as_launched(rank: int) -> None:
+    """What ``torchrun`` says besides what :func:`on_ranks` does."""
+    told = {"GROUP_RANK": 0, "LOCAL_WORLD_SIZE": RANKS, "ACCELERATE_USE_CPU": "true"}
+    os.environ.update({name: str(value) for name, value in told.items()})
+
+
+def came_to(told: Told, model: nn.Module, view: Any, run_dir: Path) -> dict[str, Any]:
+    return {
+        "told": told,
+        "model": {name: tensor.clone() for name, tensor in model.state_dict().items()},
+        "view": (view.metric, view.loss, [(slot.stage, slot.alpha) for slot in view.slots]),
+        "run_dir": run_dir,
+    }
+
+
+def require_one_model(found: list[Any], plainly: Told, **near: float) -> None:
+    """All ranks came to the same bit for bit, and to what a plain loop comes to."""
+    assert isinstance(found[0], dict), found[0]
+    for other in found:
+        assert isinstance(other, dict), other
+        torch.testing.assert_close(other["told"].weights, found[0]["told"].weights, rtol=0.0, atol=0.0)
+        torch.testing.assert_close(other["model"], found[0]["model"], rtol=0.0, atol=0.0)
+        assert other["view"] == found[0]["view"] and other["run_dir"] == found[0]["run_dir"]
+    told = found[0]["told"]
+    assert len(told.gradients[-1]) > 6 and any(bool(each.any()) for each in told.gradients[-1][6:]), "a seed learns"
+    assert len(told.weights) == len(plainly.weights)
+    for name in ("rates", "weights"):
+        torch.testing.assert_close(
+            getattr(told, name), getattr(plainly, name), **(near or {"rtol": 1e-4, "atol": 1e-5})
+        )
+    assert {event.env_id for event in read_journal(found[0]["run_dir"]) if event.env_id is not None} == {0}
+
+
+def fit(where: Path, rank: int, stack: Lightning, *callbacks: Any, last: Path | None = None, **how: Any) -> Any:
+    as_launched(rank)
+    module = stack.kind(stack.way)
+    growth = GrowCallback({"site": "net.1"}, budget(), policy=Script(), run_dir=where / "run")
+    trainer = stack.trainer(where, growth, *callbacks, **({"strategy": "ddp", "devices": RANKS} | how))
+    # batches of validation that no number of ranks shares out evenly
+    trainer.fit(module, shared(rank), DataLoader(whole(VALIDATION), batch_size=9), ckpt_path=last)
+    assert growth.grower is not None
+    return came_to(module.told, module.net, growth.grower.view, growth.result.run_dir)
+
+
+LIGHTNING = {
+    "lightning": Lightning(Way(micro=2, clip=0.05, scheduled=True)),
+    "lightning, manual": Lightning(Way(scheduled=True), Manual),
+}
+
+
+@pytest.mark.parametrize("name", ["lightning", pytest.param("lightning, manual", marks=pytest.mark.slow)])
+def test_lightning_in_two_processes(name: str, tmp_path: Path) -> None:
+    stack = LIGHTNING[name]
+    found = on_ranks(RANKS, tmp_path / "ranks", lambda rank: fit(tmp_path, rank, stack), joined=False)
+    require_one_model(found, plain(tmp_path, stack.way))
+
+
+def train(where: Path, rank: int, stack: HuggingFace, *callbacks: Any, last: Path | None = None) -> Any:
+    as_launched(rank)
+    told, trainer, growth = stack.trained(where, callbacks, last)
+    assert growth.grower is not None and trainer.args.world_size == RANKS
+    return came_to(told, trainer.model.net, growth.grower.view, growth.result.run_dir)
+
+
+TRAINER = {
+    "trainer": HuggingFace(Way(micro=2, clip=0.05, scheduled=True), share=RANKS),
+    "trainer, items counted": HuggingFace(Way(micro=2, scheduled=True), Counting, share=RANKS),
+}
+
+
+@pytest.mark.parametrize("name", ["trainer, items counted", pytest.param("trainer", marks=pytest.mark.slow)])
+def test_trainer_in_two_processes(name: str, tmp_path: Path) -> None:
+    stack = TRAINER[name]
+    found = on_ranks(RANKS, tmp_path / "ranks", lambda rank: train(tmp_path, rank, stack), joined=False)
+    require_one_model(found, plain(tmp_path, stack.way))
+
+
+def newest(folder: Path) -> Path:
+    return max(folder.iterdir(), key=lambda path: path.stat().st_mtime_ns)
+
+
+def killed_and_gone_on(where: Path, run: Callable[..., Any], killer: Any, folder: Path, way: Way) -> None:
+    killed = on_ranks(RANKS, where / "a", lambda rank: run(rank, killer), joined=False)
+    assert [type(each) for each in killed] == [Killed] * RANKS, killed
+    last = max(folder.iterdir(), key=lambda path: path.stat().st_mtime_ns)
+    on = on_ranks(RANKS, where / "b", lambda rank: run(rank, last=last), joined=False)
+    assert isinstance(on[0], dict), on[0]
+    plainly, steps = plain(where, way), len(on[0]["told"].weights)
+    assert 0 < steps < len(plainly.weights) and len(on[0]["told"].gradients[0]) > len(plainly.gradients[0])
+    for part in ("rates", "weights"):
+        getattr(plainly, part)[:] = getattr(plainly, part)[-steps:]
+    require_one_model(on, plainly)
+
+
+@pytest.mark.slow
+def test_lightning_goes_on_from_its_own_checkpoint(tmp_path: Path) -> None:
+    stack = Lightning(Way(clip=0.05, scheduled=True))
+
+    def run(rank: int, *more: Any, last: Path | None = None) -> Any:
+        return fit(tmp_path, rank, stack, *more, stack.saving(tmp_path), last=last)
+
+    killed_and_gone_on(tmp_path, run, KillAfter(11), tmp_path / "checkpoints", stack.way)
+
+
+@pytest.mark.slow
+def test_trainer_goes_on_from_its_own_checkpoint_in_mid_epoch(tmp_path: Path) -> None:
+    options = {"save_strategy": "steps", "save_steps": 1, "save_total_limit": 2}
+    stack = replace(TRAINER["trainer, items counted"], options=options)
+
+    def run(rank: int, *more: Any, last: Path | None = None) -> Any:
+        return train(tmp_path, rank, stack, *more, last=last)
+
+    killed_and_gone_on(tmp_path, run, TrainerKillAfter(5), tmp_path / "trainer", stack.way)
+
+
+class Gathering(Module):
+    """Asks the other ranks in validation."""
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        super().validation_step(batch, batch_idx)
+        self.all_gather(batch[0])
+
+
+class Backwards(DistributedSampler[Any]):
+    """Shares examples out in an order of its own."""
+
+
+def refused(ask: Callable[[], Any]) -> str:
+    with pytest.raises(UsageError) as told:
+        ask()
+    return str(told.value)
+
+
+def mistakes(where: Path, rank: int) -> dict[str, str]:
+    plainly = Lightning()
+    odd = DataLoader(whole(VALIDATION), batch_size=9, sampler=Backwards(whole(VALIDATION), RANKS, rank))
+    return {
+        "gathering": refused(lambda: fit(where, rank, Lightning(kind=Gathering))),
+        "sampler": refused(lambda: undivided(odd)),
+        "fork": refused(lambda: _refuse(plainly.trainer(where, strategy="ddp_fork", devices=RANKS), Module(Way()))),
+        "strategy": refused(lambda: _refuse(plainly.trainer(where, strategy=Tied(), devices=RANKS), Module(Way()))),
+    }
+
+
+class Tied(DDPStrategy):
+    """One that does more."""
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:torch.distributed.nn.functional.all_gather")
+def test_what_cannot_be_had_in_several_processes_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    zero, one = on_ranks(RANKS, tmp_path / "ranks", lambda rank: mistakes(tmp_path, rank), joined=False)
+    assert isinstance(zero, dict) and zero == one, zero
+    assert zero["gathering"].startswith("validation_step calls all_gather, and ranks validate growth on other batches")
+    assert zero["sampler"].startswith("validation is shared out to ranks by a Backwards, and growth is judged by all")
+    assert "started by fork, and the grown module would stay in them; legal: strategy='ddp'" in zero["fork"]
+    assert zero["strategy"].startswith("the Trainer's strategy is Tied; a module grows on one device, or in several")
