@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -165,6 +166,15 @@ def quick(stacks: Mapping[str, Any], *names: str) -> list[Any]:
     return [
         pytest.param(stack, id=name, marks=() if name in names else pytest.mark.slow) for name, stack in stacks.items()
     ]
+
+
+def as_launched(ranks: int) -> None:
+    """In a fresh fork: be what ``torchrun`` and ``accelerate launch --cpu`` start, besides what ``on_ranks`` says."""
+    from accelerate.state import AcceleratorState, GradientState
+
+    os.environ |= {"GROUP_RANK": "0", "LOCAL_WORLD_SIZE": str(ranks), "ACCELERATE_USE_CPU": "true"}
+    AcceleratorState._reset_state(True)  # of the process that was forked
+    GradientState._reset_state()
 
 
 class Stack(Protocol):

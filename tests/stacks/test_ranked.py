@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from kit import TRAIN, VALIDATION, Killed, Script, Told, Way, budget, plain
+from kit import TRAIN, VALIDATION, Killed, Script, Told, Way, as_launched, budget, plain
 from lightning_runs import GrowCallback, KillAfter, Lightning, Manual, Module
 from torch import nn
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
@@ -19,7 +18,7 @@ from transformers_runs import KillAfter as TrainerKillAfter
 
 from esper.leyline import UsageError
 from esper.nissa.reader import read_journal
-from esper.stacks.common import undivided
+from esper.stacks.common import require_known, undivided
 from esper.stacks.lightning import DDPStrategy, _refuse
 from ranks import on_ranks
 
@@ -40,12 +39,6 @@ def shared(rank: int) -> DataLoader[Any]:
     """A rank's share, such that all shares of a batch are the batch of one process."""
     data = whole(TRAIN)
     return DataLoader(data, batch_size=len(TRAIN[0][1]) // RANKS, sampler=DistributedSampler(data, RANKS, rank, False))
-
-
-def as_launched(rank: int) -> None:
-    """What ``torchrun`` says besides what :func:`on_ranks` does."""
-    told = {"GROUP_RANK": 0, "LOCAL_WORLD_SIZE": RANKS, "ACCELERATE_USE_CPU": "true"}
-    os.environ.update({name: str(value) for name, value in told.items()})
 
 
 def came_to(told: Told, model: nn.Module, view: Any, run_dir: Path) -> dict[str, Any]:
@@ -76,7 +69,7 @@ def require_one_model(found: list[Any], plainly: Told, **near: float) -> None:
 
 
 def fit(where: Path, rank: int, stack: Lightning, *callbacks: Any, last: Path | None = None, **how: Any) -> Any:
-    as_launched(rank)
+    as_launched(RANKS)
     module = stack.kind(stack.way)
     growth = GrowCallback({"site": "net.1"}, budget(), policy=Script(), run_dir=where / "run")
     trainer = stack.trainer(where, growth, *callbacks, **({"strategy": "ddp", "devices": RANKS} | how))
@@ -100,7 +93,7 @@ def test_lightning_in_two_processes(name: str, tmp_path: Path) -> None:
 
 
 def train(where: Path, rank: int, stack: HuggingFace, *callbacks: Any, last: Path | None = None) -> Any:
-    as_launched(rank)
+    as_launched(RANKS)
     told, trainer, growth = stack.trained(where, callbacks, last)
     assert growth.grower is not None and trainer.args.world_size == RANKS
     return came_to(told, trainer.model.net, growth.grower.view, growth.result.run_dir)
@@ -179,6 +172,7 @@ def mistakes(where: Path, rank: int) -> dict[str, str]:
     plainly = Lightning()
     odd = DataLoader(whole(VALIDATION), batch_size=9, sampler=Backwards(whole(VALIDATION), RANKS, rank))
     return {
+        "alone": refused(lambda: require_known(1, "the trainer")),
         "gathering": refused(lambda: fit(where, rank, Lightning(kind=Gathering))),
         "sampler": refused(lambda: undivided(odd)),
         "fork": refused(lambda: _refuse(plainly.trainer(where, strategy="ddp_fork", devices=RANKS), Module(Way()))),
@@ -199,4 +193,6 @@ def test_what_cannot_be_had_in_several_processes_is_refused(tmp_path: Path, monk
     assert zero["gathering"].startswith("validation_step calls all_gather, and ranks validate growth on other batches")
     assert zero["sampler"].startswith("validation is shared out to ranks by a Backwards, and growth is judged by all")
     assert "started by fork, and the grown module would stay in them; legal: strategy='ddp'" in zero["fork"]
+    told = "the trainer knows of 1 process, and 2 were started to train together (torchrun); legal: as many, or a start"
+    assert zero["alone"].startswith(told)
     assert zero["strategy"].startswith("the Trainer's strategy is Tied; a module grows on one device, or in several")

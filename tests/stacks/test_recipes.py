@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from kit import Way
+from kit import Way, as_launched
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -121,6 +121,7 @@ def test_transformers_in_two_processes(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.chdir(tmp_path)
 
     def follow(rank: int) -> Any:
+        as_launched(2)
         names = {"model": Model(), "fresh_model": Model(), "epochs": 8}
         names |= {"train_set": Examples([products(64, 0)]), "val_set": Examples([products(135, 1)])}
         exec(code("transformers"), names)
@@ -133,9 +134,9 @@ def test_transformers_in_two_processes(tmp_path: Path, monkeypatch: pytest.Monke
 @pytest.mark.slow
 def test_accelerate_in_two_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")  # as accelerate launch --cpu has it
 
     def follow(rank: int) -> Any:
+        as_launched(2)
         names = {"model": narrow(), "epochs": 8, "train_loader": vectors(64, 0), "val_loader": vectors(128, 1)}
         exec(code("accelerate"), names)
         assert names["accelerator"].num_processes == 2 and type(names["model"]) is DistributedDataParallel

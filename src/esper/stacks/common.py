@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from torch.utils.data import DataLoader, DistributedSampler, SequentialSampler
+from torch.utils.data import DataLoader, DistributedSampler
 
 from esper.kasmina.structure import tensors
 from esper.leyline import UsageError
+from esper.tolaria.ranks import started
 
 
 def examples_in(batch: Any) -> int:
@@ -33,7 +34,16 @@ def undivided(loader: Any) -> tuple[Any, int]:
         )
     kept = ("batch_size", "num_workers", "collate_fn", "pin_memory", "timeout", "worker_init_fn", "prefetch_factor")
     again = {name: getattr(loader, name) for name in (*kept, "multiprocessing_context")}
-    return DataLoader(loader.dataset, sampler=SequentialSampler(loader.dataset), **again), sampler.num_replicas
+    return DataLoader(loader.dataset, shuffle=False, **again), sampler.num_replicas
+
+
+def require_known(processes: int, framework: str) -> None:
+    """Raise ``UsageError`` where a framework trains in one process by itself, and others train beside it."""
+    if started() != processes:
+        raise UsageError(
+            f"{framework} knows of {processes} process{'es' if processes > 1 else ''}, and {started()} were started to"
+            " train together (torchrun); legal: as many, or a start without torchrun"
+        )
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from torch.optim import Optimizer
 
 from esper.leyline import MissingExtraError, Policy, UsageError
 from esper.library import Budget, Grower, GrowResult, OwnChoices
-from esper.stacks.common import attribute, examples_in, undivided
+from esper.stacks.common import attribute, examples_in, require_known, undivided
 from esper.tamiyo.policies.learned import SHIPPED
 from esper.tolaria.observed import ObservedStep, attributes_kept
 
@@ -199,6 +199,7 @@ def _without_mark(module: nn.Module, state: dict[str, Any], prefix: str, *rest: 
 def _refuse(trainer: Trainer, module: LightningModule) -> None:
     """Raise ``UsageError`` for what cannot be grown under this Trainer."""
     strategy = trainer.strategy
+    require_known(trainer.world_size, "the Trainer")
     if type(strategy) is not DDPStrategy and not isinstance(strategy, SingleDeviceStrategy):
         raise UsageError(
             f"the Trainer's strategy is {type(strategy).__name__}; a module grows on one device, or in several"

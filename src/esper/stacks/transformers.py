@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from esper.leyline import MissingExtraError, Policy, UsageError
 from esper.library import Budget, Grower, GrowResult, OwnChoices
-from esper.stacks.common import attribute, examples_in, undivided
+from esper.stacks.common import attribute, examples_in, require_known, undivided
 from esper.tamiyo.policies.learned import SHIPPED
 from esper.tasks.metrics import MetricChoice
 from esper.tolaria.observed import ObservedStep, attributes_kept
@@ -173,6 +173,7 @@ class GrowCallback(TrainerCallback):
     def _refuse(self, args: TrainingArguments) -> None:
         """Raise ``UsageError`` for what cannot be grown under this trainer."""
         trainer = self.trainer
+        require_known(args.world_size, "the trainer")
         if args.n_gpu > 1 or trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
             raise UsageError(
                 f"the trainer has {args.n_gpu} devices in one process, or DeepSpeed or FSDP; a model grows on one"
