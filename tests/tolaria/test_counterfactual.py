@@ -122,6 +122,14 @@ def test_what_rewards_go_by_is_read_as_a_whole() -> None:
     assert [found.settled(i, worse, sure, ACCURACY, GateThresholds()) for i in (1, 2, 3)] == [True, True, False]
 
 
+def test_what_many_seeds_are_worth_is_asked_of_each_and_of_all() -> None:
+    many = [blended(f"s{number}") for number in range(64)]  # of which there are 2 ** 64 subsets
+    found = plan(view(*many), Need(shapley=True, all_off=True))
+    assert found.configs == ({}, *({slot.slot_id: 0.0} for slot in many), {slot.slot_id: 0.0 for slot in many})
+    assert not found.shapley
+    assert found.whole == {65}
+
+
 def test_shapley_asks_for_every_subset_up_to_the_limit() -> None:
     names = [f"s{i}" for i in range(EXACT_SHAPLEY_LIMIT)]
     assert len(plan(view(*map(blended, names)), SHAPLEY).configs) == 2**EXACT_SHAPLEY_LIMIT

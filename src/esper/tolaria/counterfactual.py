@@ -140,8 +140,9 @@ def plan(view: EnvView, need: Need | None = None) -> CounterfactualPlan:
                 questions[frozenset({slot.slot_id})] = found
             else:
                 unread[slot.slot_id] = found
-    subsets = [frozenset(each) for size in range(1, len(blended) + 1) for each in combinations(blended, size)]
     all_off = frozenset(blended)
+    sizes = range(1, len(blended) + 1) if exact else sorted({1, len(blended)} if blended else {})
+    subsets = (frozenset(each) for size in sizes for each in combinations(blended, size))
     asked = [s for s in subsets if exact or s in questions or (need.all_off and s == all_off)]
     configs = [dict.fromkeys((slot for slot in blended if slot in subset), 0.0) for subset in asked]
     probes = [each for each in questions.values() if not each.off]
