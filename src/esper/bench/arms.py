@@ -97,11 +97,12 @@ ARMS: Final[Mapping[str, Arm]] = {
         Arm("gradmax", _GRADMAX, Family.INSERTION, policy="gradmax"),
         Arm("stacked", "copies of all blocks behind them, all at a fixed time", Family.STACKING, policy="stacked"),
         Arm("policy", "a saved policy", Family.POLICY, policy="policy"),
+        Arm("auto", "growth where it promises most", Family.PLACED, policy="auto"),
         *(Arm(name, _told(rival), _family(rival), "host") for name, rival in RIVALS.items()),
     )
 }
 
-_ASKED_FOR: Final = ("small-equal", "all-sites", "grafted", "stacked", "policy")
+_ASKED_FOR: Final = ("small-equal", "all-sites", "grafted", "stacked", "policy", "auto")
 FULL: Final = tuple(name for name in ARMS if name not in (*_ASKED_FOR, *RIVALS))
 QUICK: Final = ("small", "large-equal", "retrained-equal", "frugal")
 _NOT_GROWING: Final = ("static",)

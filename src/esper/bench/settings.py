@@ -52,6 +52,7 @@ class Family(StrEnum):
     HOST = "host"
     SCRATCH = "scratch"
     POLICY = "policy"
+    PLACED = "placed"
     INSERTION = "insertion"
     STACKING = "stacking"
     ADAPTER = "adapter"
@@ -66,6 +67,8 @@ GRIDS: Final[Mapping[Family, tuple[TrialSetting, ...]]] = {
     Family.HOST: _crossed((1.0, 4.0, 2.0, 8.0, 16.0, 0.5, 32.0, 0.25), {}),
     Family.SCRATCH: _crossed((2.0, 4.0, 1.0, 8.0), {"seed_lr": 1.0}, {"seed_lr": 1.0, "initial": Initial.DEFAULT}),
     Family.POLICY: _crossed((2.0, 4.0, 1.0, 8.0), {"seed_lr": 1.0}, {"seed_lr": 1.0, "quick": True}),
+    # seeds beside what is held learn at the rate of an adapter
+    Family.PLACED: _crossed((4.0, 1.0, 2.0, 8.0, 0.5, 16.0, 0.25, 0.125), {"seed_lr": 1.0}),
     # what is adapted takes some ten times the rate of what is fine-tuned
     Family.ADAPTER: _crossed((4.0, 1.0, 2.0, 8.0, 0.5, 16.0, 0.25, 0.125), {}),
     Family.FULL: _crossed((0.25, 0.0625, 0.125, 0.5, 1.0, 0.03125, 2.0, 0.015625), {}),

@@ -165,6 +165,8 @@ class EnvView:
     pruned: dict[str, int] = field(default_factory=dict)
     """blueprint -> how often it was pruned in this episode."""
     fossilized: dict[str, int] = field(default_factory=dict)
+    spent: Mapping[str, int] = field(default_factory=dict)
+    """Multiply-accumulates so far, by purpose, as :meth:`esper.tolaria.ledger.Ledger.spent` names them."""
 
     @property
     def seed_parameters(self) -> int:

@@ -350,6 +350,7 @@ class ModuleEngine:
             last_outcome=env.last_outcome,
             pruned=dict(env.pruned),
             fossilized=dict(env.fossilized),
+            spent=env.trainer.ledger.spent(),
         )
 
     def _slot_view(self, env: _EnvState, slot: SeedSlot) -> SlotView:
@@ -367,7 +368,7 @@ class ModuleEngine:
                     total_parameters=view.host_parameters + view.seed_parameters,
                     inference_macs=trainer.macs.forward,
                     learning_rate=float(surgery.host_groups(trainer.optimizer)[0]["lr"]),
-                    spent=trainer.ledger.spent(),
+                    spent=view.spent,
                     seed_macs=dict(trainer.macs.inside),
                 )
             )

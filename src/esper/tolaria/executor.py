@@ -260,7 +260,11 @@ class Executor:
         asked = [looks(each) for each in slots]
         found = self.engine.evaluate(self.envs, asked)
         out = [left_out(each, _scored(found, i, len(asked[i])), self.metric) for i, each in enumerate(slots)]
-        last = _first(found) if not any(out) else _first(self.engine.evaluate(self.envs, [(each,) for each in out]))
+        known = all(each in these for each, these in zip(out, asked, strict=True))
+        if not known:
+            asked = [[each] for each in out]
+            found = self.engine.evaluate(self.envs, asked)
+        last = [_scored(found, i, len(these))[these.index(out[i])] for i, these in enumerate(asked)]
         return [self._chosen(i, views[i], out[i], scored) for i, scored in enumerate(last)]
 
     def _chosen(self, i: int, view: EnvView, out: AlphaConfig, scored: Scored) -> Delivered:

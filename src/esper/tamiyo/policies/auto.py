@@ -5,8 +5,8 @@ grow beside its modules, there are many places, and a seed harms nothing that wo
 
 - *where*: by an audition of all places at once, before anything grows: the fewest parameters that hold
   :attr:`AutoConfig.share` of all that was promised, the most promising place for a parameter first;
-- *what*: the smallest seed that fits, in many places rather than a large one in few; where every seed of a round was
-  settled, some were kept and time is left, the next round auditions what is empty;
+- *what*: a small seed in many places rather than a large one in few; where every seed of a round was settled, some
+  were kept and time is left, the next round auditions what is empty;
 - *how*: felt from birth, since its last layer is zero, so that all learn together in one pass;
 - *keep* what is proven, *prune* what is refuted, by the one definition that gates have. What is still open when the
   episode ends stays if validation is worse without it.
@@ -32,10 +32,12 @@ HELD: Final = 0.1
 class AutoConfig:
     """How a host that is held is grown."""
 
-    share: float = 0.5
+    share: float = 0.9
     """Seeds go to the fewest parameters whose places hold this share of what all places promise."""
-    look_every: int = 3
-    """Epochs between two measurements of what a seed is worth, from the first on that its gate could go by."""
+    size: float = 4.0
+    """The largest seed of at most so many times the smallest one's parameters is tried in a place."""
+    evidence_share: float = 0.1
+    """What seeds are worth is measured while that takes at most this share of all other work so far."""
 
 
 class AutoPolicy(HeuristicPolicy):
@@ -79,7 +81,7 @@ class AutoPolicy(HeuristicPolicy):
         if (settled and (not view.fossilized or left < view.gates.shortest_life(self.config.tempo) + 1)) or left < 2:
             return
         slots = {slot.slot_id: slot for slot in view.slots}
-        wanted = {slot_id: kind for slot_id, slot in slots.items() if (kind := _next_seed(view, slot)) is not None}
+        wanted = {slot_id: kind for slot_id, slot in slots.items() if (kind := self._next_seed(view, slot)) is not None}
         promised = {slot_id: slots[slot_id].promise.get(kind) for slot_id, kind in wanted.items()}
         fresh = {slot_id: each.value for slot_id, each in promised.items() if each and _is_fresh(view, each)}
         if len(fresh) < len(wanted):
@@ -106,11 +108,22 @@ class AutoPolicy(HeuristicPolicy):
             evidence = (("promise", value), ("share_of_all", value / total), ("parameters", float(size)))
             yield Decision(action, "among the places that promise most for a parameter", evidence)
 
+    def _next_seed(self, view: EnvView, slot: SlotView) -> str | None:
+        """The blueprint that may germinate there now."""
+        sizes = view.blueprint_parameters[slot.slot_id]
+        legal = sorted(legal_blueprints(view, slot.slot_id), key=sizes.__getitem__)
+        return next((each for each in reversed(legal) if sizes[each] <= self.placing.size * sizes[legal[0]]), None)
+
     def _look(self, view: EnvView) -> bool:
-        """Whether what seeds are worth is to be measured after the coming epoch: where a gate could go by it."""
+        """Whether what seeds are worth is to be measured after the coming epoch: where gates could go by it, and the
+        work that it takes, a pass over validation for each seed, is a small part of all."""
         asked = ((slot, view.gates.least_epochs(slot.stage)) for slot in view.slots)
-        ages = [slot.epochs_in_stage + 1 - least for slot, least in asked if least is not None]
-        return any(age >= 0 and age % self.placing.look_every == 0 for age in ages)
+        ready = sum(least is not None and slot.epochs_in_stage + 1 >= least for slot, least in asked)
+        if not ready or not view.epoch:
+            return ready > 0
+        evidence = view.spent.get("counterfactual_macs", 0)
+        look = ready * view.spent.get("validation_macs", 0) / view.epoch
+        return evidence + look <= self.placing.evidence_share * (view.spent.get("total_macs", 0) - evidence)
 
 
 def held(view: EnvView) -> bool:
@@ -123,12 +136,6 @@ def held(view: EnvView) -> bool:
 def is_held(learning: int, parameters: int) -> bool:
     """Whether hardly any of a host's parameters learn."""
     return learning < HELD * parameters
-
-
-def _next_seed(view: EnvView, slot: SlotView) -> str | None:
-    """The smallest blueprint that may germinate there now."""
-    sizes = view.blueprint_parameters[slot.slot_id]
-    return min(legal_blueprints(view, slot.slot_id), key=sizes.__getitem__, default=None)
 
 
 def _is_fresh(view: EnvView, promise: Promise) -> bool:
