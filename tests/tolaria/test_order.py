@@ -40,17 +40,17 @@ def test_what_is_changed_in_between_is_noticed_and_what_is_changed_afterwards_is
         for _ in range(2):
             for _ in range(2):
                 torch.autograd.backward(layer(x).sum())
-            order.check()
+            order.check(now=True)
             change(layer)
-            order.check()
+            order.check(now=True)
         torch.autograd.backward(layer(x).sum())
         change(layer)
         with pytest.raises(UsageError, match="between backward"):
-            order.check()
-        order.check()
+            order.check(now=True)
+        order.check(now=True)
     torch.autograd.backward(layer(x).sum())
     change(layer)
-    order.check()
+    order.check(now=True)
 
 
 def test_a_gradient_that_is_gone_was_not_changed() -> None:
@@ -58,4 +58,16 @@ def test_a_gradient_that_is_gone_was_not_changed() -> None:
     with order.watching(layer.parameters()):
         torch.autograd.backward(layer(torch.ones(4, 3)).sum())
         layer.zero_grad()
-        order.check()
+        order.check(now=True)
+
+
+def test_what_an_accelerator_would_be_waited_for_is_told_when_it_is_asked_for() -> None:
+    layer, order = nn.Linear(3, 2), Untouched()
+    with order.watching(layer.parameters()):
+        for change in (unscale, lambda layer: None):
+            torch.autograd.backward(layer(torch.ones(4, 3)).sum())
+            change(layer)
+            order.check(now=False)
+            layer.zero_grad()
+        with pytest.raises(UsageError, match="between backward"):
+            order.check(now=True)

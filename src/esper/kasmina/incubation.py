@@ -21,8 +21,9 @@ def probe_backward(
     loss_fn: Callable[[Any], Tensor],
     slot_id: str,
     gradient: Tensor | None = None,
-) -> float:
-    """Loss of the recorded batch with the slot's seed at alpha 1; its gradient is added to the seed's ``.grad``.
+) -> Tensor:
+    """Loss of the recorded batch (a scalar without a graph) with the slot's seed at alpha 1; its gradient is added to
+    the seed's ``.grad``.
 
     See :func:`probe_gradients`. Call it before the optimizer steps, since the tape belongs to the weights it was
     recorded with.
@@ -33,7 +34,7 @@ def probe_backward(
             parameter.grad = found
         else:
             parameter.grad.add_(found)
-    return float(loss.detach())
+    return loss.detach()
 
 
 def probe_gradients(

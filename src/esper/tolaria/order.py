@@ -23,6 +23,8 @@ class Untouched:
     def __init__(self) -> None:
         self._versions: dict[Tensor, int] = {}
         self._kept: tuple[Tensor, Tensor] | None = None
+        self._changed: Tensor | None = None
+        """Whether what was kept has become another, as it is known on the device."""
 
     @contextmanager
     def watching(self, parameters: Iterable[Tensor]) -> Iterator[None]:
@@ -48,13 +50,19 @@ class Untouched:
             for handle in handles:
                 handle.remove()
 
-    def check(self) -> None:
-        """Raise ``UsageError`` where one was written since; then begin anew."""
+    def check(self, now: bool) -> None:
+        """Raise ``UsageError`` where one was written since; then begin anew.
+
+        What only a look at its entries tells is asked for ``now``, or the next time: an accelerator is waited for.
+        """
         versions, self._versions = self._versions, {}
         kept, self._kept = self._kept, None
         written = any(p.grad is not None and p.grad._version != seen for p, seen in versions.items())
         if kept is not None and kept[0].grad is not None and not written:
-            written = not torch.allclose(kept[0].grad, kept[1], rtol=0.0, atol=0.0, equal_nan=True)
+            changed = ~torch.isclose(kept[0].grad, kept[1], rtol=0.0, atol=0.0, equal_nan=True).all()
+            self._changed = changed if self._changed is None else self._changed | changed
+        if now and self._changed is not None:
+            written, self._changed = written or bool(self._changed), None
         if written:
             raise UsageError(
                 "gradients were changed between backward() and after_backward(); call after_backward() first, then"

@@ -355,7 +355,7 @@ class Trainer:
         if not lessons:
             raise UsageError("after_backward() was called, but backward() of no loss from here was since the last time")
         self._lessons = []
-        self.untouched.check()
+        self.untouched.check(now=epoch.step in epoch.measured)
         for lesson in lessons:
             self._teach(lesson)
         self.ranks.average(parameter for parameter in self.model.parameters() if parameter.requires_grad)
@@ -384,6 +384,7 @@ class Trainer:
     def end_epoch(self) -> TrainResult:
         """Sum up the epoch and book its work."""
         epoch = self._epoch
+        self.untouched.check(now=True)
         self.completed += 1
         self._buffers.after_epoch()
         whole = Share.sum(self.ranks.all(epoch.share(self.model.slots, self._weights_finite()), "end of an epoch"))
