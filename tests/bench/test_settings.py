@@ -48,6 +48,8 @@ def test_only_arms_that_need_a_grown_run_wait_for_it():
         "large-equal",
         "retrained",
         "retrained-equal",
+        "search-random",
+        "search-tpe",
     }
 
 

@@ -9,6 +9,7 @@ from typing import Final
 
 from esper.bench.arms import LARGE_EQUAL, RETRAINED_EQUAL, RIVALS, Arm
 from esper.bench.campaign import Evidence
+from esper.bench.topologies import SEARCHES
 from esper.bench.trial import TrialOutcome
 from esper.karn.stats import Interval, interval
 from esper.leyline import Metric
@@ -37,6 +38,8 @@ class ArmSummary:
     found_macs: int | None
     """Spent to find the schedule, for the arm that follows one."""
     kept: float | None
+    candidates: float | None
+    """Topologies that a search trained; ``None`` for other arms."""
     seconds: float | None
     cpu_seconds: float | None
     failed: int
@@ -82,7 +85,8 @@ class Findings:
     seeds: int
     lines: tuple[ArmSummary, ...]
     headline: tuple[PairedDifference, ...]
-    """Grown minus the arms trained from scratch for as many MACs, and minus the adapter with the best validation."""
+    """Grown minus the arms trained from scratch and the searches for as many MACs, and minus the adapter with the best
+    validation."""
     differences: tuple[PairedDifference, ...]
     """Grown minus every arm."""
     pareto: Pareto | None
@@ -95,7 +99,7 @@ def analyse(evidence: Evidence, grown: str, metric: Metric) -> Findings:
     seeds = len(next(iter(evidence.finals.values())))
     controls = [arm.name for arm in evidence.arms if arm.name != grown]
     differences = {control: _difference(evidence, grown, control, metric) for control in controls}
-    against = (LARGE_EQUAL, RETRAINED_EQUAL, *_best_adapter(lines, metric))
+    against = (LARGE_EQUAL, RETRAINED_EQUAL, *SEARCHES, *_best_adapter(lines, metric))
     headline = tuple(differences[name] for name in against if name in differences)
     notes = [
         f"{line.arm} failed on {line.failed} of {seeds} seeds; its figures are of the others"
@@ -145,6 +149,7 @@ def _line(arm: Arm, evidence: Evidence) -> ArmSummary:
         tuning_macs=tuning.macs,
         found_macs=None if schedule is None else int(schedule["macs"]),
         kept=_mean(len(outcome.seeds) for outcome in outcomes),
+        candidates=_mean(outcome.candidates for outcome in outcomes) if arm.name in SEARCHES else None,
         seconds=_mean(outcome.seconds for outcome in outcomes),
         cpu_seconds=_mean(outcome.cpu_seconds for outcome in outcomes),
         failed=len(evidence.finals[arm.name]) - len(outcomes),

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from esper.bench.settings import Family
+from esper.bench.topologies import SEARCHES, Searching
 from esper.leyline import UsageError, unknown
 from esper.tamiyo.policies.registry import policy_names
 
@@ -19,7 +20,7 @@ class Arm:
     what: str
     """For people."""
     family: Family
-    topology: Literal["host", "full", "middle", "grown"] | None = None
+    topology: Literal["host", "full", "middle", "grown", "searched"] | None = None
     """What is there from the start, for arms that do not grow."""
     equal: bool = False
     """Whether it trains for as many multiply-accumulates as the grown run of the same seed."""
@@ -57,6 +58,8 @@ RIVALS: Final[Mapping[str, Rival]] = {
 """Arm -> what it is."""
 
 
+SEARCHED: Final = "searched"
+"""The topology of an arm that looks for one."""
 _GRADMAX = "in every slot the seed and the draw with the largest gradient norm at birth, at a fixed time"
 
 
@@ -66,6 +69,10 @@ def _told(rival: Rival) -> str:
     title = {"lora": "LoRA", "dora": "DoRA", "adalora": "AdaLoRA"}[rival.kind]
     where = "the maps to queries and values" if rival.attention else "every module beside which there is a site"
     return f"{title} of rank {rival.rank} in {where}, by PEFT"
+
+
+def _sought(how: Searching) -> str:
+    return f"topologies by {'TPE and Hyperband' if how.tpe else 'random search'}, as many MACs, discarded ones included"
 
 
 def _family(rival: Rival) -> Family:
@@ -98,11 +105,12 @@ ARMS: Final[Mapping[str, Arm]] = {
         Arm("stacked", "copies of all blocks behind them, all at a fixed time", Family.STACKING, policy="stacked"),
         Arm("policy", "a saved policy", Family.POLICY, policy="policy"),
         Arm("auto", "growth where it promises most", Family.PLACED, policy="auto"),
+        *(Arm(name, _sought(how), Family.SEARCH, SEARCHED, equal=True) for name, how in SEARCHES.items()),
         *(Arm(name, _told(rival), _family(rival), "host") for name, rival in RIVALS.items()),
     )
 }
 
-_ASKED_FOR: Final = ("small-equal", "all-sites", "grafted", "stacked", "policy", "auto")
+_ASKED_FOR: Final = ("small-equal", "all-sites", "grafted", "stacked", "policy", "auto", *SEARCHES)
 FULL: Final = tuple(name for name in ARMS if name not in (*_ASKED_FOR, *RIVALS))
 QUICK: Final = ("small", "large-equal", "retrained-equal", "frugal")
 _NOT_GROWING: Final = ("static",)

@@ -119,7 +119,7 @@ class Campaign:
             grown = self._grown(stage, number)
             topology = dict(grown.seeds) if arm.topology == "grown" else None
             macs = grown.macs if arm.equal else None
-        if arm.topology in ("full", "middle"):
+        if arm.topology in ("full", "middle", "searched"):
             topology = arm.topology
         schedule = self.evidence.schedule if arm.policy == "schedule" else None
         return Trial(

@@ -16,6 +16,7 @@ from esper.bench.arms import LARGE_EQUAL, RETRAINED_EQUAL, RIVALS
 from esper.bench.campaign import Evidence
 from esper.bench.figures import draw
 from esper.bench.settings import DEFAULT, BenchConfig
+from esper.bench.topologies import SEARCHES
 from esper.bench.trial import Work
 from esper.karn.results import with_interval
 from esper.leyline import DataError, Metric, MissingExtraError
@@ -71,6 +72,10 @@ def tables(config: BenchConfig, work: Work, evidence: Evidence, findings: Findin
     ]
     if findings.pareto is not None:
         parts.append(_pareto(findings))
+    searched = [line for line in findings.lines if line.candidates is not None]
+    if searched:
+        each = ", ".join(f"{line.arm} {line.candidates:.1f}" for line in searched)
+        parts.append(f"Topologies that a search trained, a run: {each}.")
     if evidence.schedule is not None:
         parts.append(_schedule(evidence.schedule, findings.metric))
     if config.policy is not None:
@@ -100,6 +105,7 @@ def headline(findings: Findings) -> list[str]:
 _HEADLINES: Final = {
     LARGE_EQUAL: "delta at equal compute",
     RETRAINED_EQUAL: "the same against its own end topology",
+    **{name: "against a search over the same topologies" for name in SEARCHES},
 }
 
 

@@ -32,7 +32,8 @@ class TrialSetting:
     quick: bool = False
     """Whether the gates ask for one epoch in TRAINING and one in HOLDING, and not for their usual number."""
     at: float = 0.0
-    """When seeds are inserted, a share of the epochs; for arms that insert at a fixed time."""
+    """A share of the epochs: when seeds are inserted, for arms that insert at a fixed time; for a search how long it
+    trains a topology."""
     initial: Initial = Initial.IDENTITY
 
     def label(self) -> str:
@@ -55,6 +56,7 @@ class Family(StrEnum):
     PLACED = "placed"
     INSERTION = "insertion"
     STACKING = "stacking"
+    SEARCH = "search"
     ADAPTER = "adapter"
     FULL = "full"
 
@@ -72,6 +74,11 @@ GRIDS: Final[Mapping[Family, tuple[TrialSetting, ...]]] = {
     # what is adapted takes some ten times the rate of what is fine-tuned
     Family.ADAPTER: _crossed((4.0, 1.0, 2.0, 8.0, 0.5, 16.0, 0.25, 0.125), {}),
     Family.FULL: _crossed((0.25, 0.0625, 0.125, 0.5, 1.0, 0.03125, 2.0, 0.015625), {}),
+    Family.SEARCH: _crossed(
+        (2.0, 4.0, 1.0, 8.0),
+        {"seed_lr": 1.0, "initial": Initial.DEFAULT, "at": 0.1},
+        {"seed_lr": 1.0, "initial": Initial.DEFAULT, "at": 0.3},
+    ),
     Family.STACKING: _crossed((2.0, 4.0, 1.0, 8.0), {"seed_lr": 1.0, "at": 0.5}, {"seed_lr": 1.0, "at": 0.7}),
     Family.INSERTION: _crossed((2.0, 4.0, 1.0, 8.0), {"seed_lr": 1.0, "at": 0.1}, {"restart": True, "at": 0.3}),
 }

@@ -6,15 +6,16 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from typing import Any, Final
 
-from esper.bench.arms import RIVALS
+from esper.bench.arms import RIVALS, SEARCHED
 from esper.bench.plant import Planted, by_gradient, copies, largest, middle, plant
 from esper.bench.rivals import RivalTask
 from esper.bench.settings import TrialSetting
+from esper.bench.topologies import SEARCHES, Candidate, TopologySearch
 from esper.leyline import EnvSpec, EsperError, GateThresholds, Policy
 from esper.run.assembly import Workload, build_executor, trainer_config, workload
 from esper.run.config import RunConfig
@@ -67,7 +68,8 @@ class Trial:
     entries: tuple[Mapping[str, Any], ...] = ()
     """Of a schedule."""
     topology: Mapping[str, str] | str | None = None
-    """slot -> blueprint, or ``full`` or ``middle``, a seed of that size in every slot: what is there from the start."""
+    """slot -> blueprint, or ``full`` or ``middle``, a seed of that size in every slot: what is there from the start; or
+    ``searched``."""
     macs: int | None = None
     """Train until at least as many are spent, whatever the number of epochs."""
 
@@ -98,6 +100,8 @@ class TrialOutcome:
     seconds: float = 0.0
     cpu_seconds: float = 0.0
     """Of processor time, validation and test too; for arms that grow also what was measured before the first batch."""
+    candidates: int = 0
+    """Topologies that a search trained."""
     curve: Sequence[tuple[int, float]] = ()
     """MACs spent and validation metric after an epoch."""
 
@@ -120,6 +124,8 @@ def _task(name: str, options: tuple[tuple[str, Any], ...]) -> TaskSpec:
 def run_trial(trial: Trial) -> TrialOutcome:
     """Run it. A run that the governor gives up is an outcome, not an error."""
     began = time.process_time()
+    if trial.topology == SEARCHED:
+        return replace(_Search(trial).run(), cpu_seconds=time.process_time() - began)
     player = _TrialRun(trial)
     # who does not grow needs no slots, which are measured when they are made
     if not player.grows:
@@ -129,6 +135,68 @@ def run_trial(trial: Trial) -> TrialOutcome:
     except EsperError as error:
         return TrialOutcome(failed=str(error))
     return replace(outcome, cpu_seconds=time.process_time() - began)
+
+
+class _Search:
+    """The arm of whoever looks for a topology: trains one after the other until the compute is spent.
+
+    The network with the best validation of all is delivered, and it alone is looked at on the test split.
+    """
+
+    def __init__(self, trial: Trial) -> None:
+        assert trial.macs is not None
+        self.trial, self.most = trial, trial.macs
+        self.epochs = max(1, round(trial.setting.at * trial.work.epochs))
+        metric = task_of(trial.work).metric
+        self.sign = 1.0 if metric.higher_is_better else -1.0
+        offered = _TrialRun(replace(trial, topology={}, macs=None)).offered()
+        how = SEARCHES[trial.arm]
+        seed = derive(trial.seed, trial.arm)
+        self.search = TopologySearch(how, offered, seed, self.epochs, metric.higher_is_better)
+        self.spent = self.count = self.trained = 0
+        self.best: tuple[float, EpisodeResult, _TrialRun] | None = None
+        self.curve: list[tuple[int, float]] = []
+
+    def run(self) -> TrialOutcome:
+        """The whole search."""
+        while self.spent < self.most and (candidate := self.search.ask()) is not None:
+            self._try(candidate)
+        if self.best is None:
+            return TrialOutcome(failed="no topology that was tried could be trained", macs=self.spent)
+        _, result, run = self.best
+        before = run.spent
+        test = run.tested() if self.trial.stage == "final" else None
+        stride = -(-len(self.curve) // CURVE_POINTS)
+        return replace(
+            run.outcome(result, self.trained, self.curve),
+            test=test,
+            macs=self.spent + run.spent - before,
+            candidates=self.count,
+            curve=tuple(self.curve[::-1][::stride][::-1]),
+        )
+
+    def _try(self, candidate: Candidate) -> None:
+        """Train one until it is done, falls behind, or nothing is left to spend."""
+        run = _TrialRun(replace(self.trial, stage="tune", topology=candidate.topology, macs=None))
+        before = self.spent
+        self.count += 1
+
+        def told(epoch: int, metric: float) -> bool:
+            self.trained, self.spent = self.trained + 1, before + run.spent
+            known = [metric] if self.best is None else [metric, self.best[1].validation_metric]
+            self.curve.append((self.spent, max(known, key=lambda each: self.sign * each)))
+            return self.search.report(candidate, epoch, metric) or self.spent >= self.most
+
+        try:
+            result = run.part(self.epochs, told)
+        except EsperError:
+            self.spent = before + run.spent
+            self.search.tell(candidate, None)
+            return
+        self.spent = before + run.spent
+        self.search.tell(candidate, result.validation_metric)
+        if self.best is None or self.sign * result.validation_metric > self.best[0]:
+            self.best = self.sign * result.validation_metric, result, run
 
 
 def run_search(work: Work, seed: int, count: int) -> dict[str, Any]:
@@ -242,6 +310,30 @@ class _TrialRun:
         last = forward * (len(splits["validation"]) + (len(splits["test"]) if self.trial.stage == "final" else 0))
         return max(1, -(-(macs - last) // epoch))
 
+    @property
+    def spent(self) -> int:
+        """MACs of all that was done so far."""
+        return self.engine.costs([0])[0].spent["total_macs"]
+
+    def offered(self) -> Mapping[str, Mapping[str, int]]:
+        """slot -> blueprint -> parameters, of what can grow."""
+        self._begin(1)
+        return self._sizes()
+
+    def part(self, epochs: int, told: Callable[[int, float], bool]) -> EpisodeResult:
+        """An episode of so many epochs, which ends where ``told(epochs done, metric)`` says so."""
+        self._begin(epochs)
+        for step in self.episode.epochs(self.policy):
+            metric = step.reports[0].view.metric
+            if metric is not None and told(self.executor.epoch, metric):
+                break
+        (result,) = self.episode.finish(self.policy)
+        return result
+
+    def tested(self) -> float:
+        """The metric of what was delivered on the test split."""
+        return float(self.engine.evaluate([0], [[{}]], "test").metric[0, 0])
+
     def play(self, epochs: int) -> TrialOutcome:
         """The whole episode."""
         self._begin(epochs)
@@ -256,7 +348,7 @@ class _TrialRun:
         for epoch in self.episode.epochs(self.policy, before=insert):
             metric = epoch.reports[0].view.metric
             if metric is not None:
-                curve.append((self.engine.costs([0])[0].spent["total_macs"], metric))
+                curve.append((self.spent, metric))
         (result,) = self.episode.finish(self.policy)
         sign = 1.0 if self.load.task.metric.higher_is_better else -1.0
         seen = max((sign * metric for _, metric in curve), default=-math.inf)
@@ -264,9 +356,10 @@ class _TrialRun:
             raise RuntimeError(
                 f"a network of {result.validation_metric} is delivered, and one of {sign * seen} was seen"
             )
-        return self._outcome(result, epochs, curve)
+        return self.outcome(result, epochs, curve)
 
-    def _outcome(self, result: EpisodeResult, epochs: int, curve: list[tuple[int, float]]) -> TrialOutcome:
+    def outcome(self, result: EpisodeResult, epochs: int, curve: list[tuple[int, float]]) -> TrialOutcome:
+        """What it came to."""
         cost = self.engine.costs([0])[0]
         kept = {s.slot_id: s.blueprint or "" for s in result.view.slots if s.live}
         planted = self.trial.topology
