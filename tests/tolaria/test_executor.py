@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -274,6 +275,31 @@ def test_in_the_end_each_unproven_seed_is_looked_at_by_itself() -> None:
         (result,) = run.finish([WAITING])
         assert (result.validation_metric, result.delivered, result.delivered_epoch) == (kept, "last", 3)
         assert [seed["slot_id"] for seed in ended(events)["seeds"]] == (["a", "b"] if useless == "good" else ["a"])
+
+
+def test_of_many_unproven_seeds_the_weakest_are_left_out_together() -> None:
+    """What is known of each is nothing, so that they are taken in network order: the first two are harmful."""
+    names = "abcdefgh"
+    engine = FakeEngine(slots=names, proves=())
+    run, events = executor(engine, BEST)
+    run.reset([spec()])
+    grown = [germinate(name, "harmful" if name in "ab" else "good") for name in names]
+    run.step([replace(grown[0], also=tuple(grown[1:]))])
+    for slot in names:
+        run.engine.apply([0], [FactoredAction(Op.ADVANCE, slot)])
+    run.step([WAITING])
+    asked: list[int] = []
+    evaluate = engine.evaluate
+
+    def counting(envs: Any, configs: Any, split: str = "validation", settled: Any = None) -> Any:
+        asked.extend([len(configs[0])] if split == "validation" else [])
+        return evaluate(envs, configs, split, settled)
+
+    engine.evaluate = counting  # type: ignore[method-assign]
+    (result,) = run.finish([WAITING])
+    assert asked == [5], "as it is, and without one, two, four and all"
+    assert (result.validation_metric, result.delivered) == (170.0, "last")
+    assert [seed["slot_id"] for seed in ended(events)["seeds"]] == list("cdefgh")
 
 
 def test_the_gate_is_not_asked_twice_and_the_policys_last_word_comes_first() -> None:

@@ -114,6 +114,12 @@ def looks(slots: Sequence[str]) -> list[AlphaConfig]:
     return [dict.fromkeys(slots[:count], 0.0) for count in (0, *counts)]
 
 
+def why_left_out(slots: Sequence[str]) -> str:
+    """What the last look says of those of ``slots`` that are left out."""
+    together = "" if len(slots) <= ALONE else " and those that are left out with it"
+    return f"not proven, and validation is no worse without it{together}"
+
+
 def left_out(slots: Sequence[str], scored: Sequence[Scored], metric: Metric) -> AlphaConfig:
     """The unproven seeds to leave out, by the last look: those without whom validation is no worse, or as many of the
     weakest as it is best without. A seed costs parameters, so that where nothing tells networks apart the smaller one

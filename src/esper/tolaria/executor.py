@@ -34,7 +34,17 @@ from esper.leyline import (
     TrainResult,
 )
 from esper.tolaria.counterfactual import CounterfactualPlan, Need, Readout, plan, read
-from esper.tolaria.delivery import Delivered, Scored, Validated, better, left_out, looks, taking_part, unproven
+from esper.tolaria.delivery import (
+    Delivered,
+    Scored,
+    Validated,
+    better,
+    left_out,
+    looks,
+    taking_part,
+    unproven,
+    why_left_out,
+)
 from esper.tolaria.event_writer import EpisodeEventWriter
 from esper.tolaria.governor import Governor
 from esper.tolaria.nested import State, join, plain_state, split
@@ -274,8 +284,8 @@ class Executor:
             scored = best.scored  # the very network, whatever rounding says
         if best is not None and better(best.scored, scored, self.metric):
             return self._go_back(i, best)
-        stay = [slot for slot in unproven(view) if slot not in out]
-        self.engine.conclude([i], stay, "not proven, and validation is no worse without it")
+        slots = unproven(view)
+        self.engine.conclude([i], [slot for slot in slots if slot not in out], why_left_out(slots))
         return Delivered(*scored, "last", view.epoch)
 
     def _ask_gates(self) -> None:
