@@ -13,6 +13,8 @@ from esper.run.assembly import build_executor, trainer_config, workload
 from esper.run.config import RunConfig
 from esper.scripts.train import main
 from esper.tasks import get_task
+from esper.tolaria.engine import ModuleEngine
+from esper.tolaria.stacking import StackedEngine
 
 FOREIGN = "own_blueprints:channel_gate"
 
@@ -79,3 +81,11 @@ def test_a_registered_blueprint_that_the_task_does_not_name_can_be_chosen() -> N
     assert chosen == ("norm", "squeeze_excite")
     with pytest.raises(UsageError, match="blueprint 'squeeze_excit'"):
         workload(task, RunConfig(device="cpu", blueprints=("squeeze_excit",)))
+
+
+def test_environments_are_stacked_where_that_is_asked_for() -> None:
+    asked = RunConfig(device="cpu", stack=True)
+    executor = build_executor(workload(tiny(8), asked), asked, lambda event: None, test=False)
+    assert isinstance(executor.engine, StackedEngine)
+    usual = build_executor(workload(tiny(8), asked), RunConfig(device="cpu"), lambda event: None, test=False)
+    assert type(usual.engine) is ModuleEngine

@@ -46,6 +46,15 @@ class TrainResult:
     """Whether every parameter and buffer was finite after the last step."""
     seconds: float | None
     input_wait_seconds: float | None
+    stack_seconds: float | None = None
+    """Of the whole stack, where envs were trained as one..."""
+    stacked: int = 1
+    """...of so many."""
+
+    @property
+    def share_seconds(self) -> float | None:
+        """This env's own seconds, or an even share of the stack's."""
+        return self.seconds if self.stack_seconds is None else self.stack_seconds / self.stacked
 
 
 @dataclass(frozen=True, slots=True)

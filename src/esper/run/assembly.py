@@ -20,6 +20,7 @@ from esper.tolaria.executor import Executor, ExecutorConfig
 from esper.tolaria.governor import Governor, GovernorConfig
 from esper.tolaria.schedules import ScheduleConfig
 from esper.tolaria.setup import TrainerConfig, adamw, adamw_options, from_task
+from esper.tolaria.stacking import StackedEngine
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +129,7 @@ def build_executor(
     """
     budget = load.task.budget
     trainer = trainer or trainer_config(load, config)
-    engine = ModuleEngine(
+    engine = (StackedEngine if config.stack else ModuleEngine)(
         load.task,
         from_task(load.task, trainer),
         EngineConfig(

@@ -94,6 +94,12 @@ class CommonConfig:
     seed: int = setting(0, HOST, "of the run; all chance follows from it")
     device: str = setting("auto", HOST, "auto, cpu or cuda:N")
     threads: int = setting(1, HOST, "torch's intra-op threads; small models want 1", metavar="N", least=1)
+    stack: bool = setting(
+        False, HOST, "train environments without a live seed as one computation where a trial finds that faster; their "
+        "figures are then the same to float tolerance only",
+    )  # fmt: skip
+    """What is summed in another order differs in its last bits, and by who shares a worker: off by default, since runs
+    are otherwise the same bit for bit with any number of workers."""
     checkpoint_every: int = setting(
         10, AGAIN, "epochs between checkpoints; 0 writes one only on SIGTERM or Ctrl-C", metavar="N", least=0
     )

@@ -160,6 +160,8 @@ class EpisodeEventWriter:
             "alphas": {slot.slot_id: slot.alpha for slot in live},
             "stages": {slot.slot_id: slot.stage.name for slot in view.slots},
         }
+        if trained.stack_seconds is not None:
+            data |= {"stack_train_ms": 1000.0 * trained.stack_seconds, "stacked_envs": trained.stacked}
         for name, fact in (("seed_gradient_norm_ratios", "gradient_ratio"), ("gradient_healths", "gradient_health")):
             measured = {slot.slot_id: value.value for slot in live if (value := getattr(slot, fact)) is not None}
             if measured:

@@ -201,7 +201,7 @@ class Executor:
                 "validate": float(result.seconds[i]),
                 "policy": policy_seconds,
             }
-            env.seconds += sum(seconds[name] or 0.0 for name in ("train", "validate", "policy"))
+            env.seconds += sum(each or 0.0 for each in (trained[i].share_seconds, seconds["validate"], policy_seconds))
             (cost,) = self.engine.costs([i])
             env.event_writer.epoch_completed(view, cost, trained[i], readout, seconds)
             reports.append(StepReport(view, outcome, trained[i], readout, rolled_back, float(result.seconds[i])))

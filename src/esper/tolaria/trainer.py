@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import torch
@@ -56,7 +57,7 @@ class Trainer:
         self.sample = ForwardCall(self.setup.sample, self.setup.forward)
         """A few examples, for trial passes."""
         self.device = torch.device(config.device)
-        self._held = held(self.setup.host)
+        self.held = held(self.setup.host)
         with self._precision():
             self.model = GrowingModel.wrap(
                 self.setup.host,
@@ -180,6 +181,17 @@ class Trainer:
             self.scaler.load_state_dict(plain["scaler"])
         self._macs = self._step_counted = None
 
+    @contextmanager
+    def rehearsal(self) -> Iterator[None]:
+        """What is trained within is undone behind it; what was counted of the topology, which stays, is kept."""
+        state = self.state()
+        try:
+            yield
+        finally:
+            counted = self._macs, self._step_counted
+            self.load(state)
+            self._macs, self._step_counted = counted
+
     def rewind(self, state: Mapping[str, Any]) -> None:
         """:meth:`load` an earlier state; rates that somebody else moves stay where they are."""
         with ExitStack() as stack:
@@ -220,14 +232,14 @@ class Trainer:
 
     # --- training -------------------------------------------------------------------------------------------------
 
-    def train_epoch(self) -> TrainResult:
-        """One pass over the training split."""
+    def train_epoch(self, steps: int | None = None) -> TrainResult:
+        """One pass over the training split, or its first ``steps``."""
         epoch = self.begin_epoch(len(self.batches))
-        train(self.model.host, self._held)
+        train(self.model.host, self.held)
         with self.streams.active("train"):
-            for inputs, targets, wait in timed(self.batches.epoch()):
+            for inputs, targets, wait in islice(timed(self.batches.epoch()), steps):
                 epoch.waited += wait
-                self._set_rates(epoch.step, epoch.steps)
+                self.set_rates(epoch.step, epoch.steps)
                 self.optimizer.zero_grad(set_to_none=True)
                 with self._precision():
                     loss = self.loss(inputs, targets)
@@ -364,7 +376,7 @@ class Trainer:
             self.scaler.unscale_(self.optimizer)
         if epoch.step in epoch.measured:
             scales = self.ranks.all(1.0 if self._scaling else weight(lessons))
-            epoch.host_norm = self._measure_gradients(sum(scales) / len(scales))
+            epoch.host_norm = self.measure_gradients(sum(scales) / len(scales))
         if self.on_backward is not None:
             self.on_backward()
         epoch.step += 1
@@ -417,14 +429,15 @@ class Trainer:
         self._epoch = Epoch.load(state, self.model, self.device)
         self._buffers = WrittenBuffers(self.ranks, self.model)
 
-    def _set_rates(self, step: int, steps: int) -> None:
+    def set_rates(self, step: int, steps: int) -> None:
+        """Of all groups of the optimizer, for that step of this epoch's ``steps``."""
         now = schedules.moment(self.config.schedule, self.completed, step, steps)
         host, seeds = schedules.learning_rates(
             self.config.schedule, now, float(self.max_epochs), self.births, self.past_births
         )
         surgery.set_rates(self.optimizer, host, seeds)
 
-    def _measure_gradients(self, scale: float) -> float | None:
+    def measure_gradients(self, scale: float) -> float | None:
         """Note each live seed's gradient ratio and health; returns the norm of the host's gradient.
 
         ``scale`` is what the loss was multiplied by. Where a scale was too large for the format nothing is measured.

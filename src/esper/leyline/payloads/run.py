@@ -136,7 +136,9 @@ class EpisodeEnded(TypedDict):
 class EpochCompleted(TypedDict):
     """What one epoch of one environment came to. It is the last event of its epoch, so that what was said is whole.
     ``inference_macs`` are of one example's forward pass through the network as it is now, ``seed_macs`` those of them
-    that are the newest live seed's, by slot. ``last_good_epoch``: whose state the governor would go back to."""
+    that are the newest live seed's, by slot. ``last_good_epoch``: whose state the governor would go back to.
+    Where ``stacked_envs`` were trained as one computation, ``stack_train_ms`` is the time of all of them, and an env
+    has no ``train_ms`` of its own."""
 
     arm: NotRequired[str]
     train_loss: NotRequired[float]
@@ -151,6 +153,8 @@ class EpochCompleted(TypedDict):
     alphas: dict[str, float]
     stages: dict[str, str]
     train_ms: NotRequired[float]
+    stack_train_ms: NotRequired[float]
+    stacked_envs: NotRequired[int]
     validate_ms: NotRequired[float]
     counterfactual_ms: NotRequired[float]
     input_wait_ms: NotRequired[float]
