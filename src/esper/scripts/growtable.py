@@ -51,11 +51,20 @@ def build_parser() -> argparse.ArgumentParser:
         help="beside the shipped one; may be repeated. A callable without arguments makes a policy; one of two maps "
         "observation and mask of esper/GrowTableFlat-v0 to an action",
     )
+    seven = commands.add_parser(
+        "admit", help="play candidates for worlds, and admit those in which reading a host pays beyond doubt"
+    )
+    seven.add_argument("--worlds", metavar="NAMES", help="comma-separated families, or module:WORLD (default: all)")
+    seven.add_argument("--workers", type=int, default=1, metavar="N", help="processes (default 1)")
+    seven.add_argument("--seeds", type=int, default=4, metavar="N", help="hosts a world (default 4)")
+    seven.add_argument("--parts", type=Path, default=Path("growtable-parts"), metavar="DIR", help="what is done so far")
+    seven.add_argument("--judge-only", action="store_true", help="judge what has been played, and play nothing")
+    seven.add_argument("--output", type=Path, metavar="FILE", help="write a table of the admitted worlds")
     six = commands.add_parser("ship", help="put a policy into the package as esper-v1, its scores on its card")
     six.add_argument("--policy", type=Path, required=True, metavar="FILE")
     for command in (two, three, four, six):
         command.add_argument("--table", type=Path, metavar="FILE", help="default: the package's own table")
-    for command in (two, four):
+    for command in (two, four, seven):
         command.add_argument(
             "--into", type=Path, metavar="PAGE", help="write the result between the marks of PAGE, too"
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.text import Text
 
 from esper.bench.growtable import report
+from esper.bench.growtable.admit import admission
 from esper.bench.growtable.arms import scored
 from esper.bench.growtable.build import BuildPlan, BuildProgress, build, planned, units
 from esper.bench.growtable.check import compare
@@ -22,7 +23,7 @@ from esper.bench.growtable.parts import Parts
 from esper.bench.growtable.score import table_macs
 from esper.bench.growtable.table import STORED, Table, load_table, save_table, table_of
 from esper.bench.growtable.tune import Look, TunePlan, tune
-from esper.bench.growtable.worlds import HELD_OUT, TRAINING, WORLDS, chosen
+from esper.bench.growtable.worlds import CANDIDATES, TRAINING, WORLDS, chosen
 from esper.bench.report import into_page
 from esper.leyline import DataError, UsageError
 from esper.tamiyo.policies.learned import SHIPPED, SHIPPED_FILE, load_policy, save_policy
@@ -31,11 +32,12 @@ from esper.tamiyo.policies.learned import SHIPPED, SHIPPED_FILE, load_policy, sa
 def run(args: argparse.Namespace) -> None:
     """Do what was asked for."""
     torch.set_num_threads(1)
-    for name in ("table", "output"):
+    for name in ("table", "output") if args.command != "admit" else ():
         if getattr(args, name, args) is None:
             setattr(args, name, STORED)
     console = Console(highlight=False)
     {
+        "admit": run_admit,
         "build": run_build,
         "check": run_check,
         "train": run_train,
@@ -47,15 +49,9 @@ def run(args: argparse.Namespace) -> None:
 
 def run_build(args: argparse.Namespace, console: Console) -> None:
     """Play what is missing, then write the table."""
-    names = tuple(WORLDS) if args.worlds is None else tuple(name.strip() for name in args.worlds.split(","))
-    plan = replace(BuildPlan(names), **_given(args, "seeds", "singles", "pairs", "pair_seeds"))
-
-    def tell(progress: BuildProgress) -> None:
-        left = time.strftime("%H:%M:%S", time.gmtime(progress.remaining_seconds))
-        _say(console, f"{progress.done}/{progress.of}  {progress.unit.world.name}, host {progress.unit.number}  {left}")
-
+    plan = replace(BuildPlan(_names(args, WORLDS)), **_given(args, "seeds", "singles", "pairs", "pair_seeds"))
     if not args.pack_only:
-        build(plan, args.parts, args.workers, tell)
+        build(plan, args.parts, args.workers, _teller(console))
     parts = list(planned(plan, Parts(args.parts)))
     if not parts:
         raise DataError(f"{args.parts}: holds no host that has played this plan; build without --pack-only")
@@ -63,6 +59,43 @@ def run_build(args: argparse.Namespace, console: Console) -> None:
     about = {"plan": asdict(plan), "missing": missing, "torch": torch.__version__}
     size = save_table(table_of(parts, about), args.output)
     _say(console, f"{args.output}: {len(parts):,} sequences, {missing:,} missing, {size / 1e6:.2f} MB")
+
+
+def run_admit(args: argparse.Namespace, console: Console) -> None:
+    """Play candidates, judge them, and write the table of those that were admitted."""
+    plan = BuildPlan(_names(args, CANDIDATES), args.seeds, pairs=0, pair_seeds=0)
+    if not args.judge_only:
+        build(plan, args.parts, args.workers, _teller(console))
+    # the same hosts of every world of a family, so that none is rarer
+    table = table_of(planned(plan, Parts(args.parts)), {"plan": asdict(plan), "torch": torch.__version__}).level
+    families = dict.fromkeys(world.group for world in chosen(plan.worlds))
+    found, few = [], []
+    for family in families:
+        try:
+            found.append(admission(family, table))
+        except DataError as error:
+            few.append(str(error))
+    _publish(args.into, "growtable-admission", "\n\n".join([report.admissions(found), *few]), console)
+    if args.output is None:
+        return
+    admitted = {each.family for each in found if each.admitted}
+    hosts = [host for name in table.worlds for host in table.of(name) if host.world.group in admitted]
+    if not hosts:
+        raise DataError(f"{args.output}: not written, since no world was admitted")
+    size = save_table(Table(hosts, table.about), args.output)
+    _say(console, f"{args.output}: {', '.join(sorted(admitted))}, {size / 1e6:.2f} MB")
+
+
+def _names(args: argparse.Namespace, default: Iterable[str]) -> tuple[str, ...]:
+    return tuple(default) if args.worlds is None else tuple(name.strip() for name in args.worlds.split(","))
+
+
+def _teller(console: Console) -> Callable[[BuildProgress], None]:
+    def tell(progress: BuildProgress) -> None:
+        left = time.strftime("%H:%M:%S", time.gmtime(progress.remaining_seconds))
+        _say(console, f"{progress.done}/{progress.of}  {progress.unit.world.name}, host {progress.unit.number}  {left}")
+
+    return tell
 
 
 def run_check(args: argparse.Namespace, console: Console) -> None:
@@ -82,10 +115,10 @@ def run_check(args: argparse.Namespace, console: Console) -> None:
 def run_train(args: argparse.Namespace, console: Console) -> None:
     """Learn, and save the policy with its card."""
     table = load_table(args.table).whole
-    worlds = [name for name in TRAINING if name in table.worlds]
+    worlds = [name for name in table.worlds if not table.of(name)[0].world.held_out]
     hosts = [host for name in worlds for host in table.of(name)]
     if not hosts:
-        raise UsageError(f"table {args.table}: holds no training world; legal: {', '.join(TRAINING)}")
+        raise UsageError(f"table {args.table}: holds no training world")
     began = time.perf_counter()
 
     def tell(update: int, mean_return: float, entropy: float) -> None:
@@ -173,9 +206,9 @@ def _split(every: Table, path: Path) -> tuple[Table, list[str], list[str]]:
     either.
     """
     table = every.whole
-    training = [name for name in TRAINING if name in table.worlds]
+    training = [name for name in table.worlds if not table.of(name)[0].world.held_out]
     # an oracle needs a host to be chosen on and one to be scored on
-    held_out = [name for name in HELD_OUT if name in table.worlds and len(table.of(name)) > 1]
+    held_out = [name for name in table.worlds if name not in training and len(table.of(name)) > 1]
     if not training or not held_out:
         raise UsageError(f"table {path}: holds no {'held-out world with two hosts' if training else 'training world'}")
     return table, training, held_out

@@ -103,9 +103,9 @@ class _Table(argparse.Action):
         setattr(namespace, self.dest, {**(getattr(namespace, self.dest, None) or {}), name: value})
 
 
-def given_flags(argv: Sequence[str]) -> dict[str, Any]:
+def given_flags(argv: Sequence[str], parser: argparse.ArgumentParser | None = None) -> dict[str, Any]:
     """What was said on the command line, without defaults: these beat the configuration file."""
-    parser = build_parser()
+    parser = parser or build_parser()
     pending: list[argparse.ArgumentParser] = [parser]
     while pending:
         for action in pending.pop()._actions:

@@ -18,7 +18,7 @@ from esper.bench.growtable.record import COLUMNS, Record, action_at
 from esper.bench.growtable.sequences import Choice, Choices
 from esper.bench.growtable.table import Table, table_of
 from esper.bench.growtable.tabular import TabularWorld
-from esper.bench.growtable.worlds import BLUEPRINTS, WORLDS, WorldFacts, WorldSpec, task_of
+from esper.bench.growtable.worlds import BLUEPRINTS, KNOWN, WORLDS, WorldFacts, WorldSpec, task_of
 from esper.leyline import DataError, EnvSpec, Op, UsageError
 from esper.simic.env import GrowEnv
 from esper.simic.gym_host import flat_observation
@@ -35,7 +35,7 @@ TOGETHER = (Choice(1, "block0", "norm"), Choice(1, "block1", "conv3"))
 @pytest.fixture(scope="module", autouse=True)
 def small_world() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(WORLDS, "small", SMALL)
+        patch.setitem(KNOWN, "small", SMALL)
         yield
 
 

@@ -11,7 +11,7 @@ from made_up_tables import A, made_up_host
 
 from esper.bench.growtable import table as module
 from esper.bench.growtable.table import STORED, Table, load_table, save_table
-from esper.bench.growtable.worlds import HELD_OUT, TRAINING, WORLDS
+from esper.bench.growtable.worlds import HELD_OUT, KNOWN, TRAINING, WORLDS
 from esper.leyline import DataError, Op, UsageError
 
 
@@ -57,10 +57,10 @@ def test_a_damaged_file_is_refused_wherever_it_is_damaged(tmp_path: Path) -> Non
 
 def test_another_version_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "t"
-    monkeypatch.setattr(module, "VERSION", 2)
+    monkeypatch.setattr(module, "VERSION", 1)
     save_table(small(), path)
     monkeypatch.undo()
-    with pytest.raises(DataError, match="of version 2, this Esper reads version 1; .*esper growtable build"):
+    with pytest.raises(DataError, match="of version 1, this Esper reads version 2; .*esper growtable build"):
         load_table(path)
 
 
@@ -69,7 +69,7 @@ def test_a_table_of_a_world_that_is_defined_otherwise_is_refused(
 ) -> None:
     path = tmp_path / "t"
     save_table(small(), path)
-    monkeypatch.setitem(WORLDS, "digits", replace(WORLDS["digits"], lr=0.5))
+    monkeypatch.setitem(KNOWN, "digits", replace(WORLDS["digits"], lr=0.5))
     with pytest.raises(DataError, match="defines world digits otherwise; .*esper growtable build"):
         load_table(path)
 

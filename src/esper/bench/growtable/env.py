@@ -23,7 +23,6 @@ from esper.bench.growtable.host import SPACE, Node, TableHost
 from esper.bench.growtable.record import NONE, action_at, coded_action
 from esper.bench.growtable.table import STORED, Table, load_table
 from esper.bench.growtable.tabular import TabularWorld
-from esper.bench.growtable.worlds import HELD_OUT, TRAINING
 from esper.leyline import EnvView, FactoredAction, Op, UsageError, unknown
 from esper.simic.gym_host import HostEnv, HostStep, HostVectorEnv, Options, configured
 from esper.simic.rewards import RewardConfig
@@ -55,8 +54,9 @@ class GrowTableConfig:
 def worlds_of(worlds: str | tuple[str, ...], table: Table) -> tuple[str, ...]:
     """The named worlds, or those of ``training`` or ``held-out`` that the table holds."""
     if isinstance(worlds, str):
-        groups = {"training": TRAINING, "held-out": HELD_OUT}
-        return tuple(name for name in groups[worlds] if name in table.worlds) if worlds in groups else (worlds,)
+        if worlds not in ("training", "held-out"):
+            return (worlds,)
+        return tuple(n for n in table.worlds if table.of(n)[0].world.held_out == (worlds == "held-out"))
     return tuple(worlds)
 
 

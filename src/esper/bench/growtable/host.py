@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Final
 
@@ -17,7 +17,7 @@ import numpy as np
 
 from esper.bench.growtable.record import FACTS, NONE, PAIRED, Arrays, Record, action_at
 from esper.bench.growtable.sequences import Choices
-from esper.bench.growtable.worlds import BLUEPRINTS, MAX_SEEDS, SLOTS, WorldFacts, WorldSpec
+from esper.bench.growtable.worlds import BLUEPRINTS, SLOTS, WorldFacts, WorldSpec
 from esper.leyline import (
     WAIT,
     ActionOutcome,
@@ -29,6 +29,7 @@ from esper.leyline import (
     Metric,
     Op,
     Paired,
+    Promise,
     SeedStage,
     SlotView,
 )
@@ -151,7 +152,7 @@ def view_at(host: TableHost, steps: Arrays, epoch: int) -> EnvView:
         loss_history=tuple(steps["loss"][1 : epoch + 1].tolist()),
         gates=GATES,
         parameter_budget=world.parameters,
-        max_seeds=MAX_SEEDS,
+        max_seeds=world.max_seeds,
         vetoed=frozenset(slot for slot, flag in zip(SLOTS, steps["vetoed"][epoch], strict=True) if flag),
         last_outcome=outcome,
         pruned=_counts(steps["pruned"][epoch]),
@@ -173,12 +174,11 @@ def _slot_at(host: TableHost, steps: Arrays, epoch: int, i: int) -> SlotView:
 
     blueprint = None if read("blueprint") == NONE else BLUEPRINTS[read("blueprint")]
     stage = SeedStage(int(read("stage")))
-    slot = SlotView(slot_id=SLOTS[i], stage=stage)
+    slot = SlotView(slot_id=SLOTS[i], stage=stage, promise=_promises(steps, epoch, i))
     if blueprint is None:
         return slot
-    return SlotView(
-        slot_id=SLOTS[i],
-        stage=stage,
+    return replace(
+        slot,
         seed_id=SLOTS[i],
         blueprint=blueprint,
         alpha=float(read("alpha")),
@@ -191,6 +191,17 @@ def _slot_at(host: TableHost, steps: Arrays, epoch: int, i: int) -> SlotView:
         blocked_by=("blocked",) if read("blocked") else (),
         **_facts(host, steps, epoch, i),
     )
+
+
+def _promises(steps: Arrays, epoch: int, i: int) -> dict[str, Promise]:
+    found = {}
+    for j, blueprint in enumerate(BLUEPRINTS):
+        # an audition makes a step or promises nothing
+        if taken := int(steps["promise_steps"][epoch, i, j]):
+            age = int(steps["promise_age"][epoch, i, j])
+            value, macs = float(steps["promise"][epoch, i, j]), int(steps["promise_macs"][epoch, i, j])
+            found[blueprint] = Promise(value, taken, macs, None if age == NONE else epoch - age)
+    return found
 
 
 def _facts(host: TableHost, steps: Arrays, epoch: int, i: int) -> dict[str, Any]:

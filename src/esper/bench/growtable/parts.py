@@ -14,7 +14,7 @@ from esper.bench.growtable.worlds import WorldSpec
 from esper.leyline import DataError
 from esper.leyline.files import write_atomically
 
-FORMAT = "esper-growtable-part-1"
+FORMAT = "esper-growtable-part-2"
 
 
 @dataclass(frozen=True, slots=True)

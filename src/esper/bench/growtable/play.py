@@ -8,14 +8,14 @@ executor. A schedule decides; it brings what it grew through its gates on eviden
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
 from esper.bench.growtable.record import Ending, Record, Row, row_of, stacked
 from esper.bench.growtable.sequences import Choices
-from esper.bench.growtable.worlds import WorldSpec, task_of
-from esper.leyline import Decision, EnvSpec, Policy
+from esper.bench.growtable.worlds import SLOTS, WorldSpec, task_of
+from esper.leyline import Decision, EnvSpec, EnvView, Policy
 from esper.run.assembly import build_paid, workload
 from esper.run.config import RunConfig
 from esper.run.play import Episode, SideBySide
@@ -92,6 +92,20 @@ def _times(children: Sequence[Choices], parent: Choices) -> set[int]:
     return {pair[1].epoch for pair in children if pair[:1] == parent}
 
 
+class _Heard(SideBySide):
+    """The policies' decisions; in the first epoch candidates learn behind the hosts, where the world wants that."""
+
+    def __init__(self, policies: Sequence[Policy], world: WorldSpec) -> None:
+        super().__init__(policies)
+        self._candidates = () if world.audition is None else tuple((slot, world.audition) for slot in SLOTS)
+
+    def decide(self, views: Sequence[EnvView]) -> list[Decision]:
+        decided = super().decide(views)
+        if not self._candidates or views[0].epoch:
+            return decided
+        return [replace(decision, audition=self._candidates) for decision in decided]
+
+
 class _HostPlayer:
     """Host ``number`` of one world, its trunk and the states that others start from."""
 
@@ -140,7 +154,7 @@ class _HostPlayer:
         until = last if self.wanted.isdisjoint(batch) else self.world.epochs
         decisions: Sequence[Decision] = ()
         for epoch in episode.epochs(
-            SideBySide(policies), until=until, before=lambda: self._keep(batch, policies, told, keep)
+            _Heard(policies, self.world), until=until, before=lambda: self._keep(batch, policies, told, keep)
         ):
             decisions = epoch.decisions
             if episode.over:

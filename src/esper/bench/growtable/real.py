@@ -14,6 +14,7 @@ from torch import Tensor
 
 from esper.bench.growtable.host import METRIC, SPACE
 from esper.bench.growtable.play import executor_of
+from esper.bench.growtable.tabular import rented
 from esper.bench.growtable.worlds import WorldSpec
 from esper.leyline import Decision, EnvView, Sink
 from esper.simic.collect import MaskedObservation, VectorStep
@@ -98,7 +99,7 @@ class RealEnvironments:
 
 def _world(spec: WorldSpec, reward: RewardConfig) -> GrowthMDP:
     pool = WorkerPool.here(partial(_executor, spec), lambda event: None)
-    return GrowthMDP(pool, METRIC, MDPConfig(spec.epochs, reward))
+    return GrowthMDP(pool, METRIC, MDPConfig(spec.epochs, rented(reward, spec)))
 
 
 def _executor(spec: WorldSpec, emit: Sink) -> Executor:

@@ -55,6 +55,10 @@ COLUMNS: Final[Mapping[str, tuple[type[np.generic], tuple[int, ...]]]] = {
     "fact": (np.float16, (_S, _F)),
     "fact_se": (np.float16, (_S, len(PAIRED))),
     "fact_age": (np.uint8, (_S, _F)),
+    "promise": (np.float32, (_S, _P)),
+    "promise_steps": (np.uint8, (_S, _P)),
+    "promise_macs": (np.int64, (_S, _P)),
+    "promise_age": (np.uint8, (_S, _P)),
 }
 """Name -> type and shape of one epoch's entry. ``op*`` and ``success`` tell of the action that led to the epoch."""
 
@@ -107,6 +111,11 @@ def _write_slot(row: Row, i: int, slot: SlotView, epoch: int) -> None:
     row["blocked"][i] = bool(slot.blocked_by)
     row["violations"][i] = -1 if slot.isolation_violations is None else slot.isolation_violations
     row["metric_at_germination"][i] = _number(slot.metric_at_germination)
+    for blueprint, promise in slot.promise.items():
+        j = _index(BLUEPRINTS, blueprint)
+        row["promise"][i, j], row["promise_steps"][i, j] = promise.value, promise.steps
+        row["promise_macs"][i, j] = promise.macs
+        row["promise_age"][i, j] = NONE if promise.epoch is None else epoch - promise.epoch
     for j, name in enumerate(FACTS):
         fact: Fact[Any] | None = getattr(slot, name)
         row["fact_age"][i, j] = NONE if fact is None or fact.epoch is None else epoch - fact.epoch

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
+from esper.bench.growtable.admit import Admission
 from esper.bench.growtable.check import PredictionCheck
 from esper.bench.growtable.host import TableHost
 from esper.bench.growtable.reading import ALL, Reading
@@ -63,6 +64,22 @@ def regrets(lines: Sequence[ArmScore], schedule: Choices, ranking: Sequence[str]
         by_world = " | ".join("–" if value is None else f"{value:.2f}" for value in each.by_world.values())
         better = "" if each.better_than_fixed is None else _bounds(each.better_than_fixed)
         rows.append(f"| {each.arm} | {_bounds(each.regret)} | {better} | {each.macs:.2e} | {by_world} |")
+    return "\n".join(rows)
+
+
+def admissions(found: Sequence[Admission]) -> str:
+    """One row a family of candidates."""
+    rows = [
+        "| family | hosts | best on its worlds | knowing the world wins | a reader goes by | p | blind price | |",
+        "|---|---:|---|---:|---|---:|---:|---|",
+    ]
+    for each in found:
+        best = "; ".join(f"`{name.removeprefix(each.family)}` {_plainly(c)}" for name, c in each.best.items())
+        verdict = "**admitted**" if each.admitted else f"refused: {'; '.join(each.refusals)}"
+        rows.append(
+            f"| `{each.family}` | {each.hosts} | {best} | {_bounds(each.differs)} | {each.shown} | {each.p:.2f} | "
+            f"{_bounds(each.price)} | {verdict} |"
+        )
     return "\n".join(rows)
 
 

@@ -2,7 +2,7 @@
 
 *Largest legal first* and a *constant ranking* let a blueprint germinate as soon as one is offered, in the first free
 slot; the best ranking is chosen by validation on the training worlds. The best *blind choice* is the sequence that is
-best by validation on the other hosts of a world.
+best by validation on the other hosts of a world, or of the family of worlds that a policy is not told apart.
 """
 
 from __future__ import annotations
@@ -64,11 +64,15 @@ def best_ranking(table: Table, worlds: Iterable[str]) -> tuple[str, ...]:
 
 
 def blind(table: Table, worlds: Iterable[str]) -> HostResults:
-    """Per host what the sequence achieves that is best by validation on the other hosts of its world."""
+    """Per host what the sequence achieves that is best by validation on the other hosts of its family."""
+    families: dict[str, list[TableHost]] = {}
+    for host in (host for name in worlds for host in table.of(name)):
+        families.setdefault(host.world.group, []).append(host)
     found: HostResults = {}
-    for hosts in map(table.of, worlds):
+    for hosts in families.values():
         for host in hosts:
-            means = validated([other for other in hosts if other is not host])
+            # without hosts of its number in all of them: else its own world would be the rarer one
+            means = validated([other for other in hosts if other.number != host.number])
             best = max(sorted(means.keys() & host.records.keys()), key=means.__getitem__)
             found[host_key(host)] = outcome_of(host, [host.records[best]])
     return found

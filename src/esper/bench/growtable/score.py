@@ -21,7 +21,6 @@ from esper.bench.growtable.record import Record
 from esper.bench.growtable.sequences import Choices
 from esper.bench.growtable.table import Table
 from esper.bench.growtable.tabular import value, worth
-from esper.bench.growtable.worlds import WORLDS
 from esper.karn.stats import Interval, interval
 from esper.leyline import DataError, EnvSpec, FactoredAction, Policy
 
@@ -158,7 +157,7 @@ def played_freely(table: Table, worlds: Iterable[str], policy: Policy) -> HostRe
     found: HostResults = {}
     for name in worlds:
         hosts = table.of(name)
-        ends = play_freely(WORLDS[name], [host.number for host in hosts], policy, test=True)
+        ends = play_freely(hosts[0].world, [host.number for host in hosts], policy, test=True)
         for host, end in zip(hosts, ends, strict=True):
             if end.test_metric is None:
                 raise RuntimeError("scores are of the test split")

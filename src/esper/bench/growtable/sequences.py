@@ -71,13 +71,15 @@ def singles(world: WorldSpec, count: int | None = None) -> list[Choices]:
         (Choice(time, slot, blueprint),)
         for time in _coarse_first(world.times)
         for slot in SLOTS
-        for blueprint in BLUEPRINTS
+        for blueprint in world.blueprints
     ]
     return [choices for choices in found if affordable(world, choices)][:count]
 
 
 def pairs(world: WorldSpec, count: int, among: Sequence[Choices]) -> list[Choices]:
     """``count`` pairs in different slots, of the single choices ``among``, in one fixed random order of all pairs."""
+    if world.max_seeds < 2:
+        return []
     everything = [
         tuple(sorted((*first, *second)))
         for first, second in combinations(sorted(singles(world)), 2)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from esper.bench.growtable.host import METRIC, Node, TableHost
 from esper.bench.growtable.record import Record
+from esper.bench.growtable.worlds import WorldSpec
 from esper.leyline import EnvView, FactoredAction
 from esper.simic.rewards import RewardBreakdown, RewardConfig, RewardInputs, RewardTracker
 
@@ -41,7 +42,7 @@ class TabularWorld:
         """Start row ``row`` afresh; it is the next new one, or one whose episode has ended."""
         root = host.root
         start = RewardInputs.of(root.view, root.record.start_metric, None, None)
-        tracker = RewardTracker(self.reward, METRIC, self.gamma, host.world.epochs, start)
+        tracker = RewardTracker(rented(self.reward, host.world), METRIC, self.gamma, host.world.epochs, start)
         self.nodes[row : row + 1], self.trackers[row : row + 1] = [root], [tracker]
         return root.view
 
@@ -65,8 +66,14 @@ def value(host: TableHost, record: Record, *, test: bool, reward: RewardConfig |
     return worth(host, metric, ending.kept_parameters, reward=reward)
 
 
+def rented(reward: RewardConfig, world: WorldSpec) -> RewardConfig:
+    """The reward at a world's own rent."""
+    return replace(reward, rent=reward.rent * world.rent)
+
+
 def worth(host: TableHost, metric: float, kept_parameters: int, *, reward: RewardConfig | None = None) -> float:
     """The objective of a run on a host that ends with ``metric`` and seeds of so many parameters."""
     growth = kept_parameters / host.facts.host_parameters
-    tracker = RewardTracker(reward or RewardConfig(), METRIC, 1.0, host.world.epochs, RewardInputs(0.0, 0.0))
+    config = rented(reward or RewardConfig(), host.world)
+    tracker = RewardTracker(config, METRIC, 1.0, host.world.epochs, RewardInputs(0.0, 0.0))
     return tracker.objective(RewardInputs(metric, growth))

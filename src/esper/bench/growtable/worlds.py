@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cache, partial
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
 from torch import nn
 
+from esper.bench.growtable.hosts import HOSTS, Shape
 from esper.kasmina import blueprints
 from esper.kasmina.layout import Layout
-from esper.leyline import unknown
+from esper.leyline import UsageError, load_attribute, unknown
 from esper.tasks import TaskSpec, get_task
 from esper.tasks.base import Data, Split, TaskBudget
 from esper.tasks.sources import cut, normalised, package_file, read_table, stratified_order
@@ -39,7 +40,8 @@ class WorldSpec:
 
     name: str
     data: str
-    """``digits`` (8x8), ``mnist1d`` (40 values) or ``mnist14`` (14x14)."""
+    """``digits`` (8x8), ``mnist1d`` (40 values), ``mnist14`` (14x14), or ``module:callable`` that gives a
+    :class:`esper.tasks.Data`: inputs ``[N, 1, *positions]`` of one or two equal dimensions, labels from 0 to 9."""
     held_out: bool = False
     shuffled: bool = False
     """Whether the positions of every input are put in one fixed random order, which takes neighbours their meaning."""
@@ -54,23 +56,60 @@ class WorldSpec:
     parameters: int | None = None
     """Most parameters of all live seeds together."""
     lr: float = 1e-2
+    family: str | None = None
+    """Worlds that a policy is not told apart: only what it sees of a host says in which of them it is."""
+    host: str = "pointwise"
+    """One of :data:`esper.bench.growtable.hosts.HOSTS`, or ``module:callable`` of the same arguments, whose modules
+    ``block0``, ``block1`` and ``block2`` keep a shape's channels..."""
+    variant: int = 0
+    """...and which of its kinds."""
+    distractors: int = 0
+    """Channels of the input beside its own, in each of which stands the input of another example."""
+    blueprints: tuple[str, ...] = BLUEPRINTS
+    """What its sequences let germinate."""
+    train: int = TRAIN
+    """Examples that a host learns from."""
+    max_seeds: int = MAX_SEEDS
+    rent: float = 1.0
+    """Rent in this world, in units of the reward's own."""
+    audition: str | None = None
+    """Blueprint of the candidates that learn in all slots in the first epoch, behind the host: what each place promises
+    is seen before anything germinates."""
+
+    def __post_init__(self) -> None:
+        if ":" not in self.host and self.host not in HOSTS:
+            raise unknown("host of a world", self.host, HOSTS)
+        if self.audition is not None and 0 in self.times:
+            raise UsageError(f"world {self.name}: nothing can germinate at 0, before the audition was heard")
+
+    @property
+    def group(self) -> str:
+        """Its family, or itself alone."""
+        return self.family or self.name
 
     @property
     def fingerprint(self) -> str:
         """What tells two definitions apart: 16 hexadecimal digits."""
         shared = {"slots": SLOTS, "blueprints": BLUEPRINTS, "max_seeds": MAX_SEEDS, "train": TRAIN, "batch": BATCH}
-        everything = {**asdict(self), **shared}
+        # what a world says nothing of does not tell it apart
+        said = {each.name for each in fields(self) if each.name in _ALWAYS or getattr(self, each.name) != each.default}
+        everything = {**{name: value for name, value in asdict(self).items() if name in said}, **shared}
         return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()[:16]
 
     def cost(self, blueprint: str) -> int:
         """Parameters of a seed in this world."""
-        layout = Layout.NCL if self.data == "mnist1d" else Layout.NCHW
+        lines = _data(self.data).train.inputs.ndim == 3 if ":" in self.data else self.data == "mnist1d"
+        layout = Layout.NCL if lines else Layout.NCHW
         return blueprints.get(blueprint, layout).parameters(self.channels)
 
     def seed(self, number: int) -> int:
         """Seed of the world's host number ``number``."""
         return derive(number, "growtable", self.name)
 
+
+_FIELDS: Final = [each.name for each in fields(WorldSpec)]
+_ALWAYS: Final = frozenset(_FIELDS[: _FIELDS.index("lr") + 1])
+"""Fields that always tell worlds apart."""
 
 _ALL: Final = (
     WorldSpec("digits", "digits"),
@@ -88,68 +127,94 @@ _ALL: Final = (
 )
 
 WORLDS: Final = {world.name: world for world in _ALL}
+"""The first suite."""
 TRAINING: Final = tuple(world.name for world in _ALL if not world.held_out)
 HELD_OUT: Final = tuple(world.name for world in _ALL if world.held_out)
 
 
+def _family(name: str, kinds: int, **shared: Any) -> tuple[WorldSpec, ...]:
+    """Worlds of one family, which differ in the kind of their host."""
+    first = WorldSpec(f"{name}-0", family=name, max_seeds=1, times=(1,), audition="conv5", **shared)
+    return tuple(replace(first, name=f"{name}-{kind}", variant=kind) for kind in range(kinds))
+
+
+def _two(name: str, field: str, values: tuple[Any, Any], **shared: Any) -> tuple[WorldSpec, ...]:
+    """Two worlds of one family, which differ in ``field``."""
+    (first,) = _family(name, 1, **shared)
+    return tuple(replace(first, name=f"{name}-{value}", **{field: value}) for value in values)
+
+
+_WHERE: Final = {"blueprints": ("pointwise", "conv5"), "epochs": 10}
+_WHETHER: Final = {"blueprints": ("norm", "conv3", "conv5"), "epochs": 10, "rent": 16.0}
+_DEAR: Final = {"blueprints": ("conv3",), "epochs": 10, "rent": 32.0}
+
+_CANDIDATES: Final = (
+    *_family("branches", 3, data="digits", host="branches", distractors=2, **_WHERE),
+    *_family("branches-mnist14", 3, data="mnist14", host="branches", distractors=2, held_out=True, **_WHERE),
+    *_family("one-left", 3, data="digits", host="one-left", **_WHERE),
+    *_family("one-cut", 3, data="digits", host="one-cut", **_WHERE),
+    *_family("sighted", 2, data="digits", host="sighted", **_WHETHER),
+    *_family("sighted-dear", 2, data="digits", host="sighted", **_DEAR),
+    *_family("sighted-mnist14", 2, data="mnist14", host="sighted", held_out=True, **_DEAR),
+    *_two("noise", "label_noise", (0.0, 0.8), data="digits", **_WHETHER),
+    *_two("few", "train", (60, 500), data="digits", **_WHETHER),
+    *_two("rates", "lr", (0.001, 0.03), data="digits", **_WHETHER),
+    *_two("lengths", "epochs", (4, 30), data="digits", **_WHETHER),
+)
+CANDIDATES: Final = {world.name: world for world in _CANDIDATES}
+"""Worlds that must pass their admission to come into the second suite."""
+KNOWN: Final = {**WORLDS, **CANDIDATES}
+
+
+def _own(name: str) -> WorldSpec:
+    found = load_attribute("world", name)
+    if not isinstance(found, WorldSpec):
+        raise UsageError(f"world {name!r} is a {type(found).__name__}; a WorldSpec is needed")
+    if KNOWN.get(found.name, found) != found:
+        raise UsageError(f"world {name!r} is called {found.name}, as one of Esper's own is; choose another name")
+    return found
+
+
 def chosen(names: Iterable[str]) -> tuple[WorldSpec, ...]:
-    """The worlds of these names. Raises ``UsageError`` for one that does not exist."""
-    for name in (names := tuple(names)):
-        if name not in WORLDS:
-            raise unknown("world", name, WORLDS)
-    return tuple(WORLDS[name] for name in names)
-
-
-class PointwiseStack(nn.Module):
-    """Three blocks of ``depth`` pointwise convolutions over lines (1) or squares (2) of ``size`` positions a side.
-
-    ``x [B, 1, *positions] -> logits [B, 10]``. Max pools of 2 follow the first two blocks.
+    """The worlds of these names, or all of a family; ``module:ATTRIBUTE`` is a person's own. Raises ``UsageError`` for
+    one that does not exist.
     """
-
-    def __init__(self, dimensions: int, size: int, channels: int, depth: int) -> None:
-        super().__init__()
-        convolution, pool = ((nn.Conv1d, nn.MaxPool1d), (nn.Conv2d, nn.MaxPool2d))[dimensions - 1]
-
-        def block(inputs: int) -> nn.Sequential:
-            widths = [inputs, *[channels] * depth]
-            pairs = zip(widths, widths[1:], strict=False)
-            return nn.Sequential(*(part for a, b in pairs for part in (convolution(a, b, 1), nn.GELU())))
-
-        self.block0, self.block1, self.block2 = block(1), block(channels), block(channels)
-        self.pool = pool(2)
-        self.head = nn.Linear(channels * (size // 4) ** dimensions, 10)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        h = self.pool(self.block0(x))
-        h = self.pool(self.block1(h))
-        logits: torch.Tensor = self.head(self.block2(h).flatten(1))
-        return logits
+    found: list[WorldSpec] = []
+    for name in names:
+        if ":" in name:
+            found.append(_own(name))
+            continue
+        those = [world for world in KNOWN.values() if name in (world.name, world.family)]
+        if not those:
+            raise unknown("world", name, KNOWN)
+        found += those
+    return tuple(dict.fromkeys(found))
 
 
 @cache
 def task_of(world: WorldSpec) -> TaskSpec:
     """The world as a task; it has no life of its own outside GrowTable."""
-    model = get_task("mnist1d" if world.data == "mnist1d" else "digits")
+    model = get_task("digits")
     train, validation, test = (_altered(world, name, split) for name, split in _data(world.data).splits().items())
     dimensions, size = train.inputs.ndim - 2, train.inputs.shape[-1]
     return TaskSpec(
         name=f"growtable-{world.name}",
         description=f"the world {world.name} of GrowTable",
         metric=model.metric,
-        host=partial(PointwiseStack, dimensions, size, world.channels, world.depth),
+        host=partial(_host(world.host), Shape(dimensions, size, world.channels, world.depth), world.variant),
         sites={slot: slot for slot in SLOTS},
         blueprints=BLUEPRINTS,
         loss=model.loss,
         score=model.score,
         data=Data.of(train, validation, test, source=_data(world.data).source),
         budget=TaskBudget(
-            world.epochs, batch_size=BATCH, lr=world.lr, max_seeds=MAX_SEEDS, parameters=world.parameters
+            world.epochs, batch_size=BATCH, lr=world.lr, max_seeds=world.max_seeds, parameters=world.parameters
         ),
     )
 
 
 def _altered(world: WorldSpec, name: str, split: Split) -> Split:
-    few = slice(TRAIN if name == "train" else None)
+    few = slice(world.train if name == "train" else None)
     inputs, targets = split.inputs[few], split.targets[few]
     # RandomState's streams are frozen for ever
     random = np.random.RandomState(0)
@@ -159,14 +224,41 @@ def _altered(world: WorldSpec, name: str, split: Split) -> Split:
     if world.label_noise and name == "train":
         wrong = torch.from_numpy(random.uniform(size=len(targets)) < world.label_noise)
         targets = torch.where(wrong, torch.from_numpy(random.randint(10, size=len(targets))), targets)
+    if world.distractors:
+        others = [inputs[torch.from_numpy(random.permutation(len(inputs)))] for _ in range(world.distractors)]
+        inputs = torch.cat([inputs, *others], dim=1)
     return Split(inputs, targets)
+
+
+def _host(name: str) -> Callable[[Shape, int], nn.Module]:
+    if ":" not in name:
+        return HOSTS[name]
+    made: Callable[[Shape, int], nn.Module] = load_attribute("host of a world", name)
+    return made
 
 
 @cache
 def _data(name: str) -> Data:
+    if ":" in name:
+        return _own_data(name)
+    if name not in ("digits", "mnist1d", "mnist14"):
+        raise unknown("data of a world", name, ("digits", "mnist1d", "mnist14"))
     if name == "mnist1d":
         return get_task("mnist1d", train=1000, validation=500, test=1000).data
     return get_task("digits").data if name == "digits" else _mnist14()
+
+
+def _own_data(name: str) -> Data:
+    found = load_attribute("data of a world", name)()
+    if not isinstance(found, Data):
+        raise UsageError(f"data of a world {name!r} gave a {type(found).__name__}; esper.tasks.Data is needed")
+    for part, split in found.splits().items():
+        shape, labels = tuple(split.inputs.shape), split.targets
+        if len(shape) not in (3, 4) or shape[1] != 1 or len(set(shape[2:])) > 1:
+            raise UsageError(f"data of a world {name!r}: {part} inputs are {shape}; [N, 1, side] or [N, 1, side, side]")
+        if labels.dtype != torch.int64 or labels.ndim != 1 or not ((labels >= 0) & (labels < 10)).all():
+            raise UsageError(f"data of a world {name!r}: {part} labels must be int64 from 0 to 9, one an example")
+    return found
 
 
 def _mnist14() -> Data:
