@@ -6,6 +6,7 @@ from dataclasses import asdict, replace
 import bench_toys
 import pytest
 
+from esper.bench.figures import moments
 from esper.bench.settings import Initial, TrialSetting
 from esper.bench.trial import TrialOutcome, Work, run_trial
 
@@ -70,8 +71,11 @@ def test_copies_are_stacked_once_at_their_time_behind_the_blocks_that_repeat():
     outcome = run_trial(bench_toys.trial(work=work, policy="stacked", setting=TrialSetting(at=0.5)))
     assert outcome.seeds == {"block1": "clone", "block2": "clone"}
     assert outcome.curve[1][0] > 2 * outcome.curve[0][0], "the second epoch is dearer"
+    assert outcome.births == (outcome.curve[0][0],) * 2, "what the first took was spent when they were born"
+    assert moments([outcome], outcome.curve) == [outcome.curve[0]] * 2
+    assert moments([outcome], [(3.0 * outcome.curve[0][0], 1.0)]) == [(3.0 * outcome.curve[0][0], 1.0)] * 2
     scratch = run_trial(bench_toys.trial(work=work, topology=dict(outcome.seeds)))
-    assert scratch.parameters == outcome.parameters and scratch.macs > outcome.macs
+    assert scratch.parameters == outcome.parameters and scratch.macs > outcome.macs and scratch.births == ()
     without = run_trial(bench_toys.trial(policy="stacked"))
     assert without.failed is not None and "no copy of a block can grow in block0, block1, block2" in without.failed
 

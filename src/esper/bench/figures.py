@@ -51,11 +51,13 @@ def _course(figure: Any, evidence: Evidence, findings: Findings) -> bool:
         width = 2.2 if line.arm == findings.grown else 1.3
         axes.plot([at for at, _ in points], [value for _, value in points], style, color=colour, linewidth=width)
         labels.append((*points[-1], line.arm, colour))
+        grown = moments(evidence.finals[line.arm], points)
+        axes.plot([at for at, _ in grown], [value for _, value in grown], "^", color=colour, markersize=5, alpha=0.6)
     if not labels:
         return False
     _log_macs(axes)
     _label(axes, labels)
-    dress(axes, f"validation {_unit(findings)}", "Metric against compute, mean over seeds")
+    dress(axes, f"validation {_unit(findings)}", "Metric against compute, mean over seeds (triangles: growth)")
     axes.set_xlabel("multiply-accumulates spent, everything counted")
     return True
 
@@ -72,6 +74,13 @@ def mean_course(outcomes: Sequence[TrialOutcome]) -> list[tuple[float, float]]:
     step = (math.log(last) - math.log(first)) / (GRID_POINTS - 1)
     places = [math.exp(math.log(first) + i * step) for i in range(GRID_POINTS - 1)] + [last]
     return [(at, _mean_at(courses, at)) for at in places]
+
+
+def moments(outcomes: Sequence[TrialOutcome], points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Where on the mean course ``points`` a seed was born in some run; at its beginning what was born before it."""
+    spent = [at for at, _ in points]
+    births = sorted(max(float(birth), spent[0]) for outcome in outcomes for birth in outcome.births)
+    return [(at, float(np.interp(at, spent, [value for _, value in points]))) for at in births]
 
 
 def _mean_at(courses: Sequence[npt.NDArray[np.float64]], at: float) -> float:

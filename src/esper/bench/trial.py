@@ -104,11 +104,14 @@ class TrialOutcome:
     """Topologies that a search trained."""
     curve: Sequence[tuple[int, float]] = ()
     """MACs spent and validation metric after an epoch."""
+    births: Sequence[int] = ()
+    """MACs spent when a seed was born, one entry a seed, of arms that grow."""
 
     @classmethod
     def of(cls, plain: Mapping[str, Any]) -> TrialOutcome:
         """Undo of ``asdict``."""
-        return cls(**{**plain, "curve": tuple((macs, metric) for macs, metric in plain["curve"])})
+        curve = tuple((macs, metric) for macs, metric in plain["curve"])
+        return cls(**{**plain, "curve": curve, "births": tuple(plain.get("births", ()))})
 
 
 def task_of(work: Work) -> TaskSpec:
@@ -345,10 +348,14 @@ class _TrialRun:
                 self.episode.look()
 
         curve: list[tuple[int, float]] = []
+        births: dict[str, int] = {}
+        begun = 0
         for epoch in self.episode.epochs(self.policy, before=insert):
-            metric = epoch.reports[0].view.metric
-            if metric is not None:
-                curve.append((self.spent, metric))
+            view = epoch.reports[0].view
+            births |= {each.seed_id: begun for each in view.slots if each.seed_id and each.seed_id not in births}
+            begun = self.spent
+            if view.metric is not None:
+                curve.append((begun, view.metric))
         (result,) = self.episode.finish(self.policy)
         sign = 1.0 if self.load.task.metric.higher_is_better else -1.0
         seen = max((sign * metric for _, metric in curve), default=-math.inf)
@@ -356,7 +363,7 @@ class _TrialRun:
             raise RuntimeError(
                 f"a network of {result.validation_metric} is delivered, and one of {sign * seen} was seen"
             )
-        return self.outcome(result, epochs, curve)
+        return replace(self.outcome(result, epochs, curve), births=tuple(births.values()) if self.grows else ())
 
     def outcome(self, result: EpisodeResult, epochs: int, curve: list[tuple[int, float]]) -> TrialOutcome:
         """What it came to."""
