@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from esper.kasmina.blueprints import Blueprint as Blueprint
     from esper.kasmina.export import export as export
     from esper.kasmina.probe import Site as Site
+    from esper.kasmina.reuse import as_before as as_before
     from esper.leyline import DataError as DataError
     from esper.leyline import EsperError as EsperError
     from esper.leyline import Metric as Metric
@@ -47,6 +48,7 @@ PUBLIC: Final = MappingProxyType(
         "TaskSpec": "esper.tasks",
         "UsageError": "esper.leyline",
         "apply": "esper.kasmina.applied",
+        "as_before": "esper.kasmina.reuse",
         "export": "esper.kasmina.export",
         "grow": "esper.library",
         "report": "esper.karn.tables",

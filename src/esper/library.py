@@ -43,6 +43,7 @@ from esper.run.own import (
 )
 from esper.run.packed import pack, unpack
 from esper.run.play import EpisodePlan, Episodes
+from esper.run.previous import Previous
 from esper.run.resume import LIBRARY, CheckpointInfo, Snapshot, find_state
 from esper.run.session import Session
 from esper.run.together import check_shared_out, how_to_go_on, led
@@ -85,6 +86,7 @@ def grow(  # noqa: PLR0913
     resume: str | Path | None = None,
     unpack: Unpack | None = None,
     steps_per_epoch: int | None = None,
+    previous: str | Path | None = None,
 ) -> GrowResult:
     """Train ``model`` and let it grow where measurement shows that it pays.
 
@@ -102,6 +104,10 @@ def grow(  # noqa: PLR0913
     is trained in place; the one in the result is a plain copy. None that was seen was better on validation, and
     whatever breaks the run off leaves the best so far in the run directory; a note on the error says where.
 
+    ``previous`` is a run that grew such a model on other data: ``model``, a fresh one, becomes what it delivered, held;
+    its seeds are on where the new validation data do not speak against them (:mod:`esper.run.previous`), and new ones
+    alone learn. ``with esper.as_before(result.model, previous)`` the old outputs are there again, bit for bit.
+
     ``precision`` is ``"bf16-mixed"`` or ``"16-mixed"`` (autocast, the latter with a scaled loss), or as the model is.
     What is in ``eval()`` stays so, such as a frozen backbone. A model that is in ``eval()`` as a whole, as a pretrained
     one comes, is trained, but for parts that are frozen. Where all of it is, only seeds learn.
@@ -114,6 +120,7 @@ def grow(  # noqa: PLR0913
     made("model", model, nn.Module)
     model, wrapper = unwrapped(model)
     decider = chosen_policy(policy)
+    before = None if previous is None else Previous.of(model, previous, optimizer)
     choices = chosen_for(choices, model, decider)
     check_life(choices, decider)
     if optimizer is not None:
@@ -123,11 +130,12 @@ def grow(  # noqa: PLR0913
     check_shared_out(own.ranks, train)
     batches.device = own.device
     own = replace(own, setup=replace(own.setup, batches=batches))
+    reused = {} if before is None else {"previous": before.try_on(own)}
     opening, delivery = opening_of(own, decider, run_dir), _Delivery()
-    executor = delivery.executor = own.executor(opening.sink.emit)
+    executor = delivery.executor = own.executor(opening.sink.emit, fold=before is None)
     plan = EpisodePlan(1, choices.budget.epochs, seed)
     episodes = Episodes(executor, {decider.name: led(decider, own.ranks)}, plan)
-    opening = kept(opening, own.subject(decider, seed), choices.budget.checkpoint_every, resume)
+    opening = kept(opening, own.subject(decider, seed) | reused, choices.budget.checkpoint_every, resume)
     optimizer = own.setup.optimizer
     with quiet(wrapper), _leaving(model, optimizer), rates_kept(optimizer), modes_kept(model):
         with delivery.outlasting(opening, episodes):

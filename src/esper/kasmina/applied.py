@@ -32,8 +32,11 @@ _LEADS: Final = ("position", "axes", "entry")
 """What leads to the tensors that a seed takes and changes."""
 
 
-def described(model: GrowingModel, built_in: Mapping[str, Sequence[Part]], same: Mapping[str, str]) -> dict[str, str]:
-    """For the header of the exported weights: how to build these seeds, by slot, and other names of tensors."""
+def described(
+    model: GrowingModel, plain: nn.Module, built_in: Mapping[str, Sequence[Part]], same: Mapping[str, str]
+) -> dict[str, str]:
+    """For the header of the exported weights: how to build these seeds, by slot, other names of tensors, and the alpha
+    of all that has grown in ``plain``, before this run too."""
     seeds = {}
     for slot_id, parts in built_in.items():
         slot, place = model.slots[slot_id], model.places[slot_id]
@@ -47,7 +50,24 @@ def described(model: GrowingModel, built_in: Mapping[str, Sequence[Part]], same:
         seeds[place.path] = [
             about | {"blueprint": part.state.blueprint_id, "alpha": part.alpha} | _of_copy(part.seed) for part in parts
         ]
-    return {_KEY: json.dumps({"seeds": seeds, "same": dict(same)}, sort_keys=True)}
+    about = {"seeds": seeds, "same": dict(same), "alphas": alphas_in(plain)}
+    return {_KEY: json.dumps(about, sort_keys=True)}
+
+
+def alphas_in(plain: nn.Module) -> dict[str, float]:
+    """Of every seed that is built in, by the name of the module around it."""
+    return {name: module.alpha for name, module in plain.named_modules() if isinstance(module, Grown)}
+
+
+def delivered(run: str | Path) -> tuple[dict[str, float], dict[str, Tensor]]:
+    """Alphas of all that has grown in what ``run`` delivered, by the name of the module around it, and its tensors.
+
+    Raises ``UsageError`` or ``DataError`` where there is none, or an earlier Esper wrote it.
+    """
+    about, tensors = _read(_weights(Path(run)))
+    if "alphas" not in about:
+        raise DataError(f"{run} does not say at which alphas its seeds are; an earlier Esper wrote it: grow it anew")
+    return dict(about["alphas"]), {**tensors, **{name: tensors[other] for name, other in about["same"].items()}}
 
 
 def apply(model: nn.Module, run: str | Path) -> nn.Module:
@@ -58,15 +78,7 @@ def apply(model: nn.Module, run: str | Path) -> nn.Module:
     Raises ``UsageError`` or ``DataError``, and leaves the model as it was, where there is no export or the model is
     another. Blueprints of one's own must be there to be imported. Returns the model.
     """
-    weights = _weights(Path(run))
-    try:
-        with safetensors.safe_open(str(weights), framework="pt") as file:
-            about = json.loads((file.metadata() or {}).get(_KEY, "null"))
-        tensors = read_tensors(weights)
-    except (OSError, ValueError, KeyError, safetensors.SafetensorError) as error:
-        raise DataError(f"{weights} cannot be read: {error}") from error
-    if about is None:
-        raise DataError(f"{weights} does not say what has grown; an earlier Esper wrote it: use load() of its model.py")
+    about, tensors = _read(_weights(Path(run)))
     paths = dict(nn.Module.named_modules(model, remove_duplicate=False))
     missing = [path for path in about["seeds"] if path not in paths]
     if missing:
@@ -81,7 +93,22 @@ def apply(model: nn.Module, run: str | Path) -> nn.Module:
             f"the {type(model).__name__} is not like the one that {run} delivered: {len(differing)} tensors differ,"
             f" among them {differing[0]}"
         )
+    for name, alpha in about.get("alphas", {}).items():
+        model.get_submodule(name).alpha = alpha
     return fill(model, tensors, about["same"])
+
+
+def _read(weights: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """What the header says has grown, and the tensors."""
+    try:
+        with safetensors.safe_open(str(weights), framework="pt") as file:
+            about = json.loads((file.metadata() or {}).get(_KEY, "null"))
+        tensors = read_tensors(weights)
+    except (OSError, ValueError, KeyError, safetensors.SafetensorError) as error:
+        raise DataError(f"{weights} cannot be read: {error}") from error
+    if about is None:
+        raise DataError(f"{weights} does not say what has grown; an earlier Esper wrote it: use load() of its model.py")
+    return about, tensors
 
 
 def tell_of_adapters(model: nn.Module, run: Path) -> None:
@@ -104,15 +131,16 @@ def _weights(run: Path) -> Path:
 
 def _grown(made: list[Grown], seeds: Sequence[Mapping[str, Any]], module: nn.Module) -> nn.Module:
     """The module with all its seeds, the newest outermost."""
+    own = module
     for about in seeds:
-        module = _around(about, module)
+        module = _around(about, module, own)
         made.append(module)
     return module
 
 
-def _around(about: Mapping[str, Any], module: nn.Module) -> Grown:
+def _around(about: Mapping[str, Any], module: nn.Module, own: nn.Module) -> Grown:
     device = next((tensor.device for tensor in (*module.parameters(), *module.buffers())), None)
-    seed = _seed(about, module)
+    seed = _seed(about, own)
     seed = seed.to(device=device, dtype=getattr(torch, about["dtype"]))
     leads = {name: ast.literal_eval(about[name]) for name in _LEADS if name in about}
     return (GrownBeside if "entry" in leads else Grown)(module, seed, about["alpha"], **leads)
@@ -122,13 +150,11 @@ def _of_copy(seed: nn.Module) -> dict[str, str]:
     return {_COPY: repr((seed.entry, seed.position, seed.axes))} if isinstance(seed, Clone) else {}
 
 
-def _seed(about: Mapping[str, Any], module: nn.Module) -> nn.Module:
-    """A seed with weights still to be filled; a copy is made of the module itself, without seeds around it."""
+def _seed(about: Mapping[str, Any], own: nn.Module) -> nn.Module:
+    """A seed with weights still to be filled; a copy is made of the host's own module."""
     if _COPY not in about:
         return blueprints.build(about["blueprint"], about["channels"], msgspec.convert(about["fit"], Layout | Beside))
-    while isinstance(module, Grown):
-        module = module.module
-    return copied(module, *ast.literal_eval(about[_COPY]))
+    return copied(own, *ast.literal_eval(about[_COPY]))
 
 
 def _differing(model: nn.Module, tensors: Mapping[str, Tensor]) -> list[str]:

@@ -18,7 +18,7 @@ from safetensors.torch import save as pack
 from torch import Tensor, nn
 
 from esper.kasmina import fold
-from esper.kasmina.applied import WEIGHTS, described
+from esper.kasmina.applied import WEIGHTS, alphas_in, described
 from esper.kasmina.clone import Clone, copied
 from esper.kasmina.generations import Part
 from esper.kasmina.growing import GrowingModel
@@ -188,7 +188,7 @@ def save_export(
         )
     saved, same = _unshared(plain)
     try:
-        content = pack(saved, described(model, by_slot(built.shape.apart), same))
+        content = pack(saved, described(model, plain, by_slot(built.shape.apart), same))
     except (KeyError, ValueError, SafetensorError) as error:
         kinds = ", ".join(sorted({str(tensor.dtype) for tensor in saved.values()}))
         raise UsageError(f"the model cannot be exported: a safetensors file cannot hold all of {kinds}") from error
@@ -208,7 +208,7 @@ def _with_code(model: GrowingModel, built: _Plain, folder: Folder, sample: Sampl
     reasons: list[str] = []
     for with_host in (True, False):
         try:
-            folder.write(CODE, _code(model, built.shape, same, with_host).encode())
+            folder.write(CODE, _code(model, built, same, with_host).encode())
             _check(model, built.model, code, sample, None if with_host else _blank(_bare_host(model)))
         except (CannotWrite, DataError) as error:
             reasons.append(str(error))
@@ -235,8 +235,9 @@ def _unshared(plain: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
     return saved, same
 
 
-def _code(model: GrowingModel, shape: Shape, same: dict[str, str], with_host: bool) -> str:
-    source = Source(reserved=("load", "seeds", "make_host", "SHARED", "host", "weights", "tensors"))
+def _code(model: GrowingModel, built_in: _Plain, same: dict[str, str], with_host: bool) -> str:
+    shape = built_in.shape
+    source = Source(reserved=("load", "seeds", "make_host", "SHARED", "ALPHAS", "host", "weights", "tensors"))
     imports = {"nn": source.imported("torch", "nn"), "Path": source.imported("pathlib", "Path")}
     seeds = []
     for slot_id, parts in by_slot(shape.apart).items():
@@ -263,6 +264,7 @@ def _code(model: GrowingModel, shape: Shape, same: dict[str, str], with_host: bo
         seeds="".join(seeds),
         host=host,
         same=source.value(same),
+        alphas=source.value(alphas_in(built_in.model)),
         **imports,
         **run,
     )
@@ -289,6 +291,9 @@ from __future__ import annotations
 SHARED = {same}
 """Other names of tensors that are saved once."""
 
+ALPHAS = {alphas}
+"""How much of each seed takes part, of earlier runs too, by the name of the module around it."""
+
 
 def seeds():
     """What has grown, by the path of the host's module that it sits on."""
@@ -311,7 +316,10 @@ def load(host=None, weights=None):
     elif not isinstance(host, {nn}.Module):
         host = host()
     tensors = {read_tensors}(weights or {Path}(__file__).with_name("model.safetensors"))
-    return {fill}({graft}(host, seeds()), tensors, SHARED)
+    model = {graft}(host, seeds())
+    for name, alpha in ALPHAS.items():
+        model.get_submodule(name).alpha = alpha
+    return {fill}(model, tensors, SHARED)
 '''
 
 

@@ -131,7 +131,7 @@ class GrowingModel(nn.Module):
             model._attach(sample)
             for slot_id, may_mix in measure(model, sample).items():
                 slots[slot_id].may_mix = may_mix
-            model.folds = rehearse(model, sample)
+            model.folds = rehearse(model, sample) if config.fold else {}
         except BaseException:
             strip(host)
             raise

@@ -41,6 +41,8 @@ def blended(
 
     ``axes`` permutes ``h`` to what the seed takes; ``call`` is what the module was called with.
     """
+    if alpha == 0.0:
+        return output
     h = get(output, position)
     if axes is not None:
         h = h.permute(axes)
@@ -53,6 +55,8 @@ def blended(
 
 def added(output: Any, seed: nn.Module, x: Tensor, alpha: float, position: tuple[Any, ...]) -> Any:
     """A module's output with ``h + alpha * seed(x)`` in place of ``h``, the tensor that ``position`` leads to."""
+    if alpha == 0.0:
+        return output
     h = get(output, position)
     return put(output, position, torch.add(h, run_seed(seed, x, h.dtype), alpha=alpha))
 

@@ -24,6 +24,8 @@ class SlotConfig:
     generations: int = 1
     """Most seeds that the slot keeps. It opens again when one was kept, until it has kept so many."""
 
+    fold: bool = True
+    """Whether a linear seed beside a module becomes part of the module's weight on export."""
     copies: bool = False
     """Whether copies of the host's blocks may grow: these are then looked for when the host is wrapped."""
 

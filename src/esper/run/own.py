@@ -305,8 +305,8 @@ class OwnModel:
             held["batches for counterfactuals"] = reading.paired(splits["validation"].parts(reading.most))
         return held
 
-    def executor(self, emit: Sink) -> Executor:
-        """An executor of one env, the model itself."""
+    def executor(self, emit: Sink, fold: bool = True) -> Executor:
+        """An executor of one env, the model itself; without ``fold`` every seed stays a module of its own."""
         budget, metric = self.choices.budget, self.task.metric
         shape = "external" if isinstance(self.setup.batches, _OwnLoop) else budget.schedule
         config = EngineConfig(
@@ -315,7 +315,7 @@ class OwnModel:
                 lr=float(self.setup.optimizer.param_groups[0]["lr"]),
                 schedule=ScheduleConfig(shape=shape, seed_multiplier=budget.seed_lr_multiplier),
                 precision=self.choices.precision,
-                slot=SlotConfig(generations=budget.generations),
+                slot=SlotConfig(generations=budget.generations, fold=fold),
                 thresholds=budget.gates,
                 evaluation_batch=budget.evaluation_batch,
                 counterfactual_share=budget.counterfactual_share,

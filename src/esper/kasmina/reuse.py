@@ -1,0 +1,100 @@
+"""What a run has grown, put into a model that is to grow on: held, and switched so that what it gave comes back.
+
+A module on which several seeds grew is a chain of :class:`Grown`, the newest outermost. A chain in an export and the
+chain at the same place of a model that grew on differ by the new ones in front.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from torch import nn
+
+from esper.kasmina.applied import apply, delivered
+from esper.kasmina.portable import Grown
+from esper.kasmina.structure import same_bits
+from esper.leyline import UsageError
+
+
+def take_over(model: nn.Module, run: str | Path) -> dict[str, Grown]:
+    """Make ``model``, a fresh one, what ``run`` delivered, all of it frozen; returns the seeds of that run, by name.
+
+    Raises what :func:`apply` raises; the model is then as it was.
+    """
+    there = set(model.modules())
+    apply(model, run)
+    model.requires_grad_(False)
+    return {name: each for name, each in grown_in(model).items() if each not in there}
+
+
+def grown_in(model: nn.Module) -> dict[str, Grown]:
+    """Every seed that is built in, by the name of the module around it."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, Grown)}
+
+
+@contextmanager
+def as_before(model: nn.Module, run: str | Path) -> Iterator[None]:
+    """Within, ``model``, which has grown on from what ``run`` delivered, computes just what that did, bit for bit.
+
+    Seeds that came later are off, and those of the run are on as they were. Raises ``UsageError`` where what the run
+    delivered is no longer in the model: a seed is missing, or a tensor was trained since.
+    """
+    alphas, tensors = delivered(run)
+    here = grown_in(model)
+    then, now = chains(alphas), chains(here)
+    for path, names in then.items():
+        if len(now.get(path, ())) < len(names):
+            raise UsageError(f"the {type(model).__name__} lacks a seed that {run} delivered at {path!r}")
+    extra = {path: len(names) - len(then.get(path, ())) for path, names in now.items()}
+    own = {**model.state_dict(), **dict(model.named_buffers(remove_duplicate=False))}
+    for name, tensor in tensors.items():
+        place = _moved(name, alphas, extra)
+        if place not in own or not same_bits(own[place].cpu(), tensor):
+            raise UsageError(
+                f"{place!r} of the {type(model).__name__} is not what {run} delivered: it was trained since, or "
+                "something was folded into it"
+            )
+    before = {grown: grown.alpha for grown in here.values()}
+    try:
+        for path, names in now.items():
+            for place in names[: extra[path]]:
+                here[place].alpha = 0.0
+            for place, name in zip(names[extra[path] :], then.get(path, ()), strict=True):
+                here[place].alpha = alphas[name]
+        yield
+    finally:
+        for grown, alpha in before.items():
+            grown.alpha = alpha
+
+
+def chains(names: Iterable[str]) -> dict[str, list[str]]:
+    """Path in the host that nothing has grown in -> names of the seeds there, the newest first."""
+    every = set(names)
+    found: dict[str, list[str]] = {}
+    for name in sorted(every, key=len):
+        found.setdefault(_in_host(name, every), []).append(name)
+    return found
+
+
+def _in_host(name: str, grown: Iterable[str]) -> str:
+    """The name without the steps from a seed to the module that it is around."""
+    parts: list[str] = []
+    prefix = ""
+    for part in name.split("."):
+        if not (part == "module" and prefix in grown):
+            parts.append(part)
+        prefix = f"{prefix}.{part}".strip(".")
+    return ".".join(parts)
+
+
+def _moved(name: str, grown: Mapping[str, float], extra: Mapping[str, int]) -> str:
+    """Where a tensor of the export is in a model with ``extra`` seeds, by path in the host, in front."""
+    parts: list[str] = []
+    prefix, steps = "", dict(extra)
+    for part in name.split("."):
+        parts.append(part)
+        prefix = f"{prefix}.{part}".strip(".")
+        parts += ["module"] * steps.pop(_in_host(prefix, grown), 0)
+    return ".".join(parts)

@@ -1,0 +1,104 @@
+"""What a previous run has grown, tried first on new data: held as it is, and on unless evidence speaks against it.
+
+Each seed of the previous run is judged by itself on the new validation split, before anything is trained: by the loss
+of whole batches with and without it, paired. One that the network would certainly be better without is off in the new
+run; it stays in the network, so that what the previous run delivered can be had again (:func:`as_before`). These
+``1 + seeds`` passes come before the run's ledger begins and are not in it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from esper.kasmina.portable import Grown
+from esper.kasmina.reuse import take_over
+from esper.kasmina.trial import device_of, mode, random_kept
+from esper.leyline import UsageError
+from esper.run.own import OwnModel
+from esper.tolaria.setup import PRECISIONS
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """What a seed of the previous run is worth on the new data."""
+
+    cost: float
+    """Loss added without it, mean over the batches of validation; positive when it helps."""
+    se: float | None
+    """Standard error of that; ``None`` where there was one batch."""
+
+    def refuted(self, z: float) -> bool:
+        """Whether the network is certainly better without it, by ``z`` standard errors."""
+        return self.se is not None and self.cost + z * self.se < 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Previous:
+    """A model that was made what ``run`` delivered."""
+
+    run: Path
+    seeds: Mapping[str, Grown]
+    """By the name of the module around it."""
+
+    @classmethod
+    def of(cls, model: nn.Module, run: str | Path, optimizer: Optimizer | None = None) -> Previous:
+        """Take over what ``run`` delivered, in place and frozen.
+
+        Raises ``UsageError`` where it has grown nothing, or an optimizer is there, whose parameters would be held.
+        """
+        if optimizer is not None:
+            raise UsageError("with previous= new seeds alone learn: legal is Budget(lr=...), no optimizer")
+        seeds = take_over(model, run)
+        if not seeds:
+            raise UsageError(f"previous={str(run)!r} delivered no seed: nothing can be tried on the new data; leave it")
+        return cls(Path(run), seeds)
+
+    def try_on(self, own: OwnModel) -> dict[str, Any]:
+        """Judge every seed on the new validation split, and switch those off that are refuted.
+
+        Returns what a resume must find again, JSON-able.
+        """
+        if own.ranks.count > 1:
+            raise UsageError("previous= is for one process: ranks would judge the seeds on different examples")
+        found = self._judged(own)
+        z = own.choices.budget.gates.confidence_z
+        off = sorted(name for name, each in found.items() if each.refuted(z))
+        for name in off:
+            self.seeds[name].alpha = 0.0
+        return {"run": self.run.name, "kept": sorted(set(found) - set(off)), "off": off}
+
+    def _judged(self, own: OwnModel) -> dict[str, Judged]:
+        """Paired losses, from ``1 + seeds`` passes over validation, in evaluation mode."""
+        setup = own.setup
+        host, device = setup.host, device_of(setup.host)
+        precision = own.choices.precision
+        cast = nullcontext() if precision is None else torch.autocast(device.type, PRECISIONS[precision])
+        costs: dict[str, list[float]] = {name: [] for name in self.seeds}
+
+        def loss(inputs: Any, targets: Any) -> float:
+            with random_kept(device):
+                return float(setup.criterion(setup.forward(host, inputs), targets))
+
+        with mode(host, False), torch.no_grad(), cast, setup.splits["validation"].reading(None) as batches:
+            for inputs, targets, _ in batches:
+                whole = loss(inputs, targets)
+                for name, grown in self.seeds.items():
+                    alpha, grown.alpha = grown.alpha, 0.0
+                    try:
+                        costs[name].append(loss(inputs, targets) - whole)
+                    finally:
+                        grown.alpha = alpha
+        return {
+            name: Judged(fmean(each), stdev(each) / math.sqrt(len(each)) if len(each) > 1 else None)
+            for name, each in costs.items()
+        }
