@@ -1,11 +1,14 @@
 """What growing costs in memory: the peak of a user's own loop with Esper over that of the same loop without.
 
-    uv run python benchmarks/memory.py [--into docs/memory.md]
+    uv run python benchmarks/memory.py [--large] [--into docs/memory.md]
 
 Each figure is the highest resident set of a process of its own while it trains and validates, less what was resident
 when model, data and modules were there. That is read from ``/proc``, so it takes Linux. The loop is the same in all:
 AdamW, an epoch of training, a validation of loss and accuracy in the loader's batches. With Esper it has two seeds, and
 the stage that the row names is reached in it; the first evaluation and all of the set-up are in it too.
+
+With ``--large`` it is a host of 100 million parameters, phase by phase, and figures are of all that the process has: a
+checkpoint is written, the run goes back to its last good state (of which the time is told, in copies of that state).
 
 Large blocks are taken from the system one by one and given back (``MALLOC_MMAP_THRESHOLD_``). With glibc's own moving
 threshold the same loop differs by a third from run to run, by where small blocks happen to lie.
@@ -17,6 +20,7 @@ import argparse
 import multiprocessing
 import os
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +33,7 @@ from torch.nn import functional as F
 from esper.bench.report import into_page
 from esper.leyline import Blend, Decision, EnvSpec, EnvView, FactoredAction, GateThresholds, Op, SeedStage
 from esper.library import Budget, Grower, OwnChoices
+from esper.tolaria import checkpoint
 
 Batches = list[tuple[Tensor, Tensor]]
 EPOCHS: Final = {"no seed": 2, "two behind the host": 3, "two blended in": 5}
@@ -221,7 +226,6 @@ def measure(number: int, state: str | None, answer: Any) -> None:
 
 
 def peaks() -> Iterator[tuple[str, str, float, float]]:
-    os.environ |= {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
     context = multiprocessing.get_context("spawn")
     for number, case in enumerate(CASES):
         found = []
@@ -235,6 +239,104 @@ def peaks() -> Iterator[tuple[str, str, float, float]]:
             yield case.name, state, found[0], peak
 
 
+LARGE: Final = Case(
+    "GPT of 100 M parameters, batches of 1 x 8",
+    lambda: GPT(4096, 768, 12, 13, 8),
+    words(4096, 1, 8),
+    2,
+    ("blocks.0", "blocks.1"),
+    "bottleneck",
+)
+
+
+def large(grow: bool, answer: Any) -> None:
+    """``{phase: peak in bytes of all that the process has but its imports}``; and of a rollback how many times it took
+    as long as a copy of its state."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    before = resident("VmRSS")
+    model = LARGE.build()
+    train, val = LARGE.batches(2), LARGE.batches(LARGE.validation)
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-4)
+    size = sum(parameter.numel() for parameter in model.parameters())
+    peaks, copies = {}, 0.0
+
+    def over(phase: str) -> None:
+        peaks[phase] = resident("VmHWM") - before
+        Path("/proc/self/clear_refs").write_text("5")
+
+    over("made")
+    if not grow:
+        bare(model, optimizer, train, val)
+        over("trained")
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            copies = largely_grown(model, optimizer, train, val, Path(folder), over)
+    answer.put((size, peaks, copies))
+
+
+def largely_grown(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    train: Batches,
+    val: Batches,
+    folder: Path,
+    over: Callable[[str], None],
+) -> float:
+    """``Grower``'s loop: wrapped, three epochs, a checkpoint, a rollback, and what is delivered."""
+    choices = OwnChoices(nn.CrossEntropyLoss(), at=LARGE.sites, budget=Budget(epochs=20), device="cpu")
+    with Grower(model, optimizer, val=val, choices=choices, policy="static", run_dir=folder / "run") as grower:
+        over("wrapped")
+        for _ in range(3):
+            for inputs, targets in train:
+                optimizer.zero_grad()
+                grower.loss(inputs, targets).backward()
+                grower.after_backward()
+                optimizer.step()
+            grower.after_epoch()
+        over("trained")
+        state = grower.state_dict()
+        checkpoint.save(folder / "checkpoints", 3, state["tensors"], state["plain"])
+        del state
+        over("checkpoint written")
+        trainer = grower._engine.trainer(0)
+        good = trainer.state()
+        ratios = []
+        for _ in range(3):
+            began = time.perf_counter()
+            again = {name: tensor.clone() for name, tensor in good["tensors"].items()}
+            copied = time.perf_counter() - began
+            del again
+            began = time.perf_counter()
+            trainer.rewind(good)
+            ratios.append((time.perf_counter() - began) / copied)
+        del good
+        over("rolled back")
+    over("delivered")
+    return sorted(ratios)[1]
+
+
+def large_table() -> str:
+    """Of both loops, phase by phase."""
+    context = multiprocessing.get_context("spawn")
+    found = []
+    for grow in (False, True):
+        answer = context.Queue()
+        process = context.Process(target=large, args=(grow, answer))
+        process.start()
+        found.append(answer.get())
+        process.join()
+    (size, bare_peaks, _), (_, peaks, copies) = found
+    base = bare_peaks["trained"]
+    lines = [
+        f"| {size / 1e6:.0f} M parameters | peak, GB | bytes a parameter | over the bare loop |",
+        "|---|--:|--:|--:|",
+    ]
+    rows = {"bare loop": base} | {f"with Esper: {phase}": peak for phase, peak in peaks.items() if phase != "made"}
+    lines += [f"| {name} | {peak / 1e9:.2f} | {peak / size:.1f} | {peak / base:.2f} |" for name, peak in rows.items()]
+    return "\n".join([*lines, "", f"A rollback took {copies:.2f} times as long as a copy of its state."])
+
+
 def table(rows: list[tuple[str, str, float, float]]) -> str:
     lines = ["| host and validation | seeds | bare loop, MiB | with Esper, MiB | ratio |", "|---|---|--:|--:|--:|"]
     lines += [f"| {name} | {state} | {a:,.0f} | {b:,.0f} | {b / a:.2f} |" for name, state, a, b in rows]
@@ -244,7 +346,15 @@ def table(rows: list[tuple[str, str, float, float]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--into", type=Path, metavar="PAGE", help="write the table between the marks of PAGE, too")
-    into = parser.parse_args().into
+    parser.add_argument("--large", action="store_true", help="a host of 100 million parameters")
+    given = parser.parse_args()
+    into = given.into
+    os.environ |= {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+    if given.large:
+        print(told := large_table())
+        if into is not None:
+            into_page(into, "large", told)
+        return
     rows = []
     for row in peaks():
         print(*row[:2], f"{row[2]:.0f} MiB bare, {row[3]:.0f} MiB with Esper: {row[3] / row[2]:.2f}", flush=True)

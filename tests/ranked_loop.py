@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from histories import without_clock
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
+import esper
 from esper.leyline import Blend, Decision, EnvView, FactoredAction, GateThresholds, Op
+from esper.leyline import TelemetryEventType as T
 from esper.library import Budget, Grower, OwnChoices
+from esper.nissa.reader import read_journal
 from esper.tamiyo.policies.base import EnvPolicy
 from own_loop import LOSS, TRAIN, narrow, products
 
@@ -122,3 +129,43 @@ class Ranked:
             "plain": {name: tensor.clone() for name, tensor in grower.result.model.state_dict().items()},
             "run_dir": grower.result.run_dir,
         }
+
+
+class Dying:
+    """A loss with which one rank is killed, or told to stop, or does something else, in mid-epoch."""
+
+    def __init__(self, at: int | None, by: int | Callable[[], None]) -> None:
+        self.left, self.by = at, by
+
+    def __call__(self, output: Any, targets: Any) -> Any:
+        if self.left is not None and torch.is_grad_enabled():
+            self.left -= 1
+            if self.left == 0:
+                os.kill(os.getpid(), self.by) if isinstance(self.by, int) else self.by()
+        return LOSS(output, targets)
+
+
+def grown(
+    where: Path, rank: int, ranks: int, die_at: int | None = None, resume: bool = False, by: Any = signal.SIGKILL
+) -> Any:
+    """``esper.grow`` over 8 epochs of 4 batches, each rank with its share of the examples."""
+    data = TensorDataset(*products(128, 0))
+    sampler = DistributedSampler(data, ranks, rank, seed=3)
+    train = DataLoader(data, batch_size=32 // ranks, sampler=sampler)
+    budget = Budget(epochs=10, parameters=5000, gates=GATES, checkpoint_every=1)
+    model = narrow()
+    torch.manual_seed(rank)
+    result = esper.grow(
+        model, train=train, val=VALIDATION, loss=Dying(die_at, by), at=["1", "3"], policy=Moves(LIFE), budget=budget,
+        device="cpu", resume=where if resume else None, run_dir=None if resume else where,
+    )  # fmt: skip
+    state = {name: tensor.clone() for name, tensor in result.model.state_dict().items()}
+    return {"model": state, "epoch": result.epoch, "run_dir": result.run_dir, "samples": sampler.epoch}
+
+
+def committed(run: Path) -> list[tuple[Any, ...]]:
+    """What a run came to, by the journal: all that it says of epochs and of ends of seeds, but for times."""
+    told = [e for e in read_journal(run) if e.event_type in (T.EPOCH_COMPLETED, T.SEED_FOSSILIZED, T.SEED_PRUNED)]
+    epochs = [e.data.keys() for e in told if e.event_type is T.EPOCH_COMPLETED]
+    assert epochs and all({"validation_loss", "validation_metric"} <= keys for keys in epochs)
+    return [(e.event_type.name, e.epoch, e.slot_id, e.seed_id, repr(without_clock(e.data))) for e in told]

@@ -22,13 +22,19 @@ PATIENCE = 900.0
 
 
 def on_ranks(
-    n: int, where: Path, work: Callable[[int], Any], *, timeout: float = 300.0, joined: bool = True
+    n: int,
+    where: Path,
+    work: Callable[[int], Any],
+    *,
+    timeout: float = 300.0,
+    joined: bool = True,
+    enter: Callable[[int], None] = lambda rank: None,
 ) -> list[Any]:
     """What ``work(rank)`` gives on each of ``n`` ranks, or the exception that it raised (in words, where it is no
     ``Exception``); ``None`` of one that died.
 
     ``where`` is a fresh folder, ``timeout`` how many seconds a rank waits for another. Ranks that are not ``joined``
-    have the environment that ``torchrun`` gives them.
+    have the environment that ``torchrun`` gives them. ``enter(rank)`` is called first of all.
     """
     importlib.import_module("torch._dynamo")  # which an optimizer imports: once here, and not once in every rank
     where.mkdir(parents=True, exist_ok=True)
@@ -39,6 +45,7 @@ def on_ranks(
     for rank in range(n):
         child = fork()
         if child == 0:
+            enter(rank)
             _rank(rank, n, where, work, timeout if joined else None, port)
         children.append(child)
     _wait(children)

@@ -115,4 +115,4 @@ def test_what_fails_says_which_file_it_was(tmp_path: Path, monkeypatch: pytest.M
             file.read()
     monkeypatch.setattr(os, "fsync", failing)
     with Folder.open(tmp_path) as held, pytest.raises(OSError, match=r"Input/output error: .*report\.md"):
-        held.create("report.md", b"half")
+        held.create("report.md", [b"half"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import time
@@ -13,9 +12,8 @@ from typing import Any
 
 import pytest
 import torch
-from histories import without_clock
 from torch import nn
-from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+from torch.utils.data import DataLoader, TensorDataset
 
 import esper
 from esper.leyline import EnvView, FactoredAction, Op, UsageError
@@ -24,7 +22,7 @@ from esper.library import Budget, Grower, OwnChoices
 from esper.nissa.reader import read_journal
 from esper.tolaria.ranks import RankLost, RanksDiffer, Together
 from own_loop import LOSS, narrow, products
-from ranked_loop import GATES, LIFE, VALIDATION, Moves, Ranked, germinate
+from ranked_loop import VALIDATION, Moves, Ranked, committed, germinate, grown
 from ranks import on_ranks
 
 pytestmark = pytest.mark.usefixtures("without_figures")
@@ -296,46 +294,6 @@ def test_ranks_with_more_batches_than_others_do_not_wait_for_ever(tmp_path: Path
     found = on_ranks(2, tmp_path / "ranks", work)
     assert [type(each) for each in found] == [UsageError] * 2
     assert "rank 0 at: gradients of a batch" in str(found[0]) and "rank 1 at: end of an epoch" in str(found[0])
-
-
-class Dying:
-    """A loss with which one rank is killed, or told to stop, in mid-epoch."""
-
-    def __init__(self, at: int | None, by: int) -> None:
-        self.left, self.by = at, by
-
-    def __call__(self, output: Any, targets: Any) -> Any:
-        if self.left is not None and torch.is_grad_enabled():
-            self.left -= 1
-            if self.left == 0:
-                os.kill(os.getpid(), self.by)
-        return LOSS(output, targets)
-
-
-def grown(
-    where: Path, rank: int, ranks: int, die_at: int | None = None, resume: bool = False, by: int = signal.SIGKILL
-) -> Any:
-    """``esper.grow`` over 8 epochs of 4 batches, each rank with its share of the examples."""
-    data = TensorDataset(*products(128, 0))
-    sampler = DistributedSampler(data, ranks, rank, seed=3)
-    train = DataLoader(data, batch_size=32 // ranks, sampler=sampler)
-    budget = Budget(epochs=10, parameters=5000, gates=GATES, checkpoint_every=1)
-    model = narrow()
-    torch.manual_seed(rank)
-    result = esper.grow(
-        model, train=train, val=VALIDATION, loss=Dying(die_at, by), at=["1", "3"], policy=Moves(LIFE), budget=budget,
-        device="cpu", resume=where if resume else None, run_dir=None if resume else where,
-    )  # fmt: skip
-    state = {name: tensor.clone() for name, tensor in result.model.state_dict().items()}
-    return {"model": state, "epoch": result.epoch, "run_dir": result.run_dir, "samples": sampler.epoch}
-
-
-def committed(run: Path) -> list[tuple[Any, ...]]:
-    """What a run came to, by the journal: all that it says of epochs and of ends of seeds, but for times."""
-    told = [e for e in read_journal(run) if e.event_type in (T.EPOCH_COMPLETED, T.SEED_FOSSILIZED, T.SEED_PRUNED)]
-    epochs = [e.data.keys() for e in told if e.event_type is T.EPOCH_COMPLETED]
-    assert epochs and all({"validation_loss", "validation_metric"} <= keys for keys in epochs)
-    return [(e.event_type.name, e.epoch, e.slot_id, e.seed_id, repr(without_clock(e.data))) for e in told]
 
 
 def test_a_rank_that_is_killed_ends_the_run_and_it_goes_on(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from torch import nn
 
 from esper.leyline import DataError, UsageError
 from esper.tasks.chance import load_process, process_state
+from esper.tolaria import rng
 from esper.tolaria.checkpoint import decode, encode
 from esper.tolaria.rng import STREAMS, Streams, derive, seed_process, seeded
 
@@ -94,6 +95,30 @@ def test_active_stream_moves_on_even_when_the_code_fails() -> None:
         raise ZeroDivisionError
     assert torch.equal(torch.get_rng_state(), before)
     assert not torch.equal(streams["train"].get_state(), Streams(7)["train"].get_state())
+
+
+def test_an_accelerator_draws_from_the_stream_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One whose generator is a number; it stands for CUDA, which is not here."""
+    position = {1: torch.tensor([7])}
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: position[torch.device("cuda", device).index])
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: position.update({device: state}))
+    monkeypatch.setattr(rng, "_position", lambda device, seed: torch.tensor([seed]))
+    device, streams = torch.device("cuda:1"), Streams(3)
+    begun = []
+    for _ in range(2):
+        with streams.active("train", device):
+            begun.append(int(position[1]))
+        assert position[1].item() == 7, "others find it as it was"
+    saved = streams.state()
+    with streams.active("train", device):
+        third = int(position[1])
+    again = Streams(99)
+    again.load(saved)
+    with again.active("train", device):
+        assert int(position[1]) == third, "a rollback, and a resume, draw the same"
+    assert len({*begun, third}) == 3
+    with Streams(4).active("train", device):
+        assert int(position[1]) != begun[0], "another env has another"
 
 
 def test_seeded_builds_the_same_module_and_restores_all_three_generators() -> None:

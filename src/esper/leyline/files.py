@@ -14,7 +14,7 @@ import re
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -42,7 +42,7 @@ _TEMPORARY: Final = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
 _NEW: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 
 
-def write_all(descriptor: int, data: bytes) -> None:
+def write_all(descriptor: int, data: bytes | memoryview) -> None:
     """Write every byte; one call unless the system takes less. Raises ``OSError``."""
     written = os.write(descriptor, data)
     if written < len(data):
@@ -182,12 +182,13 @@ class Folder:
         """See :func:`read_regular`."""
         return _read(_open(self.path / name, name, False, self._descriptor), self.path / name, most)
 
-    def create(self, name: str, data: bytes) -> None:
-        """Write a file that is not there yet, and wait until its contents are on the disk."""
+    def create(self, name: str, data: Iterable[bytes | memoryview]) -> None:
+        """Write a file that is not there yet, piece by piece, and wait until its contents are on the disk."""
         with _naming(self.path / name):
             descriptor = os.open(name, _NEW, 0o644, dir_fd=self._descriptor)
             try:
-                write_all(descriptor, data)
+                for piece in data:
+                    write_all(descriptor, piece)
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
@@ -196,7 +197,7 @@ class Folder:
         """Replace ``name`` by ``data``: at every moment, and after a power cut, it is the old file or the new one."""
         temporary = f".{name}.{secrets.token_hex(4)}.tmp"
         try:
-            self.create(temporary, data)
+            self.create(temporary, [data])
             os.replace(temporary, name, src_dir_fd=self._descriptor, dst_dir_fd=self._descriptor)
         except BaseException:
             with suppress(OSError):

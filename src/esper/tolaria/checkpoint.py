@@ -13,13 +13,14 @@ saved, whatever its step. Nothing is ever unpickled. One process at a time may s
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import json
 import os
 import platform
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,14 +29,13 @@ from typing import Annotated, Any, Final, Literal
 import msgspec
 import safetensors
 import torch
-from safetensors.torch import load as _load_tensors
-from safetensors.torch import save as _save_tensors
 from torch import Tensor
 
 from esper.leyline import DataError, UsageError, as_type, decode_json
 from esper.leyline.decoding import MAX_DEPTH, told
 from esper.leyline.files import MANIFEST_BYTES, TENSOR_BYTES, Folder
 from esper.leyline.telemetry import Seq
+from esper.tolaria import tensor_file
 
 FORMAT: Final = "esper-checkpoint"
 VERSION: Final = 2
@@ -46,6 +46,10 @@ MANIFEST: Final = "manifest.json"
 _NAME: Final = re.compile(r"ckpt-(\d{6,12})-step-(\d{8,16})")
 _UNFINISHED: Final = re.compile(r"\.ckpt-\d{6,12}-step-\d{8,16}\.(?:saving|deleting)")
 _TAG: Final = "$"
+Pieces = Iterable[bytes | memoryview]
+"""Of a file."""
+Written = tuple[int, str]
+"""Bytes of a file, and their sha256."""
 _EXACT_INTEGERS: Final = 2**53
 """Beyond this, readers of JSON in other languages round integers."""
 
@@ -110,20 +114,19 @@ def save(
         raise UsageError(f"a checkpoint needs a step of at least 0 and keeps at least 1; given {step} and {keep}")
     began = time.perf_counter()
     where = Path(directory)
-    files = {TENSORS: _pack(tensors), PLAIN: _to_json(encode(plain))}
+    contents = {TENSORS: tensor_file.pieces(tensors), PLAIN: iter([_to_json(encode(plain))])}
     try:
         where.mkdir(parents=True, exist_ok=True)
         with Folder.open(where, follow=False) as folder:
             _clear_unfinished(folder)
             ordinal = 1 + max((int(match[1]) for match in map(_NAME.fullmatch, folder.names()) if match), default=0)
             name = f"ckpt-{ordinal:06d}-step-{step:08d}"
-            files[MANIFEST] = _manifest(step, ordinal, files, dict(extra or {}))
-            _write_whole(folder, name, files)
+            seal = functools.partial(_manifest, step, ordinal, extra=dict(extra or {}))
+            size = _write_whole(folder, name, contents, seal)
             if keep is not None:
                 _delete_old(folder, keep)
     except OSError as error:
         raise DataError(f"cannot save a checkpoint of step {step} in {where}: {error}") from error
-    size = sum(map(len, files.values()))
     return Saved(where / name, step, size, time.perf_counter() - began)
 
 
@@ -147,8 +150,8 @@ def _load(folder: Folder) -> Loaded:
             raise DataError(f"{folder.path / file}: sha256 differs from the manifest's; the file was altered")
     where = folder.path / TENSORS
     try:
-        tensors = _load_tensors(contents[TENSORS])
-    except (safetensors.SafetensorError, LookupError, TypeError, ValueError, RuntimeError) as error:
+        tensors = tensor_file.read(contents[TENSORS])
+    except (safetensors.SafetensorError, AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
         raise DataError(f"{where}: {told(error)}") from error
     where = folder.path / PLAIN
     try:
@@ -276,23 +279,6 @@ def decode(value: Any) -> Any:
     raise DataError(f"saved value of unknown kind {told(repr(kind))}")
 
 
-def _pack(tensors: Mapping[str, Tensor]) -> bytes:
-    packed = {}
-    for name, tensor in tensors.items():
-        if type(name) is not str or not isinstance(tensor, Tensor):
-            raise DataError(f"tensors[{name!r}] is a {type(tensor).__name__}, not a tensor by name")
-        try:
-            # a copy even of what is on the CPU: safetensors refuses tensors that share memory
-            packed[name] = tensor.detach().to("cpu", copy=True).contiguous()
-        except (RuntimeError, NotImplementedError) as error:
-            raise DataError(f"tensor {name!r} cannot be saved: {error}") from error
-    try:
-        return _save_tensors(packed)
-    except (safetensors.SafetensorError, KeyError, ValueError, RuntimeError) as error:
-        dtypes = ", ".join(sorted({str(tensor.dtype) for tensor in packed.values()}))
-        raise DataError(f"tensors of {dtypes} cannot be saved: {error}") from error
-
-
 def _to_json(value: Any) -> bytes:
     return json.dumps(value, allow_nan=False, separators=(",", ":")).encode()
 
@@ -301,13 +287,13 @@ def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _manifest(step: int, ordinal: int, files: Mapping[str, bytes], extra: dict[str, Any]) -> bytes:
+def _manifest(step: int, ordinal: int, files: Mapping[str, Written], extra: dict[str, Any]) -> bytes:
     body = {
         "format": FORMAT,
         "version": VERSION,
         "step": step,
         "ordinal": ordinal,
-        "files": {name: {"bytes": len(content), "sha256": _digest(content)} for name, content in files.items()},
+        "files": {name: {"bytes": size, "sha256": digest} for name, (size, digest) in files.items()},
         "environment": environment(),
         "extra": extra,
     }
@@ -359,25 +345,38 @@ def _read(folder: Folder, name: str, most: int) -> bytes:
         raise DataError(f"{folder.path / name}: {error.strerror or error}") from error
 
 
-def _write_whole(folder: Folder, name: str, files: Mapping[str, bytes]) -> None:
-    """Make the directory ``name`` with ``files``, all at once."""
+def _write_whole(
+    folder: Folder, name: str, contents: Mapping[str, Pieces], seal: Callable[[Mapping[str, Written]], bytes]
+) -> int:
+    """Make the directory ``name`` with what the files hold and their manifest, all at once; how many bytes."""
     unfinished = f".{name}.saving"
     folder.make(unfinished)
     try:
         with folder.folder(unfinished) as inside:
-            for file, content in files.items():
-                _write(inside, file, content)
+            written = {file: _write(inside, file, content) for file, content in contents.items()}
+            written[MANIFEST] = _write(inside, MANIFEST, [seal(written)])
             inside.sync()
         folder.rename(unfinished, name)
-    except OSError:
+    except (OSError, DataError):
         # a full disk gets its space back; what cannot be removed now is removed by the next save
         folder.remove(unfinished, ignore_errors=True)
         raise
     folder.sync()
+    return sum(size for size, _ in written.values())
 
 
-def _write(folder: Folder, name: str, content: bytes) -> None:
-    folder.create(name, content)
+def _write(folder: Folder, name: str, content: Pieces) -> Written:
+    size, digest = 0, hashlib.sha256()
+
+    def seen() -> Iterator[bytes | memoryview]:
+        nonlocal size
+        for piece in content:
+            size += len(piece)
+            digest.update(piece)
+            yield piece
+
+    folder.create(name, seen())
+    return size, digest.hexdigest()
 
 
 def _checkpoints(folder: Folder) -> list[str]:

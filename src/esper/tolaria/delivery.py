@@ -11,8 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from torch import Tensor
-
 from esper.leyline import AlphaConfig, EnvView, Metric, SeedStage, SlotView
 from esper.tolaria.nested import State, join, plain_state, split
 
@@ -59,14 +57,6 @@ class Validated:
         """Undo of :meth:`state`."""
         parts = split(state, "about", "network")
         return cls(**parts["about"]["plain"], network=parts["network"])
-
-    def kept_in(self, kept: Mapping[str, Tensor]) -> None:
-        """Hold no second copy of what a trainer's state of the same epoch, the last good one, holds on the CPU."""
-        tensors = self.network["tensors"]
-        for name in tensors:
-            same = kept.get(f"model/{name}")
-            if same is not None and same.device.type == "cpu":
-                tensors[name] = same
 
 
 @dataclass(frozen=True, slots=True)

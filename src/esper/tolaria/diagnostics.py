@@ -48,7 +48,7 @@ class EnvDiagnostics:
             return
         look, trainer = self.config.look, self._trainer
         scores = targets = None
-        with torch.no_grad(), trainer.streams.active("diagnostic"):
+        with torch.no_grad(), trainer.streams.active("diagnostic", trainer.device):
             if look.per_class or look.confusion:
                 scores, targets = _classes(*trainer.outputs("validation"))
             snapshot = self._tracker.end_epoch(

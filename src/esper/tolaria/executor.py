@@ -431,10 +431,7 @@ class Executor:
         self.engine.settle([i], self.epoch, [EpochMeasurement(readout.metric, readout.loss, readout.facts)])
         view = self.engine.views([i])[0]
         if env.governor.snapshot_due(self.epoch):
-            state = self.engine.state(i)
-            env.governor.keep(self.epoch, state, loss=view.loss, metric=view.metric)
-            if env.best is not None and env.best.epoch == self.epoch:
-                env.best.kept_in(state["tensors"])
+            env.governor.keep(self.epoch, self.engine.state(i), loss=view.loss, metric=view.metric)
         return view
 
 

@@ -22,6 +22,8 @@ STREAMS: Final = ("init", "order", "augment", "train", "probe", "counterfactual"
 """What the streams are for: weights of hosts and seeds, order of examples, augmentation, chance inside a training step
 (dropout), inside an incubation pass, inside an evaluation, in diagnostics, and a policy's draws."""
 
+_CPU: Final = torch.device("cpu")
+
 
 def derive(seed: int, *path: str | int) -> int:
     """A seed in ``[0, 2**63)`` for ``path`` below ``seed``, the same on every machine (sha256).
@@ -61,10 +63,15 @@ class Streams(Mapping[str, Generator]):
         return len(STREAMS)
 
     @contextmanager
-    def active(self, name: str) -> Iterator[None]:
-        """Let code that draws from torch's global CPU generator (dropout) draw from stream ``name`` instead."""
-        stream = self[name]
-        with torch.random.fork_rng(devices=[]):
+    def active(self, name: str, device: torch.device = _CPU) -> Iterator[None]:
+        """Let code that draws from torch's global generators (dropout) draw from stream ``name`` instead: from that of
+        the CPU, and from that of an accelerator, which begins where a number of the stream says."""
+        stream, away = self[name], device.type != "cpu"
+        kind = device.type if away else "cuda"
+        with torch.random.fork_rng([device.index or 0] if away else [], device_type=kind):
+            if away:
+                seed = int(torch.randint(2**63 - 1, (), generator=stream))
+                getattr(torch, kind).set_rng_state(_position(device, seed), device.index or 0)
             torch.set_rng_state(stream.get_state())
             try:
                 yield
@@ -90,6 +97,10 @@ class Streams(Mapping[str, Generator]):
         for name, generator in restored.items():
             # the generator that others hold stays the same object
             self[name].set_state(generator.get_state())
+
+
+def _position(device: torch.device, seed: int) -> Tensor:
+    return Generator(device).manual_seed(seed).get_state()
 
 
 @contextmanager

@@ -130,7 +130,7 @@ def set_rates(optimizer: Optimizer, host: float, seeds: Mapping[str, float]) -> 
 
 
 def named_state(optimizer: Optimizer, parameters: NamedParameters) -> OptimizerState:
-    """Everything the optimizer knows, by parameter name.
+    """Everything the optimizer knows, by parameter name; its tensors themselves.
 
     ``parameters`` is what ``model.named_parameters()`` gives. Raises :class:`DataError` for an optimized parameter that
     is not among them and for state that is neither tensor nor plain value.
@@ -181,7 +181,9 @@ def load_named_state(optimizer: Optimizer, parameters: NamedParameters, state: O
         options = saved["options"]
         for key in [key for key in group if key not in ("params", "param_names") and key not in options]:
             del group[key]
-        group.update({key: _get(state.tensors, options, f"group/{index}/{key}", key) for key in options})
+        for key in options:
+            value, here = _get(state.tensors, options, f"group/{index}/{key}", key), group.get(key)
+            group[key] = value.to(here.device) if isinstance(value, Tensor) and isinstance(here, Tensor) else value
     optimizer.param_groups[:] = ordered
     optimizer.state.clear()
     optimizer.state.update(entries)
@@ -222,7 +224,7 @@ def _match_groups(
 def _put(tensors: dict[str, Tensor], plain: dict[str, Any], path: str, key: str, value: Any) -> None:
     """File ``value`` as a tensor under ``path`` (``plain`` then holds ``{"tensor": path}``) or in ``plain``."""
     if isinstance(value, Tensor):
-        tensors[path] = value.detach().clone()
+        tensors[path] = value.detach()
         plain[key] = {"tensor": path}
     elif _is_plain(value):
         plain[key] = value

@@ -28,6 +28,7 @@ from esper.tolaria import booking, evaluation, ledger, rates, saved, schedules, 
 from esper.tolaria.audition import Audition
 from esper.tolaria.epoch import Epoch, Share, probing, timed
 from esper.tolaria.evaluation import Evaluation, Reading, SettledConfig
+from esper.tolaria.host_copies import HostCopies
 from esper.tolaria.ledger import Ledger, Macs
 from esper.tolaria.lessons import Lesson, weight
 from esper.tolaria.nested import State
@@ -79,6 +80,7 @@ class Trainer:
         self.optimizer = self.setup.optimizer
         self.batches = self.setup.batches
         self.ledger = Ledger()
+        self._copies = HostCopies()
         self.completed = 0
         """Epochs trained so far; a rollback takes it back."""
         self.births: dict[str, float] = {}
@@ -137,14 +139,13 @@ class Trainer:
         return self._macs
 
     def state(self) -> dict[str, Any]:
-        """All it takes to continue bit for bit: ``{"tensors": {name: tensor}, "plain": JSON-able}``; no aliases."""
+        """All it takes to continue bit for bit: ``{"tensors": {name: tensor}, "plain": JSON-able}``. Tensors are
+        :class:`HostCopies`, not to be written to."""
         optimizer = surgery.named_state(self.optimizer, self.model.named_parameters())
-        tensors = {f"model/{name}": tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
-        tensors |= {f"optimizer/{name}": tensor for name, tensor in optimizer.tensors.items()}
-        tensors |= {f"stream/{name}": tensor for name, tensor in self.streams.state().items()}
-        tensors |= {f"batches/{name}": tensor for name, tensor in self.batches.state().items()}
+        parts = {"model": self.model.state_dict(), "optimizer": optimizer.tensors, "stream": self.streams.state()}
+        parts |= {"batches": self.batches.state()}
         return {
-            "tensors": tensors,
+            "tensors": self._copies.of({f"{part}/{n}": each for part in parts for n, each in parts[part].items()}),
             "plain": {
                 "topology": self.model.topology(),
                 "optimizer": optimizer.plain,
@@ -201,8 +202,8 @@ class Trainer:
 
     def network(self) -> dict[str, Any]:
         """What the model computes, on the CPU: ``{"tensors", "plain"}`` without optimizer, streams and ledger."""
-        tensors = {name: tensor.detach().to("cpu", copy=True) for name, tensor in self.model.state_dict().items()}
-        return {"tensors": tensors, "plain": self.model.topology()}
+        found = self._copies.of({f"model/{name}": tensor for name, tensor in self.model.state_dict().items()})
+        return {"tensors": {n.removeprefix("model/"): t for n, t in found.items()}, "plain": self.model.topology()}
 
     def become(self, network: Mapping[str, Any], seeds: Collection[str]) -> None:
         """Compute what :meth:`network` was taken from; of its newest seeds only those with the ids ``seeds`` live on.
@@ -236,7 +237,7 @@ class Trainer:
         """One pass over the training split, or its first ``steps``."""
         epoch = self.begin_epoch(len(self.batches))
         train(self.model.host, self.held)
-        with self.streams.active("train"):
+        with self.streams.active("train", self.device):
             for inputs, targets, wait in islice(timed(self.batches.epoch()), steps):
                 epoch.waited += wait
                 self.set_rates(epoch.step, epoch.steps)
@@ -475,8 +476,8 @@ class Trainer:
         """Metric and loss under each configuration, without a trace in model, buffers or random state."""
         data, forward, ranks = self.setup.splits[split], self.setup.forward, self.ranks
         reading = Reading(data.within(self.config.evaluation_batch), self.config.counterfactual_share)
-        kept = self.prefix.used(fill=split != "test")
-        with torch.no_grad(), self.as_trained(), mode(self.model, False), self.streams.active("counterfactual"), kept:
+        kept, chance = self.prefix.used(fill=split != "test"), self.streams.active("counterfactual", self.device)
+        with torch.no_grad(), self.as_trained(), mode(self.model, False), chance, kept:
             found = evaluation.evaluate(self.model, self.task, data, configs, reading, forward, ranks, settled)
         booking.evaluation(self, found, split, configs[0])
         return found
