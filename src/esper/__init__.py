@@ -13,6 +13,7 @@ from esper._gymnasium import register_when_imported
 from esper._version import __version__
 
 if TYPE_CHECKING:
+    from esper.bench.growtable.worlds import WorldSpec as WorldSpec
     from esper.delivery import GrowResult as GrowResult
     from esper.karn.tables import report as report
     from esper.kasmina.applied import apply as apply
@@ -47,6 +48,7 @@ PUBLIC: Final = MappingProxyType(
         "Site": "esper.kasmina.probe",
         "TaskSpec": "esper.tasks",
         "UsageError": "esper.leyline",
+        "WorldSpec": "esper.bench.growtable.worlds",
         "apply": "esper.kasmina.applied",
         "as_before": "esper.kasmina.reuse",
         "export": "esper.kasmina.export",

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 from made_up_tables import B, C, made_up_host
 
+from esper.bench.growtable import arms
 from esper.bench.growtable.arms import Scores
+from esper.bench.growtable.reading import readings
 from esper.bench.growtable.score import ArmScore
 from esper.bench.growtable.sequences import name_of
 from esper.bench.growtable.table import Table, load_table, save_table
-from esper.bench.growtable.worlds import WORLDS
+from esper.bench.growtable.worlds import KNOWN, WORLDS
 from esper.karn.stats import Interval
 from esper.scripts import growtable_runs
 from esper.scripts.main import main
@@ -28,10 +32,19 @@ def table(tmp_path: Path) -> Path:
     return tmp_path / "t.growtable"
 
 
-def test_a_score_goes_into_a_page(table: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    page, policy = table.parent / "page.md", table.parent / "p.safetensors"
+def test_a_score_goes_into_a_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # real runs of a few epochs, and one permutation instead of five
+    monkeypatch.setattr(arms, "readings", partial(readings, count=1))
+    hosts = []
+    for name in ("digits", "digits-deep-noisy"):
+        monkeypatch.setitem(KNOWN, name, replace(KNOWN[name], epochs=5))
+        hosts += [made_up_host(number, world=KNOWN[name]) for number in range(2)]
+    table, page, policy = (tmp_path / name for name in ("t.growtable", "page.md", "p.safetensors"))
+    save_table(Table(hosts, {}), table)
     page.write_text("before\n<!-- bench growtable: begin -->\nold\n<!-- bench growtable: end -->\nafter\n")
-    save_policy(policy, fresh_network(0), {"policy_macs": 10, "table_macs": 20})
+    save_policy(policy, fresh_network(0, cells=8), {"policy_macs": 10, "table_macs": 20})
     assert main(["growtable", "score", "--table", str(table), "--policy", str(policy), "--into", str(page)]) == 0
     text = page.read_text()
     assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
@@ -44,6 +57,7 @@ def test_a_score_goes_into_a_page(table: Path, capsys: pytest.CaptureFixture[str
         "| best schedule that fits | ",
         "| largest legal first | ",
         "| best constant ranking | ",
+        "| UCB | ",
         "| `esper-v1` | best blind choice | ",
         "| `p` | all of these | of its world | ",
         "`p`: Reading test: ",

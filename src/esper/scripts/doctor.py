@@ -23,6 +23,7 @@ EXTRAS = {
     "ray": ("ray", "grpc"),
     "report": ("matplotlib",),
     "rl": ("gymnasium",),
+    "sb3": ("stable_baselines3", "sb3_contrib"),
     "sweep": ("optuna",),
     "tensorboard": ("tensorboardX",),
     "tui": ("textual",),

@@ -47,9 +47,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--policy",
         action="append",
         default=[],
-        metavar="FILE|module:Callable",
-        help="beside the shipped one; may be repeated. A callable without arguments makes a policy; one of two maps "
-        "observation and mask of esper/GrowTableFlat-v0 to an action",
+        metavar="FILE|ZIP|module:Callable",
+        help="beside the shipped one; may be repeated. A .zip is one of stable-baselines3. A callable without "
+        "arguments makes a policy; one of two maps observation and mask of esper/GrowTableFlat-v0 to an action",
     )
     seven = commands.add_parser(
         "admit", help="play candidates for worlds, and admit those in which reading a host pays beyond doubt"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from made_up_tables import FEW, A, B, made_up_host
@@ -14,6 +16,7 @@ from esper.bench.growtable.worlds import WORLDS
 from esper.leyline import UsageError
 from esper.simic.vectorized import fresh_network
 from esper.tamiyo.masks import to_indices
+from esper.tamiyo.policies.learned import save_policy
 
 SHORT = WORLDS["digits-wide-short"]
 
@@ -52,6 +55,16 @@ def test_an_untrained_network_plays_what_the_table_holds_and_the_same_each_time(
 def test_plans_out_of_range_are_refused() -> None:
     with pytest.raises(UsageError, match="rows is 0"):
         LearnPlan(rows=0)
+
+
+def test_the_same_seed_gives_a_policy_file_of_the_same_bytes(tmp_path: Path) -> None:
+    written = []
+    for name, seed in (("a", 3), ("b", 3), ("c", 4)):
+        plan = LearnPlan(updates=1, rows=2, steps=3, minibatches=1, seed=seed)
+        learned = learn([made_up_host(0)], plan, lambda update, mean_return, entropy: None)
+        save_policy(tmp_path / name, learned.network, {"seed": 3}, nurture=True)
+        written.append((tmp_path / name).read_bytes())
+    assert written[0] == written[1] != written[2]
 
 
 @pytest.mark.slow

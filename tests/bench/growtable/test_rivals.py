@@ -5,7 +5,7 @@ from __future__ import annotations
 from made_up_tables import A, C, made_up_host
 
 from esper.bench.growtable.host import Node, TableHost
-from esper.bench.growtable.rivals import best_ranking, blind, constant, largest_first
+from esper.bench.growtable.rivals import best_ranking, blind, constant, largest_first, ucb
 from esper.bench.growtable.score import HostKey, Player, outcome_of, walk
 from esper.bench.growtable.sequences import Choice, Choices
 from esper.bench.growtable.table import Table
@@ -49,3 +49,16 @@ def test_a_blind_choice_is_made_without_the_host_that_it_is_scored_on() -> None:
     pair = [made_up_host(number, worth=own_is_best) for number in (0, 2)]
     swapped = blind(Table(pair, {}), ["digits"])
     assert swapped[HostKey("digits", 0)] == outcome_of(pair[0], [pair[0].records[(C,)]])
+
+
+def test_a_bandit_finds_what_is_best_elsewhere_and_never_pulls_on_the_host_it_is_scored_on() -> None:
+    hosts = [made_up_host(number, worth=own_is_best) for number in range(3)]
+    found = ucb(Table(hosts, {}), ["digits"])
+    for host in hosts[:2]:
+        # of the other two one says A and one says C
+        assert found[HostKey("digits", host.number)].objective > outcome_of(host, [host.records[()]]).objective - 1
+    assert found[HostKey("digits", 2)] == outcome_of(hosts[2], [hosts[2].records[(A,)]])
+    few = ucb(Table(hosts, {}), ["digits"], pulls=1)
+    assert few[HostKey("digits", 2)].objective in {
+        outcome_of(hosts[2], [record]).objective for record in hosts[2].records.values()
+    }

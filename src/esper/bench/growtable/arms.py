@@ -13,7 +13,7 @@ from typing import Final
 from esper.bench.growtable import report
 from esper.bench.growtable.entrants import Entrant, entrant
 from esper.bench.growtable.reading import Reading, readings
-from esper.bench.growtable.rivals import best_ranking, blind, constant, largest_first
+from esper.bench.growtable.rivals import best_ranking, blind, constant, largest_first, ucb
 from esper.bench.growtable.score import (
     ArmScore,
     Duel,
@@ -99,8 +99,8 @@ class Scores:
 
 
 RANDOM, FITS, LARGEST = "random", "best schedule that fits", "largest legal first"
-RANKING, BLIND = "best constant ranking", "best blind choice"
-BESIDE: Final = (RANDOM, LARGEST, FITS, RANKING, BLIND)
+RANKING, BLIND, UCB = "best constant ranking", "best blind choice", "UCB"
+BESIDE: Final = (RANDOM, LARGEST, FITS, RANKING, BLIND, UCB)
 """What every policy is compared with in the table."""
 
 
@@ -121,6 +121,7 @@ def scored(table: Table, training: Sequence[str], worlds: Sequence[str], policie
         all_of_it.add(LARGEST, played(table, worlds, largest_first())),
         all_of_it.add(RANKING, played(table, worlds, constant(ranking))),
         all_of_it.add(BLIND, blind(table, worlds)),
+        all_of_it.add(UCB, ucb(table, worlds)),
     ]
     found = Scores(ranked[0], ranking, lines)
     for name, rules in RULES.items():

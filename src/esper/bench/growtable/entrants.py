@@ -1,4 +1,5 @@
-"""What ``esper growtable score --policy`` names: a policy's file, or a callable of anybody's as ``module:Callable``.
+"""What ``esper growtable score --policy`` names: a policy's file, one of stable-baselines3 (``.zip``), or a callable of
+anybody's as ``module:Callable``.
 
 A callable without arguments makes a policy (:class:`esper.EnvPolicy`). One of two arguments, observation and mask of
 ``esper/GrowTableFlat-v0``, gives an action of it: a number where the mask is true.
@@ -16,7 +17,9 @@ from typing import Any, Final
 from esper.bench.growtable.host import SPACE, Node, TableHost
 from esper.bench.growtable.learn import network_player
 from esper.bench.growtable.score import Player, by_views
+from esper.bench.growtable.zips import loaded
 from esper.leyline import (
+    DataError,
     Decision,
     EnvSpec,
     EnvView,
@@ -56,6 +59,8 @@ def entrant(name: str, reference: str) -> Entrant:
     """
     if ":" in reference and not Path(reference).exists():
         return _called(name, reference)
+    if reference.endswith(".zip"):
+        return Entrant(name, _of_zip(f"policy {reference!r}", Path(reference)), None)
     saved = load_policy(Path(reference))
     config = saved.network.config
     if config.host_width != LAYOUT.host_width or config.slot_width > LAYOUT.slot_width:
@@ -80,7 +85,7 @@ def _called(name: str, reference: str) -> Entrant:
             raise UsageError(f"{what} made a {type(made).__name__}; {LEGAL}")
         return _with_views(name, what, made)
     if needed == 2:
-        return Entrant(name, _of_observations(what, found), None)
+        return Entrant(name, _of_observations(what, lambda: found), None)
     raise UsageError(f"{what} takes {needed} arguments; {LEGAL}")
 
 
@@ -121,7 +126,21 @@ class CheckedPolicy:
         return list(given)
 
 
-def _of_observations(what: str, function: Callable[[Any, Any], Any]) -> Player:
+def _of_zip(what: str, path: Path) -> Player:
+    if not path.is_file():
+        raise DataError(f"{what}: no such file")
+    try:
+        from esper.bench.growtable.env import GrowTableEnv
+        from esper.simic.gym_actions import JointActions
+    except MissingExtraError as error:
+        raise MissingExtraError(f"{what}, of stable-baselines3,", "sb3") from error
+    actions = len(JointActions(SPACE, GrowTableEnv.sayable).actions)
+    slots, width = len(SPACE.slots), 1 + len(SPACE.blueprints)
+    return _of_observations(what, loaded(path, LAYOUT.width(slots) + slots * width, actions))
+
+
+def _of_observations(what: str, start: Callable[[], Callable[[Any, Any], Any]]) -> Player:
+    """``start()`` begins an episode: a function of observation and mask."""
     try:
         from esper.bench.growtable.env import GrowTableEnv
         from esper.simic.gym_actions import JointActions
@@ -130,18 +149,20 @@ def _of_observations(what: str, function: Callable[[Any, Any], Any]) -> Player:
         raise MissingExtraError(f"{what}, which takes observations,", "rl") from error
     actions = JointActions(SPACE, GrowTableEnv.sayable)
 
-    def choose(node: Node) -> FactoredAction:
-        observation = flat_observation(node.view, SPACE)
-        mask = actions.mask(node.availability, tuple(node.held))
-        with _blamed(what):
-            given = function(observation, mask)
-        try:
-            return actions.read(given)
-        except (UsageError, ValueError, TypeError) as error:
-            last = len(actions.actions) - 1
-            raise UsageError(f"{what} gave {_short(given)}; legal: one integer from 0 to {last}") from error
-
     def begin(host: TableHost, draw: int) -> Callable[[Node], FactoredAction]:
+        function = start()
+
+        def choose(node: Node) -> FactoredAction:
+            observation = flat_observation(node.view, SPACE)
+            mask = actions.mask(node.availability, tuple(node.held))
+            with _blamed(what):
+                given = function(observation, mask)
+            try:
+                return actions.read(given)
+            except (UsageError, ValueError, TypeError) as error:
+                last = len(actions.actions) - 1
+                raise UsageError(f"{what} gave {_short(given)}; legal: one integer from 0 to {last}") from error
+
         return choose
 
     return begin
