@@ -7,7 +7,7 @@ import os
 import random
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -266,3 +266,27 @@ def test_a_table_that_lies_is_one_sentence(tmp_path: Path) -> None:
     assert size_of(path) == 1 << 22
     with pytest.raises(DataError):
         list(Reading(tmp_path))
+
+
+def test_a_compression_that_cannot_be_given_up_is_no_second_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given_up = []
+
+    def stubborn(path: Path) -> Iterator[None]:
+        try:
+            while True:
+                yield
+        except GeneratorExit:
+            given_up.append(path)
+            fail()
+
+    monkeypatch.setattr("esper.nissa.journal.compress", stubborn)
+    journal = JournalWriter(tmp_path, RUN, config=JournalConfig(segment_bytes=500, compress_bytes=1))
+    for number in range(20):
+        journal(note(str(number)))
+        journal.flush()
+    journal.close()
+    assert given_up == [segment_path(tmp_path, 1)]
+    reading = read_journal(tmp_path)
+    assert len(list(reading)) == 20 and reading.report.closed

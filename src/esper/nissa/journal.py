@@ -340,7 +340,8 @@ class JournalWriter:
             )
         finally:
             if self._compressing is not None:
-                self._compressing.close()
+                with suppress(OSError):  # what it leaves is swept before the journal is written again
+                    self._compressing.close()
             for descriptor in (self._fd, self._lock_fd):
                 with suppress(OSError):  # it is closed all the same, and what was committed was synced before
                     os.close(descriptor)
