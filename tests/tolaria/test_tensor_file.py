@@ -60,7 +60,7 @@ def test_tensors_are_copied_one_at_a_time() -> None:
 
     class Away(torch.Tensor):
         @classmethod
-        def __torch_function__(cls, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def] # noqa: ANN
+        def __torch_function__(cls, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
             if getattr(func, "__name__", "") == "to":
                 asked.append("to")
             return super().__torch_function__(func, types, args, kwargs or {})

@@ -41,6 +41,7 @@ ENDED: Final = {
     "tasks/reduction.py": "figures of validation: one transfer a batch and configuration, then sums on the host",
     "tasks/chance.py: load_process": "the host's own streams of chance",
     "tolaria/trainer.py: Trainer.network": "a copy of the best network",
+    "kasmina/structure.py: same_bits": "what is on the host already is compared with its copy; other devices' are not",
     "kasmina/isolation.py": "what the isolation monitors have counted",
 }
 """When an epoch is over: validation, the governor, what is kept."""
