@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from esper import library
 from esper.kasmina.portable import Grown
 from esper.kasmina.reuse import chains
 from esper.leyline import Blend, DataError, EnvView, FactoredAction, GateThresholds, Op, SeedStage, UsageError
-from esper.library import Budget, GrowResult, grow
+from esper.library import Budget, Grower, GrowResult, OwnChoices, grow
 from four_classes import KeepOne
 from own_loop import products
 
@@ -40,7 +41,8 @@ def batches(n: int, seed: int, turned: bool = False) -> DataLoader[tuple[Tensor,
 
 def grown(run_dir: Path, turned: bool = False, **given: Any) -> GrowResult:
     right: dict[str, Any] = {"at": ["2"], "policy": KeepOne(), "budget": BUDGET, "loss": LOSS, "run_dir": run_dir}
-    network = given.pop("network", None)
+    network, previous = given.pop("network", None), given.pop("previous", None)
+    given["budget"] = replace(given.get("budget", BUDGET), previous=previous)
     train, val = batches(256, 0, turned), batches(256, 1, turned)
     return grow(model() if network is None else network, **{**right, "train": train, "val": val, **given})
 
@@ -158,13 +160,16 @@ def test_what_cannot_be_gone_on_from_is_said_in_one_line(first: Path, tmp_path: 
         ({"network": other}, UsageError, "has no submodule|is not like the one that"),
         ({"previous": tmp_path / "nowhere"}, UsageError, "holds no exported model"),
         ({"previous": damaged}, DataError, "cannot be read"),
-        ({"previous": bare}, UsageError, "delivered no seed: nothing can be tried"),
+        ({"previous": bare}, UsageError, "delivered no seed, so nothing can be tried"),
         ({"optimizer": optimizer}, UsageError, "new seeds alone learn"),
     ):
         with pytest.raises(kind, match=message) as caught:
             grown(tmp_path / "run", **{"previous": first, **given})
         assert "\n" not in str(caught.value)
     assert not (tmp_path / "run").exists()
+    choices = OwnChoices(LOSS, budget=replace(BUDGET, previous=first))
+    with pytest.raises(UsageError, match=r"Budget.previous is for grow\(\); in a loop of your own"):
+        Grower(fresh := model(), torch.optim.AdamW(fresh.parameters()), val=batches(64, 1), choices=choices)
     trained = esper.apply(model(), first)
     with torch.no_grad():
         trained.get_submodule("5").bias.add_(1e-3)

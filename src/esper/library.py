@@ -43,7 +43,7 @@ from esper.run.own import (
 )
 from esper.run.packed import pack, unpack
 from esper.run.play import EpisodePlan, Episodes
-from esper.run.previous import Previous
+from esper.run.previous import Previous, require_none
 from esper.run.resume import LIBRARY, CheckpointInfo, Snapshot, find_state
 from esper.run.session import Session
 from esper.run.together import check_shared_out, how_to_go_on, led
@@ -86,7 +86,6 @@ def grow(  # noqa: PLR0913
     resume: str | Path | None = None,
     unpack: Unpack | None = None,
     steps_per_epoch: int | None = None,
-    previous: str | Path | None = None,
 ) -> GrowResult:
     """Train ``model`` and let it grow where measurement shows that it pays.
 
@@ -104,10 +103,6 @@ def grow(  # noqa: PLR0913
     is trained in place; the one in the result is a plain copy. None that was seen was better on validation, and
     whatever breaks the run off leaves the best so far in the run directory; a note on the error says where.
 
-    ``previous`` is a run that grew such a model on other data: ``model``, a fresh one, becomes what it delivered, held;
-    its seeds are on where the new validation data do not speak against them (:mod:`esper.run.previous`), and new ones
-    alone learn. ``with esper.as_before(result.model, previous)`` the old outputs are there again, bit for bit.
-
     ``precision`` is ``"bf16-mixed"`` or ``"16-mixed"`` (autocast, the latter with a scaled loss), or as the model is.
     What is in ``eval()`` stays so, such as a frozen backbone. A model that is in ``eval()`` as a whole, as a pretrained
     one comes, is trained, but for parts that are frozen. Where all of it is, only seeds learn.
@@ -120,7 +115,7 @@ def grow(  # noqa: PLR0913
     made("model", model, nn.Module)
     model, wrapper = unwrapped(model)
     decider = chosen_policy(policy)
-    before = None if previous is None else Previous.of(model, previous, optimizer)
+    before = Previous.of(model, choices.budget, optimizer)
     choices = chosen_for(choices, model, decider)
     check_life(choices, decider)
     if optimizer is not None:
@@ -186,6 +181,7 @@ class Grower:
         model, self._wrapper = unwrapped(model)
         made("choices", choices, OwnChoices)
         check_optimizer(model, optimizer)
+        require_none(choices.budget)
         if choices.budget.schedule != "constant":
             raise UsageError(
                 f"Budget.schedule is {choices.budget.schedule!r}; in a loop of your own the rates are yours to move:"

@@ -97,6 +97,10 @@ class Budget:
     checkpoint_every: int = field(default=5, compare=False)
     """Epochs between the checkpoints from which ``grow(..., resume=RUN)`` goes on; 0 writes one only when the run is
     asked to stop. In a loop of your own save :meth:`Grower.state_dict`."""
+    previous: str | Path | None = field(default=None, compare=False)
+    """A run that grew such a model on other data; for :func:`esper.grow`. The model, a fresh one, becomes what that
+    delivered, held; its seeds are on where the new validation data do not speak against them, and new ones alone learn.
+    Within :func:`esper.as_before` the old outputs are there again, bit for bit."""
 
     def __post_init__(self) -> None:
         checks.whole("Budget.epochs", self.epochs)

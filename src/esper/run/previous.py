@@ -24,8 +24,16 @@ from esper.kasmina.portable import Grown
 from esper.kasmina.reuse import take_over
 from esper.kasmina.trial import device_of, mode, random_kept
 from esper.leyline import UsageError
-from esper.run.own import OwnModel
+from esper.run.own import Budget, OwnModel
 from esper.tolaria.setup import PRECISIONS
+
+
+def require_none(budget: Budget) -> None:
+    """Raise ``UsageError`` where a loop of the user's own is to go on from a previous run: it has its optimizer."""
+    if budget.previous is not None:
+        raise UsageError(
+            "Budget.previous is for grow(); in a loop of your own take esper.apply(model, run) and freeze it"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,16 +59,19 @@ class Previous:
     """By the name of the module around it."""
 
     @classmethod
-    def of(cls, model: nn.Module, run: str | Path, optimizer: Optimizer | None = None) -> Previous:
-        """Take over what ``run`` delivered, in place and frozen.
+    def of(cls, model: nn.Module, budget: Budget, optimizer: Optimizer | None = None) -> Previous | None:
+        """Take over what the run ``budget.previous`` delivered, in place and frozen; ``None`` where none is named.
 
         Raises ``UsageError`` where it has grown nothing, or an optimizer is there, whose parameters would be held.
         """
+        run = budget.previous
+        if run is None:
+            return None
         if optimizer is not None:
-            raise UsageError("with previous= new seeds alone learn: legal is Budget(lr=...), no optimizer")
+            raise UsageError("with Budget.previous new seeds alone learn: legal is Budget(lr=...), no optimizer")
         seeds = take_over(model, run)
         if not seeds:
-            raise UsageError(f"previous={str(run)!r} delivered no seed: nothing can be tried on the new data; leave it")
+            raise UsageError(f"Budget.previous: {run} delivered no seed, so nothing can be tried on the new data")
         return cls(Path(run), seeds)
 
     def try_on(self, own: OwnModel) -> dict[str, Any]:
@@ -69,7 +80,7 @@ class Previous:
         Returns what a resume must find again, JSON-able.
         """
         if own.ranks.count > 1:
-            raise UsageError("previous= is for one process: ranks would judge the seeds on different examples")
+            raise UsageError("Budget.previous is for one process: ranks would judge seeds on different examples")
         found = self._judged(own)
         z = own.choices.budget.gates.confidence_z
         off = sorted(name for name, each in found.items() if each.refuted(z))
