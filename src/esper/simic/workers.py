@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, Protocol, Self, TypeVar
 
-import safetensors.torch
 import torch
 
 from esper.leyline import (
@@ -39,6 +38,7 @@ from esper.run.config import CommonConfig
 from esper.run.play import Episode
 from esper.run.session import RUN
 from esper.tasks import get_task
+from esper.tolaria import tensor_file
 from esper.tolaria.executor import EpisodeResult, Executor, StepReport
 from esper.tolaria.nested import State
 from esper.tolaria.rng import seed_process
@@ -106,11 +106,11 @@ class PackedState:
     @classmethod
     def of(cls, state: Mapping[str, Any]) -> PackedState:
         """Copies."""
-        return cls(safetensors.torch.save({k: t.contiguous() for k, t in state["tensors"].items()}), state["plain"])
+        return cls(b"".join(tensor_file.pieces(state["tensors"])), state["plain"])
 
     def state(self) -> State:
         """Undo of :meth:`of`."""
-        return State(tensors=safetensors.torch.load(self.tensors), plain=self.plain)
+        return State(tensors=tensor_file.read(self.tensors), plain=self.plain)
 
 
 @dataclass(frozen=True, slots=True)
