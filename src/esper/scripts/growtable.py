@@ -51,6 +51,8 @@ def build_parser() -> argparse.ArgumentParser:
         help="beside the shipped one; may be repeated. A .zip is one of stable-baselines3. A callable without "
         "arguments makes a policy; one of two maps observation and mask of esper/GrowTableFlat-v0 to an action",
     )
+    four.add_argument("--mark", default="growtable", help="name of the marks of PAGE (default: growtable)")
+    four.add_argument("--table-only", action="store_true", help="no real runs: minutes less")
     seven = commands.add_parser(
         "admit", help="play candidates for worlds, and admit those in which reading a host pays beyond doubt"
     )

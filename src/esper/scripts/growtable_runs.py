@@ -169,11 +169,12 @@ def run_tune(args: argparse.Namespace, console: Console) -> None:
 def run_score(args: argparse.Namespace, console: Console) -> None:
     """Regret on held-out worlds."""
     table = load_table(args.table)
-    found = scored(*_split(table, args.table), {SHIPPED: str(SHIPPED_FILE), **_named(args.policy)})
+    policies = {SHIPPED: str(SHIPPED_FILE), **_named(args.policy)}
+    found = scored(*_split(table, args.table), policies, real_runs=not args.table_only)
     tables = [report.sampled(table), report.regrets(found.lines, found.schedule, found.ranking)]
     tables += [report.duels(found.duels), report.reading_test(found.readings)]
     text = "\n\n".join([*tables, *found.remarks])
-    _publish(args.into, "growtable", text, console)
+    _publish(args.into, args.mark, text, console)
 
 
 def run_ship(args: argparse.Namespace, console: Console) -> None:

@@ -63,7 +63,7 @@ def test_where_nothing_is_seen_of_it_it_is_refused_whatever_there_is_to_win() ->
 
 
 def test_few_hosts_say_nothing() -> None:
-    with pytest.raises(DataError, match="family f: 4 hosts; 6 are needed, and two of every world"):
+    with pytest.raises(DataError, match="family f: not judged, 4 hosts; 3 of every world are needed"):
         judged(SHORT, (B,), hosts=2)
 
 

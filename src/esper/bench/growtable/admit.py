@@ -34,8 +34,8 @@ from esper.leyline import DataError, EnvView, Op
 
 PERMUTATIONS: Final = 99
 LEVEL: Final = 0.05
-LEAST_HOSTS: Final = 6
-"""Fewer say nothing of a family."""
+LEAST_HOSTS: Final = 3
+"""Of every world: one is judged, and of the others what is chosen on one must hold on another."""
 
 Grid = npt.NDArray[np.float64]
 
@@ -119,8 +119,8 @@ def admission(family: str, table: Table) -> Admission:
     """Judge the worlds of ``table`` that belong to ``family``. Raises ``DataError`` for too few hosts."""
     hosts = [host for name in table.worlds for host in table.of(name) if host.world.group == family]
     kinds = Counter(host.world.name for host in hosts)
-    if len(hosts) < LEAST_HOSTS or min(kinds.values(), default=0) < 2:
-        raise DataError(f"family {family}: {len(hosts)} hosts; {LEAST_HOSTS} are needed, and two of every world")
+    if min(kinds.values(), default=0) < LEAST_HOSTS:
+        raise DataError(f"family {family}: not judged, {len(hosts)} hosts; {LEAST_HOSTS} of every world are needed")
     found = _family(hosts)
     everyone = np.arange(len(hosts))
     numbers = np.array([host.number for host in hosts])

@@ -55,6 +55,7 @@ class _Field:
     worlds: Sequence[str]
     ends: Mapping[HostKey, Norm]
     rival: HostResults
+    real_runs: bool = True
     tabulated: dict[str, HostResults] = field(default_factory=dict)
     real: dict[str, HostResults] = field(default_factory=dict)
 
@@ -64,7 +65,7 @@ class _Field:
 
     def play(self, arm: str, player: Player, policy: Policy | None) -> list[ArmScore]:
         lines = [self.add(arm, played(self.table, self.worlds, player))]
-        if policy is not None:
+        if policy is not None and self.real_runs:
             self.real[arm] = played_freely(self.table, self.worlds, policy)
             lines.append(line(f"{arm}, real runs", self.real[arm], self.ends, self.rival))
         return lines
@@ -104,14 +105,16 @@ BESIDE: Final = (RANDOM, LARGEST, FITS, RANKING, BLIND, UCB)
 """What every policy is compared with in the table."""
 
 
-def scored(table: Table, training: Sequence[str], worlds: Sequence[str], policies: Mapping[str, str]) -> Scores:
-    """Scores on held-out ``worlds``; ``policies`` are files or ``module:Callable`` by the names that they go by. Raises
-    ``DataError`` or ``UsageError`` for what is no policy.
+def scored(
+    table: Table, training: Sequence[str], worlds: Sequence[str], policies: Mapping[str, str], *, real_runs: bool = True
+) -> Scores:
+    """Scores on held-out ``worlds``; ``policies`` are files or ``module:Callable`` by the names that they go by, which
+    play in the table, and in ``real_runs``. Raises ``DataError`` or ``UsageError`` for what is no policy.
     """
     entrants = [entrant(f"`{name}`", reference) for name, reference in policies.items()]
     ranked, ranking = schedules(table, training), best_ranking(table, training)
     rival = fixed(table, worlds, ranked[0])
-    all_of_it = _Field(table, worlds, norms(table, worlds), rival)
+    all_of_it = _Field(table, worlds, norms(table, worlds), rival, real_runs)
     lines = [
         all_of_it.add("oracle", {key: norm.oracle for key, norm in all_of_it.ends.items()}),
         all_of_it.add(RANDOM, {key: norm.random for key, norm in all_of_it.ends.items()}),
@@ -138,7 +141,7 @@ def _enter(everything: _Field, one: Entrant, found: Scores) -> None:
     found.duels.extend(everything.duel(one.name, rival) for rival in BESIDE)
     found.readings[one.name] = readings(everything.table, everything.worlds, one.player)
     said = [report.refused(tally), report.read(found.readings[one.name])]
-    if one.policy is not None:
+    if one.policy is not None and everything.real_runs:
         said += [everything.ahead(one.name, each) for each in RULES]
     if one.training_macs:
         even = break_even(everything.table, everything.worlds, everything.tabulated[one.name], one.training_macs)

@@ -44,13 +44,16 @@ class Group:
 MEASURED: Final = Group(host=("metric", "loss", "train_loss", "metric_history", "loss_history"))
 EVIDENCE: Final = Group(slot=("metric_at_germination", *FACTS, "isolation_violations", "blocked_by"))
 SIZES: Final = Group(host=("host_parameters", "blueprint_parameters", "parameter_budget"))
+PROMISE: Final = Group(slot=("promise",))
+PROMISES: Final = "what places promise"
 ALL: Final = "all of these"
 GROUPS: Final[Mapping[str, Group]] = MappingProxyType(
     {
         "metric and losses": MEASURED,
         "evidence of seeds": EVIDENCE,
         "sizes and budget": SIZES,
-        ALL: Group(MEASURED.host + SIZES.host, EVIDENCE.slot),
+        PROMISES: PROMISE,
+        ALL: Group(MEASURED.host + SIZES.host, EVIDENCE.slot + PROMISE.slot),
     }
 )
 PERMUTATIONS: Final = 5
@@ -82,13 +85,14 @@ class Reading:
 
 
 def readings(table: Table, worlds: Iterable[str], player: Player, count: int = PERMUTATIONS) -> list[Reading]:
-    """One entry a scope and group, of ``count`` permutations each; the same for the same ``count``."""
+    """One entry a scope and group that is shown anywhere, of ``count`` permutations each; repeatable."""
     hosts = [host for name in worlds for host in table.of(name)]
     shown = [_shown(host, player) for host in hosts]
     return [
         _reading(hosts, shown, player, (scope, group), _donors(hosts, SCOPES[scope], count))
         for scope in SCOPES
         for group in GROUPS
+        if group != PROMISES or any(host.world.audition for host in hosts)
     ]
 
 

@@ -115,8 +115,13 @@ def scale_of(means: Mapping[Choices, float]) -> float:
 
 
 def schedules(table: Table, worlds: Sequence[str]) -> list[Choices]:
-    """All tabulated sequences, that which leaves the least regret on average over ``worlds``, by validation, first."""
+    """All tabulated sequences, that which leaves the least regret on average over ``worlds``, by validation, first.
+
+    Raises ``DataError`` where nothing can be won in any of them.
+    """
     scales = {name: scale_of(validated(table.of(name))) for name in worlds}
+    if not any(scale > 0 for scale in scales.values()):
+        raise DataError(f"training worlds {', '.join(worlds)}: every sequence ends alike, so that none can be chosen")
     candidates = sorted({choices for name in worlds for host in table.of(name) for choices in host.records})
 
     def mean(choices: Choices) -> float:

@@ -151,6 +151,7 @@ _DEAR: Final = {"blueprints": ("conv3",), "epochs": 10, "rent": 32.0}
 _CANDIDATES: Final = (
     *_family("branches", 3, data="digits", host="branches", distractors=2, **_WHERE),
     *_family("branches-mnist14", 3, data="mnist14", host="branches", distractors=2, held_out=True, **_WHERE),
+    *_family("branches-narrow", 3, data="digits", host="branches", distractors=2, channels=5, held_out=True, **_WHERE),
     *_family("one-left", 3, data="digits", host="one-left", **_WHERE),
     *_family("one-cut", 3, data="digits", host="one-cut", **_WHERE),
     *_family("sighted", 2, data="digits", host="sighted", **_WHETHER),
