@@ -161,3 +161,36 @@ def test_validation_chooses_and_the_test_split_is_paired_by_seed() -> None:
     assert ahead is not None and (ahead.mean, ahead.values) == (2.0, (1.0, 3.0))
     behind = lead(replace(PLAN, higher_is_better=False), low, base)
     assert behind is not None and behind.mean == -2.0
+
+
+def test_what_is_not_a_sweeps_own_is_never_removed(tmp_path: Path) -> None:
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "thesis.tex").write_text("years of work")
+    with pytest.raises(UsageError, match="holds no sweep, but base, which a sweep would write"):
+        sweep(PLAN, tmp_path, play, lambda result: None)
+    assert (tmp_path / "base" / "thesis.tex").read_text() == "years of work"
+
+
+def test_whatever_a_trial_fails_of_others_follow(tmp_path: Path) -> None:
+    def fails(settings: Mapping[str, Any], path: Path, going_on: bool) -> None:
+        if path.name == "trial-0000":
+            saving = path / "checkpoints" / ".ckpt-000001-step-00000001.saving"
+            assert not saving.exists(), "it is not begun again where another was not finished"
+            saving.mkdir(parents=True)
+            raise RuntimeError("not enough memory: you tried to allocate 10 GB\nat alloc.cpp")
+        play(settings, path, going_on)
+
+    told: list[TrialResult] = []
+    first = sweep(PLAN, tmp_path, fails, told.append)
+    assert [each.why for each in first] == [None, "RuntimeError: not enough memory: you tried to allocate 10 GB", None]
+    again = sweep(PLAN, tmp_path, fails, told.append)
+    assert [each.why for each in again] == [each.why for each in first], (
+        "a save that was broken off is nothing to go on"
+    )
+
+
+def test_a_figure_that_is_none_is_not_the_best() -> None:
+    base = TrialResult(BASE, {}, {0: 1.0})
+    found = [base, TrialResult("trial-0000", {}, {0: float("nan")}), TrialResult("trial-0001", {}, {0: 0.9})]
+    best = best_of(PLAN, found)
+    assert best is not None and best.name == "trial-0001"

@@ -1,13 +1,14 @@
 """A sweep: settings that Optuna chooses, each trial a run of its own on the same seeds as every other.
 
-Trials are told apart by what they are given, so that a sweep that was killed goes on as if nothing had been: a trial's
-draws follow from the sweep's seed, its number and the trials before it. Validation chooses; the test split is looked at
-only to compare what was chosen with the settings that the sweep started from.
+A sweep that was killed goes on as if nothing had been: a trial's draws follow from the sweep's seed, its number and the
+trials before it. Only where it was killed in the moment in which a trial is chosen, that number is gone. Validation
+chooses; the test split is looked at only to compare what was chosen with the settings that the sweep started from.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -196,6 +197,7 @@ def _opened(plan: SweepPlan, folder: Path) -> Iterator[Any]:
             held.lock()
         except BlockingIOError:
             raise UsageError(f"{folder}: another process is at this sweep") from None
+        _require_own(folder)
         try:
             storage = optuna.storages.RDBStorage(f"sqlite:///{folder / STUDY}")
             study = optuna.create_study(
@@ -216,6 +218,15 @@ def _opened(plan: SweepPlan, folder: Path) -> Iterator[Any]:
         finally:
             storage.remove_session()
             storage.engine.dispose()
+
+
+def _require_own(folder: Path) -> None:
+    """What killed runs leave is removed, so that what bears their names must be theirs. Raises ``UsageError``."""
+    if (folder / STUDY).exists():
+        return
+    taken = next((path for path in (folder / BASE, *sorted(folder.glob("trial-*"))) if path.exists()), None)
+    if taken is not None:
+        raise UsageError(f"{folder}: holds no sweep, but {taken.name}, which a sweep would write; name another folder")
 
 
 def _trials(plan: SweepPlan, study: Any) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -245,7 +256,7 @@ def _tell(study: Any, number: int, result: TrialResult) -> None:
 
     if study.get_trials(deepcopy=False)[number].state.is_finished():
         return
-    if result.why is None:
+    if result.why is None and math.isfinite(result.mean):
         study.tell(number, result.mean)
     else:
         study.tell(number, state=optuna.trial.TrialState.FAIL)
@@ -260,7 +271,7 @@ def _run(plan: SweepPlan, folder: Path, name: str, chosen: Mapping[str, Any], pl
         shutil.rmtree(path)
         state = None
     if state not in ("completed", "failed"):
-        going_on = path.exists() and any((path / "checkpoints").glob("*"))
+        going_on = any((path / "checkpoints").glob("ckpt-*"))
         if path.exists() and not going_on:
             # killed before its first checkpoint
             shutil.rmtree(path)
@@ -268,6 +279,10 @@ def _run(plan: SweepPlan, folder: Path, name: str, chosen: Mapping[str, Any], pl
             play({**plan.settings, **chosen, "run_dir": str(path)}, path, going_on)
         except EsperError as error:
             why = str(error)
+        except (
+            Exception
+        ) as error:  # what torch says where memory does not suffice, and what else a setting brings about
+            why = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
     elif state == "failed":
         why = "the run failed"
     if why is not None:
@@ -296,7 +311,7 @@ def _results(path: Path) -> tuple[dict[int, float], dict[int, float]]:
 
 def best_of(plan: SweepPlan, found: Sequence[TrialResult]) -> TrialResult | None:
     """The trial that validates best, the first of equals; ``None`` where all failed."""
-    trials = [each for each in found[1:] if each.why is None]
+    trials = [each for each in found[1:] if each.why is None and math.isfinite(each.mean)]
     sign = 1.0 if plan.higher_is_better else -1.0
     return max(trials, key=lambda each: sign * each.mean, default=None)
 
