@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from pathlib import Path
 
 import pytest
@@ -80,3 +81,24 @@ def test_what_does_not_fit_is_refused_and_left_as_it_was(tmp_path: Path) -> None
     (tmp_path / "model.safetensors").write_bytes(b"no")
     with pytest.raises(DataError, match="cannot be read"):
         esper.apply(nn.Linear(2, 2), tmp_path)
+
+
+def test_a_seed_that_cannot_be_built_leaves_those_before_it_nowhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    own = "from esper.kasmina.blueprints import get\nfrom esper.kasmina.layout import Layout\nmine = get('mlp', Layout.NC)\n"
+    (tmp_path / "going_blueprints.py").write_text(own)
+    model, sample = wrapped("mlp")
+    put_seed(model, "1", SeedStage.HOLDING, 1.0)
+    last = model.slots["3"]
+    assert last.germinate("going_blueprints:mine").passed and last.state is not None
+    last.state.stage, last.state.alpha = SeedStage.HOLDING, 1.0
+    save_export(model, tmp_path, sample)
+    monkeypatch.undo()
+    monkeypatch.delitem(sys.modules, "going_blueprints")
+    fresh = CASES["mlp"].build()
+    modules, random = list(fresh.modules()), torch.get_rng_state()
+    with pytest.raises(UsageError, match="going_blueprints"):
+        esper.apply(fresh, tmp_path)
+    assert list(fresh.modules()) == modules and torch.equal(torch.get_rng_state(), random)

@@ -84,8 +84,12 @@ def apply(model: nn.Module, run: str | Path) -> nn.Module:
     if missing:
         raise UsageError(f"the {type(model).__name__} has no submodule {missing[0]!r}, where something grew in {run}")
     made: list[Grown] = []
-    with torch.random.fork_rng(devices=[]):
-        graft(model, {path: partial(_grown, made, seeds) for path, seeds in about["seeds"].items()})
+    try:
+        with torch.random.fork_rng(devices=[]):
+            graft(model, {path: partial(_grown, made, seeds) for path, seeds in about["seeds"].items()})
+    except BaseException:
+        _undo(model, made)
+        raise
     differing = _differing(model, {**tensors, **{name: tensors[other] for name, other in about["same"].items()}})
     if differing:
         _undo(model, made)
