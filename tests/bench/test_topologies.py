@@ -1,12 +1,16 @@
 """Searching topologies: what is proposed, what is stopped, and what a search spends."""
 
+import math
+from dataclasses import replace
+
 import bench_toys
 import pytest
 
 from esper.bench.arms import ARMS, SEARCHED, chosen
 from esper.bench.settings import TrialSetting
 from esper.bench.topologies import SEARCHES, TopologySearch
-from esper.bench.trial import Work, run_trial
+from esper.bench.trial import Work, _TrialRun, run_trial
+from esper.leyline import EsperError
 
 SIZES = {"a": {"x": 1, "y": 2}, "b": {"x": 1}, "c": {}}
 SPACE = {(a, b) for a in (None, "x", "y") for b in (None, "x")}
@@ -86,6 +90,28 @@ def test_a_search_spends_what_growing_spent_and_looks_at_the_test_split_once(sta
     assert outcome.macs >= macs > outcome.curve[-2][0] if len(outcome.curve) > 1 else outcome.macs >= macs
     assert (outcome.test is None) is (stage == "tune") and (outcome.spent["test_macs"] > 0) is (stage == "final")
     assert outcome.epochs == len(outcome.curve)
+    assert outcome.macs == outcome.spent["total_macs"]
+
+
+def test_a_search_counts_all_that_it_trained_and_a_metric_that_is_no_number_is_worst(monkeypatch):
+    """The first candidate's metric is no number, the second fails; each took two seconds but that."""
+    part, runs = _TrialRun.part, []
+
+    def odd(run, epochs, told):
+        runs.append(run)
+        result = part(run, epochs, told)
+        if len(runs) == 2:
+            raise EsperError("training failed")
+        return replace(result, seconds=2.0, **({"validation_metric": math.nan} if len(runs) == 1 else {}))
+
+    monkeypatch.setattr(_TrialRun, "part", odd)
+    outcome = run_trial(
+        bench_toys.trial(work=Work(bench_toys.TINY, (), 1), arm="search-random", topology=SEARCHED, macs=9_000_000)
+    )
+    assert outcome.candidates == len(runs) > 2
+    assert outcome.failed is None and outcome.validation == outcome.curve[-1][1]
+    assert outcome.spent == {name: sum(run.purposes[name] for run in runs) for name in runs[0].purposes}
+    assert outcome.macs == outcome.spent["total_macs"] and outcome.seconds > 2.0 * (len(runs) - 1)
 
 
 def test_a_search_waits_for_the_grown_run():

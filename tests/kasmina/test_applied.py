@@ -87,7 +87,7 @@ def test_a_seed_that_cannot_be_built_leaves_those_before_it_nowhere(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(str(tmp_path))
-    own = "from esper.kasmina.blueprints import get\nfrom esper.kasmina.layout import Layout\nmine = get('mlp', Layout.NC)\n"
+    own = "from esper.kasmina import blueprints, layout\nmine = blueprints.get('mlp', layout.Layout.NC)\n"
     (tmp_path / "going_blueprints.py").write_text(own)
     model, sample = wrapped("mlp")
     put_seed(model, "1", SeedStage.HOLDING, 1.0)

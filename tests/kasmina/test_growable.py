@@ -236,6 +236,7 @@ def test_a_block_behind_a_norm_of_the_sum_has_no_identity() -> None:
     model = wrapped(encoder(), ["layers.1"], torch.randn(5, 7, 8))  # post-norm
     said = growable.against(model.slots["layers_1"], "clone_zero")
     assert said is not None and "is not the identity with all its weights zero" in said
+    assert said.endswith("legal: clone, clone_fresh, clone_noise")
     assert growable.against(model.slots["layers_1"], "clone") is None
 
 

@@ -106,6 +106,11 @@ def mistakes(rank: int) -> dict[str, str]:
 
     hooked = DistributedDataParallel(narrow())
     hooked.register_comm_hook(None, lambda state, bucket: bucket.buffer())
+    delaying = narrow()
+    late = [("0.bias", delaying[0].bias)]
+    delayed = DistributedDataParallel(
+        delaying, delay_all_reduce_named_params=late, param_to_hook_all_reduce=delaying[0].weight
+    )
     around = DistributedDataParallel(narrow())
     broken = DistributedDataParallel(nn.Sequential(nn.Linear(2, 2)))
     with pytest.raises(KeyError), quiet(broken):
@@ -122,6 +127,7 @@ def mistakes(rank: int) -> dict[str, str]:
         "sharded inside": refused(lambda: grower(nn.Sequential(fully_shard(narrow(), mesh=mesh), nn.ReLU()))),
         "parallel": refused(lambda: grower(parallel)),
         "hooked": refused(lambda: grower(hooked)),
+        "delayed": refused(lambda: grower(delayed)),
         "inside": refused(lambda: grower(nn.Sequential(DistributedDataParallel(narrow()), nn.ReLU()))),
         "forward": refused(lambda: grower(around.module, forward=lambda model, x: around(x))),
         "broken": refused(lambda: broken(torch.ones(1, 2))),
@@ -138,6 +144,7 @@ def test_wrappers_that_cannot_be_had_are_refused(tmp_path: Path, monkeypatch: py
     assert zero["sharded inside"].startswith("submodule '0' is a FSDPSequential") and zero["parallel"].endswith(fits)
     assert zero["parallel"].startswith("parameter 'weight' of submodule '0' is spread over devices (DTensor: tensor p")
     assert zero["hooked"].startswith("the model's DistributedDataParallel has a communication hook")
+    assert zero["delayed"].startswith("the model's DistributedDataParallel has delay_all_reduce_named_params, and grad")
     assert zero["inside"].endswith("legal: one around the whole model, whose gradients are averaged here")
     assert zero["forward"].startswith("forward calls a DistributedDataParallel, which is not the model that was given")
     assert zero["broken"].startswith("the model has grown since it was wrapped")

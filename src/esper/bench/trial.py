@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
@@ -157,6 +158,10 @@ class _Search:
         seed = derive(trial.seed, trial.arm)
         self.search = TopologySearch(how, offered, seed, self.epochs, metric.higher_is_better)
         self.spent = self.count = self.trained = 0
+        self.purposes: Counter[str] = Counter()
+        """MACs of all candidates that are done, by purpose."""
+        self.seconds = 0.0
+        """Of all candidates, their own time."""
         self.best: tuple[float, EpisodeResult, _TrialRun] | None = None
         self.curve: list[tuple[int, float]] = []
 
@@ -167,13 +172,16 @@ class _Search:
         if self.best is None:
             return TrialOutcome(failed="no topology that was tried could be trained", macs=self.spent)
         _, result, run = self.best
-        before = run.spent
+        self.purposes.subtract(run.purposes)
         test = run.tested() if self.trial.stage == "final" else None
+        self.purposes.update(run.purposes)
         stride = -(-len(self.curve) // CURVE_POINTS)
         return replace(
             run.outcome(result, self.trained, self.curve),
             test=test,
-            macs=self.spent + run.spent - before,
+            macs=self.purposes["total_macs"],
+            spent=dict(self.purposes),
+            seconds=self.seconds,
             candidates=self.count,
             curve=tuple(self.curve[::-1][::stride][::-1]),
         )
@@ -187,19 +195,29 @@ class _Search:
         def told(epoch: int, metric: float) -> bool:
             self.trained, self.spent = self.trained + 1, before + run.spent
             known = [metric] if self.best is None else [metric, self.best[1].validation_metric]
-            self.curve.append((self.spent, max(known, key=lambda each: self.sign * each)))
+            self.curve.append((self.spent, max(known, key=self._worth)))
             return self.search.report(candidate, epoch, metric) or self.spent >= self.most
 
+        result, began = None, time.perf_counter()
         try:
             result = run.part(self.epochs, told)
         except EsperError:
-            self.spent = before + run.spent
-            self.search.tell(candidate, None)
-            return
+            pass  # it was trained for nothing, and what that took counts
         self.spent = before + run.spent
-        self.search.tell(candidate, result.validation_metric)
-        if self.best is None or self.sign * result.validation_metric > self.best[0]:
-            self.best = self.sign * result.validation_metric, result, run
+        self.purposes.update(run.purposes)
+        self.seconds += time.perf_counter() - began if result is None else result.seconds
+        if result is None or math.isnan(result.validation_metric):
+            self.search.tell(candidate, None)
+        else:
+            self.search.tell(candidate, result.validation_metric)
+        if result is not None:
+            worth = self._worth(result.validation_metric)
+            if self.best is None or worth > self.best[0]:
+                self.best = worth, result, run
+
+    def _worth(self, metric: float) -> float:
+        """More is better; what is no number is worst."""
+        return -math.inf if math.isnan(metric) else self.sign * metric
 
 
 def run_search(work: Work, seed: int, count: int) -> dict[str, Any]:
@@ -316,7 +334,12 @@ class _TrialRun:
     @property
     def spent(self) -> int:
         """MACs of all that was done so far."""
-        return self.engine.costs([0])[0].spent["total_macs"]
+        return self.purposes["total_macs"]
+
+    @property
+    def purposes(self) -> Mapping[str, int]:
+        """The same by purpose, with their sum."""
+        return self.engine.costs([0])[0].spent
 
     def offered(self) -> Mapping[str, Mapping[str, int]]:
         """slot -> blueprint -> parameters, of what can grow."""

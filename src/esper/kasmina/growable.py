@@ -64,9 +64,10 @@ def against(slot: SeedSlot, name: str) -> str | None:
     if slot.may_mix is None or not slot.may_mix.copies:
         return f"a copy of the block {slot.block.place.path!r} mixes what the host keeps apart, or nothing was measured"
     if COPIES[name].zeroed and not slot.block.last_layers:
+        legal = ", ".join(each for each, kind in COPIES.items() if not kind.zeroed)
         return (
             f"the block {slot.block.place.path!r} is not the identity with all its weights zero, "
-            "so that no copy of it can be; legal: clone, clone_noise"
+            f"so that no copy of it can be; legal: {legal}"
         )
     return None
 

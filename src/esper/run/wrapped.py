@@ -50,6 +50,8 @@ def _odd(wrapper: DistributedDataParallel) -> str | None:
         return "mixed_precision"
     if wrapper._comm_hooks or hasattr(wrapper, "buffer_hook"):
         return "a communication hook"
+    if wrapper._delay_all_reduce_params:
+        return "delay_all_reduce_named_params"
     return "a process_group of its own" if wrapper.process_group.size() != started() else None
 
 
