@@ -18,6 +18,7 @@ from esper.kasmina.portable import Grown
 from esper.kasmina.reuse import chains
 from esper.leyline import Blend, DataError, EnvView, FactoredAction, GateThresholds, Op, SeedStage, UsageError
 from esper.library import Budget, Grower, GrowResult, OwnChoices, grow
+from esper.run import previous
 from four_classes import KeepOne
 from own_loop import products
 
@@ -80,6 +81,8 @@ def test_new_seeds_grow_on_those_of_the_previous_run_and_what_it_gave_is_there_a
     assert torch.equal(outputs(again), new)
     with esper.as_before(again, first):
         assert torch.equal(outputs(again), old)
+    with pytest.raises(UsageError, match=r"grew on from an earlier run, .* lacks 1 of its seeds: apply that run first"):
+        grown(tmp_path / "third", previous=tmp_path / "second")
     third = grown(tmp_path / "third", previous=tmp_path / "second", network=esper.apply(model(), first))
     for run, due in ((first, old), (tmp_path / "second", new)):
         with esper.as_before(third.model, run):
@@ -145,6 +148,47 @@ def test_beside_a_module_new_seeds_stay_apart(first: Path, tmp_path: Path) -> No
     assert not torch.equal(outputs(result.model), old)
     with esper.as_before(result.model, first):
         assert torch.equal(outputs(result.model), old)
+
+
+def test_a_call_that_is_refused_leaves_the_model_as_it_was(first: Path, tmp_path: Path) -> None:
+    network = model().train()
+    network[1].eval()
+    network[3].weight.requires_grad_(False)
+
+    def state() -> dict[str, Any]:
+        learning = {name: each.requires_grad for name, each in network.named_parameters()}
+        return {"modules": {name: each.training for name, each in network.named_modules()}, "learning": learning}
+
+    before, tensors = state(), {name: each.clone() for name, each in network.state_dict().items()}
+    bare = tmp_path / "bare"
+    grown(bare, policy="static")
+    taken = tmp_path / "taken"
+    taken.mkdir()
+    (taken / "a file").touch()
+    for given, message in (
+        ({"budget": replace(BUDGET, epochs=1, gates=GateThresholds())}, "Budget.epochs is 1"),
+        ({"budget": replace(BUDGET, blueprints=("nothing",))}, "nothing"),
+        ({"at": ["9"]}, "9"),
+        ({"metric": "best"}, "best"),
+        ({"run_dir": taken}, "taken"),
+        ({"previous": bare}, "delivered no seed"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            grown(**{"run_dir": tmp_path / "run", "network": network, "previous": first, **given})
+        assert state() == before
+        assert all(torch.equal(tensors[name], each) for name, each in network.state_dict().items())
+    assert grown(tmp_path / "right", network=network, previous=first, policy="static").model is not network
+
+
+def test_several_ranks_are_refused_before_the_model_is_touched(first: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Two:
+        count = 2
+
+    monkeypatch.setattr(previous, "present", Two)
+    network = model()
+    with pytest.raises(UsageError, match="Budget.previous is for one process"):
+        previous.Previous.of(network, replace(BUDGET, previous=first))
+    assert not any(isinstance(module, Grown) for module in network.modules()) and network.training
 
 
 def test_what_cannot_be_gone_on_from_is_said_in_one_line(first: Path, tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ from esper.run.own import (
 )
 from esper.run.packed import pack, unpack
 from esper.run.play import EpisodePlan, Episodes
-from esper.run.previous import Previous, require_none
+from esper.run.previous import Previous, given_back, require_none
 from esper.run.resume import LIBRARY, CheckpointInfo, Snapshot, find_state
 from esper.run.session import Session
 from esper.run.together import check_shared_out, how_to_go_on, led
@@ -116,27 +116,30 @@ def grow(  # noqa: PLR0913
     model, wrapper = unwrapped(model)
     decider = chosen_policy(policy)
     before = Previous.of(model, choices.budget, optimizer)
-    choices = chosen_for(choices, model, decider)
-    check_life(choices, decider)
-    if optimizer is not None:
-        check_optimizer(model, optimizer)
-    batches = LoaderBatches(train, batches=steps_per_epoch, unpacking=choices.unpacking)
-    own = OwnModel.of(model, loaders_of(val, test), choices, optimizer)
-    check_shared_out(own.ranks, train)
-    batches.device = own.device
-    own = replace(own, setup=replace(own.setup, batches=batches))
-    reused = {} if before is None else {"previous": before.try_on(own)}
-    opening, delivery = opening_of(own, decider, run_dir), _Delivery()
-    executor = delivery.executor = own.executor(opening.sink.emit, fold=before is None)
-    plan = EpisodePlan(1, choices.budget.epochs, seed)
-    episodes = Episodes(executor, {decider.name: led(decider, own.ranks)}, plan)
-    opening = kept(opening, own.subject(decider, seed) | reused, choices.budget.checkpoint_every, resume)
-    optimizer = own.setup.optimizer
-    with quiet(wrapper), _leaving(model, optimizer), rates_kept(optimizer), modes_kept(model):
-        with delivery.outlasting(opening, episodes):
-            for (result,), _ in episodes:
-                delivery.write(result)
-    return delivery.result()
+    with given_back(before):
+        choices = chosen_for(choices, model, decider)
+        check_life(choices, decider)
+        if optimizer is not None:
+            check_optimizer(model, optimizer)
+        batches = LoaderBatches(train, batches=steps_per_epoch, unpacking=choices.unpacking)
+        own = OwnModel.of(model, loaders_of(val, test), choices, optimizer)
+        check_shared_out(own.ranks, train)
+        batches.device = own.device
+        own = replace(own, setup=replace(own.setup, batches=batches))
+        reused = {} if before is None else {"previous": before.try_on(own)}
+        opening, delivery = opening_of(own, decider, run_dir), _Delivery()
+        executor = delivery.executor = own.executor(opening.sink.emit, fold=before is None)
+        plan = EpisodePlan(1, choices.budget.epochs, seed)
+        episodes = Episodes(
+            executor, {decider.name: led(decider, own.ranks)}, plan, None if before is None else before.stays
+        )
+        opening = kept(opening, own.subject(decider, seed) | reused, choices.budget.checkpoint_every, resume)
+        optimizer = own.setup.optimizer
+        with quiet(wrapper), _leaving(model, optimizer), rates_kept(optimizer), modes_kept(model):
+            with delivery.outlasting(opening, episodes):
+                for (result,), _ in episodes:
+                    delivery.write(result)
+        return delivery.result()
 
 
 class Grower:

@@ -5,12 +5,15 @@ import copy
 import bench_toys
 import pytest
 import torch
+from repeating_hosts import Layer
+from torch import nn
 
 from esper.bench.plant import Planted, by_gradient, initialise, largest, plant
 from esper.bench.settings import Initial
 from esper.kasmina import blueprints
+from esper.kasmina.clone import copied
 from esper.kasmina.layout import Layout
-from esper.leyline import EnvSpec, EsperError, SeedStage
+from esper.leyline import EnvSpec, EsperError, SeedStage, UsageError
 from esper.tolaria import surgery
 from esper.tolaria.setup import TrainerConfig, from_task
 from esper.tolaria.trainer import Trainer
@@ -72,6 +75,33 @@ def test_a_default_start_leaves_no_layer_at_zero_and_the_others_alone(name):
         if old.any():
             assert torch.equal(new, old), path
     assert any(p.any() and not q.any() for p, q in zip(seed.parameters(), before.parameters(), strict=True))
+
+
+class Scaled(nn.Module):
+    """A layer with a parameter of its own, which nothing draws."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.scale = nn.Linear(8, 8), nn.Parameter(torch.ones(8))
+
+
+def test_of_a_copy_every_parameter_is_drawn_anew_or_it_is_refused():
+    """``Layer`` has attention, whose packed weight no public method draws."""
+    block = Layer()
+    copy_of = copied(block, (0, 0), ())
+    initialise(copy_of)
+    drawn = dict(copy_of.block.named_parameters())
+    for path, parameter in block.named_parameters():
+        due = nn.init.constant_(torch.empty_like(parameter), 0.0 if path.endswith("bias") else 1.0)
+        constant = (
+            "norm" in path
+            or path in ("mlp.0.weight", "mlp.0.bias")
+            or path.startswith("attention.")
+            and (path.endswith("bias"))
+        )
+        assert torch.equal(drawn[path], due) if constant else not torch.equal(drawn[path], parameter), path
+    with pytest.raises(UsageError, match="'block.scale' of a copy cannot be drawn anew"):
+        initialise(copied(Scaled(), (0, 0), ()))
 
 
 def test_largest_is_by_parameters_within_each_slot():

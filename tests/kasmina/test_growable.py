@@ -232,6 +232,56 @@ def test_what_cannot_be_copied_rightly_is_refused(host: nn.Module, sites: list[s
             slot.germinate("clone")
 
 
+def test_a_block_whose_parameters_cannot_learn_is_not_copied_and_all_else_grows() -> None:
+    class Quantised(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randint(-5, 6, (8, 8), dtype=torch.int8), requires_grad=False)
+
+        def forward(self, h: Tensor) -> Tensor:
+            return h + h @ self.weight.to(h.dtype) / 8
+
+    slot = wrapped(chain(Quantised(), Quantised()), ["1"], X).slots["1"]
+    said = growable.against(slot, "clone")
+    assert said == "the block '1' (Quantised) has parameters of torch.int8, which cannot learn, and all of a copy does"
+    assert growable.against(slot, "mlp") is None and slot.germinate("mlp").passed
+
+
+@pytest.mark.parametrize("name", ["clone", "clone_zero"])
+def test_a_copy_keeps_the_formats_of_its_block(name: str, tmp_path: Path) -> None:
+    class Mixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.linear = nn.LayerNorm(8), nn.Linear(8, 8, dtype=torch.bfloat16)
+
+        def forward(self, h: Tensor) -> Tensor:
+            return h + self.linear(self.norm(h.float()).to(h.dtype))
+
+    def build() -> nn.Module:
+        host = chain(Mixed(), Mixed())
+        host[0].bfloat16(), host[-1].bfloat16()
+        return host
+
+    torch.manual_seed(0)
+    host, x = build(), X.bfloat16()
+    model = wrapped(host, ["1"], x).eval()
+    copy = stacked(model, "1", name)
+    assert {path: each.dtype for path, each in copy.block.named_parameters()} == {
+        path: each.dtype for path, each in host[1].named_parameters()
+    }
+    h = host[1].forward(host[0](x))
+    due = host[3].forward(host[2].forward(host[1].forward(h) if name == "clone" else h))
+    assert torch.equal(model(x), due)
+    before = model.slots["1"].lifecycle()
+    model.slots["1"].load_lifecycle(before)
+    assert model.slots["1"].seed.block.norm.weight.dtype is torch.float32
+    model.slots["1"].seed.load_state_dict(copy.state_dict())
+    save_export(model, tmp_path, x)
+    applied = apply(build(), tmp_path)
+    assert {each.dtype for each in applied.parameters()} == {torch.float32, torch.bfloat16}
+    assert torch.equal(applied(x), due)
+
+
 def test_a_block_behind_a_norm_of_the_sum_has_no_identity() -> None:
     model = wrapped(encoder(), ["layers.1"], torch.randn(5, 7, 8))  # post-norm
     said = growable.against(model.slots["layers_1"], "clone_zero")

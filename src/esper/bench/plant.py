@@ -7,6 +7,7 @@ There is no incubation, no gate and no counterfactual: the seed is part of the n
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -61,14 +62,25 @@ def _germinate(slot: SeedSlot, each: Planted, initial: Initial) -> None:
 def initialise(seed: nn.Module) -> None:
     """Draw the weights of every layer that was zeroed at birth as torch draws them; gains of norms become 1.
 
-    Of a copy of a block that is every layer: two blocks of a network from scratch do not begin alike.
+    Of a copy of a block that is every layer: two blocks of a network from scratch do not begin alike. Raises
+    ``UsageError`` where a parameter of a copy is in no module that draws it.
     """
-    for module in seed.modules():
-        own = list(module.parameters(recurse=False))
-        reset = getattr(module, "reset_parameters", None)
-        zeroed = not any(bool(parameter.any()) for parameter in own)
-        if callable(reset) and own and (zeroed or isinstance(seed, Clone)):
-            reset()
+    copied = isinstance(seed, Clone)
+    if copied:
+        for parameter in seed.parameters():
+            nn.init.constant_(parameter, math.nan)  # so that what no layer draws is seen
+    for drawing in ("reset_parameters", "_reset_parameters"):  # the latter, of attention, goes for its parts too
+        for module in seed.modules():
+            own = list(module.parameters(recurse=False))
+            reset = getattr(module, drawing, None)
+            zeroed = not any(bool(parameter.any()) for parameter in own)
+            if callable(reset) and own and (zeroed or copied):
+                reset()
+    if left := [path for path, each in seed.named_parameters() if copied and bool(each.isnan().any())]:
+        raise UsageError(
+            f"{left[0]!r} of a copy cannot be drawn anew, so that two blocks would begin alike; legal: blocks of"
+            " modules with reset_parameters()"
+        )
 
 
 def largest(sizes: Mapping[str, Mapping[str, int]]) -> dict[str, str]:

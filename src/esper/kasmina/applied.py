@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from esper.kasmina import blueprints
 from esper.kasmina.clone import Clone, copied
 from esper.kasmina.generations import Part
+from esper.kasmina.growable import placed
 from esper.kasmina.growing import GrowingModel
 from esper.kasmina.layer import Beside
 from esper.kasmina.layout import Layout
@@ -76,11 +77,18 @@ def apply(model: nn.Module, run: str | Path) -> nn.Module:
     ``run`` is a run directory or the folder of an export. What has grown there is built in, and all weights are loaded;
     ``model.state_dict()`` has the names that ``result.model.state_dict()`` has. The model is then in evaluation mode.
     Raises ``UsageError`` or ``DataError``, and leaves the model as it was, where there is no export or the model is
-    another. Blueprints of one's own must be there to be imported. Returns the model.
+    another, and where ``run`` grew on from an earlier run whose seeds are not there: that is applied first. Blueprints
+    of one's own must be there to be imported. Returns the model.
     """
     about, tensors = _read(_weights(Path(run)))
     paths = dict(nn.Module.named_modules(model, remove_duplicate=False))
     missing = [path for path in about["seeds"] if path not in paths]
+    lacking = _earlier(about) - sum(isinstance(module, Grown) for module in model.modules())
+    if lacking > 0:
+        raise UsageError(
+            f"{run} grew on from an earlier run, and the {type(model).__name__} lacks {lacking} of its seeds: apply"
+            " that run first, esper.apply(model, EARLIER)"
+        )
     if missing:
         raise UsageError(f"the {type(model).__name__} has no submodule {missing[0]!r}, where something grew in {run}")
     made: list[Grown] = []
@@ -100,6 +108,13 @@ def apply(model: nn.Module, run: str | Path) -> nn.Module:
     for name, alpha in about.get("alphas", {}).items():
         model.get_submodule(name).alpha = alpha
     return fill(model, tensors, about["same"])
+
+
+def _earlier(about: Mapping[str, Any]) -> int:
+    """How many seeds were there before this run; what a copy of a block has inside is the copy's."""
+    alphas = about.get("alphas", {})
+    outside = [name for name in alphas if not any(name.startswith(f"{other}.seed.") for other in alphas)]
+    return len(outside) - sum(map(len, about["seeds"].values()))
 
 
 def _read(weights: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -145,7 +160,7 @@ def _grown(made: list[Grown], seeds: Sequence[Mapping[str, Any]], module: nn.Mod
 def _around(about: Mapping[str, Any], module: nn.Module, own: nn.Module) -> Grown:
     device = next((tensor.device for tensor in (*module.parameters(), *module.buffers())), None)
     seed = _seed(about, own)
-    seed = seed.to(device=device, dtype=getattr(torch, about["dtype"]))
+    seed = placed(seed, device, getattr(torch, about["dtype"]))
     leads = {name: ast.literal_eval(about[name]) for name in _LEADS if name in about}
     return (GrownBeside if "entry" in leads else Grown)(module, seed, about["alpha"], **leads)
 

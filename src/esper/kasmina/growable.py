@@ -96,6 +96,11 @@ def build(slot: SeedSlot, name: str) -> nn.Module:
     return twin
 
 
+def placed(seed: nn.Module, device: torch.device | None, dtype: torch.dtype) -> nn.Module:
+    """The seed on the device, its weights in that format; a copy keeps those of the block, which may be several."""
+    return seed.to(device) if isinstance(seed, Clone) else seed.to(device, dtype)
+
+
 def origins(slot: SeedSlot) -> list[tuple[nn.Parameter, nn.Parameter]]:
     """Parameters of the slot's newest seed with those of the host whose optimizer state they go on with."""
     kind = None if slot.state is None else COPIES.get(slot.state.blueprint_id)

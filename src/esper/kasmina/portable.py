@@ -20,12 +20,16 @@ def run_seed(seed: nn.Module, h: Tensor, dtype: torch.dtype | None = None, call:
     """What ``seed`` makes of ``h``, in ``dtype`` (default: that of ``h``).
 
     It is computed in the format of its weights, or as autocast has it; indices are handed on as they are. A seed with
-    a true ``takes_call`` is given ``call`` too: what the module that it sits on was called with.
+    a true ``takes_call`` is given ``call`` too, what the module that it sits on was called with, and ``h`` as that
+    module gave it.
     """
+    if call is not None and getattr(seed, "takes_call", False):
+        own: Tensor = seed(h, *call)
+        return own.to(dtype or h.dtype)
     weight = next(seed.parameters(), h)
     as_it_is = weight.dtype == h.dtype or not h.is_floating_point() or torch.is_autocast_enabled(h.device.type)
     h_in = h if as_it_is else h.to(weight.dtype)
-    s: Tensor = seed(h_in, *call) if call is not None and getattr(seed, "takes_call", False) else seed(h_in)
+    s: Tensor = seed(h_in)
     return s.to(dtype or h.dtype)
 
 

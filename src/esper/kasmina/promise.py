@@ -63,7 +63,7 @@ class Candidates:
             if slot.state is not None:
                 raise UsageError(f"slot {slot_id!r} is {slot.stage.name}; candidates are for empty slots")
             seed = growable.build(slot, blueprint)
-            self.seeds[slot_id] = seed.to(slot.device, slot.dtype).train()
+            self.seeds[slot_id] = growable.placed(seed, slot.device, slot.dtype).train()
 
     def parameters(self, slot_id: str) -> list[nn.Parameter]:
         """What the candidate in that slot learns."""

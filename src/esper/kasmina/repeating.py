@@ -49,10 +49,10 @@ class Block:
         return copied(twin, self.entry, self.place.position, self.place.axes)
 
     def on(self, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Call]:
-        """A feature and a call to try a copy on."""
+        """A feature and a call to try a copy on; what had the format of the feature has ``dtype``."""
 
         def moved(tensor: Tensor) -> Tensor:
-            return tensor.to(device, dtype) if tensor.is_floating_point() else tensor.to(device)
+            return tensor.to(device, dtype if tensor.dtype == self.feature.dtype else tensor.dtype)
 
         return moved(self.feature), mapped(self.call, moved)
 
@@ -64,8 +64,9 @@ class Block:
         A layer is given its weights again where the copy stays the identity with them; the rest is what is asked for.
         """
         twin = self.copy()
-        parameter = next(twin.parameters())
-        feature, call = self.on(parameter.device, parameter.dtype)
+        weights = {each.dtype: each for each in twin.parameters()}
+        weight = weights.get(self.feature.dtype, next(twin.parameters()))
+        feature, call = self.on(weight.device, weight.dtype)
         kept = {name: each.detach().clone() for name, each in twin.named_parameters()}
         with trial(twin):
             for each in twin.parameters():
@@ -143,6 +144,9 @@ class _Seen:
         hooks = any(getattr(each, kind) for each in module.modules() for kind in _HOOKS)
         if hooks:
             return f"{name} has hooks, which a copy would call too"
+        still = [str(each.dtype) for each in module.parameters() if not (each.is_floating_point() or each.is_complex())]
+        if still:
+            return f"{name} has parameters of {still[0]}, which cannot learn, and all of a copy does"
         reason = against_call(module, args, kwargs)
         if reason is not None:
             return f"a copy of {name} {reason}"

@@ -6,11 +6,12 @@ chain at the same place of a model that grew on differ by the new ones in front.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from esper.kasmina.applied import apply, delivered
 from esper.kasmina.portable import Grown
@@ -18,15 +19,50 @@ from esper.kasmina.structure import same_bits
 from esper.leyline import UsageError
 
 
-def take_over(model: nn.Module, run: str | Path) -> dict[str, Grown]:
-    """Make ``model``, a fresh one, what ``run`` delivered, all of it frozen; returns the seeds of that run, by name.
+def take_over(model: nn.Module, run: str | Path) -> tuple[dict[str, Grown], Callable[[], None]]:
+    """Make ``model``, a fresh one, what ``run`` delivered, all of it frozen.
 
-    Raises what :func:`apply` raises; the model is then as it was.
+    Returns the seeds of that run, by name, and what makes the model again what it was. Raises what :func:`apply`
+    raises; the model is then as it was.
     """
     there = set(model.modules())
+    undo = _as_it_is(model)
     apply(model, run)
     model.requires_grad_(False)
-    return {name: each for name, each in grown_in(model).items() if each not in there}
+    return {name: each for name, each in grown_in(model).items() if each not in there}, undo
+
+
+def _as_it_is(model: nn.Module) -> Callable[[], None]:
+    """What takes off all that is built into ``model`` from now on, and puts back weights, modes, and what learns.
+
+    Tensors wait in the memory of the CPU.
+    """
+    modes = {module: module.training for module in model.modules()}
+    learns = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    held = {name: tensor.detach().to("cpu", copy=True) for name, tensor in _tensors(model).items()}
+
+    def undo() -> None:
+        for parent in list(model.modules()):
+            for name, child in parent._modules.items():
+                while isinstance(child, Grown) and child not in modes:
+                    child = child.module
+                parent._modules[name] = child
+        with torch.no_grad():
+            for name, tensor in _tensors(model).items():
+                if name in held:
+                    tensor.copy_(held[name])
+        for module, training in modes.items():
+            module.training = training
+        for parameter, learning in learns.items():
+            parameter.requires_grad_(learning)
+
+    return undo
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and all buffers, each once; without those that a first batch is still to make."""
+    found: dict[str, Tensor] = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    return {name: tensor for name, tensor in found.items() if not nn.parameter.is_lazy(tensor)}
 
 
 def grown_in(model: nn.Module) -> dict[str, Grown]:

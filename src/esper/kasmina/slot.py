@@ -244,7 +244,7 @@ class SeedSlot(nn.Module):
             return self._veto(SeedStage.GERMINATED, f"the slot is {self.stage.name}, not DORMANT")
         seed = growable.build(self, blueprint)
         trial = growable.Birthplace.of(self, blueprint, sample)
-        seed.to(trial.sample.device, trial.dtype).train()
+        growable.placed(seed, trial.sample.device, trial.dtype).train()
         self.germinations += 1
         plan = plan or GrowthPlan()
         self.state = SeedState(
@@ -435,7 +435,7 @@ class SeedSlot(nn.Module):
     def _built(self, state: SeedState) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
             seed = growable.build(self, state.blueprint_id)
-        return seed.to(self.device, self.dtype).train(self.training)
+        return growable.placed(seed, self.device, self.dtype).train(self.training)
 
     def clear(self) -> None:
         """Be DORMANT, without a word: what grows here is of a network that is gone. What was kept stays."""

@@ -100,6 +100,8 @@ class Budget:
     previous: str | Path | None = field(default=None, compare=False)
     """A run that grew such a model on other data; for :func:`esper.grow`. The model, a fresh one, becomes what that
     delivered, held; its seeds are on where the new validation data do not speak against them, and new ones alone learn.
+    Where that run itself went on from an earlier one, apply the earlier first (``esper.apply(model, first)``), whose
+    seeds stay as they are and are not judged anew.
     Within :func:`esper.as_before` the old outputs are there again, bit for bit."""
 
     def __post_init__(self) -> None:

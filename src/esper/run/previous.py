@@ -9,8 +9,8 @@ run; it stays in the network, so that what the previous run delivered can be had
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
@@ -25,7 +25,19 @@ from esper.kasmina.reuse import take_over
 from esper.kasmina.trial import device_of, mode, random_kept
 from esper.leyline import UsageError
 from esper.run.own import Budget, OwnModel
+from esper.tolaria.ranks import present
 from esper.tolaria.setup import PRECISIONS
+
+
+@contextmanager
+def given_back(previous: Previous | None) -> Iterator[None]:
+    """Within, an error before the first epoch is done makes the model what it was before it was taken over."""
+    try:
+        yield
+    except BaseException:
+        for undo in () if previous is None else previous.undo:
+            undo()
+        raise
 
 
 def require_none(budget: Budget) -> None:
@@ -57,30 +69,38 @@ class Previous:
     run: Path
     seeds: Mapping[str, Grown]
     """By the name of the module around it."""
+    undo: list[Callable[[], None]]
+    """Makes the model what it was, while no epoch is done."""
 
     @classmethod
     def of(cls, model: nn.Module, budget: Budget, optimizer: Optimizer | None = None) -> Previous | None:
         """Take over what the run ``budget.previous`` delivered, in place and frozen; ``None`` where none is named.
 
-        Raises ``UsageError`` where it has grown nothing, or an optimizer is there, whose parameters would be held.
+        Raises ``UsageError`` where it has grown nothing, an optimizer is there, whose parameters would be held, or
+        several ranks are; the model is then as it was.
         """
         run = budget.previous
         if run is None:
             return None
         if optimizer is not None:
             raise UsageError("with Budget.previous new seeds alone learn: legal is Budget(lr=...), no optimizer")
-        seeds = take_over(model, run)
+        if present().count > 1:
+            raise UsageError("Budget.previous is for one process: ranks would judge seeds on different examples")
+        seeds, undo = take_over(model, run)
         if not seeds:
+            undo()
             raise UsageError(f"Budget.previous: {run} delivered no seed, so nothing can be tried on the new data")
-        return cls(Path(run), seeds)
+        return cls(Path(run), seeds, [undo])
+
+    def stays(self, *_: Any) -> None:
+        """The model is no more what it was, whatever comes."""
+        self.undo.clear()
 
     def try_on(self, own: OwnModel) -> dict[str, Any]:
         """Judge every seed on the new validation split, and switch those off that are refuted.
 
         Returns what a resume must find again, JSON-able.
         """
-        if own.ranks.count > 1:
-            raise UsageError("Budget.previous is for one process: ranks would judge seeds on different examples")
         found = self._judged(own)
         z = own.choices.budget.gates.confidence_z
         off = sorted(name for name, each in found.items() if each.refuted(z))
