@@ -21,6 +21,7 @@ from esper.tolaria import stacking
 from esper.tolaria.engine import EngineConfig, ModuleEngine
 from esper.tolaria.executor import Executor
 from esper.tolaria.governor import Governor
+from esper.tolaria.schedules import ScheduleConfig
 from esper.tolaria.setup import OptimizerFactory, TrainerConfig, adamw, from_task
 from esper.tolaria.stacking import StackedEngine, measured_gain
 
@@ -39,10 +40,13 @@ def trainer_config(optimizer: OptimizerFactory = adamw) -> TrainerConfig:
 
 
 def engine_of(
-    kind: type[ModuleEngine], task: TaskSpec = TASK, optimizer: OptimizerFactory = adamw
+    kind: type[ModuleEngine],
+    task: TaskSpec = TASK,
+    optimizer: OptimizerFactory = adamw,
+    schedule: ScheduleConfig | None = None,
 ) -> tuple[Any, list[TelemetryEvent]]:
     events: list[TelemetryEvent] = []
-    trainer = trainer_config(optimizer)
+    trainer = replace(trainer_config(optimizer), schedule=schedule or ScheduleConfig())
     return kind(task, from_task(task, trainer), EngineConfig(trainer), events.append), events
 
 
@@ -146,6 +150,37 @@ class _Branching(nn.Module):
         return -x if float(x.detach().sum()) > 1e9 else x
 
 
+def masked() -> nn.Module:
+    host = _Odd()
+    host.mask = torch.rand(8)
+    return host
+
+
+def masked_deeper() -> nn.Module:
+    host = _Odd()
+    host[1].masks = {"first": [torch.rand(8)]}
+    return host
+
+
+def hooked() -> nn.Module:
+    host, scale = _Odd(), float(torch.rand(()))
+    host[0].register_forward_hook(lambda module, args, output: output * scale)
+    return host
+
+
+def hooked_before() -> nn.Module:
+    host = _Odd()
+    host[2].register_forward_pre_hook(lambda module, args: None)
+    return host
+
+
+def replaced() -> nn.Module:
+    host, scale = _Odd(), float(torch.rand(()))
+    inner = host[1].forward
+    host[1].forward = lambda x: inner(x) * scale
+    return host
+
+
 @pytest.mark.parametrize(
     ("host", "grouped"),
     [
@@ -154,6 +189,11 @@ class _Branching(nn.Module):
         (partial(_Odd, partial(nn.Dropout, 0.1)), True),
         (partial(_Odd, _Branching), True),
         (frozen, False),
+        (masked, False),
+        (masked_deeper, False),
+        (hooked, False),
+        (hooked_before, False),
+        (replaced, False),
     ],
 )
 def test_hosts_that_cannot_be_stacked_are_trained_alone(host: Any, grouped: bool) -> None:
@@ -168,6 +208,29 @@ def test_hosts_that_cannot_be_stacked_are_trained_alone(host: Any, grouped: bool
         assert {each.stacked for each in told[1]} == ({4} if can else {1})
         for mine, its in zip(*told, strict=True):
             assert its.loss == (CLOSE(mine.loss, rel=1e-5) if can else mine.loss), "a trial leaves no trace"
+
+
+def test_envs_whose_rates_differ_are_not_stacked() -> None:
+    """A ``wsd`` rate falls from the latest birth on: envs with other births are alike until one of them falls."""
+    engine, _ = engine_of(Always, schedule=ScheduleConfig(shape="wsd", decay=0.75))  # from epoch 3 of 12 on
+    engine.reset(specs()[:3])
+    engine.trainer(0).past_births.append(1.0)
+    stacked = []
+    for number in range(5):
+        if number == 4:
+            engine.trainer(2).past_births.append(4.0)
+        told = engine.train_epoch([0, 1, 2])
+        stacked.append([each.stacked for each in told])
+    assert stacked == [[3, 3, 3]] * 4 + [[2, 2, 1]]
+    assert [each.learning_rate for each in told] == CLOSE([1e-2 * 7.25 / 9] * 2 + [1e-2 * 7.25 / 8]), "each one's own"
+
+
+def test_envs_whose_optimizers_were_made_with_other_rates_are_not_stacked() -> None:
+    rates = iter((1.0, 0.1, 1.0))
+    engine, _ = engine_of(Always, optimizer=lambda parameters, lr, decay: adamw(parameters, lr * next(rates), decay))
+    engine.reset(specs()[:3])
+    for _ in range(2):
+        assert [each.stacked for each in engine.train_epoch([0, 1, 2])] == [2, 1, 2]
 
 
 def test_it_stacks_only_where_that_was_found_to_be_faster(monkeypatch: pytest.MonkeyPatch) -> None:

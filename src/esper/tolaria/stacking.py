@@ -17,11 +17,13 @@ from itertools import islice
 from typing import Any, Final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.optim import Optimizer
 
 from esper.kasmina.precision import Autocast
+from esper.kasmina.structure import tensors
+from esper.kasmina.tap import Tap, untapped_forward
 from esper.kasmina.trial import train
 from esper.leyline import TrainResult
 from esper.tasks.base import Batch
@@ -31,6 +33,7 @@ from esper.tolaria.engine import ModuleEngine
 from esper.tolaria.epoch import Epoch
 from esper.tolaria.ranks import LONE
 from esper.tolaria.setup import call
+from esper.tolaria.surgery import BASE_RATE
 from esper.tolaria.trainer import Trainer
 
 ELEMENTWISE: Final = (torch.optim.AdamW, torch.optim.Adam, torch.optim.SGD)
@@ -40,6 +43,12 @@ FASTER: Final = 1.1
 _STEPS: Final = 16
 """Steps that are timed at a time; with fewer, taking a stack apart again would weigh more than in an epoch."""
 _LOOKS: Final = 3
+
+_COMPARED_OTHERWISE: Final = {"params", "lr", BASE_RATE}
+"""Of a group of the optimizer. Its rate is that of the step before; what it is made of is compared."""
+
+_HOOKS: Final = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_MODULES_OWN: Final = frozenset(vars(nn.Module()))
 
 Group = tuple[Any, ...]
 """What envs that can be trained together have in common."""
@@ -105,12 +114,13 @@ def _group(trainer: Trainer) -> Group | None:
         and not trainer.model.parts
         and not any(True for _ in trainer.model.host.buffers())
         and all(p.requires_grad for p in trainer.model.host.parameters())
+        and not any(_has_more_than_weights(module) for module in trainer.model.host.modules())
     )
     if not plain:
         return None
     host = tuple((name, tuple(p.shape), p.dtype) for name, p in trainer.model.host.named_parameters())
     groups = tuple(
-        tuple((name, value) for name, value in sorted(group.items()) if name != "params" and not _is_rate(name))
+        (group.get(BASE_RATE, group["lr"]), *sorted((name, group[name]) for name in group.keys() - _COMPARED_OTHERWISE))
         for group in optimizer.param_groups
     )
     try:
@@ -122,13 +132,24 @@ def _group(trainer: Trainer) -> Group | None:
     return group
 
 
-def _is_rate(name: str) -> bool:
-    return name == "lr"  # of the step before; the schedule's clock is compared
+def _has_more_than_weights(module: nn.Module) -> bool:
+    """Whether a stack, which computes by one env's modules with the weights of each, would take that env's for others'.
+
+    So it is with hooks that are not Esper's, with a ``forward`` of the instance's own and with tensors that are plain
+    attributes, also in a list or a dictionary.
+    """
+    if any(not isinstance(hook, Tap) for hooks in _HOOKS for hook in getattr(module, hooks).values()):
+        return True
+    if getattr(untapped_forward(module), "__self__", None) is not module:
+        return True
+    own = [value for name, value in vars(module).items() if name not in _MODULES_OWN]
+    return any(True for _ in tensors(own))
 
 
 def _clock(trainer: Trainer) -> tuple[Any, ...]:
-    past = tuple(trainer.past_births) if trainer.config.schedule.host_restart else ()
-    return trainer.completed, trainer.max_epochs, len(trainer.batches), past
+    steps = len(trainer.batches)
+    factors = tuple(trainer.rate_factors(step, steps)[0] for step in (0, steps - 1))
+    return trainer.completed, trainer.max_epochs, steps, factors
 
 
 class _Stack:

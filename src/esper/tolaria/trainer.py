@@ -285,8 +285,7 @@ class Trainer:
 
     def _seed_rate(self) -> float:
         """The rate that a seed would be given now."""
-        host = max(float(group["lr"]) for group in surgery.host_groups(self.optimizer))
-        return host * self.config.schedule.seed_multiplier
+        return self.config.schedule.seed_multiplier * max(float(g["lr"]) for g in surgery.host_groups(self.optimizer))
 
     def loss(self, inputs: Any, targets: Any, criterion: Criterion | None = None) -> Tensor:
         """Training loss of one batch, by ``criterion`` or the set-up's own.
@@ -432,11 +431,12 @@ class Trainer:
 
     def set_rates(self, step: int, steps: int) -> None:
         """Of all groups of the optimizer, for that step of this epoch's ``steps``."""
+        surgery.set_rates(self.optimizer, *self.rate_factors(step, steps))
+
+    def rate_factors(self, step: int, steps: int) -> tuple[float, dict[str, float]]:
+        """What :meth:`set_rates` multiplies base rates by: the host's, and each live seed's."""
         now = schedules.moment(self.config.schedule, self.completed, step, steps)
-        host, seeds = schedules.learning_rates(
-            self.config.schedule, now, float(self.max_epochs), self.births, self.past_births
-        )
-        surgery.set_rates(self.optimizer, host, seeds)
+        return schedules.learning_rates(self.config.schedule, now, self.max_epochs, self.births, self.past_births)
 
     def measure_gradients(self, scale: float) -> float | None:
         """Note each live seed's gradient ratio and health; returns the norm of the host's gradient.
