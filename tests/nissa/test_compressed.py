@@ -268,6 +268,42 @@ def test_a_table_that_lies_is_one_sentence(tmp_path: Path) -> None:
         list(Reading(tmp_path))
 
 
+@pytest.mark.parametrize("wrong", [zstandard().ZstdError, MemoryError])
+def test_a_segment_that_cannot_be_compressed_stays_and_the_journal_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: type[Exception]
+) -> None:
+    def refuse(*arguments: object, **keywords: object) -> bytes:
+        raise wrong("Allocation error: not enough memory")
+
+    monkeypatch.setattr(zstandard(), "compress", refuse)
+    journal = JournalWriter(tmp_path, RUN, config=JournalConfig(segment_bytes=500, compress_bytes=1))
+    for number in range(20):
+        journal(note(str(number)))
+        journal.flush()
+    journal.close()
+    assert {path.suffix for path in tmp_path.iterdir()} == {".jsonl"}
+    reading = read_journal(tmp_path)
+    assert len(list(reading)) == 20 and reading.report.closed
+    with pytest.raises((DataError, MemoryError), match="Allocation error"):
+        done(segment_path(tmp_path, 1))
+
+
+def test_a_torn_tail_is_told_once_whatever_form_its_segment_has(tmp_path: Path) -> None:
+    write(tmp_path, [3, 2], close=False)
+    path = segment_path(tmp_path, 1)
+    path.write_bytes(path.read_bytes()[:-3])
+    tail, late = JournalTail(tmp_path), JournalTail(tmp_path)
+    tail.poll()
+    write(tmp_path, [1], after_seq=4)
+    late.poll()  # is past it when it changes its form
+    done(path)
+    tail.poll()
+    late.poll()
+    replay = read_journal(tmp_path)
+    assert len(list(replay)) == 6
+    assert tail.report.torn == late.report.torn == replay.report.torn and len(replay.report.torn) == 1
+
+
 def test_a_compression_that_cannot_be_given_up_is_no_second_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

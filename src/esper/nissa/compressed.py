@@ -191,7 +191,8 @@ def _read_table(file: BinaryIO) -> list[tuple[int, int]]:
 def compress(path: Path) -> Generator[None, None, None]:
     """Put the compressed form of a file that is not written any more in its place, a frame a step.
 
-    For who holds the lock of its folder. Left early, or on an error (``OSError``, ``DataError``), the file stays.
+    For who holds the lock of its folder. Left early, or on an error (``OSError``, ``DataError``, ``MemoryError``), the
+    file stays.
     """
     zstd = zstandard()
     temporary = path.with_name(f".{path.name}{SUFFIX}.{secrets.token_hex(4)}.tmp")
@@ -227,8 +228,12 @@ def compress(path: Path) -> Generator[None, None, None]:
 
 def _packed(chunk: bytes, zstd: Any) -> bytes:
     options = {zstd.CompressionParameter.compression_level: _LEVEL, zstd.CompressionParameter.checksum_flag: 1}
-    packed: bytes = zstd.compress(chunk, options=options)
-    if zstd.decompress(packed) != chunk:
+    try:
+        packed: bytes = zstd.compress(chunk, options=options)
+        same = zstd.decompress(packed) == chunk
+    except zstd.ZstdError as wrong:
+        raise DataError(f"it cannot be compressed: {wrong}") from None
+    if not same:
         raise DataError("what was compressed is not what is decompressed")
     return packed
 

@@ -14,7 +14,7 @@ from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import Final, NoReturn, Self
 
-from esper.leyline import SCHEMA_VERSION, DataError, EsperError, TelemetryEvent, UsageError
+from esper.leyline import SCHEMA_VERSION, EsperError, TelemetryEvent, UsageError
 from esper.leyline import TelemetryEventType as T
 from esper.leyline.files import Folder, fsync_directory, sync_data, write_all
 from esper.nissa.compressed import SUFFIX, compress, size_of
@@ -121,6 +121,7 @@ def plain_segments(directory: Path, least: int) -> list[Path]:
 def compress_journal(directory: Path, least: int) -> None:
     """Compress what :func:`plain_segments` has of a journal that nobody writes.
 
+    Of what killed writes have left, temporary files beside the journal go; unfinished checkpoints stay for a resume.
     Raises ``UsageError`` where somebody does, ``OSError`` and ``DataError`` for what cannot be done; it is whole then.
     """
     with Folder.open(directory) as folder:
@@ -140,8 +141,8 @@ class JournalWriter:
     Events are encoded as they arrive; a thread of the writer's own commits them, a batch at a time. Signals interrupt
     only the main thread, so that Ctrl-C cannot strike between a batch and its commit line. ``flush`` returns once
     everything so far is committed (it survives ``kill -9``), ``sync`` once it is on the disk (it survives a power cut).
-    Closed segments are compressed by the same thread, a mebibyte between two commits. One that cannot be (the disk is
-    full) or was not yet when the writer closed stays as it is, whole, and the next writer begins with it.
+    Closed segments are compressed by the same thread, a mebibyte between two commits. One that cannot be (the disk or
+    memory is full) or was not yet when the writer closed stays as it is, whole, and the next writer begins with it.
     After a failed write every call raises :class:`JournalWriteError`.
     """
 
@@ -391,7 +392,7 @@ class JournalWriter:
             self._compressing = compress(self._closed.pop(0))
         if self._compressing is not None:
             done = True
-            with suppress(OSError, DataError, ImportError):  # the segment is as it was
+            with suppress(Exception):  # whatever it was, the segment is as it was
                 done = next(self._compressing, True) is True
             if done:
                 self._compressing = None

@@ -31,6 +31,7 @@ class TornTail:
     """Bytes behind the last commit of a segment: a batch that was being written when the writer stopped."""
 
     file: Path
+    """The segment as it is named when it is not compressed, whether it is or not."""
     offset: int
     bytes: int
     events: int
@@ -112,7 +113,7 @@ class _Cursor:
             self._closes, self._closed = scan.closes, scan.position
             self.report.damage += scan.damage
             self.report.closed = scan.closes == "journal"
-            self._note_tail(path, scan.position.offset, scan.tail)
+            self._note_tail(number, scan.position.offset, scan.tail)
 
     def _read_headers(self, segments: dict[int, Path]) -> None:
         """Read the headers not read yet; one that is still being written is tried again next time."""
@@ -161,7 +162,7 @@ class _Cursor:
         found = read_header(path) if number in self._headers else None
         if found is None:
             with open_segment(path) as file:
-                self._note_tail(path, 0, file.read(1 << 16))
+                self._note_tail(number, 0, file.read(1 << 16))
             return None
         header, start = found
         before = self.position.crc32 if self.position is not None else None
@@ -189,7 +190,8 @@ class _Cursor:
                 return replace(batch, kept=index + all(each.after_seq == seq for each in reached))
         return batch
 
-    def _note_tail(self, path: Path, offset: int, tail: bytes) -> None:
+    def _note_tail(self, number: int, offset: int, tail: bytes) -> None:
+        path = segment_path(self.directory, number)  # its name in either form
         self.report.torn = [torn for torn in self.report.torn if torn.file != path]
         if tail:
             self.report.torn.append(TornTail(path, offset, len(tail), tail.count(b"\n")))
