@@ -37,9 +37,11 @@ def test_it_says_what_it_would_do_and_then_does_it_and_nothing_is_lost(
     assert "first: 1 segment to compress" in told and "in 2 runs would be compressed; --yes does it" in told
     assert names(runs / "first") == ["events-00001.jsonl", "run.json"]
     (runs / "first" / ".run.json.0123abcd.tmp").write_bytes(b"left by a write that was killed")
+    unfinished = runs / "first" / "checkpoints" / ".ckpt-000009-step-00000018.saving"
+    unfinished.mkdir(parents=True)
     assert main(["runs", "prune", str(runs), "--yes"]) == 0
     assert "2 runs compressed" in capsys.readouterr().out
-    assert names(runs / "first") == ["events-00001.jsonl.zst", "run.json"]
+    assert names(runs / "first") == ["checkpoints", "events-00001.jsonl.zst", "run.json"] and unfinished.is_dir()
     assert list(read_journal(runs / "first")) == before
     assert main(["query", str(runs / "first"), "select count(*) from events", "--csv"]) == 0
     assert main(["overwatch", "--once", str(runs / "first")]) == 0

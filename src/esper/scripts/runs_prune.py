@@ -1,6 +1,7 @@
-"""``esper runs prune [FOLDER]``: make room on the disk. Journals of runs that are over are compressed, and what writes
-that were killed have left is removed; nothing that a run said is lost. With --delete the runs themselves go. Without
---yes it only says what it would do. Runs that go on, or of which that cannot be told, are left alone.
+"""``esper runs prune [FOLDER]``: make room on the disk. Journals of runs that are over are compressed, and temporary
+files that killed writes left beside one are removed with it; nothing that a run said is lost, and its checkpoints stay
+as they are, unfinished ones too. With --delete the runs themselves go. Without --yes it only says what it would do.
+Runs that go on, or of which that cannot be told, are left alone.
 
     esper runs prune
     esper runs prune --older 7d --yes
