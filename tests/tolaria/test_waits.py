@@ -29,7 +29,7 @@ MEASURED: Final = {
 """In a step whose gradients are measured: one of an epoch in a loop of one's own, a few in :func:`esper.grow`."""
 BIRTH: Final = {
     "kasmina/birth.py": "a newborn seed is tried, once",
-    "kasmina/slot.py: SeedSlot.germinate": "it is moved to its device",
+    "kasmina/growable.py: placed": "it is moved to its device",
     "kasmina/trial.py: livened": "the same",
 }
 """As an epoch begins in which a seed germinates."""
