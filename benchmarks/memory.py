@@ -177,6 +177,15 @@ def bare(model: nn.Module, optimizer: torch.optim.Optimizer, train: Batches, val
                 output.argmax(1)
 
 
+def grown_epoch(grower: Grower, optimizer: torch.optim.Optimizer, train: Batches) -> None:
+    for inputs, targets in train:
+        optimizer.zero_grad()
+        grower.loss(inputs, targets).backward()
+        grower.after_backward()
+        optimizer.step()
+    grower.after_epoch()
+
+
 def grown(
     case: Case, model: nn.Module, optimizer: torch.optim.Optimizer, train: Batches, val: Batches, state: str
 ) -> None:
@@ -189,12 +198,7 @@ def grown(
     with tempfile.TemporaryDirectory() as folder:
         with Grower(model, optimizer, val=val, choices=choices, policy=policy, run_dir=f"{folder}/run") as grower:
             for _ in range(EPOCHS[state]):
-                for inputs, targets in train:
-                    optimizer.zero_grad()
-                    grower.loss(inputs, targets).backward()
-                    grower.after_backward()
-                    optimizer.step()
-                grower.after_epoch()
+                grown_epoch(grower, optimizer, train)
             check(grower.view, state)
 
 
@@ -288,12 +292,7 @@ def largely_grown(
     with Grower(model, optimizer, val=val, choices=choices, policy="static", run_dir=folder / "run") as grower:
         over("wrapped")
         for _ in range(3):
-            for inputs, targets in train:
-                optimizer.zero_grad()
-                grower.loss(inputs, targets).backward()
-                grower.after_backward()
-                optimizer.step()
-            grower.after_epoch()
+            grown_epoch(grower, optimizer, train)
         over("trained")
         state = grower.state_dict()
         checkpoint.save(folder / "checkpoints", 3, state["tensors"], state["plain"])

@@ -279,9 +279,8 @@ def _run(plan: SweepPlan, folder: Path, name: str, chosen: Mapping[str, Any], pl
             play({**plan.settings, **chosen, "run_dir": str(path)}, path, going_on)
         except EsperError as error:
             why = str(error)
-        except (
-            Exception
-        ) as error:  # what torch says where memory does not suffice, and what else a setting brings about
+        except Exception as error:
+            # what torch says where memory does not suffice, and what else a setting brings about
             why = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
     elif state == "failed":
         why = "the run failed"

@@ -175,7 +175,6 @@ class _Search:
         self.purposes.subtract(run.purposes)
         test = run.tested() if self.trial.stage == "final" else None
         self.purposes.update(run.purposes)
-        stride = -(-len(self.curve) // CURVE_POINTS)
         return replace(
             run.outcome(result, self.trained, self.curve),
             test=test,
@@ -183,7 +182,6 @@ class _Search:
             spent=dict(self.purposes),
             seconds=self.seconds,
             candidates=self.count,
-            curve=tuple(self.curve[::-1][::stride][::-1]),
         )
 
     def _try(self, candidate: Candidate) -> None:

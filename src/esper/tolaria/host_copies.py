@@ -1,8 +1,9 @@
 """Copies of tensors on the host that are held once, whoever holds them: a last good state, the best network, a
 checkpoint under way.
 
-A copy is never written to. What has not changed since it was last copied, and is still held by somebody, is not copied
-again. From an accelerator copies go to pinned memory, all of them at once, and are waited for together.
+A copy is never written to. What is on the CPU, has not changed since it was last copied, and is still held by somebody,
+is not copied again. From an accelerator, where to compare would be to copy, each call makes new copies: they go to
+pinned memory, all of them at once, and are waited for together.
 """
 
 from __future__ import annotations
