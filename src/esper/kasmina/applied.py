@@ -96,11 +96,11 @@ def apply(model: nn.Module, run: str | Path) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
             graft(model, {path: partial(_grown, made, seeds) for path, seeds in about["seeds"].items()})
     except BaseException:
-        _undo(model, made)
+        take_out(model, made)
         raise
     differing = _differing(model, {**tensors, **{name: tensors[other] for name, other in about["same"].items()}})
     if differing:
-        _undo(model, made)
+        take_out(model, made)
         raise UsageError(
             f"the {type(model).__name__} is not like the one that {run} delivered: {len(differing)} tensors differ,"
             f" among them {differing[0]}"
@@ -188,7 +188,8 @@ def _differing(model: nn.Module, tensors: Mapping[str, Tensor]) -> list[str]:
     ]
 
 
-def _undo(model: nn.Module, made: list[Grown]) -> None:
+def take_out(model: nn.Module, made: Sequence[Grown]) -> None:
+    """Undo of building ``made`` in, in either order: the module that each is around stands in its place again."""
     for grown in reversed(made):
         for parent in model.modules():
             for name, child in parent._modules.items():

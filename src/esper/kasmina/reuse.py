@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from esper.kasmina.applied import apply, delivered
+from esper.kasmina.applied import apply, delivered, take_out
 from esper.kasmina.portable import Grown
 from esper.kasmina.structure import same_bits
 from esper.leyline import UsageError
@@ -42,11 +42,7 @@ def _as_it_is(model: nn.Module) -> Callable[[], None]:
     held = {name: tensor.detach().to("cpu", copy=True) for name, tensor in _tensors(model).items()}
 
     def undo() -> None:
-        for parent in list(model.modules()):
-            for name, child in parent._modules.items():
-                while isinstance(child, Grown) and child not in modes:
-                    child = child.module
-                parent._modules[name] = child
+        take_out(model, [grown for grown in grown_in(model).values() if grown not in modes])
         with torch.no_grad():
             for name, tensor in _tensors(model).items():
                 if name in held:

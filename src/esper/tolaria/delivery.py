@@ -80,7 +80,7 @@ def taking_part(view: EnvView, without: AlphaConfig | None = None) -> dict[str, 
 
 
 def unproven(view: EnvView) -> list[str]:
-    """Slots whose seed the network feels though it was not kept for good; of whom least is known to come first."""
+    """Slots whose seed the network feels though it was not kept for good, the weakest by what is known first."""
     felt = [s for s in view.slots if s.live and s.alpha != 0.0 and s.stage is not SeedStage.FOSSILIZED]
     return [slot.slot_id for slot in sorted(felt, key=_known_worth)]
 
