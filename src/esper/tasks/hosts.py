@@ -144,14 +144,120 @@ class CharTransformer(nn.Module):
 
 
 class TabularHost(nn.Module):
-    """Two hidden layers on a row of numbers: ``x_BC -> prediction [B]``. Slots sit on the blocks' outputs."""
+    """Two hidden layers on a row of numbers: ``x_BC -> prediction [B]``, or ``-> logits [B, classes]``.
 
-    def __init__(self, columns: int, channels: int = 8) -> None:
+    Slots sit on the blocks' outputs.
+    """
+
+    def __init__(self, columns: int, channels: int = 8, classes: int | None = None) -> None:
         super().__init__()
         self.block0 = nn.Sequential(nn.Linear(columns, channels), nn.GELU())
         self.block1 = nn.Sequential(nn.Linear(channels, channels), nn.GELU())
-        self.head = nn.Linear(channels, 1)
+        self.head = nn.Linear(channels, 1 if classes is None else classes)
+        self.classes = classes
 
     def forward(self, x_BC: torch.Tensor) -> torch.Tensor:
-        prediction: torch.Tensor = self.head(self.block1(self.block0(x_BC))).squeeze(1)
-        return prediction
+        answer: torch.Tensor = self.head(self.block1(self.block0(x_BC)))
+        return answer.squeeze(1) if self.classes is None else answer
+
+
+class ResidualHost(nn.Module):
+    """Residual network for small pictures in bytes (He et al., 2016, arXiv:1512.03385, section 4.2).
+
+    ``x_BCHW`` uint8 ``-> logits [B, classes]``. Three stages of ``blocks`` blocks, the later two of half the side and
+    twice the channels of the one before; 16 channels and 3 blocks are ResNet-20. Slots sit on the stages' outputs.
+    """
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    class Block(nn.Module):
+        """Two convolutions added to what comes in; where they make it smaller, its zero-padded every second pixel."""
+
+        def __init__(self, inputs: int, channels: int) -> None:
+            super().__init__()
+            self.stride, self.more = (1 if inputs == channels else 2), channels - inputs
+            self.conv0 = nn.Conv2d(inputs, channels, 3, stride=self.stride, padding=1, bias=False)
+            self.conv1 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+            self.norm0, self.norm1 = nn.BatchNorm2d(channels), nn.BatchNorm2d(channels)
+
+        def forward(self, h_BCHW: torch.Tensor) -> torch.Tensor:
+            added_BCHW = self.norm1(self.conv1(torch.relu(self.norm0(self.conv0(h_BCHW)))))
+            kept_BCHW = h_BCHW[:, :, :: self.stride, :: self.stride]
+            return torch.relu(nn.functional.pad(kept_BCHW, (0, 0, 0, 0, 0, self.more)) + added_BCHW)
+
+    def __init__(
+        self, classes: int, channels: int, blocks: int, mean: tuple[float, ...], std: tuple[float, ...]
+    ) -> None:
+        super().__init__()
+
+        def stage(inputs: int, outputs: int) -> nn.Sequential:
+            return nn.Sequential(*(self.Block(outputs if i else inputs, outputs) for i in range(blocks)))
+
+        self.register_buffer("mean", torch.tensor(mean).reshape(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(std).reshape(1, -1, 1, 1))
+        first = nn.Conv2d(len(mean), channels, 3, padding=1, bias=False)
+        self.stem = nn.Sequential(first, nn.BatchNorm2d(channels), nn.ReLU())
+        self.stage0, self.stage1 = stage(channels, channels), stage(channels, 2 * channels)
+        self.stage2 = stage(2 * channels, 4 * channels)
+        self.head = nn.Linear(4 * channels, classes)
+
+    def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:
+        h_BCHW = self.stem((x_BCHW.to(self.mean.dtype) - self.mean) / self.std)
+        h_BCHW = self.stage2(self.stage1(self.stage0(h_BCHW)))
+        logits: torch.Tensor = self.head(h_BCHW.mean(dim=(2, 3)))
+        return logits
+
+
+class PatchTransformer(nn.Module):
+    """Vision transformer for small pictures in bytes (Dosovitskiy et al., 2021, arXiv:2010.11929), pre-norm.
+
+    ``x_BCHW`` uint8 ``-> logits [B, classes]``: patches of ``patch`` pixels a side, the mean over them before the head.
+    Slots sit on the blocks' outputs.
+    """
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    class Block(nn.Module):
+        """Self-attention over all patches and an MLP, each added to the stream ``h_BTC``."""
+
+        def __init__(self, channels: int, heads: int, hidden: int) -> None:
+            super().__init__()
+            self.heads = heads
+            self.norm_in, self.norm_mlp = nn.LayerNorm(channels), nn.LayerNorm(channels)
+            self.qkv, self.out = nn.Linear(channels, 3 * channels), nn.Linear(channels, channels)
+            self.mlp = nn.Sequential(nn.Linear(channels, hidden), nn.GELU(), nn.Linear(hidden, channels))
+
+        def forward(self, h_BTC: torch.Tensor) -> torch.Tensor:
+            B, T, C = h_BTC.shape
+            qkv = self.qkv(self.norm_in(h_BTC)).reshape(B, T, 3, self.heads, C // self.heads).permute(2, 0, 3, 1, 4)
+            mixed_BHTD = nn.functional.scaled_dot_product_attention(*qkv.unbind(0))
+            h_BTC = h_BTC + self.out(mixed_BHTD.transpose(1, 2).reshape(B, T, C))
+            added_BTC: torch.Tensor = self.mlp(self.norm_mlp(h_BTC))
+            return h_BTC + added_BTC
+
+    def __init__(
+        self,
+        classes: int,
+        size: int,
+        patch: int,
+        channels: int,
+        blocks: int,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+    ) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean).reshape(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(std).reshape(1, -1, 1, 1))
+        self.patches = nn.Conv2d(len(mean), channels, patch, stride=patch)
+        self.place = nn.Embedding((size // patch) ** 2, channels)
+        self.blocks = nn.Sequential(*(self.Block(channels, 4, 2 * channels) for _ in range(blocks)))
+        self.norm = nn.LayerNorm(channels)
+        self.head = nn.Linear(channels, classes)
+
+    def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:
+        h_BCHW = self.patches((x_BCHW.to(self.mean.dtype) - self.mean) / self.std)
+        h_BTC = self.blocks(h_BCHW.flatten(2).transpose(1, 2) + self.place.weight)
+        logits: torch.Tensor = self.head(self.norm(h_BTC).mean(dim=1))
+        return logits

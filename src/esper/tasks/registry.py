@@ -24,6 +24,8 @@ BUILT_IN: Final = MappingProxyType(
         "cifar10": "esper.tasks.cifar10:cifar10",
         "diabetes": "esper.tasks.examples:diabetes",
         "book": "esper.tasks.book:book",
+        "letters": "esper.tasks.letters:letters",
+        "fashion": "esper.tasks.fashion:fashion",
         "emoji": "esper.tasks.pretrained.emoji:emoji",
         "verses": "esper.tasks.pretrained.verses:verses",
         "fashion-colour": "esper.tasks.pretrained.fashion:fashion_colour",

@@ -15,17 +15,18 @@ from torch import Tensor
 from esper.leyline import DataError, MissingExtraError
 
 
-def package_file(package: str, path: str, *, extra: str | None = None) -> Path:
+def package_file(package: str, path: str, *, extra: str | None = None, how: str | None = None) -> Path:
     """Path of a file inside an installed package, found without importing the package.
 
-    Raises ``MissingExtraError`` when the package is absent and ``extra`` installs it, ``DataError`` when the package is
-    there but the file is not.
+    Raises ``MissingExtraError`` when the package is absent and ``extra`` installs it, ``DataError`` where no extra does
+    (``how`` says what does) and when the package is there but the file is not.
     """
     spec = find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         if extra is not None:
             raise MissingExtraError(f"data from the package {package}", extra)
-        raise DataError(f"package {package} is not installed; its file {path} is needed")
+        told = "" if how is None else f": {how}"
+        raise DataError(f"package {package} is not installed; its file {path} is needed{told}")
     file = Path(spec.submodule_search_locations[0], path)
     if not file.is_file():
         raise DataError(f"package {package} is installed but carries no {path}; another version may")

@@ -9,13 +9,13 @@ import pytest
 from esper.leyline import DataError
 from esper.tasks import TaskSpec, get_task
 from esper.tasks.base import check_task
-from esper.tasks.pretrained.fashion import FOLDER, HOW, LABELS, PICTURES
+from esper.tasks.clothes import FILES, FOLDER, HOW
 from tasks.conformance import check_examples, check_slots, score_after
 
 
 @pytest.fixture(scope="module")
 def task() -> TaskSpec:
-    if not Path(FOLDER, PICTURES[0]).is_file():
+    if not all(Path(FOLDER, name).is_file() for name in FILES):
         pytest.skip(f"the pictures are not installed; {HOW}")
     return get_task("fashion-colour")
 
@@ -39,7 +39,7 @@ def test_missing_and_other_pictures_are_said(tmp_path: Path) -> None:
         DataError, match=r"train-images-idx3-ubyte.gz is missing; on Debian and Ubuntu: apt-get install"
     ):
         get_task("fashion-colour", data_dir=str(tmp_path))
-    for name in (PICTURES[0], LABELS[0]):
+    for name in FILES:
         (tmp_path / name).write_bytes(b"other pictures")
     with pytest.raises(DataError, match="sha256 is"):
         get_task("fashion-colour", data_dir=str(tmp_path))

@@ -1,12 +1,11 @@
 """Clothes, or digits, on colour photographs, few of each kind, on a pretrained picture classifier.
 
-Composites of real pictures by the recipe of :mod:`esper.tasks.colour`: Fashion-MNIST (Xiao et al., 2017,
-arXiv:1708.07747) or MNIST blended on crops of scikit-learn's two photographs.
+Composites of real pictures by the recipe of :mod:`esper.tasks.colour`: Fashion-MNIST or MNIST blended on crops of
+scikit-learn's two photographs.
 """
 
 from __future__ import annotations
 
-import gzip
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -18,20 +17,13 @@ import torch
 
 from esper.leyline import DataError
 from esper.tasks.base import Data, Split, TaskBudget, TaskSpec
+from esper.tasks.clothes import CLASSES, FOLDER, read_clothes
 from esper.tasks.colour import REGIONS, blend, mnist_digits, photographs
 from esper.tasks.pretrained.efficientnet import frozen_efficientnet, sites_of_efficientnet
-from esper.tasks.pretrained.weights import check_sha256
 from esper.tasks.scoring import accuracy, accuracy_metric, cross_entropy
 from esper.tasks.sources import cut, frozen_stream, stratified_order
 
 EXTRA: Final = "fashion-colour"
-FOLDER: Final = "/usr/share/datasets/fashion-mnist"
-"""Where Debian's package puts the files."""
-HOW: Final = "on Debian and Ubuntu: apt-get install dataset-fashion-mnist"
-PICTURES: Final = "train-images-idx3-ubyte.gz", "b0564c3eedabfbf835052cff8503ea422014ce006caf5b757f851416ee8300c7"
-LABELS: Final = "train-labels-idx1-ubyte.gz", "0ae29f65d86684f32d1b9c85147786c547b9c6aebcaf235f0400a0cce308b056"
-CLASSES: Final = 10
-SIDE: Final = 28
 VALIDATION, TEST = 500, 1000
 RANKS: Final = ("lora2", "lora4", "lora8", "lora16", "lora32")
 
@@ -53,8 +45,7 @@ def load_fashion_colour(train: int, split: int, folder: Path) -> Data:
 
     All splits are of the published training pictures; clothes and crops of the three are disjoint.
     """
-    pictures = _read(folder, *PICTURES)[16:].reshape(-1, SIDE, SIDE)
-    labels = _read(folder, *LABELS)[8:].astype(np.int64)
+    pictures, labels = read_clothes(folder, "fashion-colour")
     _check_count("fashion-colour", train, len(labels))
     source = "Fashion-MNIST on scikit-learn's two photographs"
     return _coloured(pictures, labels, (VALIDATION, TEST, train), split, EXTRA, source)
@@ -113,13 +104,3 @@ def _coloured(
         made.append(Split(torch.from_numpy(blended), torch.from_numpy(labels[part])))
     validation, test, train = made
     return Data.of(train, validation, test, source=source)
-
-
-def _read(folder: Path, name: str, sha256: str) -> npt.NDArray[np.uint8]:
-    """The bytes of a gzipped file, header and all."""
-    file = folder / name
-    if not file.is_file():
-        raise DataError(f"task fashion-colour: {file} is missing; {HOW}, or name another folder by the option data_dir")
-    check_sha256(file, sha256)
-    with gzip.open(file) as packed:
-        return np.frombuffer(packed.read(), np.uint8)
