@@ -84,7 +84,7 @@ def without_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Reports of ``grow`` and ``Grower`` are written without figures, which take longer to draw than small runs do."""
     from functools import partial
 
-    from esper import library
+    from esper import delivery
     from esper.karn.report import write_report
 
-    monkeypatch.setattr(library, "write_report", partial(write_report, figures=False))
+    monkeypatch.setattr(delivery, "write_report", partial(write_report, figures=False))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import esper
-from esper import library
+from esper import delivery
 from esper.kasmina.portable import Grown
 from esper.kasmina.reuse import chains
 from esper.leyline import Blend, DataError, EnvView, FactoredAction, GateThresholds, Op, SeedStage, UsageError
@@ -52,7 +52,7 @@ def grown(run_dir: Path, turned: bool = False, **given: Any) -> GrowResult:
 def first(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("first") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(library, "write_report", partial(library.write_report, figures=False))
+        patch.setattr(delivery, "write_report", partial(delivery.write_report, figures=False))
         grown(folder)
     return folder
 

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import nn
 
 from esper.karn.evidence import RunEvidence
 from esper.karn.notebook import evidence_html
-from esper.karn.report import as_text, markdown
+from esper.karn.report import as_text, markdown, read_evidence, write_report
+from esper.kasmina.applied import tell_of_adapters
+from esper.leyline import TelemetryEventType, UsageError
+from esper.run.open import Job, RunOpening, open_run
+from esper.run.session import Session
+from esper.run.together import how_to_go_on
+from esper.tolaria.executor import EpisodeResult, Executor
+from esper.tolaria.missing import RankLost
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -38,3 +48,94 @@ class GrowResult:
 
     def _repr_html_(self) -> str:
         return evidence_html(self.report, self.run_dir)
+
+
+class Delivery:
+    """What a run leaves, whatever ends it: the model and its files, then the report."""
+
+    def __init__(self) -> None:
+        self.executor: Executor | None = None
+        """Once there is one."""
+        self.over = False
+        """Whether the run is closed."""
+        self.how: Callable[[], str] | None = None
+        """What to do where a rank was lost, if it is not what the library's own user does."""
+        self._session: Session | None = None
+        self._episode: EpisodeResult | None = None
+        self._grown: nn.Module | None = None
+        self._result: GrowResult | None = None
+
+    @property
+    def session(self) -> Session:
+        """Once the run is open."""
+        assert self._session is not None
+        return self._session
+
+    @contextmanager
+    def outlasting(self, opening: RunOpening, job: Job) -> Iterator[None]:
+        """Open the run; when it is closed again the result is made, after an error from the best state so far."""
+        try:
+            with open_run(opening, job) as session:
+                self._session = session
+                try:
+                    yield
+                except BaseException as error:
+                    if (lost := session.ranks.lost(error)) is None:
+                        self._salvage(error)
+                        raise
+                    self._tell(lost, opening)
+                    self._salvage(lost)
+                    raise lost from None
+        except BaseException as error:
+            self.over = True
+            if self._grown is not None and self.session.writes:
+                self._result = self._reported()
+                error.add_note(f"The model of epoch {self.result().epoch} is in {self.result().run_dir / 'model'}")
+            raise
+        self.over = True
+        if self._grown is not None:
+            told = self.session.ranks.first(lambda: replace(self._reported(), model=nn.Identity()))
+            self._result = replace(told, model=self._grown)
+
+    def write(self, episode: EpisodeResult) -> None:
+        """Write what the episode delivers as a plain model."""
+        assert self.executor is not None
+        if self.session.writes:
+            exported = self.executor.engine.save(0, self.session.directory.model)
+            self.session.say(TelemetryEventType.MODEL_EXPORTED, **exported.payload())
+        self._grown, self._episode = self.executor.engine.materialise(0), episode
+
+    def result(self) -> GrowResult:
+        """Raises ``UsageError`` before it is there."""
+        if self._result is None:
+            raise UsageError("the grown model is there when the with block has ended, after one epoch or more")
+        return self._result
+
+    def _tell(self, lost: RankLost, opening: RunOpening) -> None:
+        """Say what to do about it, at once: a launcher that has noticed ends the other processes, too."""
+        how = how_to_go_on(opening.about, self.session.directory) if self.how is None else self.how()
+        lost.args = (f"{lost}; nothing that was written is lost: {how}",)
+        with suppress(OSError):
+            os.write(2, f"\nesper: {lost}\n".encode())
+
+    def _salvage(self, error: BaseException) -> None:
+        """Deliver the best state so far; what goes wrong with that is a note on the error that was there before."""
+        if self.executor is None or self._grown is not None or not self.session.writes:
+            return
+        interrupted = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+        try:
+            results = self.executor.salvage(getattr(error, "status", interrupted))
+            if results is not None:
+                self.write(results[0])
+        except Exception as another:
+            error.add_note(f"The model so far could not be written: {type(another).__name__}: {another}")
+
+    def _reported(self) -> GrowResult:
+        """Write the report."""
+        assert self._grown is not None and self._episode is not None
+        path = self.session.path
+        write_report(path)
+        tell_of_adapters(self._grown, path)
+        told = self._episode
+        assert told.delivered and told.delivered_epoch is not None
+        return GrowResult(self._grown, read_evidence(path)[0], path, told.delivered_epoch, told.delivered)

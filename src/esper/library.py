@@ -18,17 +18,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from esper.delivery import GrowResult
-from esper.karn.report import read_evidence, write_report
-from esper.kasmina.applied import tell_of_adapters
+from esper.delivery import Delivery, GrowResult
 from esper.kasmina.exposure import Exposure
 from esper.kasmina.leaving import leave
 from esper.kasmina.sites import Sites
 from esper.kasmina.trial import modes_kept
-from esper.leyline import EnvView, GateThresholds, Policy, TelemetryEventType, UsageError
+from esper.leyline import EnvView, GateThresholds, Policy, UsageError
 from esper.run.checks import check_optimizer, made, whole
 from esper.run.loop import OwnLoop
-from esper.run.open import Job, RunOpening, open_run
 from esper.run.own import (
     Budget,
     Loader,
@@ -45,8 +42,7 @@ from esper.run.packed import pack, unpack
 from esper.run.play import EpisodePlan, Episodes
 from esper.run.previous import Previous, given_back, require_none
 from esper.run.resume import LIBRARY, CheckpointInfo, Snapshot, find_state
-from esper.run.session import Session
-from esper.run.together import check_shared_out, how_to_go_on, led
+from esper.run.together import check_shared_out, led
 from esper.run.wrapped import quiet, unwrapped
 from esper.tamiyo.policies import chosen_policy
 from esper.tamiyo.policies.learned import SHIPPED
@@ -56,9 +52,9 @@ from esper.tasks.losses import OwnLoss
 from esper.tasks.metrics import MetricChoice, Scored
 from esper.tolaria.alone import host_alone
 from esper.tolaria.engine import ModuleEngine
-from esper.tolaria.executor import EpisodeResult, Executor, StepReport
+from esper.tolaria.executor import StepReport
 from esper.tolaria.observed import ObservedStep
-from esper.tolaria.ranks import RankLost, require_same
+from esper.tolaria.ranks import require_same
 from esper.tolaria.rates import Schedulers, follow, innermost, rates_kept
 from esper.tolaria.setup import Forward, call
 from esper.tolaria.surgery import join_seeds
@@ -127,7 +123,7 @@ def grow(  # noqa: PLR0913
         batches.device = own.device
         own = replace(own, setup=replace(own.setup, batches=batches))
         reused = {} if before is None else {"previous": before.try_on(own)}
-        opening, delivery = opening_of(own, decider, run_dir), _Delivery()
+        opening, delivery = opening_of(own, decider, run_dir), Delivery()
         executor = delivery.executor = own.executor(opening.sink.emit, fold=before is None)
         plan = EpisodePlan(1, choices.budget.epochs, seed)
         episodes = Episodes(
@@ -200,7 +196,7 @@ class Grower:
         self._opening = opening_of(self._own, self._policy, run_dir)
         decider = led(self._policy, self._own.ranks)
         self._loop = OwnLoop(self._own.executor(self._opening.sink.emit), decider, choices.budget.epochs)
-        self._delivery = _Delivery()
+        self._delivery = Delivery()
         self._entered = False
         self._exposures: list[Exposure] = []
         self._saved = False
@@ -253,6 +249,10 @@ class Grower:
         past = find_state(loaded, run, LIBRARY, self._subject, self._own.ranks)
         session = replace(self._opening.session, resume=past.point)
         self._opening = replace(self._opening, session=session, past=past)
+
+    def goes_on_by(self, how: Callable[[], str]) -> None:
+        """``how()`` says what to do where a rank was lost, for a framework that keeps :meth:`state_dict` itself."""
+        self._delivery.how = how
 
     def __enter__(self) -> Self:
         loop = self._loop
@@ -405,88 +405,6 @@ class Grower:
 
 
 _WITHOUT_LOSS: Final = "without a batch in this epoch; take its training loss by grower.loss(inputs, targets)"
-
-
-class _Delivery:
-    """What a run leaves, whatever ends it: the model and its files, then the report."""
-
-    def __init__(self) -> None:
-        self.executor: Executor | None = None
-        """Once there is one."""
-        self.over = False
-        """Whether the run is closed."""
-        self._session: Session | None = None
-        self._episode: EpisodeResult | None = None
-        self._grown: nn.Module | None = None
-        self._how = ""
-        self._result: GrowResult | None = None
-
-    @property
-    def session(self) -> Session:
-        """Once the run is open."""
-        assert self._session is not None
-        return self._session
-
-    @contextmanager
-    def outlasting(self, opening: RunOpening, job: Job) -> Iterator[None]:
-        """Open the run; when it is closed again the result is made, after an error from the best state so far."""
-        self._how = how_to_go_on(opening)
-        try:
-            with open_run(opening, job) as session:
-                self._session = session
-                try:
-                    yield
-                except BaseException as error:
-                    self._salvage(error)
-                    raise
-        except BaseException as error:
-            self.over = True
-            if self._grown is not None and self.session.writes:
-                self._result = self._reported()
-                error.add_note(f"The model of epoch {self.result().epoch} is in {self.result().run_dir / 'model'}")
-            raise
-        self.over = True
-        if self._grown is not None:
-            told = self.session.ranks.first(lambda: replace(self._reported(), model=nn.Identity()))
-            self._result = replace(told, model=self._grown)
-
-    def write(self, episode: EpisodeResult) -> None:
-        """Write what the episode delivers as a plain model."""
-        assert self.executor is not None
-        if self.session.writes:
-            exported = self.executor.engine.save(0, self.session.directory.model)
-            self.session.say(TelemetryEventType.MODEL_EXPORTED, **exported.payload())
-        self._grown, self._episode = self.executor.engine.materialise(0), episode
-
-    def result(self) -> GrowResult:
-        """Raises ``UsageError`` before it is there."""
-        if self._result is None:
-            raise UsageError("the grown model is there when the with block has ended, after one epoch or more")
-        return self._result
-
-    def _salvage(self, error: BaseException) -> None:
-        """Deliver the best state so far; what goes wrong with that is a note on the error that was there before."""
-        if isinstance(error, RankLost):
-            error.args = (f"{error}; {self._how}",)
-        if self.executor is None or self._grown is not None or not self.session.writes:
-            return
-        interrupted = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-        try:
-            results = self.executor.salvage(getattr(error, "status", interrupted))
-            if results is not None:
-                self.write(results[0])
-        except Exception as another:
-            error.add_note(f"The model so far could not be written: {type(another).__name__}: {another}")
-
-    def _reported(self) -> GrowResult:
-        """Write the report."""
-        assert self._grown is not None and self._episode is not None
-        path = self.session.path
-        write_report(path)
-        tell_of_adapters(self._grown, path)
-        told = self._episode
-        assert told.delivered and told.delivered_epoch is not None
-        return GrowResult(self._grown, read_evidence(path)[0], path, told.delivered_epoch, told.delivered)
 
 
 @contextmanager

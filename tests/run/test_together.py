@@ -301,7 +301,9 @@ def test_a_rank_that_is_killed_ends_the_run_and_it_goes_on(tmp_path: Path) -> No
     whole = on_ranks(2, tmp_path / "a", lambda rank: grown(tmp_path / "whole", rank, 2))
     died = on_ranks(2, tmp_path / "b", lambda rank: grown(run, rank, 2, die_at=26 if rank else None))
     assert isinstance(died[0], RankLost) and died[1] is None
-    assert "has lost another one" in str(died[0]) and f"grow(..., resume={str(run)!r}) goes on" in str(died[0])
+    assert "rank 0 of 2 has lost rank 1, whose process " in str(
+        died[0]
+    ) and f"grow(..., resume={str(run)!r}) goes on" in str(died[0])
     assert len(str(died[0]).splitlines()) == 1
     on = on_ranks(2, tmp_path / "c", lambda rank: grown(run, rank, 2, resume=True))
     assert all(isinstance(each, dict) for each in (*whole, *on)), (whole, on)

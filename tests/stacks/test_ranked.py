@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import re
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,16 +13,18 @@ from typing import Any
 import pytest
 import torch
 from kit import TRAIN, VALIDATION, Killed, Script, Told, Way, as_launched, budget, plain
-from lightning_runs import GrowCallback, KillAfter, Lightning, Manual, Module
+from lightning_runs import Callback, GrowCallback, KillAfter, Lightning, Manual, Module
 from torch import nn
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
-from transformers_runs import Counting, HuggingFace
+from transformers_runs import Counting, HuggingFace, TrainerCallback
 from transformers_runs import KillAfter as TrainerKillAfter
 
+from esper.leyline import TelemetryEventType as T
 from esper.leyline import UsageError
 from esper.nissa.reader import read_journal
 from esper.stacks.common import require_known, undivided
 from esper.stacks.lightning import DDPStrategy, _refuse
+from esper.tolaria.ranks import RankLost
 from ranks import on_ranks
 
 pytestmark = [
@@ -119,7 +124,7 @@ def newest(folder: Path) -> Path:
 def killed_and_gone_on(where: Path, run: Callable[..., Any], killer: Any, folder: Path, way: Way) -> None:
     killed = on_ranks(RANKS, where / "a", lambda rank: run(rank, killer), joined=False)
     assert [type(each) for each in killed] == [Killed] * RANKS, killed
-    last = max(folder.iterdir(), key=lambda path: path.stat().st_mtime_ns)
+    last = newest(folder)
     on = on_ranks(RANKS, where / "b", lambda rank: run(rank, last=last), joined=False)
     assert isinstance(on[0], dict), on[0]
     plainly, steps = plain(where, way), len(on[0]["told"].weights)
@@ -148,6 +153,79 @@ def test_trainer_goes_on_from_its_own_checkpoint_in_mid_epoch(tmp_path: Path) ->
         return train(tmp_path, rank, stack, *more, last=last)
 
     killed_and_gone_on(tmp_path, run, TrainerKillAfter(5), tmp_path / "trainer", stack.way)
+
+
+class DieInLightning(Callback):
+    """The last rank is killed in validation, when a checkpoint is there."""
+
+    def on_validation_batch_end(self, trainer: Any, *args: Any) -> None:
+        if trainer.global_step > len(TRAIN) and trainer.global_rank == RANKS - 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+class DieInTrainer(TrainerCallback):
+    """The last rank is killed while the others evaluate, when a checkpoint is there."""
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step > len(TRAIN) // 2 and args.process_index == RANKS - 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def one_line(lost: list[Any], kind: type[Exception], capfd: pytest.CaptureFixture[str]) -> str:
+    """What a person is told where the last rank was killed: at once, and as the error."""
+    error, victim = lost
+    assert type(error) is kind and victim is None, lost
+    assert f"\nesper: {error}\n" in capfd.readouterr().err
+    told = re.fullmatch(
+        r"rank 0 of 2 has lost rank 1, whose process \d+ is gone \(.*\); nothing that was written is lost: "
+        r"trainer\.(?:fit|train)\((?:\.\.\., ckpt_path|resume_from_checkpoint)='(.*)'\) goes on, on as many ranks or "
+        "others",
+        str(error),
+    )
+    assert told is not None, error
+    return told[1]
+
+
+@pytest.mark.slow
+def test_a_rank_that_lightning_misses_is_named_and_one_process_goes_on(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    stack = Lightning(Way(clip=0.05, scheduled=True))
+
+    def run(rank: int) -> Any:
+        return fit(tmp_path, rank, stack, DieInLightning(), stack.saving(tmp_path))
+
+    lost = on_ranks(RANKS, tmp_path / "a", run, joined=False)
+    last = Path(one_line(lost, RuntimeError, capfd))
+    assert last == newest(tmp_path / "checkpoints")
+    ended = [event.data for event in read_journal(tmp_path / "run") if event.event_type is T.TRAINING_ENDED]
+    assert [data["status"] for data in ended] == ["failed"] and "RankLost: rank 0 of 2" in ended[0]["reason"]
+    module = stack.kind(stack.way)
+    growth = GrowCallback({"site": "net.1"}, budget(), policy=Script(), run_dir=tmp_path / "run")
+    loaders = DataLoader(whole(TRAIN), batch_size=16), DataLoader(whole(VALIDATION), batch_size=9)
+    stack.trainer(tmp_path, growth, stack.saving(tmp_path)).fit(module, *loaders, ckpt_path=last)
+    require_gone_on(module.told, plain(tmp_path, stack.way))
+
+
+@pytest.mark.slow
+def test_a_rank_that_the_trainer_misses_is_named_and_one_process_goes_on(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    options = {"save_strategy": "steps", "save_steps": 1, "eval_strategy": "epoch"}
+    stack = replace(TRAINER["trainer, items counted"], options=options)
+    lost = on_ranks(RANKS, tmp_path / "a", lambda rank: train(tmp_path, rank, stack, DieInTrainer()), joined=False)
+    last = Path(one_line(lost, RankLost, capfd))
+    assert last == max((tmp_path / "trainer").iterdir(), key=lambda path: int(path.name.split("-")[1]))
+    told, _, _ = replace(stack, share=1).trained(tmp_path, checkpoint=last)
+    require_gone_on(told, plain(tmp_path, stack.way))
+
+
+def require_gone_on(told: Told, whole: Told) -> None:
+    """The last steps of the whole run."""
+    steps = len(told.weights)
+    assert 0 < steps < len(whole.weights) and any(bool(each.any()) for each in told.gradients[-1][6:]), "a seed learns"
+    for part in ("rates", "weights"):
+        torch.testing.assert_close(getattr(told, part), getattr(whole, part)[-steps:], rtol=1e-4, atol=1e-5)
 
 
 class Gathering(Module):

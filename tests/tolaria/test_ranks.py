@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from esper.kasmina.growing import GrowingModel
 from esper.leyline import EsperError, UsageError
 from esper.run.config import RunConfig
 from esper.run.open import RunRequest, prepare
+from esper.tolaria.missing import Process, of_backend, rank_lost
 from esper.tolaria.ranks import (
     LONE,
     RankLost,
@@ -129,7 +131,28 @@ def test_a_rank_that_is_gone_is_an_error_and_no_wait(tmp_path: Path) -> None:
         return None if rank else refused(lambda: ranks.all(0), RankLost)
 
     told, _ = on_ranks(2, tmp_path / "ranks", work)
-    assert told.startswith("rank 0 of 2 has lost another one (")
+    assert told.startswith("rank 0 of 2 has lost rank 1")
+
+
+def test_a_process_that_is_gone_is_known_to_be_on_its_own_machine() -> None:
+    here = Process.this()
+    assert not here.gone() and here.machine
+    assert replace(here, began="1").gone(), "another process has its number now"
+    assert not replace(here, began="1", machine="elsewhere").gone()
+    told = rank_lost(RuntimeError("[x.cc:1] Timed out. More."), 1, 3, [here, here, replace(here, began="1")])
+    assert str(told) == f"rank 1 of 3 has lost rank 2, whose process {here.pid} is gone (Timed out)"
+
+
+@pytest.mark.parametrize(
+    ("said", "lost"),
+    [
+        ("[/home/gloo/gloo/transport/tcp/pair.cc:537] Read error [127.0.0.1]:1: Connection reset by peer. This", True),
+        ("[enforce fail at /home/gloo/gloo/allreduce.cc:24] opts.elements > 0", False),
+        ("mat1 and mat2 shapes cannot be multiplied", False),
+    ],
+)
+def test_what_a_backend_says_of_a_rank_that_is_gone_is_told_from_other_errors(said: str, lost: bool) -> None:
+    assert of_backend(RuntimeError(said)) is lost and not of_backend(ValueError(said))
 
 
 def test_one_process_has_no_one_to_ask() -> None:

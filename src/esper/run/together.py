@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 from torch import nn
 from torch.optim import Optimizer
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler
 
 from esper.leyline import Decision, EnvSpec, EnvView, Policy, UsageError
-from esper.run.open import RunOpening
+from esper.nissa.rundir import RunDirectory
 from esper.run.play import Saveable
+from esper.run.resume import CheckpointInfo
 from esper.tasks.base import SplitSource
 from esper.tolaria.ranks import Ranks, checksums, digest, require_same
+
+ON_OTHERS: Final = "on as many ranks or others"
+"""A run goes on."""
 
 
 class Led:
@@ -106,10 +110,10 @@ def check_shared_out(ranks: Ranks, loader: Any) -> None:
         )
 
 
-def how_to_go_on(opening: RunOpening) -> str:
-    """What to do where a rank was lost."""
-    if opening.about is None:
-        return "load the last grower.state_dict() that you saved, on as many ranks or others"
-    where = opening.session.run_dir if opening.past is None else str(opening.past.directory.path)
-    how = opening.about.how.format(kind=opening.about.kind, run=where or "the run directory")
-    return f"{how} from its last checkpoint, on as many ranks or others"
+def how_to_go_on(about: CheckpointInfo | None, run: RunDirectory) -> str:
+    """What to do where a rank was lost; ``about`` is what checkpoints say of the run, if it writes any."""
+    if about is None:
+        return f"load the last grower.state_dict() that you saved, {ON_OTHERS}"
+    if not any(run.checkpoints.glob("ckpt-*")):
+        return "there is no checkpoint yet (Budget.checkpoint_every), so that it begins anew"
+    return f"{about.how.format(kind=about.kind, run=str(run.path))} from its last checkpoint, {ON_OTHERS}"

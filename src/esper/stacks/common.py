@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from torch.utils.data import DataLoader, DistributedSampler
 
 from esper.kasmina.structure import tensors
 from esper.leyline import UsageError
+from esper.run.together import ON_OTHERS
 from esper.tolaria.ranks import started
 
 
@@ -35,6 +37,13 @@ def undivided(loader: Any) -> tuple[Any, int]:
     kept = ("batch_size", "num_workers", "collate_fn", "pin_memory", "timeout", "worker_init_fn", "prefetch_factor")
     again = {name: getattr(loader, name) for name in (*kept, "multiprocessing_context")}
     return DataLoader(loader.dataset, shuffle=False, **again), sampler.num_replicas
+
+
+def goes_on_from(checkpoint: Path | None, call: str) -> str:
+    """What to do where a rank was lost; ``call`` has a place for the newest checkpoint that is whole."""
+    if checkpoint is None:
+        return "there is no checkpoint yet, so that training begins anew"
+    return f"{call.format(str(checkpoint))} goes on, {ON_OTHERS}"
 
 
 def require_known(processes: int, framework: str) -> None:

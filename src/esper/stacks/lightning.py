@@ -23,12 +23,14 @@ from torch.optim import Optimizer
 
 from esper.leyline import MissingExtraError, Policy, UsageError
 from esper.library import Budget, Grower, GrowResult, OwnChoices
-from esper.stacks.common import attribute, examples_in, require_known, undivided
+from esper.stacks.common import attribute, examples_in, goes_on_from, require_known, undivided
 from esper.tamiyo.policies.learned import SHIPPED
+from esper.tolaria.missing import RankLost
 from esper.tolaria.observed import ObservedStep, attributes_kept
 
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer
+    from lightning.pytorch.callbacks import ModelCheckpoint
     from lightning.pytorch.loggers.logger import DummyLogger
     from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
     from lightning.pytorch.trainer.states import TrainerFn
@@ -125,6 +127,7 @@ class GrowCallback(Callback):
             policy=self.policy,
             run_dir=self.run_dir,
         )
+        grower.goes_on_by(lambda: goes_on_from(_newest(trainer), "trainer.fit(..., ckpt_path={!r})"))
         if self._state:
             grower.load_state_dict(self._state)
             self._state = {}
@@ -170,7 +173,10 @@ class GrowCallback(Callback):
         """Deliver the best so far."""
         self._training = False
         self._unmarking.close()
-        self._open.pop_all().__exit__(type(exception), exception, exception.__traceback__)
+        try:
+            self._open.pop_all().__exit__(type(exception), exception, exception.__traceback__)
+        except RankLost as lost:
+            exception.args = lost.args  # Lightning ends what it has begun, and raises its own
 
     def state_dict(self) -> dict[str, Any]:
         """Seeds, and all it takes to go on exactly."""
@@ -219,6 +225,14 @@ def _refuse(trainer: Trainer, module: LightningModule) -> None:
             f"configure_optimizers() gives {len(trainer.optimizers)} optimizers; a module grows with one, in which "
             "seeds get groups of their own"
         )
+
+
+def _newest(trainer: Trainer) -> Path | None:
+    """The newest checkpoint that the Trainer's callbacks have written."""
+    saving = [each for each in trainer.checkpoint_callbacks if isinstance(each, ModelCheckpoint)]
+    told = [p for each in saving for p in (each.last_model_path, each.best_model_path, *each.best_k_models)]
+    there = [path for path in map(Path, filter(None, told)) if path.exists()]
+    return max(there, key=lambda path: path.stat().st_mtime_ns, default=None)
 
 
 def _within(trainer: Trainer) -> int:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from esper.leyline import MissingExtraError, Policy, UsageError
 from esper.library import Budget, Grower, GrowResult, OwnChoices
-from esper.stacks.common import attribute, examples_in, require_known, undivided
+from esper.stacks.common import attribute, examples_in, goes_on_from, require_known, undivided
 from esper.tamiyo.policies.learned import SHIPPED
 from esper.tasks.metrics import MetricChoice
 from esper.tolaria.observed import ObservedStep, attributes_kept
@@ -29,7 +29,8 @@ from esper.tolaria.observed import ObservedStep, attributes_kept
 try:
     from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-    from transformers.trainer_utils import IntervalStrategy, get_last_checkpoint
+    from transformers.trainer import TRAINER_STATE_NAME
+    from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, IntervalStrategy, get_last_checkpoint
 except ImportError as error:
     raise MissingExtraError("esper.stacks.transformers", "transformers") from error
 
@@ -105,6 +106,7 @@ class GrowCallback(TrainerCallback):
         )
         if self._from is not None:
             grower.load_state_dict(torch.load(self._from / GROWTH, weights_only=True, map_location="cpu"))
+        grower.goes_on_by(lambda: goes_on_from(_newest(args), "trainer.train(resume_from_checkpoint={!r})"))
         with ExitStack() as stack:
             self.grower = stack.enter_context(grower)
             stack.enter_context(_observed(trainer, grower))
@@ -194,6 +196,13 @@ class GrowCallback(TrainerCallback):
                 f"load_best_model_at_end goes by {best!r}, and growth delivers the best by the loss: give "
                 f"GrowCallback(metric=...) what {best!r} is, or TrainingArguments(metric_for_best_model='loss')"
             )
+
+
+def _newest(args: TrainingArguments) -> Path | None:
+    """The newest checkpoint from which growth goes on; the trainer's state is what is written last into one."""
+    found = Path(str(args.output_dir)).glob(f"{PREFIX_CHECKPOINT_DIR}-*")
+    whole = [path for path in found if (path / GROWTH).exists() and (path / TRAINER_STATE_NAME).exists()]
+    return max(whole, key=lambda path: path.stat().st_mtime_ns, default=None)
 
 
 def _whole_of_validation(trainer: Trainer) -> Any:

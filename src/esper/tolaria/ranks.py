@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -23,6 +22,7 @@ from esper.kasmina.growing import GrowingModel
 from esper.kasmina.structure import same_bits
 from esper.kasmina.structure import tensors as all_tensors
 from esper.leyline import EsperError, UsageError
+from esper.tolaria.missing import Process, RankLost, of_backend, rank_lost, ranks_named
 
 T = TypeVar("T")
 
@@ -35,8 +35,8 @@ WAYS: Final = ("gradients of a batch", "end of an epoch", "state_dict", "weights
 
 
 class Ranks(Protocol):
-    """The processes that train a host together, as one of them sees it. Every method but :meth:`mine` is a meeting:
-    all ranks call it, in the same order."""
+    """The processes that train a host together, as one of them sees it. Every method but :meth:`mine` and
+    :meth:`lost` is a meeting: all ranks call it, in the same order."""
 
     @property
     def rank(self) -> int:
@@ -61,6 +61,10 @@ class Ranks(Protocol):
 
     def first(self, make: Callable[[], T], what: str = "figures") -> T:
         """What ``make`` gives on rank 0, where alone it is called. Its error is an error everywhere."""
+
+    def lost(self, error: BaseException) -> RankLost | None:
+        """What an error of a backend's own says of another rank that is gone; ``None`` where it says nothing of that.
+        No meeting."""
 
 
 class Lone:
@@ -87,12 +91,12 @@ class Lone:
         """What it gives."""
         return make()
 
+    def lost(self, error: BaseException) -> RankLost | None:
+        """No other is there."""
+        return None
+
 
 LONE: Final = Lone()
-
-
-class RankLost(EsperError):
-    """Another rank is gone, or does not answer."""
 
 
 class RanksDiffer(EsperError):
@@ -120,6 +124,8 @@ class Together:
         self._said = torch.zeros(2, dtype=torch.int64)
         self._heard = [torch.zeros(2, dtype=torch.int64) for _ in range(self.count)]
         self._buckets: dict[tuple[torch.dtype, torch.device], _Buckets] = {}
+        self._processes: list[Process] = []
+        self._processes = self.all(Process.this())
 
     def mine(self, number: int) -> bool:
         """See :class:`Ranks`."""
@@ -213,9 +219,13 @@ class Together:
         try:
             yield
         except RuntimeError as error:  # what every backend raises
-            why = re.sub(r"^\[[^]]*\] ", "", str(error).strip()).splitlines() or [type(error).__name__]
-            told = why[0].partition(". ")[0]
-            raise RankLost(f"rank {self.rank} of {self.count} has lost another one ({told})") from None
+            raise rank_lost(error, self.rank, self.count, self._processes) from None
+
+    def lost(self, error: BaseException) -> RankLost | None:
+        """See :class:`Ranks`."""
+        if isinstance(error, RankLost):
+            return error
+        return rank_lost(error, self.rank, self.count, self._processes) if of_backend(error) else None
 
 
 class _Buckets:
@@ -280,11 +290,6 @@ def _bucketed(tensors: Sequence[P]) -> Iterator[list[P]]:
         part.append(tensor)
     if part:
         yield part
-
-
-def ranks_named(ranks: Sequence[int]) -> str:
-    """``rank 1``, ``ranks 0, 2``"""
-    return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}"
 
 
 def differing(given: Sequence[Mapping[str, Any]]) -> tuple[str, list[int]] | None:

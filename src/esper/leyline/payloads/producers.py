@@ -27,7 +27,7 @@ PRODUCERS: Final = MappingProxyType(
         "IMPROVEMENT_DETECTED": ("simic.detectors",),
         "ISOLATION_VIOLATION": ("kasmina.slot",),
         "MEMORY_WARNING": ("simic.detectors",),
-        "MODEL_EXPORTED": ("library", "scripts.heuristic"),
+        "MODEL_EXPORTED": ("delivery", "scripts.heuristic"),
         "NUMERICAL_INSTABILITY_DETECTED": ("simic.detectors",),
         "PERFORMANCE_DEGRADATION": ("simic.detectors",),
         "PLATEAU_DETECTED": ("simic.detectors",),

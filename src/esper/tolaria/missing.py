@@ -1,0 +1,102 @@
+"""A rank that is gone: what a backend's error says of it, and which it is, as far as this machine can know."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Self
+
+import torch.distributed as dist
+
+from esper.leyline import EsperError
+
+_GLOO: Final = re.compile(r"^\[(?!enforce)[^]]*\bgloo\b[^]]*\] ")
+"""How gloo begins what it says of a connection; of arguments that do not fit it says ``[enforce fail at ...]``."""
+_PATIENCE: Final = 1.0
+"""Seconds in which a process that has closed its connections is gone."""
+
+
+class RankLost(EsperError):
+    """Another rank is gone, or does not answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """One process among those of all machines, to be asked after."""
+
+    machine: str
+    """Its processes have numbers of their own; empty where that cannot be known."""
+    pid: int
+    began: str
+
+    @classmethod
+    def this(cls) -> Self:
+        """This one."""
+        pid = os.getpid()
+        return cls(_machine(), pid, (_stat(pid) or ("", ""))[1])
+
+    def gone(self) -> bool:
+        """Whether it is known to have ended."""
+        if not self.machine or self.machine != _machine():
+            return False
+        found = _stat(self.pid)
+        return found is None or found[0] in "ZX" or found[1] != self.began
+
+
+def of_backend(error: BaseException) -> bool:
+    """Whether it is an error by which a backend says that another rank does not answer."""
+    if not isinstance(error, RuntimeError) or not dist.is_available():
+        return False
+    return isinstance(error, dist.DistError) or bool(_GLOO.match(str(error)))
+
+
+def rank_lost(error: Any, rank: int, count: int, processes: Sequence[Process]) -> RankLost:
+    """What it says, in one line, with the ranks that are known to be gone. ``processes``: of all, by rank."""
+    why = re.sub(r"^\[[^]]*\] ", "", str(error).strip()).splitlines() or [type(error).__name__]
+    told = why[0].partition(". ")[0]
+    others = [each for each in range(count) if each != rank]
+    gone = _gone(processes, others)
+    if gone:
+        ended = f"process {processes[gone[0]].pid} is" if len(gone) == 1 else "processes are"
+        lost = f"{ranks_named(gone)}, whose {ended} gone"
+    else:
+        lost = ranks_named(others) if len(others) == 1 else "another one"
+    return RankLost(f"rank {rank} of {count} has lost {lost} ({told})")
+
+
+def _gone(processes: Sequence[Process], ranks: Sequence[int]) -> list[int]:
+    """Those that are gone. A process closes its connections before it has ended."""
+    until = time.monotonic() + _PATIENCE
+    while True:
+        found = [rank for rank in ranks if rank < len(processes) and processes[rank].gone()]
+        if found or time.monotonic() > until:
+            return found
+        time.sleep(0.02)
+
+
+def ranks_named(ranks: Sequence[int]) -> str:
+    """``rank 1``, ``ranks 0, 2``"""
+    return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}"
+
+
+def _machine() -> str:
+    """This start of this system, and the numbers that its processes have here."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return ""
+
+
+def _stat(pid: int) -> tuple[str, str] | None:
+    """State of a process and when it began; ``None`` where there is none of this number. See ``proc(5)``."""
+    try:
+        told = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    fields = told.rpartition(")")[2].split()
+    return fields[0], fields[19]
