@@ -60,6 +60,7 @@ RIVALS: Final[Mapping[str, Rival]] = {
 
 SEARCHED: Final = "searched"
 """The topology of an arm that looks for one."""
+_GROWRA = "rank added beside every linear layer in four steps, from none, where it would lower the loss most"
 _GRADMAX = "in every slot the seed and the draw with the largest gradient norm at birth, at a fixed time"
 
 
@@ -103,6 +104,7 @@ ARMS: Final[Mapping[str, Arm]] = {
         Arm("net2net", "largest seeds as identities, all at a fixed time", Family.INSERTION, policy="net2net"),
         Arm("gradmax", _GRADMAX, Family.INSERTION, policy="gradmax"),
         Arm("stacked", "copies of all blocks behind them, all at a fixed time", Family.STACKING, policy="stacked"),
+        Arm("growra", _GROWRA, Family.PLACED, policy="growra"),
         Arm("policy", "a saved policy", Family.POLICY, policy="policy"),
         Arm("auto", "growth where it promises most", Family.PLACED, policy="auto"),
         *(Arm(name, _sought(how), Family.SEARCH, SEARCHED, equal=True) for name, how in SEARCHES.items()),
@@ -110,7 +112,7 @@ ARMS: Final[Mapping[str, Arm]] = {
     )
 }
 
-_ASKED_FOR: Final = ("small-equal", "all-sites", "grafted", "stacked", "policy", "auto", *SEARCHES)
+_ASKED_FOR: Final = ("small-equal", "all-sites", "grafted", "stacked", "growra", "policy", "auto", *SEARCHES)
 FULL: Final = tuple(name for name in ARMS if name not in (*_ASKED_FOR, *RIVALS))
 QUICK: Final = ("small", "large-equal", "retrained-equal", "frugal")
 _NOT_GROWING: Final = ("static",)

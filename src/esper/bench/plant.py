@@ -120,7 +120,7 @@ def by_gradient(
     A seed is the identity at birth, so the norm is what the first step can gain. It is measured on one batch of the
     training split in evaluation mode, without a trace but in the ledger.
     """
-    inputs, targets = _one_batch(trainer)
+    inputs, targets = one_batch(trainer)
     best: dict[str, tuple[float, Planted]] = {}
     for slot_id, fitting in sizes.items():
         for blueprint in fitting:
@@ -132,7 +132,8 @@ def by_gradient(
     return [each for _, each in best.values()]
 
 
-def _one_batch(trainer: Trainer) -> tuple[torch.Tensor, torch.Tensor]:
+def one_batch(trainer: Trainer) -> tuple[torch.Tensor, torch.Tensor]:
+    """Inputs and targets of the first batch of the training split, in order."""
     with trainer.setup.splits["train"].reading(trainer.config.batch_size) as batches:
         inputs, targets, _ = next(batches)
     return inputs, targets

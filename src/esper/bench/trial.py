@@ -13,6 +13,7 @@ from functools import lru_cache
 from typing import Any, Final
 
 from esper.bench.arms import RIVALS, SEARCHED
+from esper.bench.directions import MOMENTS, check, grow_rank
 from esper.bench.plant import Planted, by_gradient, copies, largest, middle, plant
 from esper.bench.rivals import RivalTask
 from esper.bench.settings import TrialSetting
@@ -41,6 +42,8 @@ CURVE_POINTS: Final = 100
 NEVER: Final = 10**9
 INSERTING: Final = ("net2net", "gradmax", "stacked")
 """Policies that grow once, at a fixed time, and for good."""
+RANKING: Final = "growra"
+"""The policy that adds rank at fixed times, for good."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,7 +238,7 @@ class _TrialRun:
         self.trial = trial
         self.grows = trial.policy != "static"
         self.thresholds = self._thresholds()
-        self.measured = trial.policy not in ("static", "blind", *INSERTING)
+        self.measured = trial.policy not in ("static", "blind", RANKING, *INSERTING)
         self.load, self.executor = self._assembled()
         assert isinstance(self.executor.engine, ModuleEngine)
         self.engine = self.executor.engine
@@ -249,6 +252,8 @@ class _TrialRun:
         trial, setting = self.trial, self.trial.setting
         every = 1 if self.measured else NEVER
         task = task_of(trial.work)
+        if trial.policy == RANKING:
+            check(task)
         config = RunConfig(
             task=trial.work.task,
             # growth may fill every slot, as the large network does
@@ -257,6 +262,7 @@ class _TrialRun:
             device=trial.work.device,
             counterfactual_every=every,
             incubation="graft" if trial.policy == "grafted" else None,
+            generations=len(MOMENTS) if trial.policy == RANKING else 1,
         )
         load = workload(task, config)
         budget = load.task.budget
@@ -285,7 +291,7 @@ class _TrialRun:
             return FrugalPolicy()
         if trial.policy == "nurtured":
             return NurturedPolicy(seed=trial.seed)
-        if trial.policy in INSERTING:
+        if trial.policy in (RANKING, *INSERTING):
             return make_policy("static")
         return make_seeded(trial.policy, trial.seed)
 
@@ -313,7 +319,10 @@ class _TrialRun:
         plant(self.engine.trainer(0), seeds, self.trial.setting.initial)
 
     def _insert(self) -> None:
-        """The growth of the arms that grow once and for good."""
+        """The growth of the arms that grow at fixed times and for good."""
+        if self.trial.policy == RANKING:
+            grow_rank(self.engine.trainer(0), self.trial.seed)
+            return
         sizes = self._sizes()
         if self.trial.policy == "gradmax":
             self._plant(by_gradient(self.engine.trainer(0), sizes, self.trial.seed))
@@ -361,10 +370,12 @@ class _TrialRun:
     def play(self, epochs: int) -> TrialOutcome:
         """The whole episode."""
         self._begin(epochs)
-        inserted_at = round(self.trial.setting.at * epochs) if self.trial.policy in INSERTING else None
+        policy = self.trial.policy
+        shares = MOMENTS if policy == RANKING else (self.trial.setting.at,) if policy in INSERTING else ()
+        moments = {round(share * epochs) for share in shares}
 
         def insert() -> None:
-            if self.executor.epoch == inserted_at:
+            if self.executor.epoch in moments:
                 self._insert()
                 self.episode.look()
 
