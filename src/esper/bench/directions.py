@@ -5,7 +5,7 @@ would lower the loss most, with the amplitude that lowers it most.
 
 Verbockhaven et al., "Growing tiny networks: spotting expressivity bottlenecks and fixing them optimally" (2024), whose
 optimal new neurons GroMo's GrowRA takes for adapters of a layer that is held. With ``x`` the inputs of the layer and
-``g`` the gradients at its output, the wanted addition is the matrix of low rank that is nearest to ``-g`` on ``x``: with
+``g`` the gradients at its output, the wanted addition is the matrix of low rank nearest to ``-g`` on ``x``: with
 ``S = x'x = LL'`` and ``N = g'x`` the leading singular vectors of ``-N inv(L')``, times ``inv(L)``.
 """
 
