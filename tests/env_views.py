@@ -24,6 +24,7 @@ from esper.leyline import (
     Metric,
     Op,
     Paired,
+    Promise,
     SeedStage,
     SlotView,
 )
@@ -85,13 +86,14 @@ _facts = st.none() | st.builds(Fact, _numbers, _epochs)
 _paired = st.none() | st.builds(
     Fact, st.builds(Paired, _numbers, st.floats(0, 50) | st.just(math.nan), st.integers(1, 5000)), _epochs
 )
+_promises = st.builds(Promise, _numbers, st.integers(1, 40), st.integers(0, 10**9), _epochs)
 
 
 @st.composite
 def slot_views(draw: st.DrawFn, slot_id: str) -> SlotView:
     """A slot in any stage, each fact known, unknown or non-finite."""
     stage = draw(st.sampled_from(SeedStage))
-    slot = SlotView(slot_id, stage)
+    slot = SlotView(slot_id, stage, promise=draw(st.dictionaries(st.sampled_from(BLUEPRINTS), _promises, max_size=2)))
     if stage not in LIVE:
         return replace(slot, epochs_in_stage=draw(st.integers(0, 40)))
     blueprint = draw(st.sampled_from(BLUEPRINTS))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
 
 import numpy as np
@@ -8,8 +9,9 @@ import pytest
 from hypothesis import given
 
 from env_views import env_views, live_slot, measured, row_view
-from esper.leyline import EnvView, Fact, GateThresholds, Metric, Paired, SeedStage, SlotView
+from esper.leyline import EnvView, Fact, Feature, GateThresholds, Metric, Paired, Promise, SeedStage, SlotView
 from esper.tamiyo.features import LAYOUT, encode
+from esper.tamiyo.policies.learned import SHIPPED_FILE, load_policy
 
 
 def entries(view: EnvView) -> dict[str, float]:
@@ -138,3 +140,39 @@ def test_percent_fraction_and_error_look_alike() -> None:
         np.testing.assert_allclose(other, percent, atol=1e-6)
     unscaled = dataclasses.replace(in_unit(units[1], 87.0, 60.0, 5.0), gates=GateThresholds())
     assert np.abs(encode(unscaled).vector - percent).max() > 0.1, "without a scale a unit can be seen"
+
+
+def test_what_places_promise_is_seen_relative_to_the_loss_and_to_the_greatest() -> None:
+    heard = [
+        SlotView("a", promise={"small": Promise(0.1, 9, 9, 2), "large": Promise(0.5, 9, 9, 2)}),
+        SlotView("b", promise={"large": Promise(0.25, 9, 9, 2)}),
+        SlotView("c", promise={"large": Promise(-2.0, 9, 9, 3)}),
+        SlotView("d"),
+    ]
+    seen = entries(row_view(*heard, train_loss=1.5))
+    assert [seen[f"{name}.promise_of_greatest"] for name in "abc"] == [1.0, 0.5, -1.0]
+    assert [seen[f"{name}.promise"] for name in "abc"] == [0.25, pytest.approx(0.25 / 1.75), pytest.approx(-2 / 3.5)]
+    assert [seen[f"{name}.promise_age"] > 0 for name in "abc"] == [True, True, False]
+    assert not any(value for name, value in seen.items() if name.startswith("d.promise")), "unknown"
+    silent = entries(row_view(*heard))
+    assert silent["a.promise.known"] == 0.0 and silent["a.promise_of_greatest"] == 1.0, "the loss is not known"
+    nothing = entries(row_view(*(dataclasses.replace(heard[2], slot_id=name) for name in "ab"), train_loss=1.5))
+    assert nothing["a.promise_of_greatest"] == 0.0 and nothing["a.promise_of_greatest.known"] == 1.0
+    wild = [
+        SlotView(name, promise={"large": Promise(value, 9, 9)})
+        for name, value in zip("ab", (math.nan, 2.0), strict=True)
+    ]
+    assert entries(row_view(*wild))["a.promise_not_finite"] == entries(row_view(*wild))["b.promise_of_greatest"] == 1.0
+
+
+def digest(features: tuple[Feature, ...]) -> str:
+    """Of every name, range and unit, in order."""
+    return hashlib.sha256(repr(features).encode()).hexdigest()[:16]
+
+
+def test_a_slots_part_grows_at_its_end_alone() -> None:
+    """How many entries a policy sees of a slot stands in its file; those must mean what they meant to it."""
+    seen_by_shipped = LAYOUT.slot[:41]
+    assert sum(feature.width for feature in seen_by_shipped) == load_policy(SHIPPED_FILE).network.config.slot_width
+    assert (digest(LAYOUT.host), digest(seen_by_shipped)) == ("3a221a99e9cd9dc0", "052d638f860e1ec0")
+    assert digest(LAYOUT.slot[:40]) != digest((*LAYOUT.slot[1:40], LAYOUT.slot[0])), "the order counts"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -82,6 +83,16 @@ def test_files_that_are_no_policies_are_named(tmp_path: Path) -> None:
     save_policy(tmp_path / "nan.safetensors", broken, {})
     with pytest.raises(DataError, match="not finite"):
         load_policy(tmp_path / "nan.safetensors")
+
+
+@pytest.mark.parametrize("more", [{"host_width": 1}, {"host_width": -1}, {"slot_width": 1}])
+def test_a_file_of_another_layout_is_refused(more: dict[str, int], tmp_path: Path) -> None:
+    config = network().config
+    sizes = {name: getattr(config, name) + n for name, n in more.items()}
+    save_policy(tmp_path / "p.safetensors", GrowthNetwork(dataclasses.replace(config, **sizes)), {})
+    here = f"this Esper has {config.host_width} and {config.slot_width}"
+    with pytest.raises(UsageError, match=f"p.safetensors: made for observations of .* entries of the host.*; {here}$"):
+        load_policy(tmp_path / "p.safetensors")
 
 
 @settings(max_examples=20)

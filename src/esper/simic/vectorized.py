@@ -127,6 +127,8 @@ def saved_network(state: Mapping[str, Any]) -> GrowthNetwork:
     shapes = {name.removeprefix(own): tuple(each.shape) for name, each in state["tensors"].items() if own in name}
     if wrong := sizes.unlike(shapes):
         raise DataError(f"the saved network's weights do not fit its sizes: {wrong}")
+    if wrong := sizes.misfit(LAYOUT):
+        raise DataError(f"the saved network was {wrong}")
     return GrowthNetwork(sizes)
 
 

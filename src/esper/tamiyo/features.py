@@ -18,7 +18,7 @@ from typing import Any, Final, Generic, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from esper.leyline import EnvView, Fact, Feature, Metric, ObservationLayout, Op, Paired, SeedStage, SlotView
+from esper.leyline import EnvView, Fact, Feature, Metric, ObservationLayout, Op, Paired, Promise, SeedStage, SlotView
 
 TREND_WINDOWS: Final = (1, 3, 5)
 """Epochs over which the trend of metric and loss is given."""
@@ -285,6 +285,36 @@ def _paired(name: str, level: Reading) -> list[_Column[_Place]]:
     ]
 
 
+def _promise(slot: SlotView) -> Promise | None:
+    """The greatest of all blueprints that were auditioned there; what is no number is the least."""
+    return max(slot.promise.values(), key=lambda p: (not math.isnan(p.value), p.value), default=None)
+
+
+def _promised(place: _Place) -> float | None:
+    promise, now = _promise(place.slot), place.view.train_loss
+    return None if promise is None or now is None else _share(promise.value, now)
+
+
+def _of_greatest(place: _Place) -> float | None:
+    """1 where the most is promised; 0 where nothing that is promised anywhere is above 0."""
+    mine = _promise(place.slot)
+    if mine is None:
+        return None
+    heard = [each.value for slot in place.view.slots if (each := _promise(slot)) is not None]
+    greatest = max((value for value in heard if math.isfinite(value)), default=0.0)
+    return mine.value / greatest if greatest > 0 else 0.0
+
+
+def _promise_not_finite(place: _Place) -> float | None:
+    promise = _promise(place.slot)
+    return None if promise is None else float(not math.isfinite(promise.value))
+
+
+def _promise_age(place: _Place) -> float | None:
+    promise = _promise(place.slot)
+    return None if promise is None or promise.epoch is None else _symlog(place.view.epoch - promise.epoch)
+
+
 _SLOT: Final[tuple[_Column[_Place], ...]] = (
     _always("position", 1.0, "share of the slots before", lambda p: p.index / max(1, len(p.view.slots) - 1)),
     *(_always(f"is_{stage.name.lower()}", 1.0, "flag", partial(_is, stage=stage)) for stage in SeedStage),
@@ -303,11 +333,19 @@ _SLOT: Final[tuple[_Column[_Place], ...]] = (
     *_paired("removal_cost_loss", _loss),
     *_paired("probe_gain", _metric),
     *_paired("probe_gain_loss", _loss),
-    # what came after esper-v1 stands at the end, where its network does not look
+    # what came later stands at the end: a network looks at as many entries as its file says, and no further
     _always("generation", 3.5, "symlog(seeds kept before)", lambda p: _symlog(p.slot.generation)),
+    _maybe("promise", -1.0, 1.0, "share of the training loss", _promised),
+    _maybe("promise_of_greatest", -1.0, 1.0, "share of the greatest of all slots", _of_greatest),
+    _maybe("promise_not_finite", 0.0, 1.0, "flag", _promise_not_finite),
+    _maybe("promise_age", 0.0, 5.0, "symlog(epochs)", _promise_age),
 )
 
 LAYOUT: Final = ObservationLayout(
     host=tuple(column.feature for column in _HOST), slot=tuple(column.feature for column in _SLOT)
 )
-"""Every feature there is. It serves any number of slots, any blueprints and any task."""
+"""Every feature there is. It serves any number of slots, any blueprints and any task.
+
+A slot's part grows at its end alone: of a policy's file the widths say what it was made for, and a policy goes on
+seeing that and nothing else.
+"""

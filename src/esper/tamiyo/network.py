@@ -94,6 +94,18 @@ class GrowthNetworkConfig:
                 return f"{name} is {shapes.get(name)}, {shape} is needed"
         return ""
 
+    def misfit(self, layout: ObservationLayout) -> str:
+        """Why a network of these sizes cannot see observations of ``layout``; empty where it can.
+
+        A slot's part grows at its end alone, so that a network may see less of a slot than there is, and no more.
+        """
+        if self.host_width == layout.host_width and self.slot_width <= layout.slot_width:
+            return ""
+        return (
+            f"made for observations of {self.host_width} entries of the host and {self.slot_width} of a slot; this "
+            f"Esper has {layout.host_width} and {layout.slot_width}"
+        )
+
     def vocabulary(self, names: Sequence[str]) -> Tensor:
         """Embedding index of each blueprint name, ``[P]``; 0 for one that this network was not built with."""
         known = {name: index for index, name in enumerate(self.blueprints, start=_EMPTY + 1)}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +13,6 @@ from esper.bench.growtable.env import GrowTableEnv
 from esper.bench.growtable.score import Tally, walk
 from esper.bench.growtable.table import Table
 from esper.leyline import UsageError
-from esper.simic.vectorized import fresh_network
-from esper.tamiyo.network import GrowthNetwork
-from esper.tamiyo.policies.learned import save_policy
 
 CODE = """
 import numpy as np
@@ -127,10 +123,3 @@ def test_a_function_is_shown_what_the_environment_shows(monkeypatch: pytest.Monk
 def test_a_module_that_is_not_there_is_named() -> None:
     with pytest.raises(UsageError, match="cannot import 'nowhere_of_entrants'.*PYTHONPATH"):
         entrant("x", "nowhere_of_entrants:f")
-
-
-def test_a_file_of_another_layout_is_refused(tmp_path: Path) -> None:
-    config = fresh_network(0, cells=8).config
-    save_policy(tmp_path / "p.safetensors", GrowthNetwork(replace(config, host_width=config.host_width + 1)), {})
-    with pytest.raises(UsageError, match=f"made for observations of {config.host_width + 1} entries of the host"):
-        entrant("x", str(tmp_path / "p.safetensors"))

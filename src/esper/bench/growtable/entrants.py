@@ -62,12 +62,6 @@ def entrant(name: str, reference: str) -> Entrant:
     if reference.endswith(".zip"):
         return Entrant(name, _of_zip(f"policy {reference!r}", Path(reference)), None)
     saved = load_policy(Path(reference))
-    config = saved.network.config
-    if config.host_width != LAYOUT.host_width or config.slot_width > LAYOUT.slot_width:
-        raise UsageError(
-            f"policy {reference}: made for observations of {config.host_width} entries of the host and "
-            f"{config.slot_width} of a slot; this Esper has {LAYOUT.host_width} and {LAYOUT.slot_width}"
-        )
     return Entrant(name, network_player(saved.network), saved.player(greedy=True), saved.training_macs)
 
 

@@ -22,6 +22,7 @@ from esper.leyline.decoding import safetensors_header, told
 from esper.leyline.files import read_regular, write_atomically
 from esper.tamiyo.batch import action_space, observe, tables
 from esper.tamiyo.distribution import FactoredDistribution
+from esper.tamiyo.features import LAYOUT
 from esper.tamiyo.heads import growth_heads
 from esper.tamiyo.masks import availability, to_action
 from esper.tamiyo.network import GrowthNetwork, GrowthNetworkConfig
@@ -81,7 +82,9 @@ def save_policy(path: Path, network: GrowthNetwork, card: Mapping[str, Any], *, 
 
 
 def load_policy(path: Path) -> SavedPolicy:
-    """Undo of :func:`save_policy`. Raises ``DataError`` for a file that is missing, damaged or no policy."""
+    """Undo of :func:`save_policy`. Raises ``DataError`` for a file that is missing, damaged or no policy, and
+    ``UsageError`` for one that was made for observations of another layout.
+    """
     where = f"policy {path}"
     try:
         content = read_regular(path, POLICY_BYTES, follow=True)
@@ -100,6 +103,8 @@ def load_policy(path: Path) -> SavedPolicy:
     sizes = GrowthNetworkConfig.from_dict(known.network)
     if wrong := sizes.unlike({name: tuple(tensor.shape) for name, tensor in tensors.items()}):
         raise DataError(f"{where}: its tensors do not fit its sizes: {wrong}")
+    if wrong := sizes.misfit(LAYOUT):
+        raise UsageError(f"{where}: {wrong}")
     network = GrowthNetwork(sizes)
     try:
         network.load_state_dict(tensors)
