@@ -96,6 +96,14 @@ def test_parts_of_an_installed_package_have_names(mine: Path) -> None:
     assert chosen == ("norm", "channel_gate")
     with pytest.raises(UsageError, match="channel_gat'"):
         workload(task, RunConfig(device="cpu", blueprints=("channel_gat",)))
+    names = ["--task", "disc", "--policy", "smallest_first", "--blueprints", "channel_gate,norm"]
+    short = ["--episodes", "1", "--max-epochs", "2", "--compare", "static", "--device", "cpu", "--quiet"]
+    assert main(["train", "heuristic", *names, *short, "--run-dir", "by-name"]) == 0
+    events = list(read_journal(mine / "by-name", validate=True))
+    (born, *_) = [event for event in events if event.event_type is T.SEED_GERMINATED]
+    assert (born.data["blueprint"], born.slot_id) == ("channel_gate", "hidden"), "in the host that their task names"
+    (ends,) = [event for event in events if event.event_type is T.EPISODE_ENDED and event.data["arm"] != "static"]
+    assert ends.data["status"] == "completed" and ends.data["policy"] == "smallest_first"
 
 
 def patched(text: str, root: Path) -> list[str]:

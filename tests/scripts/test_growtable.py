@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import csv
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 from made_up_tables import B, C, made_up_host
 
 from esper.bench.growtable import arms
 from esper.bench.growtable.arms import Scores
+from esper.bench.growtable.learn import Learned
 from esper.bench.growtable.reading import readings
 from esper.bench.growtable.score import ArmScore
 from esper.bench.growtable.sequences import name_of
 from esper.bench.growtable.table import Table, load_table, save_table
-from esper.bench.growtable.worlds import KNOWN, WORLDS
+from esper.bench.growtable.worlds import KNOWN, WORLDS, WorldSpec
 from esper.karn.stats import Interval
 from esper.scripts import growtable_runs
 from esper.scripts.main import main
@@ -45,7 +48,9 @@ def test_a_score_goes_into_a_page(
     save_table(Table(hosts, {}), table)
     page.write_text("before\n<!-- bench growtable: begin -->\nold\n<!-- bench growtable: end -->\nafter\n")
     save_policy(policy, fresh_network(0, cells=8), {"policy_macs": 10, "table_macs": 20})
-    assert main(["growtable", "score", "--table", str(table), "--policy", str(policy), "--into", str(page)]) == 0
+    rows, folder = tmp_path / "scores.csv", tmp_path / "submissions"
+    command = ["growtable", "score", "--table", str(table), "--policy", str(policy), "--into", str(page)]
+    assert main([*command, "--output", str(rows), "--submit", str(folder)]) == 0
     text = page.read_text()
     assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
     for part in (
@@ -69,6 +74,32 @@ def test_a_score_goes_into_a_page(
     ):
         assert part in text
     assert "digits-deep-noisy" in capsys.readouterr().out
+    read = list(csv.DictReader(rows.read_text().splitlines()))
+    assert {(row["arm"], row["runs"]) for row in read} >= {("p", "table"), ("p", "real"), ("UCB", "table")}
+    assert {(row["world"], row["host"]) for row in read} == {("digits-deep-noisy", "0"), ("digits-deep-noisy", "1")}
+    page.write_text("<!-- bench leaderboard: begin -->\n<!-- bench leaderboard: end -->\n")
+    ranked = ["growtable", "leaderboard", str(folder / "p.json"), "--table", str(table), "--into", str(page)]
+    assert main(ranked) == 0
+    mean = fmean(float(row["objective"]) for row in read if (row["arm"], row["runs"]) == ("p", "table"))
+    assert f"| `p` | {mean:.2f} (" in page.read_text()
+    capsys.readouterr()
+    assert main([*ranked[:3], str(folder / "p.json"), *ranked[3:]]) == 1
+    assert "another one is called p, too" in capsys.readouterr().err
+
+
+def test_a_policy_learns_in_several_tables(
+    table: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    heard = WorldSpec("heard", "mnist1d", audition="conv5", times=(1,))
+    other, policy = table.parent / "u.growtable", table.parent / "p.safetensors"
+    save_table(Table([made_up_host(0, ((), (replace(B, epoch=1),)), world=heard)], {}), other)
+    monkeypatch.setattr(growtable_runs, "learn", lambda hosts, plan, tell: Learned(fresh_network(0, cells=8), 9, 9))
+    command = ["growtable", "train", "--output", str(policy), "--table", str(table), "--table"]
+    assert main([*command, str(other)]) == 0
+    saved = load_policy(policy)
+    assert saved.auditions and saved.card["worlds"] == ["digits", "heard"] and saved.card["hosts"] == 3
+    assert main([*command, str(table)]) == 2
+    assert "t.growtable: holds digits, as one before it does; legal: " in capsys.readouterr().err
 
 
 def test_a_shipped_policy_has_its_scores_on_its_card(table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,6 +144,8 @@ def test_what_was_built_is_packed_and_what_was_not_is_said(tmp_path: Path, capsy
         (["score", "--policy", "nowhere.safetensors"], 1, "policy nowhere.safetensors: No such file"),
         (["score", "--policy", "nowhere_at_all:f"], 2, "cannot import 'nowhere_at_all'"),
         (["score", "--into", "nowhere.md"], 2, "--into nowhere.md: no such page"),
+        (["score", "--output", "scores.xlsx"], 2, "--output scores.xlsx: a table of scores ends in .csv"),
+        (["score", "--submit", "nowhere"], 2, "no --policy is named that could be submitted"),
         (["train", "--output", "."], 2, "--output .: a directory; a file is needed"),
         (["check", "--count", "0"], 2, "count is 0; it must be 1 or more"),
         (["prune"], 2, "invalid choice: 'prune'"),

@@ -47,6 +47,13 @@ def test_a_saved_policy_comes_back(tmp_path: Path) -> None:
     played, drawing = make_policy(str(path)), make_policy(str(path), greedy=False)
     assert isinstance(played, LearnedPolicy) and played.greedy and played.nurture is not None, "as it is scored"
     assert isinstance(drawing, LearnedPolicy) and not drawing.greedy
+    assert not played.nurture.auditions
+    save_policy(path, network(), {}, nurture=True, auditions=True)
+    hearing = load_policy(path).player()
+    hearing.reset(SPECS[:1])
+    assert [name for name, _ in hearing.decide([row_view(epoch=0)])[0].audition] == ["slot0", "slot1", "slot2"]
+    with pytest.raises(UsageError, match="no rules that audition"):
+        save_policy(path, network(), {}, auditions=True)
 
 
 def test_the_shipped_policy_is_small_says_where_it_comes_from_and_does_the_same_every_time() -> None:

@@ -45,6 +45,17 @@ def ops(view: EnvView) -> set[Op]:
     return {op for op in Op if offered(view)[0].available.op[op]}
 
 
+def test_places_are_auditioned_before_anything_is_offered_where_a_policy_was_trained_so() -> None:
+    space = action_space(row_view())
+    first = Nurture(auditions=True).offer(row_view(epoch=0), space)
+    assert first.otherwise.audition == tuple((f"slot{i}", "large") for i in range(3))
+    assert [op for op in Op if first.available.op[op]] == [Op.WAIT]
+    full = row_view(epoch=0, max_seeds=0)
+    assert not Nurture(auditions=True).offer(full, space).otherwise.audition, "nothing may grow"
+    for later in (Nurture(auditions=True).offer(row_view(epoch=1), space), Nurture().offer(row_view(epoch=0), space)):
+        assert later.available.op[Op.GERMINATE] and not later.otherwise.audition
+
+
 @given(env_views())
 def test_only_growth_and_what_rules_do_otherwise_is_offered_and_all_of_it_is_legal(view: EnvView) -> None:
     offer, space = offered(view)

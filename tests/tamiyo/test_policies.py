@@ -211,6 +211,7 @@ def test_third_parties_add_policies_by_entry_points(monkeypatch: pytest.MonkeyPa
         "schedule",
         "heuristic",
         "frugal",
+        "promise",
         "auto",
         "esper-v1",
         "theirs",

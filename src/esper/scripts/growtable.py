@@ -47,12 +47,16 @@ def build_parser() -> argparse.ArgumentParser:
         "--policy",
         action="append",
         default=[],
-        metavar="FILE|ZIP|module:Callable",
+        metavar="NAME|FILE|ZIP|module:Callable",
         help="beside the shipped one; may be repeated. A .zip is one of stable-baselines3. A callable without "
         "arguments makes a policy; one of two maps observation and mask of esper/GrowTableFlat-v0 to an action",
     )
     four.add_argument("--mark", default="growtable", help="name of the marks of PAGE (default: growtable)")
     four.add_argument("--table-only", action="store_true", help="no real runs: minutes less")
+    four.add_argument("--output", type=Path, metavar="FILE.csv", help="a row an arm and host, for a data frame")
+    four.add_argument("--submit", type=Path, metavar="FOLDER", help="write a submission for each policy that is named")
+    eight = commands.add_parser("leaderboard", help="one table of submissions to one table's held-out worlds")
+    eight.add_argument("files", type=Path, nargs="+", metavar="FILE", help="what score --submit wrote")
     seven = commands.add_parser(
         "admit", help="play candidates for worlds, and admit those in which reading a host pays beyond doubt"
     )
@@ -64,9 +68,16 @@ def build_parser() -> argparse.ArgumentParser:
     seven.add_argument("--output", type=Path, metavar="FILE", help="write a table of the admitted worlds")
     six = commands.add_parser("ship", help="put a policy into the package as esper-v1, its scores on its card")
     six.add_argument("--policy", type=Path, required=True, metavar="FILE")
-    for command in (two, three, four, six):
+    for command in (two, four, six, eight):
         command.add_argument("--table", type=Path, metavar="FILE", help="default: the package's own table")
-    for command in (two, four, seven):
+    three.add_argument(
+        "--table",
+        type=Path,
+        action="append",
+        metavar="FILE",
+        help="may be repeated, to learn in the worlds of all; default: the package's own table",
+    )
+    for command in (two, four, seven, eight):
         command.add_argument(
             "--into", type=Path, metavar="PAGE", help="write the result between the marks of PAGE, too"
         )
@@ -91,3 +102,8 @@ def _refuse_unwritable(args: argparse.Namespace) -> None:
         raise UsageError(f"--into {page}: no such page")
     if output is not None and output.is_dir():
         raise UsageError(f"--output {output}: a directory; a file is needed")
+    if args.command == "score" and output is not None and output.suffix != ".csv":
+        raise UsageError(f"--output {output}: a table of scores ends in .csv")
+    if args.command == "score" and args.submit is not None and (args.submit.is_file() or not args.policy):
+        why = "a file; a folder is needed" if args.policy else "no --policy is named that could be submitted"
+        raise UsageError(f"--submit {args.submit}: {why}")

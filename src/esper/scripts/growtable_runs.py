@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import csv
+import hashlib
+import io
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
@@ -13,28 +16,32 @@ import torch
 from rich.console import Console
 from rich.text import Text
 
-from esper.bench.growtable import report
+from esper.bench.growtable import report, submissions
 from esper.bench.growtable.admit import admission
-from esper.bench.growtable.arms import scored
+from esper.bench.growtable.arms import Scores, rivals, scored
 from esper.bench.growtable.build import BuildPlan, BuildProgress, build, planned, units
 from esper.bench.growtable.check import compare
+from esper.bench.growtable.host import TableHost
 from esper.bench.growtable.learn import LearnPlan, learn
 from esper.bench.growtable.parts import Parts
+from esper.bench.growtable.reading import ALL
 from esper.bench.growtable.score import table_macs
-from esper.bench.growtable.table import STORED, Table, load_table, save_table, table_of
+from esper.bench.growtable.table import STORED, Table, identity_of, load_table, save_table, table_of
 from esper.bench.growtable.tune import Look, TunePlan, tune
 from esper.bench.growtable.worlds import CANDIDATES, TRAINING, WORLDS, chosen
 from esper.bench.report import into_page
 from esper.leyline import DataError, UsageError
+from esper.leyline.files import write_atomically
 from esper.tamiyo.policies.learned import SHIPPED, SHIPPED_FILE, load_policy, save_policy
 
 
 def run(args: argparse.Namespace) -> None:
     """Do what was asked for."""
     torch.set_num_threads(1)
-    for name in ("table", "output") if args.command != "admit" else ():
-        if getattr(args, name, args) is None:
-            setattr(args, name, STORED)
+    if getattr(args, "table", args) is None:
+        args.table = [STORED] if args.command == "train" else STORED
+    if args.command == "build" and args.output is None:
+        args.output = STORED
     console = Console(highlight=False)
     {
         "admit": run_admit,
@@ -43,6 +50,7 @@ def run(args: argparse.Namespace) -> None:
         "train": run_train,
         "tune": run_tune,
         "score": run_score,
+        "leaderboard": run_leaderboard,
         "ship": run_ship,
     }[args.command](args, console)
 
@@ -114,11 +122,8 @@ def run_check(args: argparse.Namespace, console: Console) -> None:
 
 def run_train(args: argparse.Namespace, console: Console) -> None:
     """Learn, and save the policy with its card."""
-    table = load_table(args.table).whole
-    worlds = [name for name in table.worlds if not table.of(name)[0].world.held_out]
-    hosts = [host for name in worlds for host in table.of(name)]
-    if not hosts:
-        raise UsageError(f"table {args.table}: holds no training world")
+    table = _training(args.table)
+    worlds, hosts = list(table.worlds), [host for name in table.worlds for host in table.of(name)]
     began = time.perf_counter()
 
     def tell(update: int, mean_return: float, entropy: float) -> None:
@@ -137,7 +142,8 @@ def run_train(args: argparse.Namespace, console: Console) -> None:
         "policy_macs": learned.macs,
         "table_macs": table_macs(table, worlds),
     }
-    written = save_policy(args.output, learned.network, card, nurture=True)
+    auditions = any(host.world.audition is not None for host in hosts)
+    written = save_policy(args.output, learned.network, card, nurture=True, auditions=auditions)
     _say(console, f"{args.output}: {written.bytes:,} bytes, {learned.steps:,} steps in {seconds:.0f} s")
 
 
@@ -161,7 +167,7 @@ def run_tune(args: argparse.Namespace, console: Console) -> None:
         "tuning_macs": saved.card.get("tuning_macs", 0) + tuned.macs,
         "tuning_objective": [tuned.looks[0].objective, best.objective],
     }
-    written = save_policy(args.output, tuned.network, card, nurture=True)
+    written = save_policy(args.output, tuned.network, card, nurture=True, auditions=saved.auditions)
     seconds = time.perf_counter() - began
     _say(console, f"{args.output}: {written.bytes:,} bytes, of update {best.update}, {seconds:.0f} s")
 
@@ -175,6 +181,45 @@ def run_score(args: argparse.Namespace, console: Console) -> None:
     tables += [report.duels(found.duels), report.reading_test(found.readings)]
     text = "\n\n".join([*tables, *found.remarks])
     _publish(args.into, args.mark, text, console)
+    if args.output is not None:
+        write_atomically(args.output, _csv(found.rows()).encode())
+        _say(console, f"{args.output}: written")
+    if args.submit is not None:
+        _submit(args, found, console)
+
+
+def _csv(rows: Sequence[dict[str, str | int | float]]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _submit(args: argparse.Namespace, found: Scores, console: Console) -> None:
+    field = submissions.Field(_split(load_table(args.table), args.table)[0], identity_of(args.table), found.rivals)
+    for name, reference in _named(args.policy).items():
+        arm, file = f"`{name}`", Path(reference)
+        checksum = hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None
+        table = "" if args.table == STORED else f" --table {args.table}"
+        command = f"esper growtable score{table} --table-only --policy {reference}"
+        whole = next(each for each in found.readings[arm] if each.group == ALL)
+        given = submissions.submission(
+            field, (name, reference, checksum), command, found.led[arm], whole, found.tallies[arm]
+        )
+        _say(console, f"{submissions.write(args.submit, given)}: submission of {name}")
+
+
+def run_leaderboard(args: argparse.Namespace, console: Console) -> None:
+    """One table of what was submitted, every figure computed anew."""
+    table, training, held_out = _split(load_table(args.table), args.table)
+    field = submissions.Field(table, identity_of(args.table), rivals(table, training, held_out))
+    found = [submissions.load(path, field) for path in args.files]
+    names = [each.name for each in found]
+    for path, name in zip(args.files, names, strict=True):
+        if names.count(name) > 1:
+            raise DataError(f"submission {path}: another one is called {name}, too")
+    _publish(args.into, "leaderboard", submissions.leaderboard(found), console)
 
 
 def run_ship(args: argparse.Namespace, console: Console) -> None:
@@ -200,6 +245,22 @@ def _named(policies: Sequence[str]) -> dict[str, str]:
 def _given(args: argparse.Namespace, *names: str) -> dict[str, Any]:
     """What was said on the command line; the rest is the plan's own."""
     return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+
+
+def _training(paths: Sequence[Path]) -> Table:
+    """Whole hosts of the training worlds of all these tables. Raises ``UsageError`` where one has none, or two have one
+    in common.
+    """
+    found: list[TableHost] = []
+    for path in paths:
+        table, known = load_table(path).whole, {host.world.name for host in found}
+        hosts = [host for name in table.worlds for host in table.of(name) if not host.world.held_out]
+        if not hosts:
+            raise UsageError(f"table {path}: holds no training world")
+        if twice := known & {host.world.name for host in hosts}:
+            raise UsageError(f"table {path}: holds {min(twice)}, as one before it does; legal: tables of other worlds")
+        found += hosts
+    return Table(found, {})
 
 
 def _split(every: Table, path: Path) -> tuple[Table, list[str], list[str]]:

@@ -120,6 +120,12 @@ def test_a_function_is_shown_what_the_environment_shows(monkeypatch: pytest.Monk
     assert np.array_equal(seen[0][0], observation) and np.array_equal(seen[0][1], env.action_masks())
 
 
+def test_a_policy_by_name_plays_as_that_policy() -> None:
+    one, host = entrant("x", "heuristic"), made_up_host(0)
+    assert one.policy is not None and one.policy.name == "heuristic" and one.training_macs == 0
+    assert walk(host, one.player(host, 0)).ended
+
+
 def test_a_module_that_is_not_there_is_named() -> None:
     with pytest.raises(UsageError, match="cannot import 'nowhere_of_entrants'.*PYTHONPATH"):
         entrant("x", "nowhere_of_entrants:f")

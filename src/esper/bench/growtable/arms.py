@@ -12,6 +12,7 @@ from typing import Final
 
 from esper.bench.growtable import report
 from esper.bench.growtable.entrants import Entrant, entrant
+from esper.bench.growtable.host import Node
 from esper.bench.growtable.reading import Reading, readings
 from esper.bench.growtable.rivals import best_ranking, blind, constant, largest_first, ucb
 from esper.bench.growtable.score import (
@@ -20,7 +21,6 @@ from esper.bench.growtable.score import (
     HostKey,
     HostResults,
     Norm,
-    Player,
     Tally,
     break_even,
     by_views,
@@ -30,7 +30,9 @@ from esper.bench.growtable.score import (
     norms,
     played,
     played_freely,
+    reached,
     schedules,
+    walked,
 )
 from esper.bench.growtable.sequences import Choices
 from esper.bench.growtable.table import Table
@@ -63,8 +65,8 @@ class _Field:
         self.tabulated[arm] = found
         return line(arm, found, self.ends, self.rival)
 
-    def play(self, arm: str, player: Player, policy: Policy | None) -> list[ArmScore]:
-        lines = [self.add(arm, played(self.table, self.worlds, player))]
+    def play(self, arm: str, ends: Mapping[HostKey, Node], policy: Policy | None) -> list[ArmScore]:
+        lines = [self.add(arm, reached(ends))]
         if policy is not None and self.real_runs:
             self.real[arm] = played_freely(self.table, self.worlds, policy)
             lines.append(line(f"{arm}, real runs", self.real[arm], self.ends, self.rival))
@@ -97,6 +99,35 @@ class Scores:
     """By policy."""
     remarks: list[str] = field(default_factory=list)
     """On the policies that were asked for."""
+    tabulated: dict[str, HostResults] = field(default_factory=dict)
+    """By arm, in the table..."""
+    real: dict[str, HostResults] = field(default_factory=dict)
+    """...and in real runs."""
+    led: dict[str, dict[HostKey, Choices]] = field(default_factory=dict)
+    """By policy: host -> the sequence that it ended with in the table."""
+    tallies: dict[str, Tally] = field(default_factory=dict)
+    """By policy."""
+
+    @property
+    def rivals(self) -> dict[str, HostResults]:
+        """What every policy is compared with in the table."""
+        return {name: self.tabulated[name] for name in BESIDE}
+
+    def rows(self) -> list[dict[str, str | int | float]]:
+        """One an arm and host, for a data frame: ``pandas.DataFrame(scores.rows())``."""
+        return [
+            {
+                "arm": arm.strip("`"),
+                "runs": kind,
+                "world": key.world,
+                "host": key.number,
+                "objective": found[key].objective,
+                "macs": found[key].macs,
+            }
+            for kind, arms in (("table", self.tabulated), ("real", self.real))
+            for arm, found in arms.items()
+            for key in found
+        ]
 
 
 RANDOM, FITS, LARGEST = "random", "best schedule that fits", "largest legal first"
@@ -120,24 +151,44 @@ def scored(
         all_of_it.add(RANDOM, {key: norm.random for key, norm in all_of_it.ends.items()}),
         all_of_it.add("static", played(table, worlds, by_views(StaticPolicy()))),
         line("best fixed schedule", rival, all_of_it.ends, None),
-        all_of_it.add(FITS, fitting(table, worlds, ranked)),
-        all_of_it.add(LARGEST, played(table, worlds, largest_first())),
-        all_of_it.add(RANKING, played(table, worlds, constant(ranking))),
-        all_of_it.add(BLIND, blind(table, worlds)),
-        all_of_it.add(UCB, ucb(table, worlds)),
+        *(all_of_it.add(name, found) for name, found in beside(table, worlds, ranked, ranking).items()),
     ]
-    found = Scores(ranked[0], ranking, lines)
+    found = Scores(ranked[0], ranking, lines, tabulated=all_of_it.tabulated, real=all_of_it.real)
     for name, rules in RULES.items():
-        lines += all_of_it.play(name, by_views(rules), rules)
+        lines += all_of_it.play(name, walked(table, worlds, by_views(rules)), rules)
     for one in entrants:
         _enter(all_of_it, one, found)
     return found
 
 
+def beside(
+    table: Table, worlds: Sequence[str], ranked: Sequence[Choices], ranking: Sequence[str]
+) -> dict[str, HostResults]:
+    """What rivals that look at no host achieve on ``worlds``; ``ranked`` are the training worlds' schedules, the best
+    first, and ``ranking`` is their best constant ranking.
+    """
+    return {
+        FITS: fitting(table, worlds, ranked),
+        LARGEST: played(table, worlds, largest_first()),
+        RANKING: played(table, worlds, constant(ranking)),
+        BLIND: blind(table, worlds),
+        UCB: ucb(table, worlds),
+    }
+
+
+def rivals(table: Table, training: Sequence[str], worlds: Sequence[str]) -> dict[str, HostResults]:
+    """What every policy is compared with on held-out ``worlds``."""
+    ends = {key: norm.random for key, norm in norms(table, worlds).items()}
+    found = beside(table, worlds, schedules(table, training), best_ranking(table, training)) | {RANDOM: ends}
+    return {name: found[name] for name in BESIDE}
+
+
 def _enter(everything: _Field, one: Entrant, found: Scores) -> None:
     """Everything about one of the policies that were asked for."""
-    tally = Tally()
-    found.lines.extend(everything.play(one.name, tally.of(one.player), one.policy))
+    tally = found.tallies.setdefault(one.name, Tally())
+    ends = walked(everything.table, everything.worlds, tally.of(one.player))
+    found.led[one.name] = {key: end.sequences[0] for key, end in ends.items()}
+    found.lines.extend(everything.play(one.name, ends, one.policy))
     found.duels.extend(everything.duel(one.name, rival) for rival in BESIDE)
     found.readings[one.name] = readings(everything.table, everything.worlds, one.player)
     said = [report.refused(tally), report.read(found.readings[one.name])]

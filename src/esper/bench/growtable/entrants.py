@@ -1,5 +1,5 @@
-"""What ``esper growtable score --policy`` names: a policy's file, one of stable-baselines3 (``.zip``), or a callable of
-anybody's as ``module:Callable``.
+"""What ``esper growtable score --policy`` names: a policy by name, its file, one of stable-baselines3 (``.zip``), or a
+callable of anybody's as ``module:Callable``.
 
 A callable without arguments makes a policy (:class:`esper.EnvPolicy`). One of two arguments, observation and mask of
 ``esper/GrowTableFlat-v0``, gives an action of it: a number where the mask is true.
@@ -32,6 +32,7 @@ from esper.leyline import (
 )
 from esper.leyline.decoding import told
 from esper.tamiyo.features import LAYOUT
+from esper.tamiyo.policies import make_policy, policy_names
 from esper.tamiyo.policies.learned import load_policy
 
 LEGAL: Final = (
@@ -59,6 +60,8 @@ def entrant(name: str, reference: str) -> Entrant:
     """
     if ":" in reference and not Path(reference).exists():
         return _called(name, reference)
+    if reference in policy_names():
+        return _with_views(name, f"policy {reference!r}", make_policy(reference))
     if reference.endswith(".zip"):
         return Entrant(name, _of_zip(f"policy {reference!r}", Path(reference)), None)
     saved = load_policy(Path(reference))

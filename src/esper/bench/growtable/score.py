@@ -148,13 +148,19 @@ def fitting(table: Table, worlds: Iterable[str], ranked: Sequence[Choices]) -> H
     }
 
 
-def played(table: Table, worlds: Iterable[str], player: Player, draws: int = 1) -> HostResults:
+def walked(table: Table, worlds: Iterable[str], player: Player) -> dict[HostKey, Node]:
+    """Where a policy ends on every host that it walks through the table."""
+    return {host_key(host): walk(host, player(host, 0)) for name in worlds for host in table.of(name)}
+
+
+def reached(ends: Mapping[HostKey, Node]) -> HostResults:
+    """What was achieved by ending there."""
+    return {key: outcome_of(end.host, [end.record]) for key, end in ends.items()}
+
+
+def played(table: Table, worlds: Iterable[str], player: Player) -> HostResults:
     """What a policy achieves that walks through the table."""
-    return {
-        host_key(host): outcome_of(host, [walk(host, player(host, draw)).record for draw in range(draws)])
-        for name in worlds
-        for host in table.of(name)
-    }
+    return reached(walked(table, worlds, player))
 
 
 def played_freely(table: Table, worlds: Iterable[str], policy: Policy) -> HostResults:

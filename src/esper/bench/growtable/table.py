@@ -12,7 +12,7 @@ import hashlib
 import json
 import lzma
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, astuple, fields
+from dataclasses import asdict, astuple, dataclass, fields
 from pathlib import Path
 from typing import Any, Final
 
@@ -38,6 +38,23 @@ STORED: Final = Path(__file__).with_name("worlds.growtable")
 TABLE_BYTES: Final = 1 << 28
 """Most bytes of a table, compressed or not."""
 REBUILD: Final = "rebuild it with: esper growtable build"
+
+
+@dataclass(frozen=True, slots=True)
+class TableIdentity:
+    """What tells one table from another."""
+
+    version: int
+    """Of the format."""
+    sha256: str
+    """Of everything behind its first line, hexadecimal."""
+
+
+def identity_of(path: Path) -> TableIdentity:
+    """Of a table that :func:`load_table` reads."""
+    with path.open("rb") as file:
+        _, version, checksum = file.readline(256).split()
+    return TableIdentity(int(version), checksum.decode())
 
 
 class Table:

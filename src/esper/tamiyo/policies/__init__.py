@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from esper.tamiyo.policies.auto import AutoConfig, AutoPolicy
     from esper.tamiyo.policies.base import EnvPolicy
     from esper.tamiyo.policies.heuristic import FrugalPolicy, HeuristicConfig, HeuristicPolicy
+    from esper.tamiyo.policies.promise import PromisePolicy
     from esper.tamiyo.policies.random import NurturedPolicy, RandomPolicy
     from esper.tamiyo.policies.schedule import Entry, SchedulePolicy
     from esper.tamiyo.policies.static import StaticPolicy
@@ -27,6 +28,7 @@ __all__ = [
     "HeuristicConfig",
     "HeuristicPolicy",
     "NurturedPolicy",
+    "PromisePolicy",
     "RandomPolicy",
     "EnvPolicy",
     "SchedulePolicy",
@@ -45,6 +47,7 @@ _MODULES = {
     "HeuristicConfig": "heuristic",
     "HeuristicPolicy": "heuristic",
     "NurturedPolicy": "random",
+    "PromisePolicy": "promise",
     "RandomPolicy": "random",
     "Entry": "schedule",
     "SchedulePolicy": "schedule",

@@ -47,6 +47,8 @@ class SavedPolicy:
     card: dict[str, Any]
     nurture: bool
     """Whether it was trained to choose growth alone, with rules for the rest."""
+    auditions: bool = False
+    """Whether in training it saw what places promise before anything could grow: rules have it measured."""
 
     @property
     def training_macs(self) -> int:
@@ -59,7 +61,8 @@ class SavedPolicy:
         it was scored, and draws where every choice is its own.
         """
         greedy = self.nurture if greedy is None else greedy
-        return LearnedPolicy(self.network, greedy=greedy, nurture=Nurture() if self.nurture else None, name=name)
+        nurture = Nurture(auditions=self.auditions) if self.nurture else None
+        return LearnedPolicy(self.network, greedy=greedy, nurture=nurture, name=name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +73,17 @@ class Written:
     seconds: float
 
 
-def save_policy(path: Path, network: GrowthNetwork, card: Mapping[str, Any], *, nurture: bool = False) -> Written:
-    """Write the policy as one file, atomically. ``card`` is JSON that says where it comes from."""
+def save_policy(
+    path: Path, network: GrowthNetwork, card: Mapping[str, Any], *, nurture: bool = False, auditions: bool = False
+) -> Written:
+    """Write the policy as one file, atomically. ``card`` is JSON that says where it comes from; the rest is as in
+    :class:`SavedPolicy`. Raises ``UsageError`` for auditions without rules that could ask for them.
+    """
+    if auditions and not nurture:
+        raise UsageError("a policy that chooses everything itself has no rules that audition places for it")
     began = time.perf_counter()
-    about = {"format": FORMAT, "network": network.config.to_dict(), "nurture": nurture, "card": dict(card)}
+    what = {"nurture": nurture, "auditions": auditions, "card": dict(card)}
+    about = {"format": FORMAT, "network": network.config.to_dict(), **what}
     tensors = {name: tensor.detach().contiguous() for name, tensor in network.state_dict().items()}
     content = pack(tensors, metadata={"esper": json.dumps(about, allow_nan=False)})
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -112,7 +122,7 @@ def load_policy(path: Path) -> SavedPolicy:
         raise DataError(f"{where}: its tensors do not fit its sizes: {told(error)}") from error
     if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
         raise DataError(f"{where}: it holds weights that are not finite")
-    return SavedPolicy(network, known.card, known.nurture)
+    return SavedPolicy(network, known.card, known.nurture, known.auditions)
 
 
 class _About(msgspec.Struct, frozen=True):
@@ -122,6 +132,7 @@ class _About(msgspec.Struct, frozen=True):
     network: dict[str, Any]
     card: dict[str, Any]
     nurture: bool = False
+    auditions: bool = False
 
 
 _Macs = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]

@@ -14,6 +14,7 @@ import numpy as np
 from esper.leyline import WAIT, ActionSpace, Decision, EnvView, FactoredAction, Op
 from esper.tamiyo.masks import Availability, availability
 from esper.tamiyo.policies.heuristic import HeuristicConfig, HeuristicPolicy
+from esper.tamiyo.policies.promise import audition
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,14 +28,18 @@ class Offer:
 class Nurture:
     """Offers growth to a policy, and does the rest itself. It remembers nothing."""
 
-    def __init__(self, config: HeuristicConfig | None = None) -> None:
+    def __init__(self, config: HeuristicConfig | None = None, *, auditions: bool = False) -> None:
+        """With ``auditions`` what each place promises is measured in the first epoch, before any growth is offered."""
         self.rules = HeuristicPolicy(config)
+        self.auditions = auditions
 
     def offer(self, view: EnvView, space: ActionSpace) -> Offer:
         """Harm and blending go before growth, and leave no choice; keeping and clearing away wait for it."""
-        urgent = self.rules.before_growth(view)
-        otherwise = urgent or self.rules.after_growth(view) or Decision(WAIT, "no seed is ready for its gate")
         masks = availability(view, space)
+        urgent = self.rules.before_growth(view)
+        if self.auditions and view.epoch == 0 and masks.op[Op.GERMINATE]:
+            urgent = audition(view)
+        otherwise = urgent or self.rules.after_growth(view) or Decision(WAIT, "no seed is ready for its gate")
         growth = masks.op[Op.GERMINATE] and urgent is None and self._has_time(view) and not _refused(view)
         return Offer(_narrowed(masks, space, otherwise.action, bool(growth), self.rules.config), otherwise)
 

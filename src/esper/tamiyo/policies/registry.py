@@ -30,6 +30,7 @@ BUILT_IN: Final = MappingProxyType(
         "schedule": "esper.tamiyo.policies.schedule:SchedulePolicy",
         "heuristic": "esper.tamiyo.policies.heuristic:HeuristicPolicy",
         "frugal": "esper.tamiyo.policies.heuristic:FrugalPolicy",
+        "promise": "esper.tamiyo.policies.promise:PromisePolicy",
         "auto": "esper.tamiyo.policies.auto:AutoPolicy",
         "esper-v1": "esper.tamiyo.policies.learned:LearnedPolicy.shipped",
     }

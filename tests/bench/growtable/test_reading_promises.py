@@ -8,12 +8,12 @@ import numpy as np
 from made_up_tables import DIGITS, made_up_host
 
 from esper.bench.growtable.host import TableHost
-from esper.bench.growtable.reader import ByPromise
 from esper.bench.growtable.reading import ALL, PROMISES, readings
 from esper.bench.growtable.score import by_views, walk
 from esper.bench.growtable.sequences import Choice, Choices
 from esper.bench.growtable.worlds import BLUEPRINTS, SLOTS
 from esper.leyline import Op
+from esper.tamiyo.policies import PromisePolicy
 
 HEARD = replace(DIGITS, audition="conv5", times=(1,), max_seeds=1)
 PLACES: tuple[Choices, ...] = tuple((Choice(1, slot, "conv5"),) for slot in SLOTS)
@@ -47,7 +47,7 @@ class _Hosts:
 
 
 def test_it_auditions_first_and_then_grows_where_most_is_promised() -> None:
-    policy = ByPromise()
+    policy = PromisePolicy()
     for best in range(3):
         host = promising(best, best)
         decision = policy.decide([host.root.view])[0]
@@ -67,7 +67,7 @@ def test_a_promise_is_seen_as_it_was_recorded() -> None:
 
 
 def test_the_reading_test_finds_what_it_reads_and_nothing_else() -> None:
-    found = readings(_Hosts(), ["digits"], by_views(ByPromise()), count=3)  # type: ignore[arg-type]
+    found = readings(_Hosts(), ["digits"], by_views(PromisePolicy()), count=3)  # type: ignore[arg-type]
     lost = {(each.group, each.scope): each for each in found}
     for name in (PROMISES, ALL):
         assert lost[name, "any host"].reads and lost[name, "any host"].lost.mean > 5
