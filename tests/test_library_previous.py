@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import random
+import sys
 from dataclasses import replace
 from functools import partial
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from cutting import CallCounter, Cut, Ended, in_child
+from histories import bits, model_files
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -18,7 +23,9 @@ from esper.kasmina.portable import Grown
 from esper.kasmina.reuse import chains
 from esper.leyline import Blend, DataError, EnvView, FactoredAction, GateThresholds, Op, SeedStage, UsageError
 from esper.library import Budget, Grower, GrowResult, OwnChoices, grow
+from esper.nissa.reader import read_journal
 from esper.run import previous
+from esper.tolaria.ledger import count
 from four_classes import KeepOne
 from own_loop import products
 
@@ -40,7 +47,7 @@ def batches(n: int, seed: int, turned: bool = False) -> DataLoader[tuple[Tensor,
     return DataLoader(TensorDataset(x.roll(1, 1) if turned else x, y), 64)
 
 
-def grown(run_dir: Path, turned: bool = False, **given: Any) -> GrowResult:
+def grown(run_dir: Path | None, turned: bool = False, **given: Any) -> GrowResult:
     right: dict[str, Any] = {"at": ["2"], "policy": KeepOne(), "budget": BUDGET, "loss": LOSS, "run_dir": run_dir}
     network, previous = given.pop("network", None), given.pop("previous", None)
     given["budget"] = replace(given.get("budget", BUDGET), previous=previous)
@@ -57,6 +64,11 @@ def first(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def counterfactual_macs(run: Path) -> int:
+    spent = [event.data for event in read_journal(run) if event.event_type.name == "COMPUTE_SPENT"]
+    return int(spent[-1]["counterfactual_macs"])
+
+
 X = products(64, 7)[0]
 
 
@@ -65,11 +77,22 @@ def outputs(network: nn.Module) -> Tensor:
         return network.eval()(X)
 
 
+def exported(run: Path) -> nn.Module:
+    """By the ``model.py`` of the export, which needs no Esper."""
+    told = spec_from_file_location("exported", run / "model" / "model.py")
+    assert told is not None and told.loader is not None
+    module = module_from_spec(told)
+    told.loader.exec_module(module)
+    loaded: nn.Module = module.load()
+    return loaded
+
+
 def test_new_seeds_grow_on_those_of_the_previous_run_and_what_it_gave_is_there_again(
     first: Path, tmp_path: Path
 ) -> None:
     old = outputs(esper.apply(model(), first))
     result = grown(tmp_path / "second", turned=True, previous=first)
+    assert torch.equal(outputs(exported(tmp_path / "second")), outputs(result.model))
     names = {name for name, module in result.model.named_modules() if isinstance(module, Grown)}
     assert chains(names) == {"2": ["2", "2.module"]}
     new = outputs(result.model)
@@ -107,6 +130,11 @@ def test_a_seed_that_the_new_data_speak_against_is_off_and_comes_back(first: Pat
     assert torch.equal(outputs(esper.apply(esper.apply(model(), first), tmp_path / "run")), bare)
     helped = grown(tmp_path / "helped", previous=first, policy="static")
     assert torch.equal(outputs(helped.model), old), "on its own data it stays on"
+    passes = [
+        count(lambda each=each: each(X), len(X), model=each).forward for each in (esper.apply(model(), first), model())
+    ]
+    assert 0 < passes[1] < passes[0]
+    assert counterfactual_macs(tmp_path / "helped") == 256 * sum(passes), "with the seed, and without it"
 
 
 def test_such_a_run_goes_on_after_an_interruption(first: Path, tmp_path: Path) -> None:
@@ -136,18 +164,53 @@ def test_such_a_run_goes_on_after_an_interruption(first: Path, tmp_path: Path) -
         assert torch.equal(outputs(resumed.model), outputs(esper.apply(model(), first)))
 
 
-def test_beside_a_module_new_seeds_stay_apart(first: Path, tmp_path: Path) -> None:
-    class KeepLow(KeepOne):
-        def actions(self, view: EnvView, slot: str) -> dict[SeedStage, FactoredAction]:
-            low = FactoredAction(Op.GERMINATE, slot, "lora4", Blend.LINEAR, 1.0, 1)
-            return {**super().actions(view, slot), SeedStage.DORMANT: low}
+class KeepLow(KeepOne):
+    def actions(self, view: EnvView, slot: str) -> dict[SeedStage, FactoredAction]:
+        low = FactoredAction(Op.GERMINATE, slot, "lora4", Blend.LINEAR, 1.0, 1)
+        return {**super().actions(view, slot), SeedStage.DORMANT: low}
 
+
+def test_beside_a_module_new_seeds_stay_apart(first: Path, tmp_path: Path) -> None:
     result = grown(tmp_path / "run", turned=True, previous=first, at=["+3"], policy=KeepLow())
     assert isinstance(result.model.get_submodule("3"), Grown)
     old = outputs(esper.apply(model(), first))
     assert not torch.equal(outputs(result.model), old)
     with esper.as_before(result.model, first):
         assert torch.equal(outputs(result.model), old)
+
+
+def test_other_classes_have_a_head_of_their_own_and_the_old_answers_are_there_with_the_old_head(tmp_path: Path) -> None:
+    beside: dict[str, Any] = {"at": ["+3"], "policy": KeepLow()}
+    first, second = tmp_path / "first", tmp_path / "second"
+    base = grown(first, budget=replace(BUDGET, fold=False), **beside).model
+    assert isinstance(base.get_submodule("3"), Grown), "not folded"
+    old = outputs(base)
+    x, y = products(512, 3)
+    others = DataLoader(TensorDataset(x, 3 - y), 64)
+    fresh = nn.Linear(8, 4)
+    network = model()
+    network[5] = fresh
+    was = {name: each.clone() for name, each in fresh.state_dict().items()}
+    budget = replace(BUDGET, epochs=1, previous=first, fresh=("5",))
+    tried = grown(tmp_path / "tried", network=network, previous=first, budget=budget, policy="static", train=others)
+    assert counterfactual_macs(tmp_path / "tried") == 0, "nothing can be judged by a head that knows nothing"
+    (weight, _) = tried.model.get_submodule("5").parameters()
+    assert torch.equal(weight, was["weight"]) is False and (weight - was["weight"]).abs().max() < 0.1, (
+        "it went on from its own"
+    )
+    result = grown(second, previous=first, budget=replace(budget, epochs=6), train=others, val=others, **beside)
+    assert chains({n for n, each in result.model.named_modules() if isinstance(each, Grown)}) == {
+        "3": ["3", "3.module"]
+    }
+    new = outputs(result.model)
+    for again in (result.model, esper.apply(esper.apply(model(), first), second)):
+        assert torch.equal(outputs(again), new)
+        with esper.as_before(again, first, fresh=("5",)):
+            assert torch.equal(outputs(again), old)
+        assert torch.equal(outputs(again), new)
+        with pytest.raises(UsageError, match="'5.(weight|bias)' of the Sequential is not what .* was trained since"):
+            with esper.as_before(again, first):
+                pass
 
 
 def test_a_call_that_is_refused_leaves_the_model_as_it_was(first: Path, tmp_path: Path) -> None:
@@ -172,6 +235,8 @@ def test_a_call_that_is_refused_leaves_the_model_as_it_was(first: Path, tmp_path
         ({"metric": "best"}, "best"),
         ({"run_dir": taken}, "taken"),
         ({"previous": bare}, "delivered no seed"),
+        ({"budget": replace(BUDGET, previous=first, fresh=("head",))}, "submodule in Budget.fresh 'head'"),
+        ({"budget": replace(BUDGET, previous=first, fresh=("2",))}, "Budget.fresh names '2', where .* grew a seed"),
     ):
         with pytest.raises(UsageError, match=message):
             grown(**{"run_dir": tmp_path / "run", "network": network, "previous": first, **given})
@@ -211,6 +276,8 @@ def test_what_cannot_be_gone_on_from_is_said_in_one_line(first: Path, tmp_path: 
             grown(tmp_path / "run", **{"previous": first, **given})
         assert "\n" not in str(caught.value)
     assert not (tmp_path / "run").exists()
+    with pytest.raises(UsageError, match="it is for Budget.previous"):
+        Budget(fresh=("5",))
     choices = OwnChoices(LOSS, budget=replace(BUDGET, previous=first))
     with pytest.raises(UsageError, match=r"Budget.previous is for grow\(\); in a loop of your own"):
         Grower(fresh := model(), torch.optim.AdamW(fresh.parameters()), val=batches(64, 1), choices=choices)
@@ -222,3 +289,37 @@ def test_what_cannot_be_gone_on_from_is_said_in_one_line(first: Path, tmp_path: 
             pass
     with pytest.raises(UsageError, match="lacks a seed that .* delivered at '2'"), esper.as_before(model(), first):
         pass
+
+
+@pytest.mark.slow
+def test_killed_anywhere_it_goes_on_and_ends_as_if_it_had_not_been(first: Path, tmp_path: Path) -> None:
+    import torch._dynamo
+
+    budget = replace(BUDGET, previous=first, checkpoint_every=1)
+
+    def learn(folder: Path, resume: bool = False, cut: Cut | None = None) -> Ended:
+        def work() -> int:
+            sys.setprofile(None if cut is None else CallCounter(cut))
+            where = {"resume": folder / "run", "run_dir": None} if resume else {"run_dir": folder / "run"}
+            result = grown(turned=True, previous=first, budget=budget, **where)
+            torch.save(result.model.state_dict(), folder / "end.pt")
+            return 0
+
+        folder.mkdir(exist_ok=True)
+        return in_child(work, folder / "log")
+
+    assert (ended := learn(tmp_path / "whole")).status == 0, ended.said
+    end = torch.load(tmp_path / "whole" / "end.pt", weights_only=True)
+    counted = 0
+    for number in range(12):
+        folder, draw = tmp_path / f"cut{number}", random.Random(number)
+        if learn(folder, cut=Cut(draw.randrange(5, 24), function="trainer.after_backward")).status == 0:
+            continue
+        counted += 1
+        learn(folder, resume=True, cut=Cut(draw.randrange(1, 12), function="trainer.after_backward"))
+        if not (folder / "end.pt").exists():
+            assert (ended := learn(folder, resume=True)).status == 0, ended.said
+        mine = torch.load(folder / "end.pt", weights_only=True)
+        assert {name: bits(each) for name, each in mine.items()} == {name: bits(each) for name, each in end.items()}
+        assert model_files(folder / "run") == model_files(tmp_path / "whole" / "run")
+    assert counted > 8

@@ -122,9 +122,9 @@ def grow(  # noqa: PLR0913
         check_shared_out(own.ranks, train)
         batches.device = own.device
         own = replace(own, setup=replace(own.setup, batches=batches))
-        reused = {} if before is None else {"previous": before.try_on(own)}
+        own, reused = (own, {}) if before is None else before.try_on(own)
         opening, delivery = opening_of(own, decider, run_dir), Delivery()
-        executor = delivery.executor = own.executor(opening.sink.emit, fold=before is None)
+        executor = delivery.executor = own.executor(opening.sink.emit)
         plan = EpisodePlan(1, choices.budget.epochs, seed)
         episodes = Episodes(
             executor, {decider.name: led(decider, own.ranks)}, plan, None if before is None else before.stays

@@ -6,7 +6,7 @@ chain at the same place of a model that grew on differ by the new ones in front.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,20 +16,45 @@ from torch import Tensor, nn
 from esper.kasmina.applied import apply, delivered, take_out
 from esper.kasmina.portable import Grown
 from esper.kasmina.structure import same_bits
-from esper.leyline import UsageError
+from esper.leyline import UsageError, unknown
 
 
-def take_over(model: nn.Module, run: str | Path) -> tuple[dict[str, Grown], Callable[[], None]]:
-    """Make ``model``, a fresh one, what ``run`` delivered, all of it frozen.
+def take_over(
+    model: nn.Module, run: str | Path, fresh: Sequence[str] = ()
+) -> tuple[dict[str, Grown], Callable[[], None]]:
+    """Make ``model``, a fresh one, what ``run`` delivered, all of it frozen, but for the submodules ``fresh``, which
+    stay as they are.
 
     Returns the seeds of that run, by name, and what makes the model again what it was. Raises what :func:`apply`
-    raises; the model is then as it was.
+    raises, and ``UsageError`` where a part that is to be fresh is not there or carries a seed; the model is then as it
+    was.
     """
-    there = set(model.modules())
+    modules = dict(model.named_modules())
+    for path in fresh:
+        if path not in modules:
+            raise unknown("submodule in Budget.fresh", path, [name for name in modules if name])
+    own = [(each, each.detach().clone(), each.requires_grad) for path in fresh for each in modules[path].parameters()]
+    buffers = [(each, each.detach().clone()) for path in fresh for each in modules[path].buffers()]
     undo = _as_it_is(model)
     apply(model, run)
     model.requires_grad_(False)
-    return {name: each for name, each in grown_in(model).items() if each not in there}, undo
+    grown = grown_in(model)
+    for path in grown:
+        if _within(path, fresh):
+            undo()
+            raise UsageError(f"Budget.fresh names {path!r}, where {run} or a run before it grew a seed")
+    with torch.no_grad():
+        for parameter, values, learns in own:
+            parameter.copy_(values)
+            parameter.requires_grad_(learns)
+        for buffer, values in buffers:
+            buffer.copy_(values)
+    return {name: each for name, each in grown.items() if each not in modules.values()}, undo
+
+
+def _within(name: str, paths: Sequence[str]) -> bool:
+    """Whether a module or tensor of that name is one of those at ``paths``, or in one."""
+    return any(name == path or name.startswith(f"{path}.") for path in paths)
 
 
 def _as_it_is(model: nn.Module) -> Callable[[], None]:
@@ -67,11 +92,13 @@ def grown_in(model: nn.Module) -> dict[str, Grown]:
 
 
 @contextmanager
-def as_before(model: nn.Module, run: str | Path) -> Iterator[None]:
+def as_before(model: nn.Module, run: str | Path, fresh: Sequence[str] = ()) -> Iterator[None]:
     """Within, ``model``, which has grown on from what ``run`` delivered, computes just what that did, bit for bit.
 
-    Seeds that came later are off, and those of the run are on as they were. Raises ``UsageError`` where what the run
-    delivered is no longer in the model: a seed is missing, or a tensor was trained since.
+    Seeds that came later are off, and those of the run are on as they were. ``fresh`` names the submodules that later
+    runs had as their own (``Budget.fresh``): what the run delivered there is put back within. Raises ``UsageError``
+    where anything else that the run delivered is no longer in the model: a seed is missing, or a tensor was trained
+    since.
     """
     alphas, tensors = delivered(run)
     here = grown_in(model)
@@ -81,15 +108,20 @@ def as_before(model: nn.Module, run: str | Path) -> Iterator[None]:
             raise UsageError(f"the {type(model).__name__} lacks a seed that {run} delivered at {path!r}")
     extra = {path: len(names) - len(then.get(path, ())) for path, names in now.items()}
     own = {**model.state_dict(), **dict(model.named_buffers(remove_duplicate=False))}
+    swapped: list[tuple[Tensor, Tensor]] = []
     for name, tensor in tensors.items():
         place = _moved(name, alphas, extra)
-        if place not in own or not same_bits(own[place].cpu(), tensor):
+        if _within(name, fresh) and place in own and own[place].shape == tensor.shape:
+            swapped.append((own[place], tensor))
+        elif place not in own or not same_bits(own[place].cpu(), tensor):
             raise UsageError(
                 f"{place!r} of the {type(model).__name__} is not what {run} delivered: it was trained since, or "
                 "something was folded into it"
             )
     before = {grown: grown.alpha for grown in here.values()}
+    held = [(tensor, tensor.clone()) for tensor, _ in swapped]
     try:
+        _written(swapped)
         for path, names in now.items():
             for place in names[: extra[path]]:
                 here[place].alpha = 0.0
@@ -99,6 +131,13 @@ def as_before(model: nn.Module, run: str | Path) -> Iterator[None]:
     finally:
         for grown, alpha in before.items():
             grown.alpha = alpha
+        _written(held)
+
+
+def _written(pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
+    with torch.no_grad():
+        for tensor, values in pairs:
+            tensor.copy_(values)
 
 
 def chains(names: Iterable[str]) -> dict[str, list[str]]:

@@ -102,7 +102,14 @@ class Budget:
     delivered, held; its seeds are on where the new validation data do not speak against them, and new ones alone learn.
     Where that run itself went on from an earlier one, apply the earlier first (``esper.apply(model, first)``), whose
     seeds stay as they are and are not judged anew.
-    Within :func:`esper.as_before` the old outputs are there again, bit for bit."""
+    Within :func:`esper.as_before` the old outputs are there again, bit for bit. Such a run folds nothing."""
+    fresh: tuple[str, ...] = ()
+    """With ``previous``: paths of submodules that are for the new data alone, such as a head for other classes. They
+    stay as the model given has them, and learn. Since such a part has yet to learn what old seeds are worth, all of
+    those are on; try by ``policy="static"`` which run is a good one to go on from."""
+    fold: bool = True
+    """Whether a linear seed beside a module becomes part of its weight on export. Without it each stays a module of its
+    own, so that a run on other data can take it over (``previous``)."""
 
     def __post_init__(self) -> None:
         checks.whole("Budget.epochs", self.epochs)
@@ -123,6 +130,10 @@ class Budget:
         if self.schedule not in ("constant", "cosine", "wsd"):
             raise unknown("Budget.schedule", self.schedule, ("constant", "cosine", "wsd"))
         checks.made("Budget.gates", self.gates, GateThresholds)
+        checks.names("Budget.fresh", self.fresh or None)
+        checks.made("Budget.fold", self.fold, bool)
+        if self.fresh and self.previous is None:
+            raise UsageError(f"Budget.fresh is {self.fresh!r}; it is for Budget.previous: else all of the model is new")
 
 
 @dataclass(frozen=True, slots=True)
@@ -311,8 +322,8 @@ class OwnModel:
             held["batches for counterfactuals"] = reading.paired(splits["validation"].parts(reading.most))
         return held
 
-    def executor(self, emit: Sink, fold: bool = True) -> Executor:
-        """An executor of one env, the model itself; without ``fold`` every seed stays a module of its own."""
+    def executor(self, emit: Sink) -> Executor:
+        """An executor of one env, the model itself."""
         budget, metric = self.choices.budget, self.task.metric
         shape = "external" if isinstance(self.setup.batches, _OwnLoop) else budget.schedule
         config = EngineConfig(
@@ -321,7 +332,7 @@ class OwnModel:
                 lr=float(self.setup.optimizer.param_groups[0]["lr"]),
                 schedule=ScheduleConfig(shape=shape, seed_multiplier=budget.seed_lr_multiplier),
                 precision=self.choices.precision,
-                slot=SlotConfig(generations=budget.generations, fold=fold),
+                slot=SlotConfig(generations=budget.generations, fold=budget.fold and budget.previous is None),
                 thresholds=budget.gates,
                 evaluation_batch=budget.evaluation_batch,
                 counterfactual_share=budget.counterfactual_share,

@@ -3,7 +3,7 @@
 Each seed of the previous run is judged by itself on the new validation split, before anything is trained: by the loss
 of whole batches with and without it, paired. One that the network would certainly be better without is off in the new
 run; it stays in the network, so that what the previous run delivered can be had again (:func:`as_before`). These
-``1 + seeds`` passes come before the run's ledger begins and are not in it.
+``1 + seeds`` passes over validation are the first entry of the new run's ledger, as counterfactuals.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -25,6 +25,7 @@ from esper.kasmina.reuse import take_over
 from esper.kasmina.trial import device_of, mode, random_kept
 from esper.leyline import UsageError
 from esper.run.own import Budget, OwnModel
+from esper.tolaria.ledger import count
 from esper.tolaria.ranks import present
 from esper.tolaria.setup import PRECISIONS
 
@@ -71,6 +72,8 @@ class Previous:
     """By the name of the module around it."""
     undo: list[Callable[[], None]]
     """Makes the model what it was, while no epoch is done."""
+    judges: bool = True
+    """Whether the model can say what a seed is worth: not before a fresh part of it has learned."""
 
     @classmethod
     def of(cls, model: nn.Module, budget: Budget, optimizer: Optimizer | None = None) -> Previous | None:
@@ -86,30 +89,34 @@ class Previous:
             raise UsageError("with Budget.previous new seeds alone learn: legal is Budget(lr=...), no optimizer")
         if present().count > 1:
             raise UsageError("Budget.previous is for one process: ranks would judge seeds on different examples")
-        seeds, undo = take_over(model, run)
+        seeds, undo = take_over(model, run, budget.fresh)
         if not seeds:
             undo()
-            raise UsageError(f"Budget.previous: {run} delivered no seed, so nothing can be tried on the new data")
-        return cls(Path(run), seeds, [undo])
+            raise UsageError(
+                f"Budget.previous: {run} delivered no seed, so nothing can be tried on the new data; linear seeds stay"
+                " apart from the weights beside which they grew by Budget(fold=False)"
+            )
+        return cls(Path(run), seeds, [undo], judges=not budget.fresh)
 
     def stays(self, *_: Any) -> None:
         """The model is no more what it was, whatever comes."""
         self.undo.clear()
 
-    def try_on(self, own: OwnModel) -> dict[str, Any]:
+    def try_on(self, own: OwnModel) -> tuple[OwnModel, dict[str, Any]]:
         """Judge every seed on the new validation split, and switch those off that are refuted.
 
-        Returns what a resume must find again, JSON-able.
+        Returns the model with what that took in its set-up, and what a resume must find again, JSON-able.
         """
-        found = self._judged(own)
+        found, macs = self._judged(own) if self.judges else ({}, 0)
         z = own.choices.budget.gates.confidence_z
         off = sorted(name for name, each in found.items() if each.refuted(z))
         for name in off:
             self.seeds[name].alpha = 0.0
-        return {"run": self.run.name, "kept": sorted(set(found) - set(off)), "off": off}
+        own = replace(own, setup=replace(own.setup, spent={"counterfactual": macs}))
+        return own, {"previous": {"run": self.run.name, "kept": sorted(set(self.seeds) - set(off)), "off": off}}
 
-    def _judged(self, own: OwnModel) -> dict[str, Judged]:
-        """Paired losses, from ``1 + seeds`` passes over validation, in evaluation mode."""
+    def _judged(self, own: OwnModel) -> tuple[dict[str, Judged], int]:
+        """Paired losses, from ``1 + seeds`` passes over validation, in evaluation mode; and the MACs of those."""
         setup = own.setup
         host, device = setup.host, device_of(setup.host)
         precision = own.choices.precision
@@ -129,7 +136,15 @@ class Previous:
                         costs[name].append(loss(inputs, targets) - whole)
                     finally:
                         grown.alpha = alpha
-        return {
+            macs = count(
+                lambda: setup.forward(host, setup.sample),
+                setup.sample_examples,
+                {name: grown.seed for name, grown in self.seeds.items()},
+                model=host,
+            )
+        judged = {
             name: Judged(fmean(each), stdev(each) / math.sqrt(len(each)) if len(each) > 1 else None)
             for name, each in costs.items()
         }
+        each_example = (1 + len(self.seeds)) * macs.forward - sum(macs.inside.values())
+        return judged, len(setup.splits["validation"]) * each_example

@@ -79,6 +79,14 @@ class Ledger:
     policy_macs: int = 0
     of_seed: dict[str, int] = field(default_factory=dict)
 
+    @classmethod
+    def begun(cls, spent: Mapping[str, int]) -> Ledger:
+        """One in which that much is spent already, by purpose."""
+        ledger = cls()
+        for purpose, macs in spent.items():
+            ledger.charge(purpose, macs)
+        return ledger
+
     def charge(self, purpose: str, macs: int, seeds: Mapping[str, int] | None = None) -> None:
         """Add ``macs`` to ``purpose`` (``"train_forward"``, ``"probe"``, ...); ``seeds`` says how much of them each
         seed (by seed id) took."""

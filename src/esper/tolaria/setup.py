@@ -169,6 +169,8 @@ class TrainingSetup:
     """Whether the examples of a batch can be counted; where they cannot, a batch counts as one."""
     ranks: Ranks = LONE
     """The processes that train the host together."""
+    spent: Mapping[str, int] = field(default_factory=dict)
+    """Purpose -> MACs that were spent on it before the first epoch, such as on judging what a previous run grew."""
 
 
 MakeSetup = Callable[[EnvSpec, Streams], TrainingSetup]

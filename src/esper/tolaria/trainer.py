@@ -79,7 +79,7 @@ class Trainer:
         """Buffers that are not finite as they come, such as a mask of minus infinities."""
         self.optimizer = self.setup.optimizer
         self.batches = self.setup.batches
-        self.ledger = Ledger()
+        self.ledger = Ledger.begun(self.setup.spent)
         self._copies = HostCopies()
         self.completed = 0
         """Epochs trained so far; a rollback takes it back."""
