@@ -40,6 +40,16 @@ def test_a_look_at_the_loss_is_no_batch_to_learn_from(tmp_path: Path) -> None:
         grower.after_epoch()
 
 
+def test_what_is_refused_leaves_no_run_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    for where in (None, tmp_path / "mine"):
+        budget = Budget(epochs=8, blueprints=("conv3",))
+        with pytest.raises(UsageError, match="conv3 fits any slot"):
+            grow(narrow(), train=TRAIN, val=VALIDATION, loss=LOSS, at=["1"], budget=budget, run_dir=where)
+    assert [path for path in tmp_path.rglob("*") if path.name != "runs"] == []
+
+
 @pytest.mark.parametrize("call", ["after_epoch", "after_backward"])
 def test_a_loss_that_was_computed_elsewhere(call: str, tmp_path: Path) -> None:
     loop = Loop(tmp_path, "static")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 from collections.abc import Callable
@@ -17,7 +18,17 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from esper.kasmina.applied import apply
-from esper.leyline import Blend, DataError, EnvView, FactoredAction, GateThresholds, Op, SeedStage, UsageError
+from esper.leyline import (
+    Blend,
+    DataError,
+    EnvView,
+    FactoredAction,
+    GateThresholds,
+    Op,
+    SeedStage,
+    TelemetryEventType,
+    UsageError,
+)
 from esper.library import Budget, Grower, OwnChoices, grow
 from esper.nissa.reader import read_journal
 from four_classes import SHORT, KeepOne, loader
@@ -278,10 +289,16 @@ def test_what_differs_is_refused_in_one_sentence(tmp_path: Path) -> None:
             changed.load_state_dict(state)
     with pytest.raises(DataError, match="no state of a Grower"):
         started(tmp_path).load_state_dict({"model": 1})
-    again = started(tmp_path)
-    again.load_state_dict(state)
+    again, about = started(tmp_path), json.loads(state["about"])
+    about["environment"] |= {"gpu": "NVIDIA H100", "cudnn": 91002}
+    again.load_state_dict(state | {"about": json.dumps(about)})
     with again as grower:
         assert grower.view.epoch == 1
+    (loaded,) = [e for e in read_journal(tmp_path / "run") if e.event_type is TelemetryEventType.CHECKPOINT_LOADED]
+    assert loaded.data["exact"] is False and loaded.severity == "warning", "it goes on, and is not called exact"
+    assert [told.partition(", here")[0] for told in loaded.data["differences"]] == [
+        "cudnn: saved with 91002", "gpu: saved with NVIDIA H100"
+    ]  # fmt: skip
 
 
 @dataclass(frozen=True)

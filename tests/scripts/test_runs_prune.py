@@ -55,6 +55,23 @@ def test_it_says_what_it_would_do_and_then_does_it_and_nothing_is_lost(
     assert list(read_journal(runs / "first")) == before
 
 
+def test_a_journal_that_memory_is_too_small_for_is_left_as_it_was(
+    runs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, compress = list(read_journal(runs / "first")), runs_prune.compress_journal
+
+    def short(run: Path, least: int) -> None:
+        if run.name == "first":
+            raise MemoryError
+        compress(run, least)
+
+    monkeypatch.setattr(runs_prune, "compress_journal", short)
+    assert main(["runs", "prune", str(runs), "--yes"]) == 1
+    told = capsys.readouterr()
+    assert told.err == "esper: first: there is not enough memory to compress its journal, which is left as it was\n"
+    assert told.out.startswith("1 run compressed") and list(read_journal(runs / "first")) == before
+
+
 def test_what_goes_on_is_left_alone(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     last = read_journal(runs / "second")
     seq = max(event.seq or 0 for event in last)

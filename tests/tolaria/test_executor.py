@@ -159,6 +159,28 @@ def test_which_state_is_the_last_good_one_is_told_with_the_epoch() -> None:
     assert [event.data["last_good_epoch"] for event in of(told, T.EPOCH_COMPLETED)] == [2]
 
 
+def test_the_next_good_state_is_not_copied_beside_the_last_one() -> None:
+    held: list[Any] = []
+
+    class Looking(FakeEngine):
+        def network(self, env: int) -> dict[str, Any]:
+            held.append(run._envs[env].governor.state()["plain"]["good_epoch"])
+            return super().network(env)
+
+        def state(self, env: int) -> dict[str, Any]:
+            held.append(run._envs[env].governor.state()["plain"]["good_epoch"])
+            return super().state(env)
+
+    run, _ = executor(Looking(), ExecutorConfig(deliver="best"))
+    run.reset([spec()])
+    run.step([WAITING])
+    run.step([WAITING])
+    assert len(held) >= 4 and set(held) == {None}
+    assert run._envs[0].governor.state()["plain"]["good_epoch"] == 2
+    run.finish()
+    assert run._envs[0].governor.state()["plain"]["good_epoch"] is None, "nothing is rolled back any more"
+
+
 def test_a_suspect_is_quarantined() -> None:
     run, events = executor(FakeEngine(poison=[3, 4]))
     run.reset([spec()])

@@ -60,3 +60,9 @@ def test_good_state_best_network_and_checkpoint_are_one_copy(tmp_path: Path) -> 
             grower.after_backward()
             optimizer.step()
         assert all(torch.equal(tensor, before[name]) for name, tensor in tensors.items())
+        for tensor in tensors.values():
+            tensor.zero_()
+        (env,) = grower._loop.executor._envs
+        for name, tensor in env.governor.state()["tensors"].items():
+            (saved,) = [each for end, each in before.items() if end.endswith(f"/governor/{name}")]
+            assert torch.equal(tensor, saved), "what a caller does to the state is not done to the run"

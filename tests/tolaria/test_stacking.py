@@ -210,6 +210,55 @@ def test_hosts_that_cannot_be_stacked_are_trained_alone(host: Any, grouped: bool
             assert its.loss == (CLOSE(mine.loss, rel=1e-5) if can else mine.loss), "a trial leaves no trace"
 
 
+class _Scaled(nn.Module):
+    def __init__(self, by: float) -> None:
+        super().__init__()
+        self.by = by
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.by
+
+
+def tied() -> nn.Module:
+    host = _Odd(partial(nn.Linear, 8, 8))
+    host[1][1].weight = host[1][0].weight
+    return host
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "alike"),
+    [
+        (partial(_Odd, partial(_Scaled, 1.0)), partial(_Odd, partial(_Scaled, 1.0)), True),
+        (partial(_Odd, partial(_Scaled, 1.0)), partial(_Odd, partial(_Scaled, 2.0)), False),
+        (partial(_Odd, partial(nn.LeakyReLU, 0.1)), partial(_Odd, partial(nn.LeakyReLU, 0.3)), False),
+        (partial(_Odd, nn.GELU), partial(_Odd, nn.ReLU), False),
+        (partial(_Odd, partial(nn.Linear, 8, 8)), tied, False),
+    ],
+)
+def test_hosts_that_compute_otherwise_are_not_stacked(one: Any, other: Any, alike: bool) -> None:
+    hosts = iter((one, other, one))
+    engine, _ = engine_of(Always, replace(TASK, host=lambda: next(hosts)()))
+    engine.reset(specs()[:3])
+    assert [each.stacked for each in engine.train_epoch([0, 1, 2])] == ([3] * 3 if alike else [2, 1, 2])
+
+
+@pytest.mark.parametrize(
+    ("other", "alike"),
+    [
+        (nn.CrossEntropyLoss(), True),
+        (nn.CrossEntropyLoss(label_smoothing=0.1), False),
+        (nn.CrossEntropyLoss(torch.tensor([1.0, 2.0])), False),
+    ],
+)
+def test_envs_with_other_losses_are_not_stacked(other: nn.Module, alike: bool) -> None:
+    engine, _ = engine_of(Always)
+    engine.reset(specs()[:2])
+    for number, criterion in enumerate((nn.CrossEntropyLoss(), other)):
+        trainer = engine.trainer(number)
+        trainer.setup = replace(trainer.setup, criterion=criterion)
+    assert [each.stacked for each in engine.train_epoch([0, 1])] == ([2, 2] if alike else [1, 1])
+
+
 def test_envs_whose_rates_differ_are_not_stacked() -> None:
     """A ``wsd`` rate falls from the latest birth on: envs with other births are alike until one of them falls."""
     engine, _ = engine_of(Always, schedule=ScheduleConfig(shape="wsd", decay=0.75))  # from epoch 3 of 12 on

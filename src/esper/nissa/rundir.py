@@ -80,6 +80,13 @@ class RunDirectory:
         details = {**before, "pid": os.getpid(), "resumes": [*before.get("resumes", []), resume]}
         write_atomically(self.path / MANIFEST, encode_manifest(msgspec.structs.replace(self.manifest, details=details)))
 
+    def discard(self) -> None:
+        """Remove a directory that was made for a run that never was. Files that somebody else has put there stay."""
+        with suppress(OSError):
+            for path in (self.path / MANIFEST, *self.path.glob("events-*.jsonl")):
+                path.unlink()
+            self.path.rmdir()
+
     def sweep(self) -> None:
         """Remove what writes that were killed have left, as far as that can be. For who holds the journal's lock."""
         for path in (self.path, self.report, self.model):

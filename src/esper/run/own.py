@@ -25,7 +25,7 @@ from esper.leyline import DataError, EnvView, GateThresholds, Metric, Policy, Si
 from esper.run import checks
 from esper.run.assembly import pick_device
 from esper.run.open import RunOpening
-from esper.run.resume import BATCHES, LIBRARY, CheckpointInfo, DeferredSink, find_newest
+from esper.run.resume import BATCHES, LIBRARY, CheckpointInfo, DeferredSink, find_newest, kind_of
 from esper.run.session import Announcement, SessionConfig
 from esper.run.together import digest_of, start_alike
 from esper.run.wrapped import no_wrapper_called
@@ -366,7 +366,7 @@ class OwnModel:
             "precision": self.choices.precision,
             "policy": policy.name,
             "seed": seed,
-            "device": self.device,
+            "device": kind_of(self.device),
             **{f"Budget.{each.name}": repr(getattr(budget, each.name)) for each in fields(budget) if each.compare},
         }
 

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from torch import Tensor
+
 from esper._version import __version__
 from esper.leyline import DataError
 from esper.run.resume import Snapshot
@@ -26,10 +28,16 @@ def pack(shot: Snapshot, step: int, run: Path) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "version": VERSION,
-        "tensors": dict(shot.state["tensors"]),
+        "tensors": _own(shot.state["tensors"]),
         "plain": json.dumps(checkpoint.encode(shot.state["plain"]), allow_nan=False),
         "about": json.dumps(about, allow_nan=False),
     }
+
+
+def _own(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies; what is one tensor under several names stays one. The run goes on with what they were made of."""
+    copies = {id(tensor): tensor.detach().clone() for tensor in tensors.values()}
+    return {name: copies[id(tensor)] for name, tensor in tensors.items()}
 
 
 def unpack(state: Any) -> tuple[Loaded, Path]:

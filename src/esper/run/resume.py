@@ -196,9 +196,14 @@ def subject_of(load: Workload, **more: Any) -> dict[str, Any]:
         "slots": {slot: str(path) for slot, path in task.sites.items()},
         "blueprints": list(task.blueprints),
         "epochs of an episode": load.max_epochs,
-        "device": load.device,
+        "device": kind_of(load.device),
         **more,
     }
+
+
+def kind_of(device: str) -> str:
+    """``cuda`` for ``cuda:1``: which of a machine's devices it is changes nothing, and ranks have one each."""
+    return device.partition(":")[0]
 
 
 def find(asked: ResumeRequest, kind: str, of: type[C], given: Mapping[str, Any]) -> ResumableRun[C]:

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import torch
 
-from esper.leyline import Metric, Severity, TelemetryEvent
+from esper.leyline import DataError, Metric, Severity, TelemetryEvent, UsageError
 from esper.leyline import TelemetryEventType as T
 from esper.nissa.hub import NissaHub
 from esper.nissa.journal import JournalWriter, Supersede
@@ -97,6 +97,7 @@ class Session:
         self._started = time.perf_counter() - before[0]
         self.elsewhere: Callable[[], float] = float
         """CPU seconds of the run's other processes."""
+        self._announced: int | None = None
         self._cpu_started = (0.0 if point is None else time.process_time()) - before[1]
 
     @property
@@ -108,6 +109,11 @@ class Session:
     def writes(self) -> bool:
         """Whether this process writes what the run leaves."""
         return self.ranks.rank == 0
+
+    @property
+    def untouched(self) -> bool:
+        """Whether nothing was done since the run was announced."""
+        return self._announced is None or self._announced == self.hub.last_seq
 
     @property
     def seconds(self) -> float:
@@ -139,6 +145,7 @@ class Session:
             self.say(T.TRAINING_STARTED, **about)
         else:
             self.note(T.TRAINING_STARTED, **about, resumed_after_seq=self.point.hub["last_seq"])
+        self._announced = self.hub.last_seq
         if not self.writes:
             return
         sampler = Sampler(os.getpid(), gpu=find_gpu(_uuids(what.device)), disk=self.path)
@@ -195,7 +202,7 @@ def open_session(config: SessionConfig) -> Iterator[Session]:
     """Create the run directory and its journal, or go on with them; on the way out say how the run ended and close all.
 
     SIGTERM and Ctrl-C raise :class:`Stopped` inside the block, at once or where the run next stands between two epochs
-    (see :class:`StopRequests`); both are written down.
+    (see :class:`StopRequests`); both are written down. What is refused before anything was done leaves no directory.
     """
     journal: list[JournalWriter] = []
 
@@ -216,7 +223,7 @@ def open_session(config: SessionConfig) -> Iterator[Session]:
         hub.resume(config.resume.hub)
     for writer in journal:
         hub.add_sink(writer, name="journal")
-    status, reason = "completed", None
+    status, reason, refused = "completed", None, False
     session = Session(directory, hub, stop, config.resume, config.ranks)
     with stop:
         try:
@@ -231,6 +238,7 @@ def open_session(config: SessionConfig) -> Iterator[Session]:
             status, reason = "failed", f"{type(error).__name__}: {error}"
             if isinstance(error, RanksDiffer):
                 session.note(T.RANKS_DIFFER, severity="error", ranks=error.ranks, what=error.what)
+            refused = config.resume is None and session.untouched and isinstance(error, UsageError | DataError)
             raise
         finally:
             if status != "completed":
@@ -239,6 +247,8 @@ def open_session(config: SessionConfig) -> Iterator[Session]:
                 why = {} if reason is None else {"reason": reason}
                 session.say(T.TRAINING_ENDED, status=status, **why, **session.took)
                 hub.close()
+                if refused and session.writes:
+                    directory.discard()
 
 
 def _created(config: SessionConfig) -> tuple[RunDirectory, JournalWriter]:

@@ -88,9 +88,10 @@ def prune(argv: Sequence[str]) -> int:
             before = on_disk(each.path)
             delete(each.path) if given.delete else compress_journal(each.path, LEAST)
             freed += before - (0 if given.delete else on_disk(each.path))
-        except (EsperError, OSError) as problem:
+        except (EsperError, OSError, MemoryError) as problem:
             failed += 1
-            print(f"esper: {visible(problem)}", file=sys.stderr)
+            short = f"{each.path.name}: there is not enough memory to compress its journal, which is left as it was"
+            print(f"esper: {visible(short if isinstance(problem, MemoryError) else problem)}", file=sys.stderr)
     done = len(ready) - failed
     print(f"{_runs(done)} {'deleted' if given.delete else 'compressed'}, {size(max(0, freed))} freed")
     return 1 if failed else 0

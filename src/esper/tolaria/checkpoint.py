@@ -43,6 +43,9 @@ TENSORS: Final = "tensors.safetensors"
 PLAIN: Final = "state.json"
 MANIFEST: Final = "manifest.json"
 
+GPU: Final = "gpu"
+"""Of what a run depends on: the kinds of GPU that its process saw; absent where it used none."""
+
 _NAME: Final = re.compile(r"ckpt-(\d{6,12})-step-(\d{8,16})")
 _UNFINISHED: Final = re.compile(r"\.ckpt-\d{6,12}-step-\d{8,16}\.(?:saving|deleting)")
 _TAG: Final = "$"
@@ -195,8 +198,11 @@ def load_newest(directory: str | os.PathLike[str]) -> Loaded:
     raise DataError(f"no checkpoint that can be used in {directory}{why}")
 
 
-def environment() -> dict[str, Any]:
-    """What the bits of a CPU run depend on besides its own state."""
+def environment(gpu: bool | None = None) -> dict[str, Any]:
+    """What the bits of a run depend on besides its own state; of a GPU too, where this process has used one, or where
+    that is asked for."""
+    used = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    on_gpu = used if gpu is None else gpu and torch.cuda.is_available()
     return {
         "threads": torch.get_num_threads(),
         "torch": str(torch.__version__),
@@ -205,12 +211,26 @@ def environment() -> dict[str, Any]:
         "machine": platform.machine(),
         "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
         "matmul_precision": torch.get_float32_matmul_precision(),
+        **(_gpu() if on_gpu else {}),
+    }
+
+
+def _gpu() -> dict[str, Any]:
+    cudnn, devices = torch.backends.cudnn, range(torch.cuda.device_count())
+    return {
+        GPU: ", ".join(sorted({torch.cuda.get_device_name(i) for i in devices})),
+        "cuda": torch.version.cuda or torch.version.hip or "unknown",
+        "cudnn": cudnn.version() or "none",  # type: ignore[no-untyped-call]
+        "cudnn_deterministic": cudnn.deterministic,
+        "cudnn_benchmark": cudnn.benchmark,
+        "cublas_workspace": os.environ.get("CUBLAS_WORKSPACE_CONFIG", "unset"),
     }
 
 
 def exactness(manifest: Mapping[str, Any]) -> list[str]:
     """What keeps a resume here from equalling the uninterrupted run bit for bit, one line each; empty when nothing."""
-    here, there = environment(), manifest["environment"]
+    there = manifest["environment"]
+    here = environment(gpu=GPU in there)
     return [
         f"{name}: saved with {there.get(name, '(not recorded)')}, here {here.get(name, '(not recorded)')}"
         for name in sorted(set(here) | set(there))

@@ -192,6 +192,8 @@ class Executor:
         for i, (env, outcome) in enumerate(zip(self._envs, self._outcomes, strict=True)):
             readout = read(plans[i], result, i, self.metric)
             rolled_back = self._rolled_back(i, readout, trained[i], outcome)
+            if not rolled_back and env.governor.snapshot_due(self.epoch):
+                env.governor.let_go()
             if not rolled_back and self.config.deliver == "best":
                 self._keep_best(i, views[i], readout)
             view = self._settle(i, views[i], readout, result, rolled_back)
@@ -215,6 +217,8 @@ class Executor:
         is worse; and what is then left is given up for the best network that was validated if that was better.
         """
         self._outcomes = [] if decisions is None else self._act(decisions)
+        for env in self._envs:
+            env.governor.let_go()
         as_is: list[Sequence[AlphaConfig]] = [({},) for _ in self._envs]
         if self.config.deliver == "best":
             delivered = self._delivered_best()

@@ -188,6 +188,11 @@ class Governor:
         fits = self._good is None or epoch - self._good[0] >= self.config.snapshot_every
         return fits and self._verdict.consecutive == 0
 
+    def let_go(self) -> None:
+        """Of the last good state: another is about to take its place, and both would be twice the memory, or nothing
+        can be rolled back any more. An error meanwhile ends the run."""
+        self._good = None
+
     def keep(self, epoch: int, state: Any, *, loss: float | None = None, metric: float | None = None) -> None:
         """Keep ``state`` (opaque, aliasing nothing that trains on) as the last good one. Emits ``GOVERNOR_SNAPSHOT``.
 

@@ -10,7 +10,7 @@ each epoch; those with a live seed, and hosts that cannot be stacked, are traine
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import ExitStack
 from dataclasses import replace
 from itertools import islice
@@ -31,7 +31,7 @@ from esper.tasks.losses import one_number
 from esper.tasks.pipeline import Batches
 from esper.tolaria.engine import ModuleEngine
 from esper.tolaria.epoch import Epoch
-from esper.tolaria.ranks import LONE
+from esper.tolaria.ranks import LONE, digest
 from esper.tolaria.setup import call
 from esper.tolaria.surgery import BASE_RATE
 from esper.tolaria.trainer import Trainer
@@ -118,18 +118,52 @@ def _group(trainer: Trainer) -> Group | None:
     )
     if not plain:
         return None
-    host = tuple((name, tuple(p.shape), p.dtype) for name, p in trainer.model.host.named_parameters())
+    held = frozenset(map(id, trainer.held))
     groups = tuple(
         (group.get(BASE_RATE, group["lr"]), *sorted((name, group[name]) for name in group.keys() - _COMPARED_OTHERWISE))
         for group in optimizer.param_groups
     )
     try:
         steps = tuple(sorted({float(state.get("step", 0.0)) for state in optimizer.state.values()}))
-        group = (type(trainer.model.host), host, groups, steps, len(optimizer.state), *_clock(trainer))
+        computed = _made_of(trainer.model.host, held), _compared(setup.criterion)
+        group = (computed, groups, steps, len(optimizer.state), *_clock(trainer))
         hash(group)
     except (TypeError, ValueError):  # an option of the optimizer that cannot be compared
         return None
     return group
+
+
+def _made_of(module: nn.Module, held: Set[int] = frozenset()) -> Group:
+    """What it computes, but for the values of its weights: the modules in it with their attributes, which of them are
+    ``held`` in evaluation mode, shapes and formats of the weights, and which of these are one."""
+    places: dict[int, int] = {}
+    told: list[Group] = []
+    for path, each in module.named_modules(remove_duplicate=False):
+        weights = tuple(
+            (name, None if p is None else (places.setdefault(id(p), len(places)), tuple(p.shape), p.dtype))
+            for name, p in each._parameters.items()
+        )
+        own = {name: value for name, value in vars(each).items() if name not in _MODULES_OWN}
+        told.append((path, type(each), id(each) in held, weights, _compared(each._buffers), _compared(own)))
+    return tuple(told)
+
+
+def _compared(value: Any) -> Any:
+    """A value that is equal to another's where both do the same; what cannot be told is equal to itself alone.
+
+    Raises ``TypeError`` for what has no hash.
+    """
+    if isinstance(value, nn.Module):
+        hooked = any(getattr(each, hooks) for each in value.modules() for hooks in _HOOKS)
+        weights = [(name, _compared(p.detach())) for name, p in value.named_parameters()]
+        return id(value) if hooked else (value.training, _made_of(value), tuple(weights))
+    if isinstance(value, Tensor):
+        return digest(value)
+    if isinstance(value, Mapping):
+        return type(value), tuple((key, _compared(each)) for key, each in value.items())
+    if isinstance(value, list | tuple):
+        return type(value), tuple(map(_compared, value))
+    return type(value), value
 
 
 def _has_more_than_weights(module: nn.Module) -> bool:
