@@ -294,10 +294,13 @@ def largely_grown(
         for _ in range(3):
             grown_epoch(grower, optimizer, train)
         over("trained")
-        state = grower.state_dict()
+        state = grower._loop.state()
         checkpoint.save(folder / "checkpoints", 3, state["tensors"], state["plain"])
         del state
         over("checkpoint written")
+        mine = grower.state_dict()
+        del mine
+        over("state_dict() taken")
         trainer = grower._engine.trainer(0)
         good = trainer.state()
         ratios = []

@@ -299,7 +299,14 @@ def test_it_stacks_only_where_that_was_found_to_be_faster(monkeypatch: pytest.Mo
     resumed.reset(specs())
     for i in range(4):
         resumed.load(i, engine.state(i))
-    assert resumed.gains == {2: 0.9, 4: 3.0}, "a resumed run stacks what this one did"
+    kind = stacking._kind(engine.trainer(0).model.host)
+    assert resumed.gains == {(kind, 2): 0.9, (kind, 4): 3.0}, "a resumed run stacks what this one did"
+    hosts = iter((TASK.host, TASK.host, partial(_Odd, nn.GELU), partial(_Odd, nn.GELU)))
+    mixed, _ = engine_of(StackedEngine, replace(TASK, host=lambda: next(hosts)()))
+    mixed.reset(specs())
+    asked.clear()
+    mixed.train_epoch([0, 1, 2, 3])
+    assert asked == [2, 2], "and each kind of host"
 
 
 def test_times_are_told_as_those_of_the_stack() -> None:

@@ -9,6 +9,7 @@ each epoch; those with a live seed, and hosts that cannot be stacked, are traine
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import ExitStack
@@ -59,8 +60,8 @@ class StackedEngine(ModuleEngine):
 
     def __init__(self, *args: Any, **keywords: Any) -> None:
         super().__init__(*args, **keywords)
-        self.gains: dict[int, float] = {}
-        """Envs in a stack -> how many times as fast it was found to be."""
+        self.gains: dict[tuple[str, int], float] = {}
+        """Kind of host, envs in a stack -> how many times as fast it was found to be."""
 
     def train_epoch(self, envs: Sequence[int]) -> list[TrainResult]:
         """Train each env for one epoch, together with those that are like it."""
@@ -84,19 +85,20 @@ class StackedEngine(ModuleEngine):
     def state(self, env: int) -> dict[str, Any]:
         """See :meth:`ModuleEngine.state`. What was found goes along: a resumed run stacks what this one does."""
         state = super().state(env)
-        state["plain"]["stack_gains"] = [[size, gain] for size, gain in sorted(self.gains.items())]
+        state["plain"]["stack_gains"] = [[*key, gain] for key, gain in sorted(self.gains.items())]
         return state
 
     def load(self, env: int, state: Mapping[str, Any]) -> None:
         """Undo of :meth:`state`."""
         super().load(env, state)
-        self.gains |= {int(size): float(gain) for size, gain in state["plain"].get("stack_gains", ())}
+        known = state["plain"].get("stack_gains", ())
+        self.gains |= {(str(kind), int(size)): float(gain) for kind, size, gain in known}
 
     def _pays(self, members: Sequence[int]) -> bool:
-        size = len(members)
-        if size not in self.gains:
-            self.gains[size] = measured_gain([self.trainer(i) for i in members])
-        return self.gains[size] >= FASTER
+        key = _kind(self.trainer(members[0]).model.host), len(members)
+        if key not in self.gains:
+            self.gains[key] = measured_gain([self.trainer(i) for i in members])
+        return self.gains[key] >= FASTER
 
 
 def _group(trainer: Trainer) -> Group | None:
@@ -131,6 +133,13 @@ def _group(trainer: Trainer) -> Group | None:
     except (TypeError, ValueError):  # an option of the optimizer that cannot be compared
         return None
     return group
+
+
+def _kind(host: nn.Module) -> str:
+    """Short digest of the modules in a host and of its weights' shapes, the same in every process."""
+    modules = [(path, type(each).__module__, type(each).__qualname__) for path, each in host.named_modules()]
+    shapes = [(name, tuple(p.shape), str(p.dtype)) for name, p in host.named_parameters()]
+    return hashlib.sha256(repr((modules, shapes)).encode()).hexdigest()[:12]
 
 
 def _made_of(module: nn.Module, held: Set[int] = frozenset()) -> Group:
