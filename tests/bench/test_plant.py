@@ -8,7 +8,7 @@ import torch
 from repeating_hosts import Layer
 from torch import nn
 
-from esper.bench.plant import Planted, by_gradient, initialise, largest, plant
+from esper.bench.plant import Planted, by_gradient, initialise, largest, plant, teach, third
 from esper.bench.settings import Initial
 from esper.kasmina import blueprints
 from esper.kasmina.clone import copied
@@ -64,6 +64,31 @@ def test_a_taken_slot_is_refused(trainer):
     plant(trainer, [SEED])
     with pytest.raises(EsperError, match="block0"):
         plant(trainer, [SEED])
+
+
+def test_what_is_planted_in_holding_is_there_until_it_is_judged(trainer):
+    plant(trainer, [SEED], stage=SeedStage.HOLDING)
+    slot = trainer.model.slots["block0"]
+    assert (slot.stage, slot.alpha) == (SeedStage.HOLDING, 1.0)
+
+
+def test_a_third_is_the_largest_that_is_no_larger():
+    assert third({"a": {"s": 10, "m": 33, "l": 100}, "b": {"x": 34, "y": 99}, "c": {}}) == {"a": "m", "b": "x"}
+
+
+def test_a_newborn_seed_is_taught_by_the_oldest_of_its_kind_that_has_learned(trainer):
+    slots = trainer.model.slots
+    plant(trainer, [SEED, Planted("block1", "conv3", 8), Planted("block2", "conv3", 9)])
+    before = {name: value.clone() for name, value in slots["block2"].seed.state_dict().items()}
+    assert not teach(slots, "block2"), "none has learned yet"
+    slots["block0"].state.age_epochs, slots["block1"].state.age_epochs = 1, 3
+    assert all(torch.equal(value, before[name]) for name, value in slots["block2"].seed.state_dict().items())
+    assert teach(slots, "block2")
+    oldest = slots["block1"].seed.state_dict()
+    assert all(torch.equal(value, oldest[name]) for name, value in slots["block2"].seed.state_dict().items())
+    slots["block1"].state.blueprint_id = "another"
+    assert teach(slots, "block2")
+    assert not all(torch.equal(value, oldest[name]) for name, value in slots["block2"].seed.state_dict().items())
 
 
 @pytest.mark.parametrize("name", blueprints.names(Layout.NCHW))

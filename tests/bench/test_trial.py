@@ -5,10 +5,12 @@ from dataclasses import asdict, replace
 
 import bench_toys
 import pytest
+import torch
 
 from esper.bench.figures import moments
 from esper.bench.settings import Initial, TrialSetting
-from esper.bench.trial import TrialOutcome, Work, run_trial
+from esper.bench.trial import TrialOutcome, Work, _TrialRun, run_trial
+from esper.leyline import Blend, FactoredAction, Op
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +66,32 @@ def test_insertion_happens_once_at_its_time_and_fills_every_slot(policy):
     assert early.macs > late.macs
     assert early.spent["counterfactual_macs"] == 0
     assert (early.spent["probe_macs"] > 0) is (policy == "gradmax")
+
+
+def test_seeds_are_born_at_once_and_kept_on_evidence_or_by_one_look_in_the_end():
+    work, quick = Work(bench_toys.TINY, (), 4), TrialSetting(lr=4.0, quick=True)
+    names = ("one-step", "promised", "joint")
+    outcomes = {name: run_trial(bench_toys.trial(work=work, policy=name, setting=quick)) for name in names}
+    one_step, promised, joint = (outcomes[name] for name in names)
+    assert one_step.births == (one_step.curve[0][0],) * 3, "after the first epoch"
+    assert len(promised.births) == 3 and max(promised.births) < min(one_step.births), "before it"
+    assert one_step.spent["probe_macs"] > 0 == joint.spent["probe_macs"]
+    assert 0 < joint.spent["counterfactual_macs"] < one_step.spent["counterfactual_macs"], "judged once"
+    assert set(joint.seeds.values()) <= {"norm"}
+
+
+@pytest.mark.parametrize(("policy", "alike"), [("copied", True), ("frugal", False)])
+def test_a_seed_is_born_with_what_another_has_learned(policy, alike):
+    run = _TrialRun(bench_toys.trial(policy=policy))
+    run._begin(2)
+    slots = run.engine.trainer(0).model.slots
+    first, second = ([FactoredAction(Op.GERMINATE, f"block{i}", "conv3", Blend.LINEAR, 1.0, 1)] for i in range(2))
+    run.engine.apply([0], first)
+    run.engine.train_epoch([0])
+    slots["block0"].state.age_epochs = 1  # as after the tick that ends an epoch
+    run.engine.apply([0], second)
+    pairs = zip(slots["block0"].seed_parameters(), slots["block1"].seed_parameters(), strict=True)
+    assert all(torch.equal(learned, born) for learned, born in pairs) is alike
 
 
 def test_copies_are_stacked_once_at_their_time_behind_the_blocks_that_repeat():

@@ -61,6 +61,12 @@ RIVALS: Final[Mapping[str, Rival]] = {
 SEARCHED: Final = "searched"
 """The topology of an arm that looks for one."""
 _GROWRA = "rank added beside every linear layer in four steps, from none, where it would lower the loss most"
+_BIRTHS: Final[Mapping[str, str]] = {
+    "copied": "frugal, a seed born with the weights of the oldest of its kind",
+    "one-step": "frugal's first seeds in all slots at once after an epoch, and no more",
+    "promised": "in all slots the kind of the largest gradient at birth, before the first epoch, and no more",
+}
+"""Arm -> how its seeds come into being; what becomes of them frugal's rules decide."""
 _GRADMAX = "in every slot the seed and the draw with the largest gradient norm at birth, at a fixed time"
 
 
@@ -100,6 +106,8 @@ ARMS: Final[Mapping[str, Arm]] = {
             policy="frugal",
         ),
         Arm("grafted", "the same, with seeds that are grafted", Family.POLICY, policy="grafted"),
+        *(Arm(name, what, Family.POLICY, policy=name) for name, what in _BIRTHS.items()),
+        Arm("joint", "seeds of a third in all slots at once, pruned in the end", Family.INSERTION, policy="joint"),
         Arm("blind", "the heuristic without counterfactuals: whatever grew is kept", Family.POLICY, policy="blind"),
         Arm("net2net", "largest seeds as identities, all at a fixed time", Family.INSERTION, policy="net2net"),
         Arm("gradmax", _GRADMAX, Family.INSERTION, policy="gradmax"),
@@ -112,7 +120,18 @@ ARMS: Final[Mapping[str, Arm]] = {
     )
 }
 
-_ASKED_FOR: Final = ("small-equal", "all-sites", "grafted", "stacked", "growra", "policy", "auto", *SEARCHES)
+_ASKED_FOR: Final = (
+    "small-equal",
+    "all-sites",
+    "grafted",
+    *_BIRTHS,
+    "joint",
+    "stacked",
+    "growra",
+    "policy",
+    "auto",
+    *SEARCHES,
+)
 FULL: Final = tuple(name for name in ARMS if name not in (*_ASKED_FOR, *RIVALS))
 QUICK: Final = ("small", "large-equal", "retrained-equal", "frugal")
 _NOT_GROWING: Final = ("static",)

@@ -38,14 +38,21 @@ class Planted:
     seed: int
 
 
-def plant(trainer: Trainer, seeds: Iterable[Planted], initial: Initial = Initial.IDENTITY) -> None:
-    """Put ``seeds`` into their slots, which must be empty, at alpha 1 and for good, each with its parameter group."""
+def plant(
+    trainer: Trainer,
+    seeds: Iterable[Planted],
+    initial: Initial = Initial.IDENTITY,
+    stage: SeedStage = SeedStage.FOSSILIZED,
+) -> None:
+    """Put ``seeds`` into their slots, which must be empty, at alpha 1, each with its parameter group: for good, or in
+    HOLDING, so that what is delivered goes without those that validation does not miss.
+    """
     for each in seeds:
         slot = trainer.model.slots[each.slot]
         _germinate(slot, each, initial)
         assert slot.state is not None
         slot.state.alpha = 1.0
-        slot.state.enter(SeedStage.FOSSILIZED, trainer.completed)
+        slot.state.enter(stage, trainer.completed)
         trainer.adopt(slot.state.seed_id)
 
 
@@ -100,6 +107,40 @@ def copies(sizes: Mapping[str, Mapping[str, int]]) -> dict[str, str]:
             "and sites behind blocks that repeat"
         )
     return found
+
+
+def third(sizes: Mapping[str, Mapping[str, int]]) -> dict[str, str]:
+    """slot -> its largest blueprint of at most a third of the largest one's parameters, the smallest where there is
+    none: what the policy frugal begins with. ``sizes`` as for :func:`largest`.
+    """
+    found = {}
+    for slot, fitting in sizes.items():
+        if fitting:
+            small = [name for name, size in fitting.items() if 3 * size <= max(fitting.values())]
+            found[slot] = max(small or [min(fitting, key=fitting.__getitem__)], key=fitting.__getitem__)
+    return found
+
+
+def teach(slots: Mapping[str, SeedSlot], born: str) -> bool:
+    """Give the newborn seed in slot ``born`` the weights of the oldest living seed of its blueprint, the last layer's
+    too; whether there was one whose weights fit.
+
+    It learns behind the host first, so that what it adds is not felt before it has learned its own place.
+    """
+    seed, state = slots[born].seed, slots[born].state
+    assert seed is not None and state is not None
+    sizes = {name: value.shape for name, value in seed.state_dict().items()}
+    fits = [
+        (slot.state.age_epochs, slot.seed)
+        for slot_id, slot in slots.items()
+        if slot_id != born and slot.seed is not None and slot.state is not None
+        if slot.state.blueprint_id == state.blueprint_id and slot.state.age_epochs > 0
+        if {name: value.shape for name, value in slot.seed.state_dict().items()} == sizes
+    ]
+    if not fits:
+        return False
+    seed.load_state_dict(max(fits, key=lambda pair: pair[0])[1].state_dict())
+    return True
 
 
 def middle(sizes: Mapping[str, Mapping[str, int]]) -> dict[str, str]:

@@ -14,17 +14,29 @@ from typing import Any, Final
 
 from esper.bench.arms import RIVALS, SEARCHED
 from esper.bench.directions import MOMENTS, check, grow_rank
-from esper.bench.plant import Planted, by_gradient, copies, largest, middle, plant
+from esper.bench.plant import Planted, by_gradient, copies, largest, middle, plant, teach, third
 from esper.bench.rivals import RivalTask
 from esper.bench.settings import TrialSetting
 from esper.bench.topologies import SEARCHES, Candidate, TopologySearch
-from esper.leyline import EnvSpec, EsperError, GateThresholds, Policy
+from esper.leyline import (
+    Blend,
+    EnvSpec,
+    EsperError,
+    FactoredAction,
+    GateThresholds,
+    Op,
+    Policy,
+    SeedStage,
+    TelemetryEvent,
+    TelemetryEventType,
+)
 from esper.run.assembly import Workload, build_executor, trainer_config, workload
 from esper.run.config import RunConfig
 from esper.run.play import Episode
 from esper.run.search import find_schedule
 from esper.tamiyo.policies import (
     FrugalPolicy,
+    HeuristicConfig,
     HeuristicPolicy,
     NurturedPolicy,
     SchedulePolicy,
@@ -40,8 +52,10 @@ from esper.tolaria.rng import derive
 CURVE_POINTS: Final = 100
 """Most points of a course that are kept."""
 NEVER: Final = 10**9
-INSERTING: Final = ("net2net", "gradmax", "stacked")
-"""Policies that grow once, at a fixed time, and for good."""
+INSERTING: Final = ("net2net", "gradmax", "stacked", "joint")
+"""Policies that grow once, at a fixed time, without evidence."""
+AT_ONCE: Final = {"promised": 0, "one-step": 1}
+"""Policies that let seeds be born in all slots at once -> after so many epochs; then frugal's rules decide."""
 RANKING: Final = "growra"
 """The policy that adds rank at fixed times, for good."""
 
@@ -67,8 +81,8 @@ class Trial:
     seed: int
     setting: TrialSetting
     policy: str = "static"
-    """``static``, one of :data:`INSERTING`, ``blind``, ``grafted``, ``schedule``, a registered name, or a policy's
-    file."""
+    """``static``, one of :data:`INSERTING` or :data:`AT_ONCE`, ``blind``, ``grafted``, ``copied``, ``schedule``, a
+    registered name, or a policy's file."""
     entries: tuple[Mapping[str, Any], ...] = ()
     """Of a schedule."""
     topology: Mapping[str, str] | str | None = None
@@ -278,7 +292,7 @@ class _TrialRun:
         schedule = replace(base.schedule, seed_multiplier=multiplier, host_restart=setting.restart)
         trainer = replace(base, lr=base.lr * setting.lr, schedule=schedule, thresholds=self.thresholds)
         final = trial.stage == "final"
-        executor = build_executor(load, config, lambda event: None, test=final, trainer=trainer, deliver="best")
+        executor = build_executor(load, config, self._told, test=final, trainer=trainer, deliver="best")
         return load, executor
 
     def _policy(self) -> Policy:
@@ -287,8 +301,10 @@ class _TrialRun:
             return SchedulePolicy(trial.entries)
         if trial.policy in ("heuristic", "blind"):
             return HeuristicPolicy()
-        if trial.policy in ("frugal", "grafted"):
+        if trial.policy in ("frugal", "grafted", "copied"):
             return FrugalPolicy()
+        if trial.policy in AT_ONCE:
+            return FrugalPolicy(HeuristicConfig(first_epoch=NEVER))
         if trial.policy == "nurtured":
             return NurturedPolicy(seed=trial.seed)
         if trial.policy in (RANKING, *INSERTING):
@@ -315,17 +331,35 @@ class _TrialRun:
     def _draw(self, slot: str) -> int:
         return derive(self.trial.seed, "planted", slot)
 
-    def _plant(self, seeds: Sequence[Planted]) -> None:
-        plant(self.engine.trainer(0), seeds, self.trial.setting.initial)
+    def _plant(self, seeds: Sequence[Planted], stage: SeedStage = SeedStage.FOSSILIZED) -> None:
+        plant(self.engine.trainer(0), seeds, self.trial.setting.initial, stage)
+
+    def _told(self, event: TelemetryEvent) -> None:
+        """What happens in the run."""
+        if self.trial.policy == "copied" and event.event_type is TelemetryEventType.SEED_GERMINATED:
+            assert event.slot_id is not None
+            teach(self.engine.trainer(0).model.slots, event.slot_id)
+
+    def _give_birth(self) -> None:
+        """The growth of the arms in which all seeds are born at once."""
+        sizes = self._sizes()
+        wanted = third(sizes)
+        if self.trial.policy == "promised":
+            wanted = {each.slot: each.blueprint for each in by_gradient(self.engine.trainer(0), sizes, self.trial.seed)}
+        for slot, blueprint in wanted.items():
+            self.engine.apply([0], [FactoredAction(Op.GERMINATE, slot, blueprint, Blend.LINEAR, 1.0, tempo=1)])
 
     def _insert(self) -> None:
-        """The growth of the arms that grow at fixed times and for good."""
+        """The growth of the arms that grow at fixed times, without evidence."""
         if self.trial.policy == RANKING:
             grow_rank(self.engine.trainer(0), self.trial.seed)
             return
         sizes = self._sizes()
         if self.trial.policy == "gradmax":
             self._plant(by_gradient(self.engine.trainer(0), sizes, self.trial.seed))
+        elif self.trial.policy == "joint":
+            wanted = third(sizes)
+            self._plant([Planted(slot, name, self._draw(slot)) for slot, name in wanted.items()], SeedStage.HOLDING)
         else:
             wanted = copies(sizes) if self.trial.policy == "stacked" else largest(sizes)
             self._plant([Planted(slot, blueprint, self._draw(slot)) for slot, blueprint in wanted.items()])
@@ -372,11 +406,11 @@ class _TrialRun:
         self._begin(epochs)
         policy = self.trial.policy
         shares = MOMENTS if policy == RANKING else (self.trial.setting.at,) if policy in INSERTING else ()
-        moments = {round(share * epochs) for share in shares}
+        moments = {AT_ONCE[policy]} if policy in AT_ONCE else {round(share * epochs) for share in shares}
 
         def insert() -> None:
             if self.executor.epoch in moments:
-                self._insert()
+                self._give_birth() if policy in AT_ONCE else self._insert()
                 self.episode.look()
 
         curve: list[tuple[int, float]] = []
