@@ -84,6 +84,7 @@ class Delivery:
                         self._salvage(error)
                         raise
                     self._tell(lost, opening)
+                    session.stop.end()  # what is left is written, whatever the launcher sends
                     self._salvage(lost)
                     raise lost from None
         except BaseException as error:
