@@ -228,18 +228,19 @@ def test_a_call_that_is_refused_leaves_the_model_as_it_was(first: Path, tmp_path
     taken = tmp_path / "taken"
     taken.mkdir()
     (taken / "a file").touch()
-    for given, message in (
+    cases: tuple[tuple[dict[str, Any], str], ...] = (
         ({"budget": replace(BUDGET, epochs=1, gates=GateThresholds())}, "Budget.epochs is 1"),
-        ({"budget": replace(BUDGET, blueprints=("nothing",))}, "nothing"),
-        ({"at": ["9"]}, "9"),
-        ({"metric": "best"}, "best"),
+        ({"budget": replace(BUDGET, blueprints=("nothing",))}, "unknown blueprint 'nothing'"),
+        ({"at": ["9"]}, "unknown submodule '9'"),
+        ({"metric": "best"}, "unknown metric 'best'"),
         ({"run_dir": taken}, "taken"),
         ({"previous": bare}, "delivered no seed"),
         ({"budget": replace(BUDGET, previous=first, fresh=("head",))}, "submodule in Budget.fresh 'head'"),
         ({"budget": replace(BUDGET, previous=first, fresh=("2",))}, "Budget.fresh names '2', where .* grew a seed"),
-    ):
+    )
+    for number, (given, message) in enumerate(cases):
         with pytest.raises(UsageError, match=message):
-            grown(**{"run_dir": tmp_path / "run", "network": network, "previous": first, **given})
+            grown(**{"run_dir": tmp_path / f"run{number}", "network": network, "previous": first, **given})
         assert state() == before
         assert all(torch.equal(tensors[name], each) for name, each in network.state_dict().items())
     assert grown(tmp_path / "right", network=network, previous=first, policy="static").model is not network
@@ -266,9 +267,10 @@ def test_what_cannot_be_gone_on_from_is_said_in_one_line(first: Path, tmp_path: 
     (damaged / "model" / "model.safetensors").write_bytes(content[: len(content) // 2])
     optimizer = torch.optim.AdamW(model().parameters())
     for given, kind, message in (
-        ({"network": other}, UsageError, "has no submodule|is not like the one that"),
+        ({"network": other}, UsageError, "(has no submodule|is not like the one that).* legal is a fresh model"),
         ({"previous": tmp_path / "nowhere"}, UsageError, "holds no exported model"),
-        ({"previous": damaged}, DataError, "cannot be read"),
+        ({"previous": damaged}, DataError, "model.safetensors cannot be read: .* give a run whose export is whole"),
+        ({"previous": 3}, UsageError, "Budget.previous is 3; legal: the directory of a run"),
         ({"previous": bare}, UsageError, "delivered no seed, so nothing can be tried"),
         ({"optimizer": optimizer}, UsageError, "new seeds alone learn"),
     ):

@@ -90,7 +90,10 @@ def apply(model: nn.Module, run: str | Path) -> nn.Module:
             " that run first, esper.apply(model, EARLIER)"
         )
     if missing:
-        raise UsageError(f"the {type(model).__name__} has no submodule {missing[0]!r}, where something grew in {run}")
+        raise UsageError(
+            f"the {type(model).__name__} has no submodule {missing[0]!r}, where something grew in {run}; legal is a"
+            " fresh model, made as that one was"
+        )
     made: list[Grown] = []
     try:
         with torch.random.fork_rng(devices=[]):
@@ -103,7 +106,7 @@ def apply(model: nn.Module, run: str | Path) -> nn.Module:
         take_out(model, made)
         raise UsageError(
             f"the {type(model).__name__} is not like the one that {run} delivered: {len(differing)} tensors differ,"
-            f" among them {differing[0]}"
+            f" among them {differing[0]}; legal is a fresh model, made as that one was"
         )
     for name, alpha in about.get("alphas", {}).items():
         model.get_submodule(name).alpha = alpha
@@ -124,7 +127,7 @@ def _read(weights: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             about = json.loads((file.metadata() or {}).get(_KEY, "null"))
         tensors = read_tensors(weights)
     except (OSError, ValueError, KeyError, safetensors.SafetensorError) as error:
-        raise DataError(f"{weights} cannot be read: {error}") from error
+        raise DataError(f"{weights} cannot be read: {error}; give a run whose export is whole") from error
     if about is None:
         raise DataError(f"{weights} does not say what has grown; an earlier Esper wrote it: use load() of its model.py")
     return about, tensors

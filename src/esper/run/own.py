@@ -130,6 +130,8 @@ class Budget:
         if self.schedule not in ("constant", "cosine", "wsd"):
             raise unknown("Budget.schedule", self.schedule, ("constant", "cosine", "wsd"))
         checks.made("Budget.gates", self.gates, GateThresholds)
+        if self.previous is not None and not isinstance(self.previous, str | Path):
+            raise UsageError(f"Budget.previous is {self.previous!r}; legal: the directory of a run, or None")
         checks.names("Budget.fresh", self.fresh or None)
         checks.made("Budget.fold", self.fold, bool)
         if self.fresh and self.previous is None:
