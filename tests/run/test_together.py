@@ -20,6 +20,9 @@ from esper.leyline import EnvView, FactoredAction, Op, UsageError
 from esper.leyline import TelemetryEventType as T
 from esper.library import Budget, Grower, OwnChoices
 from esper.nissa.reader import read_journal
+from esper.nissa.rundir import RunDirectory
+from esper.run.resume import CheckpointInfo
+from esper.run.together import how_to_go_on
 from esper.tolaria.ranks import RankLost, RanksDiffer, Together
 from own_loop import LOSS, narrow, products
 from ranked_loop import VALIDATION, Moves, Ranked, committed, germinate, grown
@@ -311,6 +314,15 @@ def test_a_rank_that_is_killed_ends_the_run_and_it_goes_on(tmp_path: Path) -> No
         assert all(torch.equal(weight, each["model"][name]) for each in (whole[1], *on)), name
     assert committed(run) == committed(tmp_path / "whole")
     assert on[0]["samples"] == 9, "the sampler was told every epoch, the killed one too"
+
+
+def test_what_to_do_is_said_by_what_there_is(tmp_path: Path) -> None:
+    run, about = RunDirectory.create(tmp_path, "run"), CheckpointInfo("library", {}, {}, how="resume={run!r} goes on")
+    assert how_to_go_on(None, run).startswith("load the last grower.state_dict()")
+    assert how_to_go_on(about, run).startswith("there is no checkpoint yet (Budget.checkpoint_every)")
+    (run.checkpoints / "ckpt-000001-step-00000002").mkdir(parents=True)
+    told = f"resume={str(run.path)!r} goes on from its last checkpoint, on as many ranks or others"
+    assert how_to_go_on(about, run) == told
 
 
 @pytest.mark.slow
