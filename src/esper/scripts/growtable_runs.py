@@ -18,7 +18,7 @@ from rich.text import Text
 
 from esper.bench.growtable import report, submissions
 from esper.bench.growtable.admit import admission
-from esper.bench.growtable.arms import Scores, rivals, scored
+from esper.bench.growtable.arms import BLIND, FITS, RANKING, Scores, rivals, scored
 from esper.bench.growtable.build import BuildPlan, BuildProgress, build, planned, units
 from esper.bench.growtable.check import compare
 from esper.bench.growtable.host import TableHost
@@ -32,7 +32,7 @@ from esper.bench.growtable.worlds import CANDIDATES, TRAINING, WORLDS, chosen
 from esper.bench.report import into_page
 from esper.leyline import DataError, UsageError
 from esper.leyline.files import write_atomically
-from esper.tamiyo.policies.learned import SHIPPED, SHIPPED_FILE, load_policy, save_policy
+from esper.tamiyo.policies.learned import READER, READER_FILE, SHIPPED, SHIPPED_FILE, load_policy, save_policy
 
 
 def run(args: argparse.Namespace) -> None:
@@ -87,7 +87,7 @@ def run_admit(args: argparse.Namespace, console: Console) -> None:
     if args.output is None:
         return
     admitted = {each.family for each in found if each.admitted}
-    hosts = [host for name in table.worlds for host in table.of(name) if host.world.group in admitted]
+    hosts = [host for host in _hosts(table) if host.world.group in admitted]
     if not hosts:
         raise DataError(f"{args.output}: not written, since no world was admitted")
     size = save_table(Table(hosts, table.about), args.output)
@@ -122,8 +122,11 @@ def run_check(args: argparse.Namespace, console: Console) -> None:
 
 def run_train(args: argparse.Namespace, console: Console) -> None:
     """Learn, and save the policy with its card."""
-    table = _training(args.table)
-    worlds, hosts = list(table.worlds), [host for name in table.worlds for host in table.of(name)]
+    tables = _training(args.table)
+    worlds = [name for table in tables for name in table.worlds]
+    # tables count alike: the smaller one's hosts come as often, in whole turns
+    most = max(map(len, map(_hosts, tables)))
+    hosts = [host for table in tables for host in _hosts(table) * max(1, round(most / len(_hosts(table))))]
     began = time.perf_counter()
 
     def tell(update: int, mean_return: float, entropy: float) -> None:
@@ -136,11 +139,11 @@ def run_train(args: argparse.Namespace, console: Console) -> None:
     card = {
         "trained_on": "GrowTable",
         "worlds": worlds,
-        "hosts": len(hosts),
+        "hosts": sum(map(len, map(_hosts, tables))),
         "seed": plan.seed,
         "steps": learned.steps,
         "policy_macs": learned.macs,
-        "table_macs": table_macs(table, worlds),
+        "table_macs": sum(table_macs(table, table.worlds) for table in tables),
     }
     auditions = any(host.world.audition is not None for host in hosts)
     written = save_policy(args.output, learned.network, card, nurture=True, auditions=auditions)
@@ -226,11 +229,24 @@ def run_ship(args: argparse.Namespace, console: Console) -> None:
     """Score a policy, write the scores on its card and the file into the package."""
     saved = load_policy(args.policy)
     table, training, held_out = _split(load_table(args.table), args.table)
-    found = scored(table, training, held_out, {SHIPPED: str(args.policy)})
+    found = scored(table, training, held_out, {args.name: str(args.policy)})
+    if args.name == READER and (against := _no_reader(found, f"`{READER}`")):
+        raise DataError(f"policy {args.policy}: not shipped as {READER}, {against}")
     regret = {each.arm: [each.regret.low, each.regret.mean, each.regret.high] for each in found.lines if each.regret}
-    card = saved.card | {"scored_on": held_out, "regret": regret, "remarks": found.remarks}
-    written = save_policy(SHIPPED_FILE, saved.network, card, nurture=saved.nurture)
-    _say(console, f"{SHIPPED_FILE}: {written.bytes:,} bytes")
+    ahead = {each.rival: [each.points.low, each.points.mean, each.points.high] for each in found.duels}
+    card = saved.card | {"scored_on": held_out, "regret": regret, "ahead": ahead, "remarks": found.remarks}
+    file = {SHIPPED: SHIPPED_FILE, READER: READER_FILE}[args.name]
+    written = save_policy(file, saved.network, card, nurture=saved.nurture, auditions=saved.auditions)
+    _say(console, f"{file}: {written.bytes:,} bytes")
+
+
+def _no_reader(found: Scores, arm: str) -> str:
+    """Why a policy is none that reads its hosts to its advantage; empty where it is one."""
+    for each in found.duels:
+        if each.rival in (RANKING, FITS, BLIND) and not (each.points.low or 0.0) > 0:
+            return f"since it is not ahead of the {each.rival} beyond doubt"
+    reads = any(each.reads for each in found.readings[arm] if each.group == ALL)
+    return "" if reads else "since it loses nothing beyond doubt where it is shown another host's"
 
 
 def _named(policies: Sequence[str]) -> dict[str, str]:
@@ -247,20 +263,24 @@ def _given(args: argparse.Namespace, *names: str) -> dict[str, Any]:
     return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
 
 
-def _training(paths: Sequence[Path]) -> Table:
-    """Whole hosts of the training worlds of all these tables. Raises ``UsageError`` where one has none, or two have one
-    in common.
+def _training(paths: Sequence[Path]) -> list[Table]:
+    """The tables with nothing but whole hosts of training worlds. Raises ``UsageError`` where one has none, or two have
+    a world in common.
     """
-    found: list[TableHost] = []
+    found: list[Table] = []
     for path in paths:
-        table, known = load_table(path).whole, {host.world.name for host in found}
-        hosts = [host for name in table.worlds for host in table.of(name) if not host.world.held_out]
-        if not hosts:
+        table = load_table(path).whole
+        training = Table((host for host in _hosts(table) if not host.world.held_out), table.about)
+        if not training.worlds:
             raise UsageError(f"table {path}: holds no training world")
-        if twice := known & {host.world.name for host in hosts}:
+        if twice := {name for table in found for name in table.worlds} & set(training.worlds):
             raise UsageError(f"table {path}: holds {min(twice)}, as one before it does; legal: tables of other worlds")
-        found += hosts
-    return Table(found, {})
+        found.append(training)
+    return found
+
+
+def _hosts(table: Table) -> list[TableHost]:
+    return [host for name in table.worlds for host in table.of(name)]
 
 
 def _split(every: Table, path: Path) -> tuple[Table, list[str], list[str]]:
