@@ -66,14 +66,8 @@ def build_parser() -> argparse.ArgumentParser:
     seven.add_argument("--parts", type=Path, default=Path("growtable-parts"), metavar="DIR", help="what is done so far")
     seven.add_argument("--judge-only", action="store_true", help="judge what has been played, and play nothing")
     seven.add_argument("--output", type=Path, metavar="FILE", help="write a table of the admitted worlds")
-    six = commands.add_parser("ship", help="put a policy into the package, its scores on its card")
+    six = commands.add_parser("ship", help="put a policy into the package as esper-v1, its scores on its card")
     six.add_argument("--policy", type=Path, required=True, metavar="FILE")
-    six.add_argument(
-        "--name",
-        choices=("esper-v1", "esper-v2"),
-        default="esper-v1",
-        help="esper-v2 must be ahead of rankings, schedules and blind choices beyond doubt, and read its hosts",
-    )
     for command in (two, four, six, eight):
         command.add_argument("--table", type=Path, metavar="FILE", help="default: the package's own table")
     three.add_argument(

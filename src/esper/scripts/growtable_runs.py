@@ -18,7 +18,7 @@ from rich.text import Text
 
 from esper.bench.growtable import report, submissions
 from esper.bench.growtable.admit import admission
-from esper.bench.growtable.arms import BLIND, FITS, RANKING, Scores, rivals, scored
+from esper.bench.growtable.arms import Scores, rivals, scored
 from esper.bench.growtable.build import BuildPlan, BuildProgress, build, planned, units
 from esper.bench.growtable.check import compare
 from esper.bench.growtable.host import TableHost
@@ -32,7 +32,7 @@ from esper.bench.growtable.worlds import CANDIDATES, TRAINING, WORLDS, chosen
 from esper.bench.report import into_page
 from esper.leyline import DataError, UsageError
 from esper.leyline.files import write_atomically
-from esper.tamiyo.policies.learned import READER, READER_FILE, SHIPPED, SHIPPED_FILE, load_policy, save_policy
+from esper.tamiyo.policies.learned import SHIPPED, SHIPPED_FILE, load_policy, save_policy
 
 
 def run(args: argparse.Namespace) -> None:
@@ -229,24 +229,12 @@ def run_ship(args: argparse.Namespace, console: Console) -> None:
     """Score a policy, write the scores on its card and the file into the package."""
     saved = load_policy(args.policy)
     table, training, held_out = _split(load_table(args.table), args.table)
-    found = scored(table, training, held_out, {args.name: str(args.policy)})
-    if args.name == READER and (against := _no_reader(found, f"`{READER}`")):
-        raise DataError(f"policy {args.policy}: not shipped as {READER}, {against}")
+    found = scored(table, training, held_out, {SHIPPED: str(args.policy)})
     regret = {each.arm: [each.regret.low, each.regret.mean, each.regret.high] for each in found.lines if each.regret}
     ahead = {each.rival: [each.points.low, each.points.mean, each.points.high] for each in found.duels}
     card = saved.card | {"scored_on": held_out, "regret": regret, "ahead": ahead, "remarks": found.remarks}
-    file = {SHIPPED: SHIPPED_FILE, READER: READER_FILE}[args.name]
-    written = save_policy(file, saved.network, card, nurture=saved.nurture, auditions=saved.auditions)
-    _say(console, f"{file}: {written.bytes:,} bytes")
-
-
-def _no_reader(found: Scores, arm: str) -> str:
-    """Why a policy is none that reads its hosts to its advantage; empty where it is one."""
-    for each in found.duels:
-        if each.rival in (RANKING, FITS, BLIND) and not (each.points.low or 0.0) > 0:
-            return f"since it is not ahead of the {each.rival} beyond doubt"
-    reads = any(each.reads for each in found.readings[arm] if each.group == ALL)
-    return "" if reads else "since it loses nothing beyond doubt where it is shown another host's"
+    written = save_policy(SHIPPED_FILE, saved.network, card, nurture=saved.nurture, auditions=saved.auditions)
+    _say(console, f"{SHIPPED_FILE}: {written.bytes:,} bytes")
 
 
 def _named(policies: Sequence[str]) -> dict[str, str]:

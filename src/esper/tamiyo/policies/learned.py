@@ -33,10 +33,7 @@ from esper.tolaria.rng import derive
 FORMAT: Final = "esper-policy-1"
 SHIPPED: Final = "esper-v1"
 """The policy that comes with the package; ``docs/growtable.md`` says how it was made and what it is worth."""
-READER: Final = "esper-v2"
-"""Another, which reads what places promise."""
 SHIPPED_FILE: Final = Path(__file__).with_name(f"{SHIPPED}.safetensors")
-READER_FILE: Final = Path(__file__).with_name(f"{READER}.safetensors")
 POLICY_BYTES: Final = 1 << 28
 ROWS: Final = 8
 """Rows of every inference: a matrix product of another shape rounds differently, and one bit can turn a choice."""
@@ -154,8 +151,8 @@ class _Card(msgspec.Struct, frozen=True):
 
 
 def training_macs(name: str) -> int:
-    """:attr:`SavedPolicy.training_macs` of a policy's file, or of one in the package."""
-    return load_policy({SHIPPED: SHIPPED_FILE, READER: READER_FILE}.get(name, Path(name))).training_macs
+    """:attr:`SavedPolicy.training_macs` of a policy's file, or of :data:`SHIPPED`."""
+    return load_policy(SHIPPED_FILE if name == SHIPPED else Path(name)).training_macs
 
 
 class LearnedPolicy:
@@ -187,11 +184,6 @@ class LearnedPolicy:
     def shipped() -> LearnedPolicy:
         """:data:`SHIPPED`."""
         return load_policy(SHIPPED_FILE).player(name=SHIPPED)
-
-    @staticmethod
-    def reader() -> LearnedPolicy:
-        """:data:`READER`."""
-        return load_policy(READER_FILE).player(name=READER)
 
     def reset(self, specs: Sequence[EnvSpec]) -> None:
         """Empty memory and a fresh stream for each row."""
