@@ -67,6 +67,7 @@ def test_a_saved_policy_comes_back(tmp_path: Path) -> None:
 def test_the_shipped_policy_is_small_says_where_it_comes_from_and_does_the_same_every_time() -> None:
     card = load_policy(SHIPPED_FILE).card
     assert SHIPPED_FILE.stat().st_size < 1_000_000 and training_macs(SHIPPED) > card["table_macs"]
+    assert any("in these worlds it is a constant" in remark for remark in card["remarks"])
     assert {"trained_on", "worlds", "hosts", "seed", "steps", "policy_macs", "table_macs"} <= card.keys()
     view = row_view(epoch=0)
     first, second = make_policy(SHIPPED), make_policy(SHIPPED)
