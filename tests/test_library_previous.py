@@ -186,37 +186,83 @@ def test_other_classes_have_a_head_of_their_own_and_the_old_answers_are_there_wi
     assert isinstance(base.get_submodule("3"), Grown), "not folded"
     old = outputs(base)
     x, y = products(512, 3)
-    others = DataLoader(TensorDataset(x, 3 - y), 64)
-    fresh = nn.Linear(8, 4)
+    others = DataLoader(TensorDataset(x, (3 - y).clamp(max=2)), 64)
+    data: dict[str, Any] = {"train": others, "val": others}
+    fresh = nn.Linear(8, 3)
     network = model()
     network[5] = fresh
     was = {name: each.clone() for name, each in fresh.state_dict().items()}
     budget = replace(BUDGET, epochs=1, previous=first, fresh=("5",))
-    tried = grown(tmp_path / "tried", network=network, previous=first, budget=budget, policy="static", train=others)
+    tried = grown(tmp_path / "tried", network=network, previous=first, budget=budget, policy="static", **data)
     assert counterfactual_macs(tmp_path / "tried") == 0, "nothing can be judged by a head that knows nothing"
     (weight, _) = tried.model.get_submodule("5").parameters()
     assert torch.equal(weight, was["weight"]) is False and (weight - was["weight"]).abs().max() < 0.1, (
         "it went on from its own"
     )
-    result = grown(second, previous=first, budget=replace(budget, epochs=6), train=others, val=others, **beside)
+    other = model()
+    other[5] = nn.Linear(8, 3)
+    given = {"network": other, **data}
+    result = grown(second, previous=first, budget=replace(budget, epochs=6), **given, **beside)
     assert chains({n for n, each in result.model.named_modules() if isinstance(each, Grown)}) == {
         "3": ["3", "3.module"]
     }
     new = outputs(result.model)
-    for again in (result.model, esper.apply(esper.apply(model(), first), second)):
-        assert torch.equal(outputs(again), new)
+    other = model()
+    other[5] = nn.Linear(8, 3)
+    with pytest.raises(UsageError, match="tensors differ, among them '5.weight'"):
+        esper.apply(other, first)
+    for again in (result.model, esper.apply(esper.apply(other, first, fresh=("5",)), second)):
+        assert torch.equal(outputs(again), new) and new.shape != old.shape
         with esper.as_before(again, first, fresh=("5",)):
             assert torch.equal(outputs(again), old)
         assert torch.equal(outputs(again), new)
         with pytest.raises(UsageError, match="'5.(weight|bias)' of the Sequential is not what .* was trained since"):
             with esper.as_before(again, first):
                 pass
+    again[5] = nn.Linear(8, 3, bias=False)
+    with pytest.raises(UsageError, match="'5.bias' is in only one of the Sequential and .* of the same modules"):
+        with esper.as_before(again, first, fresh=("5",)):
+            pass
+    again[5] = nn.Sequential(nn.Linear(8, 4))
+    with pytest.raises(UsageError, match="'5.(weight|bias)' is in only one"), esper.as_before(again, first, ("5",)):
+        pass
+
+
+@pytest.mark.parametrize("of", ["a parameter", "a buffer", "a module"])
+def test_a_fresh_part_that_shares_a_tensor_with_the_rest_is_refused(first: Path, of: str) -> None:
+    network = model()
+    if of == "a parameter":
+        network[5].bias = nn.Parameter(torch.zeros(4))
+        network.register_parameter("tied", network[5].bias)
+    elif of == "a buffer":
+        network[5].register_buffer("mean", torch.zeros(8))
+        network.register_buffer("tied", network[5].mean)
+    else:
+        network.tied = network[5]
+    before = {name: each.clone() for name, each in network.state_dict().items()}
+    with pytest.raises(UsageError, match=r"fresh has '5\.\w+', which is also 'tied.* of what .* delivered; legal is"):
+        previous.Previous.of(network, replace(BUDGET, previous=first, fresh=("5",)))
+    assert all(torch.equal(before[name], each) for name, each in network.state_dict().items())
+    assert not any(isinstance(module, Grown) for module in network.modules()) and network.training
+
+
+def test_a_fresh_part_within_what_carries_a_seed_is_refused(tmp_path: Path) -> None:
+    def nested() -> nn.Sequential:
+        return nn.Sequential(model(), nn.Identity())
+
+    grown(tmp_path / "first", network=nested(), at=["0"])
+    for network in (nested(), esper.apply(nested(), tmp_path / "first")):
+        path = "0.5" if isinstance(network[0], nn.Sequential) else "0.module.5"
+        modules = list(network.modules())
+        with pytest.raises(UsageError, match=f"fresh names '{path}', and .* grew a seed at '0'; legal is"):
+            esper.apply(network, tmp_path / "first", fresh=(path,))
+        assert list(network.modules()) == modules
 
 
 def test_a_call_that_is_refused_leaves_the_model_as_it_was(first: Path, tmp_path: Path) -> None:
     network = model().train()
     network[1].eval()
-    network[3].weight.requires_grad_(False)
+    network[3].requires_grad_(False)
 
     def state() -> dict[str, Any]:
         learning = {name: each.requires_grad for name, each in network.named_parameters()}
@@ -235,8 +281,9 @@ def test_a_call_that_is_refused_leaves_the_model_as_it_was(first: Path, tmp_path
         ({"metric": "best"}, "unknown metric 'best'"),
         ({"run_dir": taken}, "taken"),
         ({"previous": bare}, "delivered no seed"),
-        ({"budget": replace(BUDGET, previous=first, fresh=("head",))}, "submodule in Budget.fresh 'head'"),
-        ({"budget": replace(BUDGET, previous=first, fresh=("2",))}, "Budget.fresh names '2', where .* grew a seed"),
+        ({"budget": replace(BUDGET, previous=first, fresh=("head",))}, "submodule in fresh 'head'"),
+        ({"budget": replace(BUDGET, previous=first, fresh=("2",))}, "fresh names '2', and .* grew a seed at '2'"),
+        ({"budget": replace(BUDGET, previous=first, fresh=("3",))}, "Budget.fresh names '3', of which nothing learns"),
     )
     for number, (given, message) in enumerate(cases):
         with pytest.raises(UsageError, match=message):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -23,7 +23,7 @@ from esper.kasmina.growing import GrowingModel
 from esper.kasmina.layer import Beside
 from esper.kasmina.layout import Layout
 from esper.kasmina.portable import Grown, GrownBeside, fill, graft, read_tensors
-from esper.leyline import DataError, UsageError
+from esper.leyline import DataError, UsageError, unknown
 
 WEIGHTS: Final = "model.safetensors"
 _KEY: Final = "esper"
@@ -71,16 +71,19 @@ def delivered(run: str | Path) -> tuple[dict[str, float], dict[str, Tensor]]:
     return dict(about["alphas"]), {**tensors, **{name: tensors[other] for name, other in about["same"].items()}}
 
 
-def apply(model: nn.Module, run: str | Path) -> nn.Module:
+def apply(model: nn.Module, run: str | Path, fresh: Sequence[str] = ()) -> nn.Module:
     """Make ``model``, a fresh one of the class that was grown, the model that ``run`` delivered: in place.
 
     ``run`` is a run directory or the folder of an export. What has grown there is built in, and all weights are loaded;
     ``model.state_dict()`` has the names that ``result.model.state_dict()`` has. The model is then in evaluation mode.
+    ``fresh`` names submodules that stay as ``model`` has them, such as a head for another number of classes.
     Raises ``UsageError`` or ``DataError``, and leaves the model as it was, where there is no export or the model is
-    another, and where ``run`` grew on from an earlier run whose seeds are not there: that is applied first. Blueprints
-    of one's own must be there to be imported. Returns the model.
+    another, where a fresh part shares a tensor with the rest or a seed is in or around it, and where ``run`` grew on
+    from an earlier run whose seeds are not there: that is applied first. Blueprints of one's own must be there to be
+    imported. Returns the model.
     """
     about, tensors = _read(_weights(Path(run)))
+    _check_fresh(model, run, fresh, about["seeds"])
     paths = dict(nn.Module.named_modules(model, remove_duplicate=False))
     missing = [path for path in about["seeds"] if path not in paths]
     lacking = _earlier(about) - sum(isinstance(module, Grown) for module in model.modules())
@@ -101,7 +104,10 @@ def apply(model: nn.Module, run: str | Path) -> nn.Module:
     except BaseException:
         take_out(model, made)
         raise
-    differing = _differing(model, {**tensors, **{name: tensors[other] for name, other in about["same"].items()}})
+    tensors |= {name: tensors[other] for name, other in about["same"].items()}
+    tensors = {name: tensor for name, tensor in tensors.items() if not within(name, fresh)}
+    own = {name: value for name, value in model.state_dict().items() if within(name, fresh)}
+    differing = _differing(model, {**tensors, **own})
     if differing:
         take_out(model, made)
         raise UsageError(
@@ -110,7 +116,36 @@ def apply(model: nn.Module, run: str | Path) -> nn.Module:
         )
     for name, alpha in about.get("alphas", {}).items():
         model.get_submodule(name).alpha = alpha
-    return fill(model, tensors, about["same"])
+    return fill(model, {**tensors, **own}, {})
+
+
+def within(name: str, paths: Sequence[str]) -> bool:
+    """Whether a module or tensor of that name is one of those at ``paths``, or in one."""
+    return any(name == path or name.startswith(f"{path}.") for path in paths)
+
+
+def _check_fresh(model: nn.Module, run: str | Path, fresh: Sequence[str], seeds: Iterable[str]) -> None:
+    """Raise ``UsageError`` where a part that is to be fresh is not there, is not apart, or a seed is in or around it:
+    by ``seeds``, where ``run`` grew some, or of a run before it."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    for path in fresh:
+        if not path or path not in modules:
+            raise unknown("submodule in fresh", path, [name for name in modules if name])
+    every = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    rest = {id(tensor): name for name, tensor in every if not within(name, fresh)}
+    for name, tensor in every:
+        if within(name, fresh) and id(tensor) in rest:
+            raise UsageError(
+                f"fresh has {name!r}, which is also {rest[id(tensor)]!r} of what {run} delivered; legal is a part"
+                " that has no tensor in common with the rest"
+            )
+    for path in (*seeds, *(name for name, module in modules.items() if isinstance(module, Grown))):
+        for part in fresh:
+            if within(path, fresh) or within(part, [path]):
+                raise UsageError(
+                    f"fresh names {part!r}, and {run} or a run before it grew a seed at {path!r}; legal is a part"
+                    " with none in or around it"
+                )
 
 
 def _earlier(about: Mapping[str, Any]) -> int:

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from esper.kasmina.applied import apply, delivered, take_out
+from esper.kasmina.applied import apply, delivered, take_out, within
 from esper.kasmina.portable import Grown
 from esper.kasmina.structure import same_bits
-from esper.leyline import UsageError, unknown
+from esper.leyline import UsageError
 
 
 def take_over(
@@ -26,35 +27,21 @@ def take_over(
     stay as they are.
 
     Returns the seeds of that run, by name, and what makes the model again what it was. Raises what :func:`apply`
-    raises, and ``UsageError`` where a part that is to be fresh is not there or carries a seed; the model is then as it
-    was.
+    raises, and ``UsageError`` where nothing of a part that is to be fresh learns; the model is then as it was.
     """
-    modules = dict(model.named_modules())
-    for path in fresh:
-        if path not in modules:
-            raise unknown("submodule in Budget.fresh", path, [name for name in modules if name])
-    own = [(each, each.detach().clone(), each.requires_grad) for path in fresh for each in modules[path].parameters()]
-    buffers = [(each, each.detach().clone()) for path in fresh for each in modules[path].buffers()]
+    modules = dict(model.named_modules(remove_duplicate=False))
+    learns = {
+        path: [(each, each.requires_grad) for each in modules[path].parameters()] for path in fresh if path in modules
+    }
+    for path, parameters in learns.items():
+        if parameters and not any(learning for _, learning in parameters):
+            raise UsageError(f"Budget.fresh names {path!r}, of which nothing learns; legal is one given unfrozen")
     undo = _as_it_is(model)
-    apply(model, run)
+    apply(model, run, fresh)
     model.requires_grad_(False)
-    grown = grown_in(model)
-    for path in grown:
-        if _within(path, fresh):
-            undo()
-            raise UsageError(f"Budget.fresh names {path!r}, where {run} or a run before it grew a seed")
-    with torch.no_grad():
-        for parameter, values, learns in own:
-            parameter.copy_(values)
-            parameter.requires_grad_(learns)
-        for buffer, values in buffers:
-            buffer.copy_(values)
-    return {name: each for name, each in grown.items() if each not in modules.values()}, undo
-
-
-def _within(name: str, paths: Sequence[str]) -> bool:
-    """Whether a module or tensor of that name is one of those at ``paths``, or in one."""
-    return any(name == path or name.startswith(f"{path}.") for path in paths)
+    for parameter, learning in chain.from_iterable(learns.values()):
+        parameter.requires_grad_(learning)
+    return {name: each for name, each in grown_in(model).items() if each not in modules.values()}, undo
 
 
 def _as_it_is(model: nn.Module) -> Callable[[], None]:
@@ -96,9 +83,9 @@ def as_before(model: nn.Module, run: str | Path, fresh: Sequence[str] = ()) -> I
     """Within, ``model``, which has grown on from what ``run`` delivered, computes just what that did, bit for bit.
 
     Seeds that came later are off, and those of the run are on as they were. ``fresh`` names the submodules that later
-    runs had as their own (``Budget.fresh``): what the run delivered there is put back within. Raises ``UsageError``
-    where anything else that the run delivered is no longer in the model: a seed is missing, or a tensor was trained
-    since.
+    runs had as their own (``Budget.fresh``), of the same modules and of any sizes: what the run delivered there is put
+    back within. Raises ``UsageError`` where a fresh part has other tensors, or anything else that the run delivered is
+    no longer in the model: a seed is missing, or a tensor was trained since.
     """
     alphas, tensors = delivered(run)
     here = grown_in(model)
@@ -107,21 +94,31 @@ def as_before(model: nn.Module, run: str | Path, fresh: Sequence[str] = ()) -> I
         if len(now.get(path, ())) < len(names):
             raise UsageError(f"the {type(model).__name__} lacks a seed that {run} delivered at {path!r}")
     extra = {path: len(names) - len(then.get(path, ())) for path, names in now.items()}
-    own = {**model.state_dict(), **dict(model.named_buffers(remove_duplicate=False))}
+    held = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
+    own = {**model.state_dict(), **held}
+    places = {_moved(name, alphas, extra): name for name in tensors}
+    odd = [place for place, name in places.items() if within(name, fresh) and place not in held]
+    later = [f"{place}.seed" for path, names in now.items() for place in names[: extra[path]]]
+    parts = [_moved(part, alphas, extra) for part in fresh]
+    odd += [name for name in held if within(name, parts) and name not in places and not within(name, later)]
+    if odd:
+        raise UsageError(
+            f"fresh: {odd[0]!r} is in only one of the {type(model).__name__} and {run}; legal is a part of the same"
+            " modules, of any sizes, or esper.apply(model, run) on a fresh model"
+        )
     swapped: list[tuple[Tensor, Tensor]] = []
-    for name, tensor in tensors.items():
-        place = _moved(name, alphas, extra)
-        if _within(name, fresh) and place in own and own[place].shape == tensor.shape:
-            swapped.append((own[place], tensor))
-        elif place not in own or not same_bits(own[place].cpu(), tensor):
+    for place, name in places.items():
+        if within(name, fresh):
+            swapped.append((held[place], tensors[name].to(held[place])))
+        elif place not in own or not same_bits(own[place].cpu(), tensors[name]):
             raise UsageError(
                 f"{place!r} of the {type(model).__name__} is not what {run} delivered: it was trained since, or "
                 "something was folded into it"
             )
     before = {grown: grown.alpha for grown in here.values()}
-    held = [(tensor, tensor.clone()) for tensor, _ in swapped]
+    back = [(tensor, tensor.data) for tensor, _ in swapped]
     try:
-        _written(swapped)
+        _put(swapped)
         for path, names in now.items():
             for place in names[: extra[path]]:
                 here[place].alpha = 0.0
@@ -131,13 +128,13 @@ def as_before(model: nn.Module, run: str | Path, fresh: Sequence[str] = ()) -> I
     finally:
         for grown, alpha in before.items():
             grown.alpha = alpha
-        _written(held)
+        _put(back)
 
 
-def _written(pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
-    with torch.no_grad():
-        for tensor, values in pairs:
-            tensor.copy_(values)
+def _put(pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
+    """Make tensors hold these values, which may have other sizes, so that they cannot be copied into them."""
+    for tensor, values in pairs:
+        tensor.data = values
 
 
 def chains(names: Iterable[str]) -> dict[str, list[str]]:

@@ -104,9 +104,10 @@ class Budget:
     seeds stay as they are and are not judged anew.
     Within :func:`esper.as_before` the old outputs are there again, bit for bit. Such a run folds nothing."""
     fresh: tuple[str, ...] = ()
-    """With ``previous``: paths of submodules that are for the new data alone, such as a head for other classes. They
-    stay as the model given has them, and learn. Since such a part has yet to learn what old seeds are worth, all of
-    those are on; try by ``policy="static"`` which run is a good one to go on from."""
+    """With ``previous``: paths of submodules that are for the new data alone, such as a head for other classes, as many
+    or not. They stay as the model given has them, and what learns of them there learns; they share no tensor with the
+    rest, and no seed is in or around one. Since such a part has yet to learn what old seeds are worth, all of those are
+    on; try by ``policy="static"`` which run is a good one to go on from."""
     fold: bool = True
     """Whether a linear seed beside a module becomes part of its weight on export. Without it each stays a module of its
     own, so that a run on other data can take it over (``previous``)."""
