@@ -138,10 +138,13 @@ def test_a_seed_that_the_new_data_speak_against_is_off_and_comes_back(first: Pat
 
 
 def test_such_a_run_goes_on_after_an_interruption(first: Path, tmp_path: Path) -> None:
+    judging: list[int] = []
+
     class Breaking(KeepOne):
         name = "keep-one"
 
         def actions(self, view: EnvView, slot: str) -> dict[SeedStage, FactoredAction]:
+            judging.append(view.spent_before["counterfactual_macs"])
             if view.epoch == 3 and not (tmp_path / "broken").exists():
                 (tmp_path / "broken").touch()
                 raise RuntimeError("broken")
@@ -158,6 +161,8 @@ def test_such_a_run_goes_on_after_an_interruption(first: Path, tmp_path: Path) -
         grown(tmp_path / "cut", policy=Breaking(), **{**given, "previous": None}, resume=tmp_path / "cut")
     resumed = grown(tmp_path / "cut", policy=Breaking(), **given, resume=tmp_path / "cut")
     whole = grown(tmp_path / "whole", policy=Breaking(), **given)
+    passes = [count(lambda each=each: each(X), len(X), model=each) for each in (esper.apply(model(), first), model())]
+    assert set(judging) == {256 * sum(each.forward for each in passes)}, "as policies see it, the resumed run's too"
     for mine, other in zip(resumed.model.state_dict().values(), whole.model.state_dict().values(), strict=True):
         assert torch.equal(mine, other)
     with esper.as_before(resumed.model, first):

@@ -124,12 +124,14 @@ def test_it_looks_where_that_is_a_small_part_of_all_work() -> None:
     seeds = [grafted(name, SeedStage.TRAINING, 3, 0.0) for name in "ab"]
     view = held_view(*seeds, epoch=5)
 
-    def looked(evidence: int, other: int) -> bool:
-        spent = {"validation_macs": 100, "counterfactual_macs": evidence, "total_macs": evidence + other}
-        return decided(replace(view, spent=spent))[0].look
+    def looked(evidence: int, other: int, before: int = 0) -> bool:
+        measured = before + evidence
+        spent = {"validation_macs": 100, "counterfactual_macs": measured, "total_macs": measured + other}
+        return decided(replace(view, spent=spent, spent_before={"counterfactual_macs": before}))[0].look
 
     assert looked(0, 400) and not looked(0, 399)
     assert looked(40, 800) and not looked(41, 800)
+    assert looked(40, 800, before=9000) and not looked(41, 800, before=9000), "a previous run's seeds were judged by it"
 
 
 def test_the_next_round_is_auditioned_anew_and_comes_only_where_the_first_was_worth_it() -> None:

@@ -167,6 +167,8 @@ class EnvView:
     fossilized: dict[str, int] = field(default_factory=dict)
     spent: Mapping[str, int] = field(default_factory=dict)
     """Multiply-accumulates so far, by purpose, as :meth:`esper.tolaria.ledger.Ledger.spent` names them."""
+    spent_before: Mapping[str, int] = field(default_factory=dict)
+    """The part of ``spent`` that was there before the first epoch, such as for judging what a previous run grew."""
 
     @property
     def seed_parameters(self) -> int:

@@ -45,6 +45,7 @@ from esper.leyline import (
 from esper.tolaria import surgery
 from esper.tolaria.diagnostics import DiagnosticsConfig, EnvDiagnostics
 from esper.tolaria.evaluation import side_by_side
+from esper.tolaria.ledger import Ledger
 from esper.tolaria.legality import why_illegal
 from esper.tolaria.ranks import require_agreement
 from esper.tolaria.rng import derive, seeded
@@ -351,6 +352,7 @@ class ModuleEngine:
             pruned=dict(env.pruned),
             fossilized=dict(env.fossilized),
             spent=env.trainer.ledger.spent(),
+            spent_before=Ledger.begun(env.trainer.setup.spent).spent(),
         )
 
     def _slot_view(self, env: _EnvState, slot: SeedSlot) -> SlotView:

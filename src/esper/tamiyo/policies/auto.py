@@ -37,7 +37,8 @@ class AutoConfig:
     size: float = 4.0
     """The largest seed of at most so many times the smallest one's parameters is tried in a place."""
     evidence_share: float = 0.1
-    """What seeds are worth is measured while that takes at most this share of all other work so far."""
+    """What seeds are worth is measured while that takes at most this share of all other work so far; what it took to
+    judge the seeds of a previous run is in neither."""
 
 
 class AutoPolicy(HeuristicPolicy):
@@ -121,9 +122,10 @@ class AutoPolicy(HeuristicPolicy):
         ready = sum(least is not None and slot.epochs_in_stage + 1 >= least for slot, least in asked)
         if not ready or not view.epoch:
             return ready > 0
-        evidence = view.spent.get("counterfactual_macs", 0)
+        measured = view.spent.get("counterfactual_macs", 0)
+        evidence = measured - view.spent_before.get("counterfactual_macs", 0)
         look = ready * view.spent.get("validation_macs", 0) / view.epoch
-        return evidence + look <= self.placing.evidence_share * (view.spent.get("total_macs", 0) - evidence)
+        return evidence + look <= self.placing.evidence_share * (view.spent.get("total_macs", 0) - measured)
 
 
 def held(view: EnvView) -> bool:
