@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -13,11 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from esper.leyline import DataError, UsageError
+from esper.tasks import bible, clothes
 from esper.tasks.base import Split
-from esper.tasks.bible import FOLDER as BIBLE
-from esper.tasks.bible import read_text
-from esper.tasks.clothes import FOLDER as CLOTHES
-from esper.tasks.clothes import read_clothes
 from esper.tasks.colour import mnist_digits
 from esper.tasks.pretrained.minilm import encoded, frozen_minilm
 from esper.tasks.sources import stratified_order
@@ -121,6 +119,13 @@ def _trained(stream: Stream) -> tuple[dict[str, Tensor], int, int]:
     return host.state_dict(), inputs, classes
 
 
+def _require(folder: str, files: Iterable[str], how: str) -> None:
+    """Raise ``DataError`` where a file of a stream's data is not there."""
+    for file in (Path(folder, name) for name in files):
+        if not file.is_file():
+            raise DataError(f"{file} is missing; {how}")
+
+
 # --- pictures ---------------------------------------------------------------------------------------------------------
 
 KNOWN = 12_000
@@ -130,10 +135,11 @@ VALIDATION, TEST = 200, 500
 
 @lru_cache(maxsize=1)
 def _pictures() -> dict[str, Split]:
-    clothes, kinds = read_clothes(Path(CLOTHES), "fashion-colour")
+    _require(clothes.FOLDER, clothes.FILES, clothes.HOW)
+    worn, kinds = clothes.read_clothes(Path(clothes.FOLDER), "fashion")
     digits, values = mnist_digits("mnist-m")
     return {
-        "clothes": Split(torch.from_numpy(clothes.astype(np.float32)), torch.from_numpy(kinds)),
+        "clothes": Split(torch.from_numpy(worn.astype(np.float32)), torch.from_numpy(kinds)),
         "digits": Split(torch.from_numpy(digits.astype(np.float32)), torch.from_numpy(values)),
     }
 
@@ -149,7 +155,10 @@ def _clothes_known() -> Split:
 
 
 def _picture_tasks(seed: int, train: int) -> list[Task]:
-    """Turned by a quarter and negative clothes; digits upright, turned, negative. No picture is in two tasks."""
+    """Turned by a quarter and negative clothes; digits upright, turned, negative. No picture is in two tasks.
+
+    Raises ``UsageError`` where there are not so many training examples.
+    """
     changes: Mapping[str, Callable[[Tensor], Tensor]] = {
         "": lambda x: x,
         "turned ": lambda x: x.rot90(1, (1, 2)),
@@ -161,6 +170,9 @@ def _picture_tasks(seed: int, train: int) -> list[Task]:
         known = _pictures()[kind]
         order = stratified_order(known.targets.numpy(), derive(seed, "stream", kind) % 2**32)
         order = order[order >= KNOWN] if kind == "clothes" else order
+        most = len(order) // len(wanted) - VALIDATION - TEST
+        if not 1 <= train <= most:
+            raise UsageError(f"--train is {train}; legal: 1 to {most}, of a task of {kind}")
         for number, change in enumerate(wanted):
             mine = torch.from_numpy(order[number * each : (number + 1) * each])
             parts = mine.split([train, VALIDATION, TEST])
@@ -191,7 +203,8 @@ SHARES = {"validation": (0.0, 0.2), "test": (0.2, 0.5), "train": (0.5, 1.0)}
 def _verses() -> dict[str, tuple[Tensor, Tensor]]:
     """Book -> MiniLM's mean embeddings ``[190, 384]``, and the chapter of each."""
     read: dict[str, list[tuple[str, int]]] = {}
-    for line in read_text(Path(BIBLE), "verses").splitlines():
+    _require(bible.FOLDER, bible.FILES, bible.HOW)
+    for line in bible.read_text(Path(bible.FOLDER), "verses").splitlines():
         place, text = line.split(" ", 1)
         chapter = place.partition(":")[0]
         book = chapter.rstrip("0123456789")
@@ -219,7 +232,10 @@ def _books_known() -> Split:
 
 
 def _verse_tasks(seed: int, train: int) -> list[Task]:
-    """Which of four books of one kind is a verse from? No chapter is in two splits."""
+    """Which of four books of one kind is a verse from? No chapter is in two splits.
+
+    Raises ``UsageError`` where there are not so many training examples.
+    """
     sizes = {"validation": 100, "test": 200, "train": train}
     tasks = []
     for number, (kind, books) in enumerate(BOOKS.items()):
@@ -232,6 +248,9 @@ def _verse_tasks(seed: int, train: int) -> list[Task]:
             for name, (begin, end) in SHARES.items():
                 held = order[round(begin * len(order)) : round(end * len(order))]
                 mine = torch.isin(of, held).nonzero().flatten()
+                most = len(books) * len(mine)
+                if name == "train" and (train % len(books) or not 1 <= train <= most):
+                    raise UsageError(f"--train is {train}; legal: multiples of {len(books)} up to {most}, by {book}")
                 mine = mine[torch.randperm(len(mine), generator=random)[: sizes[name] // len(books)]]
                 parts[name].append((embedded[mine], label))
         tasks.append(Task(kind, **{name: _labelled(each, random) for name, each in parts.items()}))
