@@ -102,9 +102,11 @@ def test_a_lost_worker_is_said_in_one_line_and_what_was_finished_stays(run):
     assert len(run[1].store) == before
 
 
-def test_a_policy_arm_needs_its_file(run):
+def test_a_policy_arm_needs_its_file_and_rank_a_linear_layer_to_grow_beside(run):
     with pytest.raises(UsageError, match="--policy-checkpoint"):
         Campaign(replace(CONFIG, arms=("policy",)), run[1].work, run[1].store)
+    with pytest.raises(UsageError, match="'growra' grows beside linear layers alone"):
+        Campaign(replace(CONFIG, arms=("growra",)), run[1].work, run[1].store)
 
 
 def test_what_a_learned_policy_took_to_train_is_said(run):

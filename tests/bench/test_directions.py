@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from test_rivals import pictures, tiny_text
+from torch import nn
 
 from esper.bench.directions import AMPLITUDES, BLUEPRINT, check, directions, grow_rank
 from esper.bench.plant import one_batch
@@ -58,6 +59,9 @@ def test_what_is_no_linear_layer_is_refused():
     check(tiny_text())
     with pytest.raises(UsageError, match=r"arm 'growra' .* of task 'tiny-text' 'first' is not"):
         check(pictures())
+    narrow = nn.Sequential(nn.Linear(12, 1))
+    with pytest.raises(UsageError, match="of 2 channels or more"):
+        check(replace(tiny_text(), host=lambda: narrow, sites={"only": "+0"}))
     behind = replace(tiny_text(), sites={"head": "classifier"})
     with pytest.raises(UsageError, match="'head' is not"):
         check(behind)

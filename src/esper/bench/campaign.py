@@ -22,6 +22,7 @@ from typing import Any, Final
 import torch
 
 from esper.bench.arms import Arm, chosen
+from esper.bench.directions import RANKING, check
 from esper.bench.settings import GRIDS, BenchConfig, TrialSetting
 from esper.bench.store import Store
 from esper.bench.trial import Trial, TrialOutcome, Work, run_search, run_trial, task_of
@@ -77,7 +78,9 @@ class Campaign:
         self.arms = chosen(config.arms, config.grown)
         if any(arm.policy == "policy" for arm in self.arms) and config.policy is None:
             raise UsageError("arm 'policy' needs --policy-checkpoint FILE")
-        task_of(self._work("final", 0))
+        task = task_of(self._work("final", 0))
+        if any(arm.policy == RANKING for arm in self.arms):
+            check(task)
         self.evidence = Evidence(self.arms)
         self._told = told or (lambda done, of, what: None)
         self._pool: ProcessPoolExecutor | None = None

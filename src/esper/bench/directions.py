@@ -31,6 +31,8 @@ from esper.tolaria import ledger
 from esper.tolaria.rng import derive, seeded
 from esper.tolaria.trainer import Trainer
 
+RANKING: Final = "growra"
+"""The policy that adds rank at fixed times, for good."""
 RANK: Final = 2
 """What is added at a time."""
 BLUEPRINT: Final = f"lora{RANK}"
@@ -53,17 +55,21 @@ class _Seen:
 
 
 def check(task: TaskSpec) -> None:
-    """Raises ``UsageError`` where a site of the task is not beside a linear layer."""
+    """Raises ``UsageError`` where a site of the task is not beside a linear layer that takes the rank."""
     host = task.host()
     for slot_id, written in task.sites.items():
         place = site_of(written)
-        if not place.beside or not isinstance(host.get_submodule(place.path), nn.Linear):
-            raise UsageError(f"arm 'growra' grows beside linear layers alone; of task {task.name!r} {slot_id!r} is not")
+        layer = host.get_submodule(place.path) if place.beside else None
+        if not isinstance(layer, nn.Linear) or min(layer.weight.shape) < RANK:
+            raise UsageError(
+                f"arm {RANKING!r} grows beside linear layers alone, of {RANK} channels or more; of task {task.name!r} "
+                f"{slot_id!r} is not"
+            )
 
 
 def grow_rank(trainer: Trainer, seed: int) -> float:
     """Add :data:`RANK` to what is beside each layer; returns the amplitude that was best on one batch of the training
-    split. The work is booked as a probe's."""
+    split. The work is booked as a probe's, of what is solved and decomposed the leading terms."""
     slots = [slot_id for slot_id, slot in trainer.model.slots.items() if slot.state is None]
     inputs, targets = one_batch(trainer)
     model, setup = trainer.model, trainer.setup
@@ -77,7 +83,8 @@ def grow_rank(trainer: Trainer, seed: int) -> float:
         return setup.criterion(setup.forward(model, inputs), targets) * scale
 
     with mode(model, False):
-        work = ledger.count(lambda: setup.forward(model, inputs), 1, model=model).forward
+        with candidates.standing():
+            work = ledger.count(lambda: setup.forward(model, inputs), 1, model=model).forward
         macs = work + ledger.backward(work)
         with _watching(seeds) as seen:
             _differentiate(candidates, loss, seen)
@@ -85,7 +92,7 @@ def grow_rank(trainer: Trainer, seed: int) -> float:
         for slot_id, each in seeds.items():
             x, g = _flat(seen[slot_id].inputs), _flat(seen[slot_id].outputs)
             down, ups[slot_id] = directions(x, g, RANK)
-            macs += len(x) * x.shape[1] * (x.shape[1] + g.shape[1])
+            macs += _work(len(x), x.shape[1], g.shape[1])
             _set(each.down, down)
         losses = {}
         for amplitude in AMPLITUDES:
@@ -119,6 +126,14 @@ def directions(x: Tensor, g: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     down = torch.linalg.solve_triangular(root.T, right[:rank].T, upper=True).T
     length = math.sqrt(3.0) * torch.linalg.vector_norm(down, dim=1)
     return down / length[:, None], left[:, :rank] * sizes[:rank] * length
+
+
+def _work(n: int, inputs: int, outputs: int) -> int:
+    """Leading terms of the MACs of :func:`directions`: the products, the root, what is solved, the decomposition
+    (Golub and Van Loan, "Matrix computations", sections 4.2 and 8.6)."""
+    products, root, solved = n * inputs * (inputs + outputs), inputs**3 // 6, inputs**2 * outputs // 2
+    least = min(inputs, outputs)
+    return products + root + solved + 7 * inputs * outputs * least + 5 * least**3
 
 
 def _low_rank(seed: nn.Module) -> LowRank:
@@ -162,5 +177,6 @@ def _scaled(seeds: Mapping[str, LowRank], ups: Mapping[str, Tensor], amplitude: 
 
 def _set(layer: nn.Module, weight: Tensor) -> None:
     (parameter,) = layer.parameters()
+    assert parameter.shape == weight.shape
     with torch.no_grad():
         parameter.copy_(weight)

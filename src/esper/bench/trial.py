@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import Any, Final
 
 from esper.bench.arms import RIVALS, SEARCHED
-from esper.bench.directions import MOMENTS, check, grow_rank
+from esper.bench.directions import MOMENTS, RANKING, grow_rank
 from esper.bench.plant import Planted, by_gradient, copies, largest, middle, plant, teach, third
 from esper.bench.rivals import RivalTask
 from esper.bench.settings import TrialSetting
@@ -56,8 +56,6 @@ INSERTING: Final = ("net2net", "gradmax", "stacked", "joint")
 """Policies that grow once, at a fixed time, without evidence."""
 AT_ONCE: Final = {"promised": 0, "one-step": 1}
 """Policies that let seeds be born in all slots at once -> after so many epochs; then frugal's rules decide."""
-RANKING: Final = "growra"
-"""The policy that adds rank at fixed times, for good."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,8 +264,6 @@ class _TrialRun:
         trial, setting = self.trial, self.trial.setting
         every = 1 if self.measured else NEVER
         task = task_of(trial.work)
-        if trial.policy == RANKING:
-            check(task)
         config = RunConfig(
             task=trial.work.task,
             # growth may fill every slot, as the large network does
@@ -347,7 +343,10 @@ class _TrialRun:
         if self.trial.policy == "promised":
             wanted = {each.slot: each.blueprint for each in by_gradient(self.engine.trainer(0), sizes, self.trial.seed)}
         for slot, blueprint in wanted.items():
-            self.engine.apply([0], [FactoredAction(Op.GERMINATE, slot, blueprint, Blend.LINEAR, 1.0, tempo=1)])
+            action = FactoredAction(Op.GERMINATE, slot, blueprint, Blend.LINEAR, 1.0, tempo=1)
+            (born,) = self.engine.apply([0], [action])
+            if not born.success:
+                raise EsperError(f"{blueprint} cannot be born in slot {slot}: {born.why_not}")
 
     def _insert(self) -> None:
         """The growth of the arms that grow at fixed times, without evidence."""
