@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import hashlib
+import json
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -24,7 +26,7 @@ from esper.karn.stats import Interval
 from esper.scripts import growtable_runs
 from esper.scripts.main import main
 from esper.simic.vectorized import fresh_network
-from esper.tamiyo.policies.learned import load_policy, save_policy
+from esper.tamiyo.policies.learned import SHIPPED, SHIPPED_FILE, load_policy, save_policy
 
 
 @pytest.fixture
@@ -48,9 +50,11 @@ def test_a_score_goes_into_a_page(
     table, page, policy = (tmp_path / name for name in ("t.growtable", "page.md", "p.safetensors"))
     save_table(Table(hosts, {}), table)
     page.write_text("before\n<!-- bench growtable: begin -->\nold\n<!-- bench growtable: end -->\nafter\n")
-    save_policy(policy, fresh_network(0, cells=8), {"policy_macs": 10, "table_macs": 20})
+    card = {"policy_macs": 10, "table_macs": 20}
+    save_policy(policy, fresh_network(0, cells=8), card, nurture=True, auditions=True)
     rows, folder = tmp_path / "scores.csv", tmp_path / "submissions"
     command = ["growtable", "score", "--table", str(table), "--policy", str(policy), "--into", str(page)]
+    command += ["--policy", SHIPPED]
     assert main([*command, "--output", str(rows), "--submit", str(folder)]) == 0
     text = page.read_text()
     assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
@@ -67,6 +71,7 @@ def test_a_score_goes_into_a_page(
         "| `esper-v1` | best blind choice | ",
         "| `p` | all of these | of its world | ",
         "`p`: Reading test: ",
+        "`p`: In the table of digits-deep-noisy it saw nothing that places promise",
         "actions that it asked for in the table none was illegal",
         "`esper-v1`: In real runs it is ahead of frugal by ",
         "| frugal, real runs | ",
@@ -78,6 +83,8 @@ def test_a_score_goes_into_a_page(
     read = list(csv.DictReader(rows.read_text().splitlines()))
     assert {(row["arm"], row["runs"]) for row in read} >= {("p", "table"), ("p", "real"), ("UCB", "table")}
     assert {(row["world"], row["host"]) for row in read} == {("digits-deep-noisy", "0"), ("digits-deep-noisy", "1")}
+    shipped = json.loads((folder / f"{SHIPPED}.json").read_text())
+    assert shipped["policy_sha256"] == hashlib.sha256(SHIPPED_FILE.read_bytes()).hexdigest()
     page.write_text("<!-- bench leaderboard: begin -->\n<!-- bench leaderboard: end -->\n")
     ranked = ["growtable", "leaderboard", str(folder / "p.json"), "--table", str(table), "--into", str(page)]
     assert main(ranked) == 0
@@ -86,6 +93,14 @@ def test_a_score_goes_into_a_page(
     capsys.readouterr()
     assert main([*ranked[:3], str(folder / "p.json"), *ranked[3:]]) == 1
     assert "another one is called p, too" in capsys.readouterr().err
+
+
+def test_a_policy_that_auditions_is_refused_where_no_audition_is_held(
+    table: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["growtable", "score", "--table", str(table), "--policy", "promise"]) == 2
+    error = capsys.readouterr().err
+    assert "policy 'promise' asks for an audition on host 0 of digits-deep-noisy" in error and error.count("\n") == 1
 
 
 def test_a_policy_learns_in_several_tables(

@@ -32,7 +32,7 @@ from esper.bench.growtable.worlds import CANDIDATES, TRAINING, WORLDS, chosen
 from esper.bench.report import into_page
 from esper.leyline import DataError, UsageError
 from esper.leyline.files import write_atomically
-from esper.tamiyo.policies.learned import SHIPPED, SHIPPED_FILE, load_policy, save_policy
+from esper.tamiyo.policies.learned import SHIPPED, SHIPPED_FILE, file_of, load_policy, save_policy
 
 
 def run(args: argparse.Namespace) -> None:
@@ -202,7 +202,7 @@ def _csv(rows: Sequence[dict[str, str | int | float]]) -> str:
 def _submit(args: argparse.Namespace, found: Scores, console: Console) -> None:
     field = submissions.Field(_split(load_table(args.table), args.table)[0], identity_of(args.table), found.rivals)
     for name, reference in _named(args.policy).items():
-        arm, file = f"`{name}`", Path(reference)
+        arm, file = f"`{name}`", file_of(reference)
         checksum = hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None
         table = "" if args.table == STORED else f" --table {args.table}"
         command = f"esper growtable score{table} --table-only --policy {reference}"

@@ -12,7 +12,8 @@ from esper.bench.growtable.entrants import entrant
 from esper.bench.growtable.env import GrowTableEnv
 from esper.bench.growtable.score import Tally, walk
 from esper.bench.growtable.table import Table
-from esper.leyline import UsageError
+from esper.leyline import Op, UsageError
+from esper.tamiyo.policies.learned import SHIPPED, SHIPPED_FILE
 
 CODE = """
 import numpy as np
@@ -124,6 +125,18 @@ def test_a_policy_by_name_plays_as_that_policy() -> None:
     one, host = entrant("x", "heuristic"), made_up_host(0)
     assert one.policy is not None and one.policy.name == "heuristic" and one.training_macs == 0
     assert walk(host, one.player(host, 0)).ended
+
+
+def test_the_shipped_policy_by_name_plays_as_its_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    named, filed = entrant("x", SHIPPED), entrant("x", str(SHIPPED_FILE))
+    seen = []
+    for one in (named, filed):
+        asked, host = [], made_up_host(0)
+        choose = one.player(host, 0)
+        walk(host, lambda node, choose=choose, asked=asked: asked.append(choose(node)) or asked[-1])  # type: ignore[misc]
+        seen.append(asked)
+    assert seen[0] == seen[1] and any(action.op is Op.GERMINATE for action in seen[0])
+    assert named.training_macs == filed.training_macs > 0
 
 
 def test_a_module_that_is_not_there_is_named() -> None:

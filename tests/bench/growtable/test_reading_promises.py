@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pytest
 from made_up_tables import DIGITS, made_up_host
 
 from esper.bench.growtable.host import TableHost
@@ -12,7 +13,7 @@ from esper.bench.growtable.reading import ALL, PROMISES, readings
 from esper.bench.growtable.score import by_views, walk
 from esper.bench.growtable.sequences import Choice, Choices
 from esper.bench.growtable.worlds import BLUEPRINTS, SLOTS
-from esper.leyline import Op
+from esper.leyline import Op, UsageError
 from esper.tamiyo.policies import PromisePolicy
 
 HEARD = replace(DIGITS, audition="conv5", times=(1,), max_seeds=1)
@@ -55,7 +56,11 @@ def test_it_auditions_first_and_then_grows_where_most_is_promised() -> None:
         assert decision.audition == tuple((slot, "conv5") for slot in SLOTS)
         assert walk(host, by_views(policy)(host, 0)).sequences == (PLACES[best],)
     silent = made_up_host(0, ((), *PLACES), world=replace(HEARD, audition=None))
-    assert walk(silent, by_views(policy)(silent, 0)).sequences == ((),)
+    with pytest.raises(
+        UsageError, match="'promise' asks for an audition on host 0 of digits, after 0 epochs"
+    ) as refused:
+        walk(silent, by_views(policy)(silent, 0))
+    assert "legal: a table of worlds with an audition" in str(refused.value)
 
 
 def test_a_promise_is_seen_as_it_was_recorded() -> None:

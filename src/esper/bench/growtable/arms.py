@@ -143,6 +143,9 @@ def scored(
     play in the table, and in ``real_runs``. Raises ``DataError`` or ``UsageError`` for what is no policy.
     """
     entrants = [entrant(f"`{name}`", reference) for name, reference in policies.items()]
+    # they walk through the table first, so that what cannot play is said before anything is played for real
+    tallies = {one.name: Tally() for one in entrants}
+    ends = {one.name: walked(table, worlds, tallies[one.name].of(one.player)) for one in entrants}
     ranked, ranking = schedules(table, training), best_ranking(table, training)
     rival = fixed(table, worlds, ranked[0])
     all_of_it = _Field(table, worlds, norms(table, worlds), rival, real_runs)
@@ -153,11 +156,11 @@ def scored(
         line("best fixed schedule", rival, all_of_it.ends, None),
         *(all_of_it.add(name, found) for name, found in beside(table, worlds, ranked, ranking).items()),
     ]
-    found = Scores(ranked[0], ranking, lines, tabulated=all_of_it.tabulated, real=all_of_it.real)
+    found = Scores(ranked[0], ranking, lines, tabulated=all_of_it.tabulated, real=all_of_it.real, tallies=tallies)
     for name, rules in RULES.items():
         lines += all_of_it.play(name, walked(table, worlds, by_views(rules)), rules)
     for one in entrants:
-        _enter(all_of_it, one, found)
+        _enter(all_of_it, one, ends[one.name], found)
     return found
 
 
@@ -183,15 +186,16 @@ def rivals(table: Table, training: Sequence[str], worlds: Sequence[str]) -> dict
     return {name: found[name] for name in BESIDE}
 
 
-def _enter(everything: _Field, one: Entrant, found: Scores) -> None:
-    """Everything about one of the policies that were asked for."""
-    tally = found.tallies.setdefault(one.name, Tally())
-    ends = walked(everything.table, everything.worlds, tally.of(one.player))
+def _enter(everything: _Field, one: Entrant, ends: Mapping[HostKey, Node], found: Scores) -> None:
+    """Everything about one of the policies that were asked for; ``ends``: where it ended in the table."""
     found.led[one.name] = {key: end.sequences[0] for key, end in ends.items()}
     found.lines.extend(everything.play(one.name, ends, one.policy))
     found.duels.extend(everything.duel(one.name, rival) for rival in BESIDE)
     found.readings[one.name] = readings(everything.table, everything.worlds, one.player)
-    said = [report.refused(tally), report.read(found.readings[one.name])]
+    said = [report.refused(found.tallies[one.name]), report.read(found.readings[one.name])]
+    silent = [name for name in everything.worlds if everything.table.of(name)[0].world.audition is None]
+    if one.auditions and silent:
+        said.append(report.unheard(silent))
     if one.policy is not None and everything.real_runs:
         said += [everything.ahead(one.name, each) for each in RULES]
     if one.training_macs:

@@ -33,7 +33,7 @@ from esper.leyline import (
 from esper.leyline.decoding import told
 from esper.tamiyo.features import LAYOUT
 from esper.tamiyo.policies import make_policy, policy_names
-from esper.tamiyo.policies.learned import load_policy
+from esper.tamiyo.policies.learned import SHIPPED, file_of, load_policy
 
 LEGAL: Final = (
     "legal: a callable without arguments that makes a policy with name, reset(specs), decide(views), or one of two, "
@@ -52,6 +52,8 @@ class Entrant:
     """As it plays for real; ``None`` where its actions are the table's alone."""
     training_macs: int = 0
     """0 where nobody said what it took."""
+    auditions: bool = False
+    """Whether rules have it measured what places promise, in real runs; in the table, where the world holds that."""
 
 
 def entrant(name: str, reference: str) -> Entrant:
@@ -60,12 +62,14 @@ def entrant(name: str, reference: str) -> Entrant:
     """
     if ":" in reference and not Path(reference).exists():
         return _called(name, reference)
-    if reference in policy_names():
+    if reference in policy_names() and reference != SHIPPED:
         return _with_views(name, f"policy {reference!r}", make_policy(reference))
     if reference.endswith(".zip"):
         return Entrant(name, _of_zip(f"policy {reference!r}", Path(reference)), None)
-    saved = load_policy(Path(reference))
-    return Entrant(name, network_player(saved.network), saved.player(greedy=True), saved.training_macs)
+    # by name and by path the same file plays in the same way
+    saved = load_policy(file_of(reference))
+    player = network_player(saved.network)
+    return Entrant(name, player, saved.player(greedy=True), saved.training_macs, saved.auditions)
 
 
 def _called(name: str, reference: str) -> Entrant:

@@ -152,6 +152,11 @@ def refused(tally: Tally) -> str:
     )
 
 
+def unheard(worlds: Sequence[str]) -> str:
+    """One sentence on worlds without the audition that a policy has in real runs."""
+    return f"In the table of {', '.join(worlds)} it saw nothing that places promise: no audition is held there."
+
+
 def ahead(where: str, rival: str, differences: Sequence[float]) -> str:
     """One sentence on paired differences in objective, one per host."""
     return f"In {where} it is ahead of {rival} by {_bounds(interval(differences))} points, {len(differences)} hosts."

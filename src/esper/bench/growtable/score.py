@@ -22,7 +22,8 @@ from esper.bench.growtable.sequences import Choices
 from esper.bench.growtable.table import Table
 from esper.bench.growtable.tabular import value, worth
 from esper.karn.stats import Interval, interval
-from esper.leyline import DataError, EnvSpec, FactoredAction, Policy
+from esper.leyline import DataError, EnvSpec, FactoredAction, Policy, UsageError
+from esper.leyline.decoding import told
 
 Player = Callable[[TableHost, int], Callable[[Node], FactoredAction]]
 """``(host, draw) -> node -> action``: a policy at the start of an episode; draws differ where it is random."""
@@ -185,11 +186,25 @@ def walk(host: TableHost, choose: Callable[[Node], FactoredAction]) -> Node:
 
 
 def by_views(policy: Policy) -> Player:
-    """A policy that decides from views and knows nothing of the table: what is not held becomes what is."""
+    """A policy that decides from views and knows nothing of the table: what is not held becomes what is.
+
+    Raises ``UsageError`` where it asks for an audition in a world that holds none: what it waits for never comes.
+    """
 
     def begin(host: TableHost, draw: int) -> Callable[[Node], FactoredAction]:
         policy.reset([EnvSpec(0, draw, host.number, host.world.epochs)])
-        return lambda node: policy.decide([node.view])[0].action
+
+        def choose(node: Node) -> FactoredAction:
+            decision = policy.decide([node.view])[0]
+            if decision.audition and host.world.audition is None:
+                raise UsageError(
+                    f"policy {told(repr(policy.name))} asks for an audition on host {host.number} of "
+                    f"{host.world.name}, after {node.epoch} epochs, and that world holds none; legal: a table of "
+                    "worlds with an audition, as the package's admitted.growtable (--table)"
+                )
+            return decision.action
+
+        return choose
 
     return begin
 

@@ -150,9 +150,14 @@ class _Card(msgspec.Struct, frozen=True):
     earlier_macs: _Macs = 0
 
 
+def file_of(name: str) -> Path:
+    """The file that is meant where a learned policy is named: :data:`SHIPPED` or a path."""
+    return SHIPPED_FILE if name == SHIPPED else Path(name)
+
+
 def training_macs(name: str) -> int:
     """:attr:`SavedPolicy.training_macs` of a policy's file, or of :data:`SHIPPED`."""
-    return load_policy(SHIPPED_FILE if name == SHIPPED else Path(name)).training_macs
+    return load_policy(file_of(name)).training_macs
 
 
 class LearnedPolicy:
