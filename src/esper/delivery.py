@@ -86,7 +86,7 @@ class Delivery:
                     self._tell(lost, opening)
                     session.stop.end()  # what is left is written, whatever the launcher sends
                     self._salvage(lost)
-                    raise lost from None
+                    raise lost from lost.__cause__
         except BaseException as error:
             self.over = True
             if self._grown is not None and self.session.writes:
@@ -115,7 +115,7 @@ class Delivery:
     def _tell(self, lost: RankLost, opening: RunOpening) -> None:
         """Say what to do about it, at once: a launcher that has noticed ends the other processes, too."""
         how = how_to_go_on(opening.about, self.session.directory) if self.how is None else self.how()
-        lost.args = (f"{lost}; nothing that was written is lost: {how}",)
+        lost.args = (f"{lost}; {how}",)
         with suppress(OSError):
             os.write(2, f"\nesper: {lost}\n".encode())
 

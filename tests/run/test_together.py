@@ -22,7 +22,7 @@ from esper.library import Budget, Grower, OwnChoices
 from esper.nissa.reader import read_journal
 from esper.nissa.rundir import RunDirectory
 from esper.run.resume import CheckpointInfo
-from esper.run.together import how_to_go_on
+from esper.run.together import NOTHING_LOST, how_to_go_on
 from esper.tolaria.ranks import RankLost, RanksDiffer, Together
 from own_loop import LOSS, narrow, products
 from ranked_loop import VALIDATION, Moves, Ranked, committed, germinate, grown
@@ -318,10 +318,13 @@ def test_a_rank_that_is_killed_ends_the_run_and_it_goes_on(tmp_path: Path) -> No
 
 def test_what_to_do_is_said_by_what_there_is(tmp_path: Path) -> None:
     run, about = RunDirectory.create(tmp_path, "run"), CheckpointInfo("library", {}, {}, how="resume={run!r} goes on")
-    assert how_to_go_on(None, run).startswith("load the last grower.state_dict()")
-    assert how_to_go_on(about, run).startswith("there is no checkpoint yet (Budget.checkpoint_every)")
+    assert how_to_go_on(None, run).startswith(f"{NOTHING_LOST}: load the last grower.state_dict()")
+    told = (
+        f"no checkpoint is seen from here, in {run.checkpoints} (Budget.checkpoint_every); without one it begins anew"
+    )
+    assert how_to_go_on(about, run) == told, "rank 0 may see one, on another machine"
     (run.checkpoints / "ckpt-000001-step-00000002").mkdir(parents=True)
-    told = f"resume={str(run.path)!r} goes on from its last checkpoint, on as many ranks or others"
+    told = f"{NOTHING_LOST}: resume={str(run.path)!r} goes on from its last checkpoint, on as many ranks or others"
     assert how_to_go_on(about, run) == told
 
 

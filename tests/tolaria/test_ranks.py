@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.distributed import DistBackendError
 
 from esper.kasmina.growing import GrowingModel
 from esper.leyline import EsperError, UsageError
 from esper.run.config import RunConfig
 from esper.run.open import RunRequest, prepare
-from esper.tolaria.missing import Process, of_backend, rank_lost
+from esper.tolaria import missing
+from esper.tolaria.missing import Process, rank_lost
 from esper.tolaria.ranks import (
     LONE,
     RankLost,
@@ -139,20 +141,43 @@ def test_a_process_that_is_gone_is_known_to_be_on_its_own_machine() -> None:
     assert not here.gone() and here.machine
     assert replace(here, began="1").gone(), "another process has its number now"
     assert not replace(here, began="1", machine="elsewhere").gone()
-    told = rank_lost(RuntimeError("[x.cc:1] Timed out. More."), 1, 3, [here, here, replace(here, began="1")])
+    silent = RuntimeError("[/gloo/transport/tcp/buffer.cc:1] Timed out. More.")
+    told = rank_lost(silent, 1, 3, [here, here, replace(here, began="1")])
     assert str(told) == f"rank 1 of 3 has lost rank 2, whose process {here.pid} is gone (Timed out)"
 
 
+NCCL = "NCCL error in: /pytorch/NCCLUtils.hpp:268, {}, NCCL version 2.21.5\n{}"
+
+
 @pytest.mark.parametrize(
-    ("said", "lost"),
+    ("error", "lost", "certain"),
     [
-        ("[/home/gloo/gloo/transport/tcp/pair.cc:537] Read error [127.0.0.1]:1: Connection reset by peer. This", True),
-        ("[enforce fail at /home/gloo/gloo/allreduce.cc:24] opts.elements > 0", False),
-        ("mat1 and mat2 shapes cannot be multiplied", False),
+        (RuntimeError("[/gloo/transport/tcp/pair.cc:537] Read error [127.0.0.1]:1: Connection reset"), (1, 1), (1, 1)),
+        (RuntimeError("[enforce fail at /home/gloo/gloo/allreduce.cc:24] opts.elements > 0"), (0, 0), (0, 0)),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), (0, 0), (0, 0)),
+        (ValueError("[/gloo/transport/tcp/pair.cc:537] Connection closed by peer"), (0, 0), (0, 0)),
+        (
+            DistBackendError(NCCL.format("remote process exited or there was a network error", "ncclRemoteError: A")),
+            (1, 1), (0, 1),
+        ),
+        (
+            DistBackendError(NCCL.format("internal error", "Last error:\nNet : Connection closed by remote peer")),
+            (1, 1), (0, 1),
+        ),
+        (DistBackendError("Watchdog caught collective operation timeout: WorkNCCL(...)"), (1, 1), (0, 1)),
+        (DistBackendError(NCCL.format("invalid usage", "Duplicate GPU detected")), (0, 1), (0, 0)),
+        (DistBackendError(NCCL.format("unhandled cuda error", "Cuda failure 'out of memory'")), (0, 1), (0, 0)),
     ],
-)
-def test_what_a_backend_says_of_a_rank_that_is_gone_is_told_from_other_errors(said: str, lost: bool) -> None:
-    assert of_backend(RuntimeError(said)) is lost and not of_backend(ValueError(said))
+)  # fmt: skip
+def test_what_a_backend_says_of_a_rank_that_is_gone_is_told_from_other_errors(
+    error: Exception, lost: tuple[int, int], certain: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(missing, "_PATIENCE", 0.0)
+    here = Process.this()
+    for gone, other in enumerate([here, replace(here, began="1")]):
+        told = rank_lost(error, 0, 2, [here, other])
+        assert (told is not None) is bool(lost[gone])
+        assert told is None or told.__cause__ is (None if certain[gone] else error)
 
 
 def test_one_process_has_no_one_to_ask() -> None:

@@ -19,6 +19,10 @@ from esper.tolaria.ranks import Ranks, checksums, digest, require_same
 
 ON_OTHERS: Final = "on as many ranks or others"
 """A run goes on."""
+NOTHING_LOST: Final = "nothing that was written is lost"
+"""Where there is something to go on from."""
+UNSEEN: Final = "no checkpoint is seen from here"
+"""Where there is none on this machine's disks; rank 0, which writes them, may be on another."""
 
 
 class Led:
@@ -113,7 +117,9 @@ def check_shared_out(ranks: Ranks, loader: Any) -> None:
 def how_to_go_on(about: CheckpointInfo | None, run: RunDirectory) -> str:
     """What to do where a rank was lost; ``about`` is what checkpoints say of the run, if it writes any."""
     if about is None:
-        return f"load the last grower.state_dict() that you saved, {ON_OTHERS}"
+        return f"{NOTHING_LOST}: load the last grower.state_dict() that you saved, {ON_OTHERS}"
     if not any(run.checkpoints.glob("ckpt-*")):
-        return "there is no checkpoint yet (Budget.checkpoint_every), so that it begins anew"
-    return f"{about.how.format(kind=about.kind, run=str(run.path))} from its last checkpoint, {ON_OTHERS}"
+        return f"{UNSEEN}, in {run.checkpoints} (Budget.checkpoint_every); without one it begins anew"
+    return (
+        f"{NOTHING_LOST}: {about.how.format(kind=about.kind, run=str(run.path))} from its last checkpoint, {ON_OTHERS}"
+    )

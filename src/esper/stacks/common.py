@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 from esper.kasmina.structure import tensors
 from esper.leyline import UsageError
-from esper.run.together import ON_OTHERS
+from esper.run.together import NOTHING_LOST, ON_OTHERS, UNSEEN
 from esper.tolaria.ranks import started
 
 
@@ -42,8 +42,8 @@ def undivided(loader: Any) -> tuple[Any, int]:
 def goes_on_from(checkpoint: Path | None, call: str) -> str:
     """What to do where a rank was lost; ``call`` has a place for the newest checkpoint that is whole."""
     if checkpoint is None:
-        return "there is no checkpoint yet, so that training begins anew"
-    return f"{call.format(str(checkpoint))} goes on, {ON_OTHERS}"
+        return f"{UNSEEN}; without one training begins anew"
+    return f"{NOTHING_LOST}: {call.format(str(checkpoint))} goes on, {ON_OTHERS}"
 
 
 def require_known(processes: int, framework: str) -> None:

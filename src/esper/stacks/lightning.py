@@ -176,7 +176,8 @@ class GrowCallback(Callback):
         try:
             self._open.pop_all().__exit__(type(exception), exception, exception.__traceback__)
         except RankLost as lost:
-            exception.args = lost.args  # Lightning ends what it has begun, and raises its own
+            # Lightning ends what it has begun, and raises its own
+            exception.args = (f"{lost}\n{exception}",) if lost.__cause__ is exception else lost.args
 
     def state_dict(self) -> dict[str, Any]:
         """Seeds, and all it takes to go on exactly."""

@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Final, Self
 
 import torch.distributed as dist
 
@@ -16,6 +16,13 @@ from esper.leyline import EsperError
 
 _GLOO: Final = re.compile(r"^\[(?!enforce)[^]]*\bgloo\b[^]]*\] ")
 """How gloo begins what it says of a connection; of arguments that do not fit it says ``[enforce fail at ...]``."""
+_UNANSWERED: Final = re.compile(
+    r"remote process exited|ncclRemoteError|timed? ?out|Broken pipe|failed to (?:recv|send)"
+    r"|connection (?:was likely )?(?:closed|reset|refused)|(?:host|network) is unreachable|no route to host",
+    re.IGNORECASE,
+)
+"""How others say that a connection is gone, or that they waited in vain; the same class of errors is raised for a wrong
+call, and for a GPU's own."""
 _PATIENCE: Final = 1.0
 """Seconds in which a process that has closed its connections is gone."""
 
@@ -47,25 +54,28 @@ class Process:
         return found is None or found[0] in "ZX" or found[1] != self.began
 
 
-def of_backend(error: BaseException) -> bool:
-    """Whether it is an error by which a backend says that another rank does not answer."""
-    if not isinstance(error, RuntimeError) or not dist.is_available():
-        return False
-    return isinstance(error, dist.DistError) or bool(_GLOO.match(str(error)))
-
-
-def rank_lost(error: Any, rank: int, count: int, processes: Sequence[Process]) -> RankLost:
-    """What it says, in one line, with the ranks that are known to be gone. ``processes``: of all, by rank."""
-    why = re.sub(r"^\[[^]]*\] ", "", str(error).strip()).splitlines() or [type(error).__name__]
-    told = why[0].partition(". ")[0]
+def rank_lost(error: BaseException, rank: int, count: int, processes: Sequence[Process]) -> RankLost | None:
+    """What it says of another rank that does not answer, in one line, with those that are known to be gone; ``None``
+    where it says nothing of that. ``processes``: of all, by rank. Where it may be something else, it is the cause.
+    """
+    by_gloo = isinstance(error, RuntimeError) and bool(_GLOO.match(str(error)))
+    by_another = dist.is_available() and isinstance(error, dist.DistError)
+    if not by_gloo and not by_another:
+        return None
+    says = by_gloo or bool(_UNANSWERED.search(str(error)))
     others = [each for each in range(count) if each != rank]
     gone = _gone(processes, others)
+    if not says and not gone:
+        return None
     if gone:
         ended = f"process {processes[gone[0]].pid} is" if len(gone) == 1 else "processes are"
         lost = f"{ranks_named(gone)}, whose {ended} gone"
     else:
         lost = ranks_named(others) if len(others) == 1 else "another one"
-    return RankLost(f"rank {rank} of {count} has lost {lost} ({told})")
+    why = re.sub(r"^\[[^]]*\] ", "", str(error).strip()).splitlines() or [type(error).__name__]
+    found = RankLost(f"rank {rank} of {count} has lost {lost} ({why[0].partition('. ')[0]})")
+    found.__cause__ = None if by_gloo or (says and gone) else error
+    return found
 
 
 def _gone(processes: Sequence[Process], ranks: Sequence[int]) -> list[int]:

@@ -22,7 +22,7 @@ from esper.kasmina.growing import GrowingModel
 from esper.kasmina.structure import same_bits
 from esper.kasmina.structure import tensors as all_tensors
 from esper.leyline import EsperError, UsageError
-from esper.tolaria.missing import Process, RankLost, of_backend, rank_lost, ranks_named
+from esper.tolaria.missing import Process, RankLost, rank_lost, ranks_named
 
 T = TypeVar("T")
 
@@ -64,7 +64,7 @@ class Ranks(Protocol):
 
     def lost(self, error: BaseException) -> RankLost | None:
         """What an error of a backend's own says of another rank that is gone; ``None`` where it says nothing of that.
-        No meeting."""
+        Its cause is the error, unless that is certain to say no more. No meeting."""
 
 
 class Lone:
@@ -219,13 +219,15 @@ class Together:
         try:
             yield
         except RuntimeError as error:  # what every backend raises
-            raise rank_lost(error, self.rank, self.count, self._processes) from None
+            if (lost := self.lost(error)) is None:
+                raise
+            raise lost from lost.__cause__
 
     def lost(self, error: BaseException) -> RankLost | None:
         """See :class:`Ranks`."""
         if isinstance(error, RankLost):
             return error
-        return rank_lost(error, self.rank, self.count, self._processes) if of_backend(error) else None
+        return rank_lost(error, self.rank, self.count, self._processes)
 
 
 class _Buckets:
