@@ -121,6 +121,9 @@ def test_a_policy_learns_in_several_tables(
     saved = load_policy(policy)
     assert saved.auditions and saved.card["worlds"] == ["digits", "heard"] and saved.card["hosts"] == 3
     assert drawn == ["digits", "digits", "heard", "heard"], "tables count alike"
+    assert main(["growtable", "tune", "--policy", str(policy), "--output", str(other)]) == 2
+    error = capsys.readouterr().err
+    assert "p.safetensors: rules audition places for it" in error and error.count("\n") == 1
     assert main([*command, str(table)]) == 2
     assert "t.growtable: holds digits, as one before it does; legal: " in capsys.readouterr().err
 

@@ -153,6 +153,11 @@ def run_train(args: argparse.Namespace, console: Console) -> None:
 def run_tune(args: argparse.Namespace, console: Console) -> None:
     """Learn on in real runs, and save what did best on fresh hosts."""
     saved = load_policy(args.policy)
+    if saved.auditions:
+        raise UsageError(
+            f"policy {args.policy}: rules audition places for it, and real runs of the training worlds hold no "
+            "audition to learn on in; legal: a policy that learned in tables without auditions"
+        )
     usual = TunePlan()
     plan = replace(usual, ppo=replace(usual.ppo, **_given(args, "updates", "seed")))
     began = time.perf_counter()
@@ -170,7 +175,7 @@ def run_tune(args: argparse.Namespace, console: Console) -> None:
         "tuning_macs": saved.card.get("tuning_macs", 0) + tuned.macs,
         "tuning_objective": [tuned.looks[0].objective, best.objective],
     }
-    written = save_policy(args.output, tuned.network, card, nurture=True, auditions=saved.auditions)
+    written = save_policy(args.output, tuned.network, card, nurture=True)
     seconds = time.perf_counter() - began
     _say(console, f"{args.output}: {written.bytes:,} bytes, of update {best.update}, {seconds:.0f} s")
 
@@ -178,6 +183,8 @@ def run_tune(args: argparse.Namespace, console: Console) -> None:
 def run_score(args: argparse.Namespace, console: Console) -> None:
     """Regret on held-out worlds."""
     table = load_table(args.table)
+    if args.submit is not None:
+        submissions.places(args.submit, _named(args.policy))
     policies = {SHIPPED: str(SHIPPED_FILE), **_named(args.policy)}
     found = scored(*_split(table, args.table), policies, real_runs=not args.table_only)
     tables = [report.sampled(table), report.regrets(found.lines, found.schedule, found.ranking)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -13,8 +14,8 @@ from esper.bench.growtable.reading import ALL, PROMISES, readings
 from esper.bench.growtable.score import by_views, walk
 from esper.bench.growtable.sequences import Choice, Choices
 from esper.bench.growtable.worlds import BLUEPRINTS, SLOTS
-from esper.leyline import Op, UsageError
-from esper.tamiyo.policies import PromisePolicy
+from esper.leyline import WAIT, EnvView, Op, UsageError
+from esper.tamiyo.policies import HeuristicPolicy, PromisePolicy
 
 HEARD = replace(DIGITS, audition="conv5", times=(1,), max_seeds=1)
 PLACES: tuple[Choices, ...] = tuple((Choice(1, slot, "conv5"),) for slot in SLOTS)
@@ -61,6 +62,37 @@ def test_it_auditions_first_and_then_grows_where_most_is_promised() -> None:
     ) as refused:
         walk(silent, by_views(policy)(silent, 0))
     assert "legal: a table of worlds with an audition" in str(refused.value)
+
+
+def _promising(*values: float, **changes: object) -> EnvView:
+    """A view after one epoch, in which slot ``i`` promises ``values[i]`` for its largest blueprint."""
+    view = promising(0, 0).root.after(WAIT)[1].view
+    slots = tuple(
+        replace(slot, promise={"conv5": replace(slot.promise["conv5"], value=value)})
+        for slot, value in zip(view.slots, values, strict=True)
+    )
+    return replace(view, slots=slots, **changes)  # type: ignore[arg-type]
+
+
+def _grown(view: EnvView) -> tuple[str | None, str | None]:
+    action = PromisePolicy().decide([view])[0].action
+    return action.slot, action.blueprint
+
+
+def test_what_is_no_number_or_promises_nothing_gets_no_seed() -> None:
+    assert _grown(_promising(0.1, 0.9, 0.3)) == ("block1", "conv5")
+    assert _grown(_promising(math.nan, 0.3, 0.9)) == ("block2", "conv5")
+    assert _grown(_promising(math.inf, 0.3, -0.9)) == ("block1", "conv5")
+    for nothing in (-1.0, 0.0, math.nan, math.inf):
+        assert _grown(_promising(nothing, nothing, nothing)) == (None, None)
+
+
+def test_what_was_pruned_goes_behind_what_was_not_as_the_heuristic_has_it() -> None:
+    view = _promising(0.1, 0.2, 0.9, pruned={"conv5": 3})
+    rules = HeuristicPolicy().decide([view])[0].action
+    assert rules.op is Op.GERMINATE and rules.blueprint != "conv5"
+    assert _grown(view) == ("block2", rules.blueprint)
+    assert _grown(replace(view, pruned=dict.fromkeys(BLUEPRINTS, 1))) == (None, None), "learning has not stalled"
 
 
 def test_a_promise_is_seen_as_it_was_recorded() -> None:

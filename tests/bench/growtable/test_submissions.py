@@ -70,6 +70,11 @@ def test_the_best_stands_first(tmp_path: Path) -> None:
         ({"refused": 10}, "contradict each other"),
         ({"changed": 0}, "did nothing else in any episode"),
         ({"asked": "nine"}, "asked"),
+        ({"name": "mine\n| `theirs` | 99"}, "matching regex"),
+        ({"name": "mine\n"}, "matching regex"),
+        ({"name": "mi\u202ene"}, "matching regex"),
+        ({"policy_sha256": "b" * 64 + "\n"}, "matching regex"),
+        ({"policy_sha256": "| 0 | bbbbbbbbb"}, "matching regex"),
         ({"rank": 1}, "rank"),
     ],
 )
@@ -91,3 +96,12 @@ def test_a_file_that_is_none_is_named(tmp_path: Path) -> None:
 
 def test_names_make_files(tmp_path: Path) -> None:
     assert submitted(tmp_path, "mine:Callable/../x").name == "mine-Callable-..-x.json"
+    before = submitted(tmp_path, "mine:f").read_bytes()
+    assert submitted(tmp_path, "mine:f").read_bytes() == before, "one's own is written anew"
+    with pytest.raises(DataError, match="submission of 'mine/f': .*mine-f.json is the file of 'mine:f'"):
+        submitted(tmp_path, "mine/f")
+    assert submissions.load(tmp_path / "mine-f.json", FIELD).name == "mine:f"
+    with pytest.raises(DataError, match="submission of 'a b': .*a-b.json is the file of 'a:b'"):
+        submissions.places(tmp_path, ["a:b", "a b"])
+    with pytest.raises(DataError, match="matching regex"):
+        submitted(tmp_path, "mine\n")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Final
@@ -21,7 +21,7 @@ from esper.bench.growtable.score import HostKey, HostResults, Tally, outcome_of
 from esper.bench.growtable.sequences import Choices, choices_of, name_of
 from esper.bench.growtable.table import Table, TableIdentity
 from esper.karn.stats import Interval, interval
-from esper.leyline import DataError, decode_json
+from esper.leyline import DataError, as_type, decode_json
 from esper.leyline.decoding import told
 from esper.leyline.files import read_regular, write_atomically
 
@@ -33,16 +33,20 @@ TOLERANCE: Final = 1e-6
 Bounds = tuple[float, float, float]
 """Mean, and both ends of its 95 % interval."""
 _Count = Annotated[int, msgspec.Meta(ge=0)]
+# Z, since $ lets a newline stand at the end; no control, no mark that cannot be seen or turns the line round
+_UNSEEN: Final = r"\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff"
+_Name = Annotated[str, msgspec.Meta(min_length=1, max_length=80, pattern=rf"^[^{_UNSEEN}]+\Z")]
+_Checksum = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
 
 
 class Submission(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One policy on one table."""
 
     format: str
-    name: Annotated[str, msgspec.Meta(min_length=1, max_length=80)]
+    name: _Name
     policy: str
     """What was scored: a name, a file, or ``module:Callable``."""
-    policy_sha256: str | None
+    policy_sha256: _Checksum | None
     """Of the policy's file; ``None`` where it is code."""
     table: TableIdentity
     command: str
@@ -107,9 +111,32 @@ def submission(
     )
 
 
+class _Named(msgspec.Struct):
+    """As much of a submission as says whose it is."""
+
+    name: str
+
+
+def places(folder: Path, names: Iterable[str]) -> dict[str, Path]:
+    """The file in ``folder`` of each name's submission. Raises ``DataError`` for what cannot be a name, and where the
+    file is that of another name.
+    """
+    found: dict[Path, str] = {}
+    for name in names:
+        as_type(name, f"submission of {told(repr(name))}", _Name)
+        path = folder / f"{re.sub('[^A-Za-z0-9._-]+', '-', name)}.json"
+        other = found.get(path, name)
+        if path.is_file():
+            other = decode_json(read_regular(path, SUBMISSION_BYTES, follow=True), f"submission {path}", _Named).name
+        if other != name or path in found:
+            raise DataError(f"submission of {told(repr(name))}: {path} is the file of {told(repr(other))}")
+        found[path] = name
+    return {name: path for path, name in found.items()}
+
+
 def write(folder: Path, given: Submission) -> Path:
-    """Write it into ``folder`` under its name."""
-    path = folder / f"{re.sub('[^A-Za-z0-9._-]+', '-', given.name)}.json"
+    """Write it into ``folder`` under its name, instead of an older one of that name; raises as :func:`places` does."""
+    path = places(folder, [given.name])[given.name]
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(path, (json.dumps(msgspec.to_builtins(given), indent=1, allow_nan=False) + "\n").encode())
     return path

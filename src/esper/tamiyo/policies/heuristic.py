@@ -114,23 +114,33 @@ class HeuristicPolicy(EnvPolicy):
 
     def _grow(self, view: EnvView) -> Iterator[Decision]:
         """An audition of the most promising blueprint in each free slot, while there is time for it to prove itself."""
-        epochs_left = view.max_epochs - view.epoch
-        if view.epoch < self.config.first_epoch or epochs_left < view.gates.shortest_life(self.config.tempo):
+        if view.epoch < self.config.first_epoch or not self.has_time(view):
             return
         for slot in legal_slots(view, Op.GERMINATE):
-            blueprint = max(legal_blueprints(view, slot), key=lambda name: self._promise(view, slot, name))
-            record, parameters = _record(view, blueprint), float(view.blueprint_parameters[slot][blueprint])
-            reason, evidence = (
-                "an audition cannot harm, and growth pays most early",
-                ("epochs_left", float(epochs_left)),
-            )
-            if record < 0:
-                fall = self._loss_fall(view)
-                if fall is None or fall >= self.config.plateau_change:
-                    continue
-                reason, evidence = "every blueprint has failed, but learning has stalled", ("loss_fall", fall)
-            action = FactoredAction(Op.GERMINATE, slot, blueprint, self.config.blend, 1.0, self.config.tempo)
-            yield Decision(action, reason, (("kept_minus_pruned", record), ("parameters", parameters), evidence))
+            if (due := self.germination(view, slot)) is not None:
+                yield due
+
+    def has_time(self, view: EnvView) -> bool:
+        """Whether what germinates now could be kept before the end."""
+        return view.max_epochs - view.epoch >= view.gates.shortest_life(self.config.tempo)
+
+    def germination(self, view: EnvView, slot: str) -> Decision | None:
+        """What germinates in that free slot, where that is its turn; ``None`` where everything has failed and learning
+        goes on.
+        """
+        blueprint = max(legal_blueprints(view, slot), key=lambda name: self._promise(view, slot, name))
+        record, parameters = _record(view, blueprint), float(view.blueprint_parameters[slot][blueprint])
+        reason, evidence = (
+            "an audition cannot harm, and growth pays most early",
+            ("epochs_left", float(view.max_epochs - view.epoch)),
+        )
+        if record < 0:
+            fall = self._loss_fall(view)
+            if fall is None or fall >= self.config.plateau_change:
+                return None
+            reason, evidence = "every blueprint has failed, but learning has stalled", ("loss_fall", fall)
+        action = FactoredAction(Op.GERMINATE, slot, blueprint, self.config.blend, 1.0, self.config.tempo)
+        return Decision(action, reason, (("kept_minus_pruned", record), ("parameters", parameters), evidence))
 
     def _promise(self, view: EnvView, slot: str, blueprint: str) -> tuple[float, float]:
         """What has worked goes first, what has failed last; among equals size decides."""

@@ -40,11 +40,8 @@ class Nurture:
         if self.auditions and view.epoch == 0 and masks.op[Op.GERMINATE]:
             urgent = audition(view)
         otherwise = urgent or self.rules.after_growth(view) or Decision(WAIT, "no seed is ready for its gate")
-        growth = masks.op[Op.GERMINATE] and urgent is None and self._has_time(view) and not _refused(view)
+        growth = masks.op[Op.GERMINATE] and urgent is None and self.rules.has_time(view) and not _refused(view)
         return Offer(_narrowed(masks, space, otherwise.action, bool(growth), self.rules.config), otherwise)
-
-    def _has_time(self, view: EnvView) -> bool:
-        return view.max_epochs - view.epoch >= view.gates.shortest_life(self.rules.config.tempo)
 
 
 def _refused(view: EnvView) -> bool:

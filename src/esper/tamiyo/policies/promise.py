@@ -3,37 +3,48 @@
 The heuristic, but for *where*: before anything grows the largest blueprint that may germinate in each free slot is
 auditioned there, behind the host. That pays where places differ in what reaches them, such as blocks side by side; in a
 stack of blocks auditions favour late slots, while seeds near the input prove best (``docs/growtable.md``).
+
+What germinates, and when, is the heuristic's choice: what was pruned goes behind what was not. What else differs:
+nothing grows before the audition was heard, nor in a place that promises nothing (no finite number above 0), so that a
+host without such a place stays as it is. A place that has promised is not auditioned again, whatever germinates there
+later, and it is heard with its largest blueprint alone.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from dataclasses import replace
 
-from esper.leyline import WAIT, Decision, EnvView, FactoredAction, Op
+from esper.leyline import WAIT, Decision, EnvView, Op, SlotView
 from esper.tamiyo.policies.heuristic import HeuristicPolicy
 from esper.tolaria.legality import legal_blueprints, legal_slots
 
 
 class PromisePolicy(HeuristicPolicy):
-    """The heuristic, which grows the largest seed that fits where most is promised."""
+    """The heuristic, which grows where most is promised."""
 
     name = "promise"
 
     def _grow(self, view: EnvView) -> Iterator[Decision]:
-        if view.max_epochs - view.epoch < view.gates.shortest_life(self.config.tempo):
+        if not self.has_time(view):
             return
-        due = candidates(view)
-        slots = {slot.slot_id: slot for slot in view.slots}
-        promised = {
-            name: max(each.value for each in slots[name].promise.values()) for name, _ in due if slots[name].promise
-        }
-        if len(promised) < len(due):
+        free = [slot for slot in view.slots if slot.slot_id in legal_slots(view, Op.GERMINATE)]
+        if not all(slot.promise for slot in free):
             yield audition(view)
             return
-        order = sorted(due, key=lambda each: promised[each[0]], reverse=True)
-        for name, blueprint in order:
-            action = FactoredAction(Op.GERMINATE, name, blueprint, self.config.blend, 1.0, self.config.tempo)
-            yield Decision(action, "of the free places it promises most", (("promise", promised[name]),))
+        if view.epoch < self.config.first_epoch:
+            return
+        promised = {slot.slot_id: most for slot in free if (most := _most(slot)) > 0.0}
+        for name in sorted(promised, key=promised.__getitem__, reverse=True):
+            if (due := self.germination(view, name)) is not None:
+                why = f"of the free places it promises most; {due.reason}"
+                yield replace(due, reason=why, evidence=(("promise", promised[name]), *due.evidence))
+
+
+def _most(slot: SlotView) -> float:
+    """The greatest finite promise of all blueprints that were auditioned there; 0 where none is above 0."""
+    return max((each.value for each in slot.promise.values() if math.isfinite(each.value)), default=0.0)
 
 
 def candidates(view: EnvView) -> tuple[tuple[str, str], ...]:
