@@ -187,7 +187,7 @@ def test_even_a_quiet_resume_on_another_processor_says_that_it_is_not_exact(
     cut_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here = {**checkpoint.environment(), "cpu_capability": "ANOTHER"}
-    monkeypatch.setattr(checkpoint, "environment", lambda gpu=None: here)
+    monkeypatch.setattr(checkpoint, "environment", lambda gpus=(): here)
     ended = run([*TRAIN[:4], "--resume", str(cut_run)], tmp_path / "log")
     assert ended.status == 0 and "not exact: cpu_capability: saved with" in ended.said, ended.said
 

@@ -173,6 +173,7 @@ def open_run(opening: RunOpening, job: Job | None = None) -> Iterator[Session]:
         if (threads := torch.get_num_threads()) > 1:
             opening.tell([f"{threads} threads: their sums differ in the last bits from those of 1"])
         if past is not None:
+            past = past.on(session.gpus)
             if session.writes:
                 past.say(session)
             opening.tell(past.lines())

@@ -24,7 +24,7 @@ VERSION: Final = 1
 
 def pack(shot: Snapshot, step: int, run: Path) -> dict[str, Any]:
     """The snapshot of the run in the directory ``run`` after so many epochs."""
-    about = {"step": step, "run": str(run), "environment": checkpoint.environment(), "extra": shot.extra}
+    about = {"step": step, "run": str(run), "environment": checkpoint.environment(shot.gpus), "extra": shot.extra}
     return {
         "format": FORMAT,
         "version": VERSION,

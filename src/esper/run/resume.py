@@ -7,7 +7,7 @@ that event; nothing that was committed is removed. Whatever can be wrong is foun
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -118,6 +118,10 @@ class ResumableRun(Generic[C]):
     ranks: Ranks = LONE
     """Those that go on with it."""
 
+    def on(self, gpus: Sequence[str]) -> ResumableRun[C]:
+        """The same, as these go on with it, by rank."""
+        return replace(self, loaded=replace(self.loaded, gpus=gpus))
+
     @property
     def point(self) -> ResumePoint:
         """For :class:`~esper.run.session.SessionConfig`."""
@@ -181,7 +185,7 @@ class ResumableRun(Generic[C]):
         told = [f"changed: {change}" for change in self.overrides]
         told += [f"passed over: {damage}" for damage in self.loaded.passed_over]
         if self.differences:
-            lines = [f"{where}; not exact (not bit for bit), since here something differs", *self.differences, *told]
+            lines = [f"{where}; not exact (not bit for bit), because of", *self.differences, *told]
         else:
             lines = [f"{where}; from here on it equals the uninterrupted run bit for bit", *told]
         return list(map(visible, lines))
@@ -374,10 +378,11 @@ class CheckpointInfo:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """A run where it stands: ``state`` to be loaded, ``extra`` about it, JSON-able."""
+    """A run where it stands: ``state`` to be loaded, ``extra`` about it, JSON-able, and the ``gpus`` it is on."""
 
     state: State
     extra: dict[str, Any]
+    gpus: Sequence[str]
 
     @classmethod
     def of(cls, session: Session, about: CheckpointInfo, state: State, least: Mapping[str, int]) -> Snapshot:
@@ -399,7 +404,7 @@ class Snapshot:
             "esper": __version__,
             **({} if ranks.count == 1 else {"ranks": ranks.count}),
         }
-        return cls(join(parts), extra)
+        return cls(join(parts), extra, session.gpus)
 
 
 class Checkpointer:
@@ -438,5 +443,6 @@ class Checkpointer:
         if not session.writes:
             return
         where = session.directory.checkpoints
-        saved = checkpoint.save(where, step, shot.state["tensors"], shot.state["plain"], shot.extra, keep=KEPT)
+        state = shot.state
+        saved = checkpoint.save(where, step, state["tensors"], state["plain"], shot.extra, keep=KEPT, gpus=shot.gpus)
         session.note(T.CHECKPOINT_SAVED, **saved.to_payload(reason, shot.extra["hub"]["last_seq"]))

@@ -97,6 +97,8 @@ class Session:
         self._started = time.perf_counter() - before[0]
         self.elsewhere: Callable[[], float] = float
         """CPU seconds of the run's other processes."""
+        self.gpus: list[str] = []
+        """Names of those that the run computes on, by rank; known once it is announced."""
         self._announced: int | None = None
         self._cpu_started = (0.0 if point is None else time.process_time()) - before[1]
 
@@ -136,6 +138,7 @@ class Session:
 
     def announce(self, kind: str, what: Announcement) -> None:
         """Say what is about to run, or to go on."""
+        self.gpus = [name for names in self.ranks.all(checkpoint.gpus_of(what.device)) for name in names]
         metric = {name: value for name, value in asdict(what.metric).items() if value is not None}
         plain = {**asdict(what), "slots": list(what.slots), "blueprints": list(what.blueprints), "metric": metric}
         if plain["host"] is None:

@@ -20,7 +20,7 @@ import os
 import platform
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,8 +44,13 @@ PLAIN: Final = "state.json"
 MANIFEST: Final = "manifest.json"
 
 GPU: Final = "gpu"
-"""Of what a run depends on: the kinds of GPU that its process saw; absent where it used none."""
+"""Of what a run depends on: the kind of GPU that it computes on, by rank where they differ; absent where on none."""
 
+_BY_CHANCE: Final = (
+    ("deterministic_algorithms", True, "with which a GPU may give other bits each time"),
+    ("cudnn_benchmark", False, "with which cuDNN chooses by the clock how it computes"),
+)
+"""Of what a run on a GPU depends on: what it takes to give the same bits twice, and why."""
 _NAME: Final = re.compile(r"ckpt-(\d{6,12})-step-(\d{8,16})")
 _UNFINISHED: Final = re.compile(r"\.ckpt-\d{6,12}-step-\d{8,16}\.(?:saving|deleting)")
 _TAG: Final = "$"
@@ -84,11 +89,13 @@ class Loaded:
     environment: dict[str, Any]
     """See :func:`environment`; as it was at the save."""
     passed_over: list[str]
+    gpus: Sequence[str] = ()
+    """Names of those that go on with it, by rank."""
 
     @property
     def differences(self) -> list[str]:
-        """What the bits depend on and is not here what it was there; empty when a resume can be exact."""
-        return exactness({"environment": self.environment})
+        """What keeps a resume from being exact, see :func:`exactness`; empty when nothing does."""
+        return exactness({"environment": self.environment}, self.gpus)
 
     def to_payload(self, after_seq: int | None = None) -> dict[str, Any]:
         """Payload of ``CHECKPOINT_LOADED``."""
@@ -106,10 +113,12 @@ def save(
     extra: Mapping[str, Any] | None = None,
     *,
     keep: int | None = None,
+    gpus: Sequence[str] = (),
 ) -> Saved:
     """Write a checkpoint of ``step`` under ``directory`` (made if missing); then delete all but the newest ``keep``.
 
-    ``plain`` is anything :func:`encode` takes; ``extra`` is JSON for the manifest, such as the journal position.
+    ``plain`` is anything :func:`encode` takes; ``extra`` is JSON for the manifest, such as the journal position;
+    ``gpus`` see :func:`environment`.
     Raises :class:`DataError` when something cannot be saved. Then there is no new checkpoint, unless what failed came
     after the rename (the last flush, a deletion): then there is, and it is whole.
     """
@@ -124,7 +133,7 @@ def save(
             _clear_unfinished(folder)
             ordinal = 1 + max((int(match[1]) for match in map(_NAME.fullmatch, folder.names()) if match), default=0)
             name = f"ckpt-{ordinal:06d}-step-{step:08d}"
-            seal = functools.partial(_manifest, step, ordinal, extra=dict(extra or {}))
+            seal = functools.partial(_manifest, step, ordinal, extra=dict(extra or {}), gpus=gpus)
             size = _write_whole(folder, name, contents, seal)
             if keep is not None:
                 _delete_old(folder, keep)
@@ -198,43 +207,64 @@ def load_newest(directory: str | os.PathLike[str]) -> Loaded:
     raise DataError(f"no checkpoint that can be used in {directory}{why}")
 
 
-def environment(gpu: bool | None = None) -> dict[str, Any]:
-    """What the bits of a run depend on besides its own state; of a GPU too, where this process has used one, or where
-    that is asked for."""
-    used = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
-    on_gpu = used if gpu is None else gpu and torch.cuda.is_available()
+def environment(gpus: Sequence[str] = ()) -> dict[str, Any]:
+    """What the bits of a run depend on besides its own state. ``gpus``: names of those that it computes on, by rank."""
     return {
         "threads": torch.get_num_threads(),
         "torch": str(torch.__version__),
         "torch_build": torch.version.git_version or "unknown",
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "machine": platform.machine(),
-        "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
-        "matmul_precision": torch.get_float32_matmul_precision(),
-        **(_gpu() if on_gpu else {}),
+        "deterministic_algorithms": _deterministic(),
+        "matmul_precision": _matmul_precision(),
+        **(_gpu(gpus) if gpus else {}),
     }
 
 
-def _gpu() -> dict[str, Any]:
-    cudnn, devices = torch.backends.cudnn, range(torch.cuda.device_count())
+def gpus_of(device: str) -> list[str]:
+    """Name of the GPU that a device of torch's is, if it is one."""
+    return [torch.cuda.get_device_name(torch.device(device))] if device.startswith("cuda") else []
+
+
+def _deterministic() -> bool | str:
+    enabled = torch.are_deterministic_algorithms_enabled()
+    return "warn only" if enabled and torch.is_deterministic_algorithms_warn_only_enabled() else enabled
+
+
+def _matmul_precision() -> str:
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:  # set for each backend by itself
+        return ", ".join(f"{name} {getattr(torch.backends, name).matmul.fp32_precision}" for name in ("cuda", "mkldnn"))
+
+
+def _gpu(names: Sequence[str]) -> dict[str, Any]:
+    cudnn = torch.backends.cudnn
     return {
-        GPU: ", ".join(sorted({torch.cuda.get_device_name(i) for i in devices})),
+        GPU: ", ".join(names if len(set(names)) > 1 else names[:1]),
         "cuda": torch.version.cuda or torch.version.hip or "unknown",
         "cudnn": cudnn.version() or "none",  # type: ignore[no-untyped-call]
         "cudnn_deterministic": cudnn.deterministic,
         "cudnn_benchmark": cudnn.benchmark,
+        # allow_tf32 is an error where the two differ
+        "cudnn_tf32": " ".join(op for op in ("conv", "rnn") if getattr(cudnn, op).fp32_precision == "tf32") or "none",
         "cublas_workspace": os.environ.get("CUBLAS_WORKSPACE_CONFIG", "unset"),
     }
 
 
-def exactness(manifest: Mapping[str, Any]) -> list[str]:
-    """What keeps a resume here from equalling the uninterrupted run bit for bit, one line each; empty when nothing."""
+def exactness(manifest: Mapping[str, Any], gpus: Sequence[str] = ()) -> list[str]:
+    """What keeps a resume here, on ``gpus``, from equalling the uninterrupted run bit for bit, one line each: what is
+    not here what it was there, and what gives other bits each time; empty when nothing does."""
     there = manifest["environment"]
-    here = environment(gpu=GPU in there)
-    return [
+    here = environment(gpus)
+    lines = [
         f"{name}: saved with {there.get(name, '(not recorded)')}, here {here.get(name, '(not recorded)')}"
         for name in sorted(set(here) | set(there))
         if name not in here or name not in there or here[name] != there[name]
+    ]
+    unsure = [] if not gpus else [each for each in _BY_CHANCE if here[each[0]] != each[1]]
+    return lines + [
+        f"{name}: {here[name]}, {why}; exact with {sure}" for name, sure, why in unsure if there.get(name) == here[name]
     ]
 
 
@@ -307,14 +337,16 @@ def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _manifest(step: int, ordinal: int, files: Mapping[str, Written], extra: dict[str, Any]) -> bytes:
+def _manifest(
+    step: int, ordinal: int, files: Mapping[str, Written], extra: dict[str, Any], gpus: Sequence[str]
+) -> bytes:
     body = {
         "format": FORMAT,
         "version": VERSION,
         "step": step,
         "ordinal": ordinal,
         "files": {name: {"bytes": size, "sha256": digest} for name, (size, digest) in files.items()},
-        "environment": environment(),
+        "environment": environment(gpus),
         "extra": extra,
     }
     try:
