@@ -366,8 +366,9 @@ class _TrialRun:
     def affordable(self, macs: int) -> int:
         """Epochs that spend at least ``macs`` together with the last look at validation and test."""
         self._begin(1)
-        splits, forward = task_of(self.trial.work).data.splits(), self.engine.trainer(0).macs.forward
-        epoch = forward * (3 * len(splits["train"]) + len(splits["validation"]))
+        splits, trainer = task_of(self.trial.work).data.splits(), self.engine.trainer(0)
+        step, forward = trainer.step_macs(()), trainer.macs.forward
+        epoch = (step.forward + step.backward) * len(splits["train"]) + forward * len(splits["validation"])
         last = forward * (len(splits["validation"]) + (len(splits["test"]) if self.trial.stage == "final" else 0))
         return max(1, -(-(macs - last) // epoch))
 
