@@ -72,6 +72,7 @@ def test_the_optimizers_table_is_read_from_a_file(mine: Path) -> None:
 
 def test_parts_of_an_installed_package_have_names(mine: Path) -> None:
     from esper.kasmina import blueprints
+    from esper.kasmina.blueprints.registry import _load_entry_points
     from esper.run.assembly import workload
     from esper.run.config import RunConfig
     from esper.tamiyo.policies import make_policy
@@ -98,6 +99,7 @@ def test_parts_of_an_installed_package_have_names(mine: Path) -> None:
         workload(task, RunConfig(device="cpu", blueprints=("channel_gat",)))
     names = ["--task", "disc", "--policy", "smallest_first", "--blueprints", "channel_gate,norm"]
     short = ["--episodes", "1", "--max-epochs", "2", "--compare", "static", "--device", "cpu", "--quiet"]
+    _load_entry_points.cache_clear()  # a process looks once, and this one has looked before the package was there
     assert main(["train", "heuristic", *names, *short, "--run-dir", "by-name"]) == 0
     events = list(read_journal(mine / "by-name", validate=True))
     (born, *_) = [event for event in events if event.event_type is T.SEED_GERMINATED]

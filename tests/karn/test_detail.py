@@ -45,7 +45,8 @@ def test_every_figure_of_a_seed_is_the_journal_s_of_that_epoch(events: list[Tele
         for name in TOLD:
             if (value := event.data.get(name)) is not None:
                 epoch = event.data.get(f"{name}_epoch", event.epoch)
-                measured.setdefault((event.env_id, event.episode, event.seed_id, name, epoch), set()).add(value)
+                for episode in (event.episode, None):  # which one it is is not known where its start was lost
+                    measured.setdefault((event.env_id, episode, event.seed_id, name, epoch), set()).add(value)
     for env, environment in state.environments.items():
         for slot in build_detail(state, env, START).slots.values():
             for seed in [*([slot.seed] if slot.seed else []), *slot.past]:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial, reduce, wraps
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from typing import Any, Final
 
@@ -344,8 +345,16 @@ def _of_the_files(error: Exception, code: Path) -> bool:
     return error.errno in _OF_THE_DISK or error.filename is None or Path(error.filename).is_relative_to(code.parent)
 
 
+class _Unwritten(SourceFileLoader):
+    """Leaves nothing compiled beside the source, where nothing is but what a model is made of."""
+
+    def set_data(self, path: str, data: Any, *, _mode: int = 0o666) -> None:
+        """Nothing."""
+
+
 def _check(model: GrowingModel, plain: nn.Module, code: Path, sample: Sample, host: nn.Module | None) -> None:
-    spec = importlib.util.spec_from_file_location("esper_exported_model", code)
+    name = "esper_exported_model"
+    spec = importlib.util.spec_from_file_location(name, code, loader=_Unwritten(name, str(code)))
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     try:
