@@ -70,9 +70,9 @@ def test_the_optimizers_table_is_read_from_a_file(mine: Path) -> None:
     assert main([*command, "--episodes", "1", "--max-epochs", "1", "--compare", "static", "--quiet"]) == 0
 
 
-def test_parts_of_an_installed_package_have_names(mine: Path) -> None:
+def test_parts_of_an_installed_package_have_names(mine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from esper.kasmina import blueprints
-    from esper.kasmina.blueprints.registry import _load_entry_points
+    from esper.kasmina.blueprints import registry
     from esper.run.assembly import workload
     from esper.run.config import RunConfig
     from esper.tamiyo.policies import make_policy
@@ -99,8 +99,11 @@ def test_parts_of_an_installed_package_have_names(mine: Path) -> None:
         workload(task, RunConfig(device="cpu", blueprints=("channel_gat",)))
     names = ["--task", "disc", "--policy", "smallest_first", "--blueprints", "channel_gate,norm"]
     short = ["--episodes", "1", "--max-epochs", "2", "--compare", "static", "--device", "cpu", "--quiet"]
-    _load_entry_points.cache_clear()  # a process looks once, and this one has looked before the package was there
-    assert main(["train", "heuristic", *names, *short, "--run-dir", "by-name"]) == 0
+    with monkeypatch.context() as within:  # a process looks once, and what it has found stays
+        within.setattr(registry, "_registered", dict(registry._registered))
+        registry._load_entry_points.cache_clear()
+        assert main(["train", "heuristic", *names, *short, "--run-dir", "by-name"]) == 0
+    registry._load_entry_points.cache_clear()
     events = list(read_journal(mine / "by-name", validate=True))
     (born, *_) = [event for event in events if event.event_type is T.SEED_GERMINATED]
     assert (born.data["blueprint"], born.slot_id) == ("channel_gate", "hidden"), "in the host that their task names"

@@ -231,7 +231,7 @@ def test_a_resealed_forgery_still_ends_in_a_typed_error(tmp_path: Path) -> None:
         for name, content in files.items():
             (path / name).write_bytes(content)
         written = {name: (len(content), checkpoint._digest(content)) for name, content in files.items()}
-        body = json.loads(checkpoint._manifest(1, 1, written, {})) | changes
+        body = json.loads(checkpoint._manifest(1, 1, written, {}, ())) | changes
         body.pop("sha256")
         body = {key: value for key, value in body.items() if value is not None}
         (path / MANIFEST).write_text(json.dumps({**body, "sha256": checkpoint._digest(checkpoint._to_json(body))}))
