@@ -19,7 +19,7 @@ from esper.tasks.base import Split
 from esper.tasks.colour import mnist_digits
 from esper.tasks.pretrained.minilm import encoded, frozen_minilm
 from esper.tasks.sources import stratified_order
-from esper.tolaria.rng import derive
+from esper.tolaria.rng import derive, seeded
 
 WIDTH, BLOCKS = 256, 4
 HEAD = "head"
@@ -97,8 +97,7 @@ class Stream:
 
     def head(self, seed: int, number: int) -> nn.Linear:
         """The same for all arms."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive(seed, "head", number))
+        with seeded(derive(seed, "head", number)):
             return nn.Linear(WIDTH, self.classes)
 
 
@@ -107,8 +106,7 @@ def _trained(stream: Stream) -> tuple[dict[str, Tensor], int, int]:
     """The host's weights after training on what comes before the stream, its inputs and classes then."""
     before = stream.learned()
     inputs, classes = before.inputs.shape[1], int(before.targets.max()) + 1
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with seeded(0):
         host = Perceptron(inputs, classes)
         optimizer = torch.optim.AdamW(host.parameters(), lr=1e-3)
         for _ in range(EPOCHS):

@@ -44,13 +44,14 @@ from torch.utils.data import DataLoader
 
 import esper
 from esper import delivery
+from esper.bench import rivals
 from esper.bench.analysis import macs
 from esper.bench.report import into_page
 from esper.karn.stats import interval
 from esper.kasmina.reuse import grown_in
 from esper.leyline import EsperError, GateThresholds
 from esper.library import Budget, GrowResult, grow
-from esper.tolaria.rng import derive
+from esper.tolaria.rng import derive, seeded
 
 RATES: Mapping[str, tuple[float, ...]] = {
     "grown": (1e-3, 2e-3, 4e-3),
@@ -173,16 +174,20 @@ def learning(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
-def adapted(stream: Stream, host: nn.Module, seed: int) -> nn.Module:
+def adapted(host: nn.Module, seed: int) -> nn.Module:
     """PEFT's adapters in the host; they and the head learn."""
-    from peft import LoraConfig, LoraModel
+    from peft import LoraConfig
 
-    config = LoraConfig(r=RANK, lora_alpha=2 * RANK, lora_dropout=0.0, target_modules=PLACES)
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the host has no configuration of Hugging Face's, and needs none
-        torch.manual_seed(derive(seed, "lora"))
-        LoraModel(host, config, "default")
+    with seeded(derive(seed, "lora")):
+        rivals.adapted(host, LoraConfig(r=RANK, lora_alpha=2 * RANK, lora_dropout=0.0, target_modules=PLACES))
     host.get_submodule(HEAD).requires_grad_(True)
+    return host
+
+
+def unfrozen(host: nn.Module) -> nn.Module:
+    """The host, of which fine-tuning trains all that it may."""
+    for path in BODY:
+        host.get_submodule(path).requires_grad_(True)
     return host
 
 
@@ -197,7 +202,7 @@ class Grown(Learner):
         stream, seed = self.trial.stream, self.trial.seed
         bare = stream.fresh(seed, 0)
         head = learning(bare)
-        most = round(SHARE * learning(adapted(stream, bare, seed))) - head
+        most = round(SHARE * learning(adapted(bare, seed))) - head
         self.chains: list[list[Path]] = []
         """Of each task, the runs that its network is made of."""
         self.useful: list[list[Path]] = []
@@ -299,12 +304,7 @@ class Trained(Learner):
 
     def opened(self, host: nn.Module) -> nn.Module:
         """The host with what the arm trains."""
-        stream = self.trial.stream
-        if self.trial.arm != "finetuned":
-            return adapted(stream, host, self.trial.seed)
-        for path in BODY:
-            host.get_submodule(path).requires_grad_(True)
-        return host
+        return unfrozen(host) if self.trial.arm == "finetuned" else adapted(host, self.trial.seed)
 
 
 class Replay(Learner):
@@ -313,11 +313,9 @@ class Replay(Learner):
     def learn(self) -> Iterator[list[Tensor]]:
         """After each task, what is said of all so far."""
         stream, seed = self.trial.stream, self.trial.seed
-        host = stream.fresh(seed, 0)
+        host = unfrozen(stream.fresh(seed, 0))
         heads = [stream.head(seed, number) for number in range(len(self.tasks))]
         setattr(host, HEAD, nn.Identity())
-        for path in BODY:
-            host.get_submodule(path).requires_grad_(True)
         model: nn.Module = Headed(host, heads)
         for number in range(len(self.tasks)):
             for known, head in enumerate(model.get_submodule("heads").children()):

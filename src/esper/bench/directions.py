@@ -73,7 +73,7 @@ def grow_rank(trainer: Trainer, seed: int) -> float:
     slots = [slot_id for slot_id, slot in trainer.model.slots.items() if slot.state is None]
     inputs, targets = one_batch(trainer)
     model, setup = trainer.model, trainer.setup
-    with seeded(derive(seed, "growra", trainer.completed)):
+    with seeded(derive(seed, RANKING, trainer.completed)):
         candidates = Candidates(model, dict.fromkeys(slots, BLUEPRINT))
     seeds = {slot_id: _low_rank(candidates.seeds[slot_id]) for slot_id in slots}
     # a mean over some elements becomes the sum over examples, so that amplitudes mean the same whatever the batch

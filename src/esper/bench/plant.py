@@ -21,6 +21,7 @@ from esper.kasmina.clone import Clone
 from esper.kasmina.slot import SeedSlot
 from esper.kasmina.trial import mode
 from esper.leyline import EsperError, SeedStage, UsageError
+from esper.tamiyo.policies.heuristic import FRUGAL_SIZE, first_in_turn
 from esper.tolaria import ledger
 from esper.tolaria.rng import derive, seeded
 from esper.tolaria.trainer import Trainer
@@ -110,15 +111,8 @@ def copies(sizes: Mapping[str, Mapping[str, int]]) -> dict[str, str]:
 
 
 def third(sizes: Mapping[str, Mapping[str, int]]) -> dict[str, str]:
-    """slot -> its largest blueprint of at most a third of the largest one's parameters, the smallest where there is
-    none: what the policy frugal begins with. ``sizes`` as for :func:`largest`.
-    """
-    found = {}
-    for slot, fitting in sizes.items():
-        if fitting:
-            small = [name for name, size in fitting.items() if 3 * size <= max(fitting.values())]
-            found[slot] = max(small or [min(fitting, key=fitting.__getitem__)], key=fitting.__getitem__)
-    return found
+    """slot -> what the policy frugal begins with there. ``sizes`` as for :func:`largest`."""
+    return {slot: first_in_turn(fitting, FRUGAL_SIZE) for slot, fitting in sizes.items() if fitting}
 
 
 def teach(slots: Mapping[str, SeedSlot], born: str) -> bool:

@@ -67,7 +67,7 @@ class RivalTask:
         if self._rival.kind == "full":
             return host.requires_grad_(True)
         learns = {name for name, parameter in host.named_parameters() if parameter.requires_grad}
-        self._tuner = _adapted(host, self._config(host))
+        self._tuner = adapted(host, self._config(host))
         for name, parameter in host.named_parameters():
             parameter.requires_grad_(parameter.requires_grad or name in learns)
         return host
@@ -121,7 +121,7 @@ class RivalTask:
         return loss + weight * _from_orthogonal(self._tuner.model)
 
 
-def _adapted(host: nn.Module, config: Any) -> Any:
+def adapted(host: nn.Module, config: Any) -> Any:
     """Put the adapters into the host, in place; returns PEFT's own model around it."""
     from peft import AdaLoraConfig, AdaLoraModel, LoraModel
 

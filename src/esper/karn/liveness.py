@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from esper.nissa.manifest import Manifest, host_digest
+from esper.nissa.vitals import process_stat
 
 GROWING: Final = 60.0
 """Seconds within which a journal that grew is one that grows."""
@@ -50,8 +51,9 @@ def goes_on(manifest: Manifest) -> bool | None:
 
 def _born(pid: int) -> float | None:
     """When the process of that number was started, in seconds since 1970; ``None`` where there is none."""
+    if (stat := process_stat(pid)) is None:
+        return None
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
         uptime = float(Path("/proc/uptime").read_text(encoding="ascii").split()[0])
         since_boot = int(stat[19]) / os.sysconf("SC_CLK_TCK")
         return None if stat[0] == "Z" else time.time() - (uptime - since_boot)

@@ -165,7 +165,7 @@ class Sampler:
         if others:
             shares = [_fields(self._proc / str(pid) / "smaps_rollup").get("Pss") for pid in (first, *others)]
             return sum(share for share in shares if share is not None) if shares[0] is not None else None
-        stat = _process(self._proc, first)
+        stat = process_stat(first, self._proc)
         return None if stat is None else int(stat[21]) * _PAGE
 
     def _memory(self) -> dict[str, int]:
@@ -178,7 +178,7 @@ class Sampler:
 
     def _counters(self, at: float, pids: Sequence[int]) -> _Counters:
         # what a process that is gone and was waited for took stands with the one that waited
-        stats = [stat for pid in pids if (stat := _process(self._proc, pid)) is not None]
+        stats = [stat for pid in pids if (stat := process_stat(pid, self._proc)) is not None]
         inputs = [told for pid in pids if (told := _fields(self._proc / str(pid) / "io"))]
         line = read(self._proc / "stat").partition("\n")[0].split()
         cpu = [float(word) / _TICKS for word in line[1:9]] if line[:1] == ["cpu"] and len(line) >= 9 else None
@@ -254,8 +254,9 @@ def _free(path: Path) -> int | None:
     return found.f_bavail * found.f_frsize
 
 
-def _process(proc: Path, pid: int) -> list[str] | None:
-    """Fields of ``/proc/PID/stat`` from the state on; the name before them may hold spaces and brackets."""
+def process_stat(pid: int, proc: Path = Path("/proc")) -> list[str] | None:
+    """Fields of ``/proc/PID/stat`` from the state on, see ``proc(5)``; ``None`` where there is no such process."""
+    # the name before them may hold spaces and brackets
     fields = read(proc / str(pid) / "stat").rpartition(")")[2].split()
     return fields if len(fields) > 21 else None
 

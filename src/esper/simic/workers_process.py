@@ -9,9 +9,9 @@ from contextlib import suppress
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import ForkingPickler
 from multiprocessing.util import Finalize
-from pathlib import Path
 from typing import Final
 
+from esper.nissa.vitals import process_stat
 from esper.simic.workers import EnvFactory, EnvShard, WorkerAnswer, WorkerLost, WorkerRequest, portable
 
 _LAST_RITES: Final = 1.0
@@ -42,11 +42,9 @@ class ProcessWorker:
 
     def condition(self) -> str:
         """Whether somebody has stopped the process, as far as ``/proc`` tells."""
-        try:
-            state = Path(f"/proc/{self.process.pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[0]
-        except (OSError, IndexError, ValueError):
-            return ""
-        return "it was stopped (SIGSTOP); kill -CONT lets it go on" if state in "tT" else ""
+        stat = None if self.process.pid is None else process_stat(self.process.pid)
+        stopped = stat is not None and stat[0] in "tT"
+        return "it was stopped (SIGSTOP); kill -CONT lets it go on" if stopped else ""
 
     def answer(self) -> WorkerAnswer:
         """Raises :class:`WorkerLost` when the process has ended."""

@@ -13,6 +13,7 @@ from typing import Final, Self
 import torch.distributed as dist
 
 from esper.leyline import EsperError
+from esper.nissa.vitals import process_stat
 
 _GLOO: Final = re.compile(r"^\[(?!enforce)[^]]*\bgloo\b[^]]*\] ")
 """How gloo begins what it says of a connection; of arguments that do not fit it says ``[enforce fail at ...]``."""
@@ -23,6 +24,8 @@ _UNANSWERED: Final = re.compile(
 )
 """How others say that a connection is gone, or that they waited in vain; the same class of errors is raised for a wrong
 call, and for a GPU's own."""
+_BEGAN: Final = 19
+"""When a process began, among the fields of its ``stat``."""
 _PATIENCE: Final = 1.0
 """Seconds in which a process that has closed its connections is gone."""
 
@@ -44,14 +47,15 @@ class Process:
     def this(cls) -> Self:
         """This one."""
         pid = os.getpid()
-        return cls(_machine(), pid, (_stat(pid) or ("", ""))[1])
+        stat = process_stat(pid)
+        return cls(_machine(), pid, "" if stat is None else stat[_BEGAN])
 
     def gone(self) -> bool:
         """Whether it is known to have ended."""
         if not self.machine or self.machine != _machine():
             return False
-        found = _stat(self.pid)
-        return found is None or found[0] in "ZX" or found[1] != self.began
+        stat = process_stat(self.pid)
+        return stat is None or stat[0] in "ZX" or stat[_BEGAN] != self.began
 
 
 def rank_lost(error: BaseException, rank: int, count: int, processes: Sequence[Process]) -> RankLost | None:
@@ -100,13 +104,3 @@ def _machine() -> str:
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"
     except OSError:
         return ""
-
-
-def _stat(pid: int) -> tuple[str, str] | None:
-    """State of a process and when it began; ``None`` where there is none of this number. See ``proc(5)``."""
-    try:
-        told = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return None
-    fields = told.rpartition(")")[2].split()
-    return fields[0], fields[19]

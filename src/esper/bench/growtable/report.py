@@ -88,7 +88,12 @@ def _bounds(found: Interval | None) -> str:
         return ""
     if found.low is None or found.high is None:
         return f"{found.mean:.2f}"
-    return f"{found.mean:.2f} ({found.low:.2f} to {found.high:.2f})"
+    return between(found.mean, found.low, found.high)
+
+
+def between(mean: float, low: float, high: float) -> str:
+    """``1.20 (0.40 to 2.00)``."""
+    return f"{mean:.2f} ({low:.2f} to {high:.2f})"
 
 
 def duels(found: Sequence[Duel]) -> str:

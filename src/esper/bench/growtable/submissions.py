@@ -16,8 +16,10 @@ from typing import Annotated, Final
 
 import msgspec
 
+from esper.bench.growtable import report
+from esper.bench.growtable.host import TableHost
 from esper.bench.growtable.reading import Reading
-from esper.bench.growtable.score import HostKey, HostResults, Tally, outcome_of
+from esper.bench.growtable.score import HostKey, HostResults, Tally, host_key, outcome_of
 from esper.bench.growtable.sequences import Choices, choices_of, name_of
 from esper.bench.growtable.table import Table, TableIdentity
 from esper.karn.stats import Interval, interval
@@ -75,6 +77,11 @@ class Field:
     table: Table
     identity: TableIdentity
     rivals: Mapping[str, HostResults]
+
+    @property
+    def hosts(self) -> dict[HostKey, TableHost]:
+        """Those of the table."""
+        return {host_key(host): host for name in self.table.worlds for host in self.table.of(name)}
 
 
 def submission(
@@ -202,7 +209,7 @@ def _led(given: Submission, field: Field, where: str) -> dict[HostKey, Choices]:
         led = {key: choices_of(named[key.world, str(key.number)]) for key in needed}
     except DataError as error:
         raise DataError(f"{where}: {error}") from error
-    hosts = {HostKey(h.world.name, h.number): h for name in field.table.worlds for h in field.table.of(name)}
+    hosts = field.hosts
     for key, choices in led.items():
         if choices not in hosts[key].records:
             raise DataError(f"{where}: host {key.number} of {key.world} holds no {name_of(choices)}")
@@ -210,7 +217,7 @@ def _led(given: Submission, field: Field, where: str) -> dict[HostKey, Choices]:
 
 
 def _figures(field: Field, led: Mapping[HostKey, Choices]) -> tuple[Bounds, dict[str, Bounds]]:
-    hosts = {HostKey(h.world.name, h.number): h for name in field.table.worlds for h in field.table.of(name)}
+    hosts = field.hosts
     mine = {key: outcome_of(hosts[key], [hosts[key].records[choices]]).objective for key, choices in led.items()}
     # one order, so that sums round alike
     keys = sorted(mine, key=lambda key: (key.world, key.number))
@@ -233,8 +240,7 @@ def _same(where: str, figure: str, stated: Bounds, due: Bounds) -> None:
 
 
 def _words(bounds: Bounds) -> str:
-    mean, low, high = bounds
-    return f"{mean:.2f} ({low:.2f} to {high:.2f})"
+    return report.between(*bounds)
 
 
 def _shown(table: TableIdentity) -> str:

@@ -22,6 +22,7 @@ from esper.kasmina.evidence import Standing
 from esper.leyline import WAIT, Blend, Decision, EnvView, FactoredAction, Op, Promise, SeedStage, SlotView
 from esper.tamiyo.policies.evidence import bring_through, just_failed, worth
 from esper.tamiyo.policies.heuristic import HeuristicConfig, HeuristicPolicy
+from esper.tamiyo.policies.promise import audition
 from esper.tolaria.legality import legal_blueprints
 
 HELD: Final = 0.1
@@ -86,8 +87,7 @@ class AutoPolicy(HeuristicPolicy):
         promised = {slot_id: slots[slot_id].promise.get(kind) for slot_id, kind in wanted.items()}
         fresh = {slot_id: each.value for slot_id, each in promised.items() if each and _is_fresh(view, each)}
         if len(fresh) < len(wanted):
-            why = "what each empty place promises is measured first"
-            yield Decision(WAIT, why, audition=tuple(wanted.items()))
+            yield audition(wanted.items())
             return
         yield from self._germinate(view, wanted, fresh)
 

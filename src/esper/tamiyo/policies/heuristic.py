@@ -15,8 +15,9 @@ auditions early, since growth pays most while learning rates are high, and commi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Final
 
 from esper.kasmina.evidence import Standing
 from esper.leyline import (
@@ -33,6 +34,9 @@ from esper.leyline import (
 from esper.tamiyo.policies.base import EnvPolicy
 from esper.tamiyo.policies.evidence import bring_through, foreseen, gain, just_failed, worth
 from esper.tolaria.legality import legal_blueprints, legal_slots
+
+FRUGAL_SIZE: Final = 1 / 3
+""":attr:`HeuristicConfig.first_size` of those who pay by the multiply-accumulate."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,8 +150,7 @@ class HeuristicPolicy(EnvPolicy):
         """What has worked goes first, what has failed last; among equals size decides."""
         sizes = view.blueprint_parameters[slot]
         ladder = sorted(sizes, key=sizes.__getitem__)
-        limit = self.config.first_size * sizes[ladder[-1]]
-        steps = ladder.index(blueprint) - max(0, sum(size <= limit for size in sizes.values()) - 1)
+        steps = ladder.index(blueprint) - ladder.index(first_in_turn(sizes, self.config.first_size))
         # as many steps away, the larger one goes first
         return _record(view, blueprint), 0.5 * (steps > 0) - abs(steps)
 
@@ -166,7 +169,17 @@ class FrugalPolicy(HeuristicPolicy):
     name = "frugal"
 
     def __init__(self, config: HeuristicConfig | None = None) -> None:
-        super().__init__(replace(config or HeuristicConfig(), first_size=1 / 3))
+        super().__init__(replace(config or HeuristicConfig(), first_size=FRUGAL_SIZE))
+
+
+def first_in_turn(sizes: Mapping[str, int], share: float) -> str:
+    """The largest blueprint of at most ``share`` of the largest one's parameters, the smallest where there is none.
+
+    ``sizes``: blueprint -> parameters.
+    """
+    ladder = sorted(sizes, key=sizes.__getitem__)
+    limit = share * sizes[ladder[-1]]
+    return ladder[max(0, sum(size <= limit for size in sizes.values()) - 1)]
 
 
 def _first(view: EnvView, *rules: Callable[[EnvView], Iterator[Decision]]) -> Decision | None:

@@ -14,7 +14,7 @@ import numpy as np
 from esper.leyline import WAIT, ActionSpace, Decision, EnvView, FactoredAction, Op
 from esper.tamiyo.masks import Availability, availability
 from esper.tamiyo.policies.heuristic import HeuristicConfig, HeuristicPolicy
-from esper.tamiyo.policies.promise import audition
+from esper.tamiyo.policies.promise import audition, candidates
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class Nurture:
         masks = availability(view, space)
         urgent = self.rules.before_growth(view)
         if self.auditions and view.epoch == 0 and masks.op[Op.GERMINATE]:
-            urgent = audition(view)
+            urgent = audition(candidates(view))
         otherwise = urgent or self.rules.after_growth(view) or Decision(WAIT, "no seed is ready for its gate")
         growth = masks.op[Op.GERMINATE] and urgent is None and self.rules.has_time(view) and not _refused(view)
         return Offer(_narrowed(masks, space, otherwise.action, bool(growth), self.rules.config), otherwise)

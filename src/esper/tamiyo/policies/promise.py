@@ -13,7 +13,7 @@ later, and it is heard with its largest blueprint alone.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from esper.leyline import WAIT, Decision, EnvView, Op, SlotView
@@ -31,7 +31,7 @@ class PromisePolicy(HeuristicPolicy):
             return
         free = [slot for slot in view.slots if slot.slot_id in legal_slots(view, Op.GERMINATE)]
         if not all(slot.promise for slot in free):
-            yield audition(view)
+            yield audition(candidates(view))
             return
         if view.epoch < self.config.first_epoch:
             return
@@ -55,6 +55,6 @@ def candidates(view: EnvView) -> tuple[tuple[str, str], ...]:
     )
 
 
-def audition(view: EnvView) -> Decision:
-    """To wait while :func:`candidates` learn behind the host."""
-    return Decision(WAIT, "what each empty place promises is measured first", audition=candidates(view))
+def audition(chosen: Iterable[tuple[str, str]]) -> Decision:
+    """To wait while blueprints in slots, ``chosen``, learn behind the host."""
+    return Decision(WAIT, "what each empty place promises is measured first", audition=tuple(chosen))
