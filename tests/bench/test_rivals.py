@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from esper.bench.arms import ARMS, FULL, RIVALS, chosen
-from esper.bench.rivals import RivalTask
+from esper.bench.rivals import RivalTask, adapting
 from esper.bench.settings import Family, TrialSetting
 from esper.bench.trial import Trial, Work, run_trial
 from esper.kasmina.macs import counted
@@ -185,6 +185,16 @@ def test_a_trial_of_a_rival_is_one_like_any_other() -> None:
     assert outcomes["small"].macs < outcomes["lora4"].macs < outcomes["full"].macs
     assert set(outcomes["all-sites"].seeds.values()) == {"lora4"}
     assert all(outcome.cpu_seconds > 0 for outcome in outcomes.values())
+
+
+def test_half_of_what_lora_takes_is_the_most_that_an_arm_may_grow() -> None:
+    half = 8 * (4 * 2 * 24 + 2 * (24 + 96))  # of rank 8 in two layers
+    assert adapting(tiny_text(), "lora8") == 2 * half
+    grown = {}
+    for arm in ("auto", "auto-half"):
+        outcome = run_trial(Trial(Work(TINY, (), 4), arm, "tune", 3, TrialSetting(), policy="auto"))
+        grown[arm] = outcome.trained - (24 * 2 + 2)
+    assert 0 < grown["auto-half"] <= half < grown["auto"]
 
 
 def test_rivals_are_arms_with_rates_of_their_own_and_policies_are_arms_by_their_names() -> None:

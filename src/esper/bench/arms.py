@@ -58,6 +58,8 @@ RIVALS: Final[Mapping[str, Rival]] = {
 """Arm -> what it is."""
 
 
+HALVED: Final = "auto-half"
+"""The arm that grows within half of what LoRA takes."""
 SEARCHED: Final = "searched"
 """The topology of an arm that looks for one."""
 _GROWRA = "rank added beside every linear layer in four steps, from none, where it would lower the loss most"
@@ -115,6 +117,7 @@ ARMS: Final[Mapping[str, Arm]] = {
         Arm("growra", _GROWRA, Family.PLACED, policy="growra"),
         Arm("policy", "a saved policy", Family.POLICY, policy="policy"),
         Arm("auto", "growth where it promises most", Family.PLACED, policy="auto"),
+        Arm(HALVED, "the same, of at most half of lora8's parameters", Family.PLACED, policy="auto"),
         *(Arm(name, _sought(how), Family.SEARCH, SEARCHED, equal=True) for name, how in SEARCHES.items()),
         *(Arm(name, _told(rival), _family(rival), "host") for name, rival in RIVALS.items()),
     )
@@ -130,6 +133,7 @@ _ASKED_FOR: Final = (
     "growra",
     "policy",
     "auto",
+    HALVED,
     *SEARCHES,
 )
 FULL: Final = tuple(name for name in ARMS if name not in (*_ASKED_FOR, *RIVALS))

@@ -121,6 +121,13 @@ class RivalTask:
         return loss + weight * _from_orthogonal(self._tuner.model)
 
 
+def adapting(task: TaskSpec, arm: str) -> int:
+    """Parameters that learn in the adapted host and not in the host itself."""
+    hosts = (RivalTask(task, arm, steps=1).task.host(), task.host())
+    adapted, bare = (sum(each.numel() for each in host.parameters() if each.requires_grad) for host in hosts)
+    return adapted - bare
+
+
 def adapted(host: nn.Module, config: Any) -> Any:
     """Put the adapters into the host, in place; returns PEFT's own model around it."""
     from peft import AdaLoraConfig, AdaLoraModel, LoraModel

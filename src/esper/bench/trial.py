@@ -12,10 +12,10 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from typing import Any, Final
 
-from esper.bench.arms import RIVALS, SEARCHED
+from esper.bench.arms import HALVED, RIVALS, SEARCHED
 from esper.bench.directions import MOMENTS, RANKING, grow_rank
 from esper.bench.plant import Planted, by_gradient, copies, largest, middle, plant, teach, third
-from esper.bench.rivals import RivalTask
+from esper.bench.rivals import RivalTask, adapting
 from esper.bench.settings import TrialSetting
 from esper.bench.topologies import SEARCHES, Candidate, TopologySearch
 from esper.leyline import (
@@ -273,6 +273,7 @@ class _TrialRun:
             counterfactual_every=every,
             incubation="graft" if trial.policy == "grafted" else None,
             generations=len(MOMENTS) if trial.policy == RANKING else 1,
+            param_budget=adapting(task, "lora8") // 2 if trial.arm == HALVED else None,
         )
         load = workload(task, config)
         budget = load.task.budget
