@@ -66,10 +66,12 @@ def test_types_are_told_shortly() -> None:
         as_type({"n" * 9000: 1}, "here", Named)
 
 
-@given(st.lists(VALUES.map(json.dumps).map(str.encode), min_size=1, max_size=5), st.integers(0, 4), st.booleans())
-def test_lines_are_judged_as_each_of_them_is(lines: list[bytes], at: int, long: bool) -> None:
+@given(st.lists(VALUES.map(json.dumps).map(str.encode), min_size=1, max_size=5), st.integers(0, 4), st.integers(-1, 9))
+def test_lines_are_judged_as_each_of_them_is(lines: list[bytes], at: int, before: int) -> None:
     assert fault_in_lines(b"\n".join(lines)) == ""
-    lines.insert(min(at, len(lines)), b"9" * 99 if long else nested(MAX_DEPTH + 1))
+    # wherever the shortest number that is too long begins
+    wrong = nested(MAX_DEPTH + 1) if before < 0 else b" " * before + b"9" * (MAX_DIGITS + 1)
+    lines.insert(min(at, len(lines)), wrong)
     assert fault_in_lines(b"\n".join(lines)) == next(filter(None, map(fault, lines))) != ""
 
 

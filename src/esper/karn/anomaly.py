@@ -83,6 +83,9 @@ def update(state: RunState, environment: EnvironmentFold) -> None:
         rule = RULES[name]
         score += rule.weight * rule.level(measured)
     environment.score, rank = score, environment.rank
+    if score == rank:
+        fold.calmer = 0
+        return
     if score > rank and (score > rank + MARGIN or status(score) != environment.level):
         environment.rank, fold.calmer = score, 0
     elif score < rank - MARGIN:
@@ -142,12 +145,14 @@ def _evidence(state: RunState, environment: EnvironmentFold) -> dict[str, float]
     evidence: dict[str, float] = {}
     if environment.non_finite:
         evidence["non_finite"] = float(len(environment.non_finite))
-    if (panics := _recent(environment.panics, _PANICS, epoch)) > _PANICS:
-        evidence["panic"] = panics
-    if (prunes := _recent(environment.prunes, _PRUNES, epoch)) > _PRUNES:
-        evidence["prune_storm"] = prunes
-    if (failures := _recent(environment.gate_failures, _FAILURES, epoch)) > _FAILURES:
-        evidence["gate_storm"] = failures
+    for name, epochs, allowed in (
+        ("panic", environment.panics, _PANICS),
+        ("prune_storm", environment.prunes, _PRUNES),
+        ("gate_storm", environment.gate_failures, _FAILURES),
+    ):
+        # they ascend: most often enough of them are too long ago, and none is counted
+        if len(epochs) > allowed and epochs[-1 - allowed] > epoch - RECENT:
+            evidence[name] = float(len(epochs) - bisect.bisect_right(epochs, epoch - RECENT))
     if best is not None and best.epoch is not None and environment.metric.seen >= MIN_EPOCHS:
         if epoch - best.epoch > _STALLED:
             evidence["stalled"] = float(epoch - best.epoch)
@@ -163,13 +168,6 @@ def _evidence(state: RunState, environment: EnvironmentFold) -> dict[str, float]
     if (rent := _rent_without_gain(environment)) > _RENT:
         evidence["rent_without_gain"] = rent
     return evidence
-
-
-def _recent(epochs: list[int], allowed: int, epoch: int) -> float:
-    """How many of ``epochs``, which ascend, are recent at ``epoch``; 0 where they are no more than ``allowed``."""
-    if len(epochs) <= allowed or epochs[-1 - allowed] <= epoch - RECENT:
-        return 0.0
-    return float(len(epochs) - bisect.bisect_right(epochs, epoch - RECENT))
 
 
 def lost_share(environment: EnvironmentFold) -> float:

@@ -185,16 +185,21 @@ def epoch_completed(state: RunState, event: TelemetryEvent, environment: Environ
 def _report(environment: EnvironmentFold, event: TelemetryEvent) -> None:
     """Keep the event for what it measured, and of the one before only what this one does not say."""
     data, before = event.data, environment.report
-    said = _NOTHING if before is None else before.data
-    odd: list[str] = []
-    for name in EPOCH_FACTS:
-        value = data.get(name)
-        if value is None:
-            if before is not None and (old := said.get(name)) is not None:
+    if before is not None and not before.data.keys() <= data.keys():
+        for name in EPOCH_FACTS:
+            if name not in data and (old := before.data.get(name)) is not None:
                 environment.loose_facts[name] = Measured(old, before.epoch, before.timestamp)
-        elif value - value:  # NaN for NaN and infinities, 0 for every other number
+    odd = []
+    for name, value in data.items():
+        # NaN for NaN and infinities, 0 for every other number
+        if type(value) is float and value - value and name in _PLACES:
             odd.append(name)
+    if len(odd) > 1:
+        odd.sort(key=_PLACES.__getitem__)
     environment.report, environment.non_finite = event, odd
+
+
+_PLACES: Final = {name: place for place, name in enumerate(EPOCH_FACTS)}
 
 
 def _pace(environment: EnvironmentFold, now: float | None) -> None:
@@ -231,7 +236,9 @@ def _slots(state: RunState, environment: EnvironmentFold, event: TelemetryEvent)
         if slot.stage != stage:
             set_stage(slot, stage, epoch)
     for key, fact in BY_SLOT:
-        for name, value in data.get(key, _NOTHING).items():
+        if not (values := data.get(key)):
+            continue
+        for name, value in values.items():
             seed = (slots.get(name) or slot_in(state, environment, name)).seed
             if seed is not None:
                 seed.facts[fact] = Measured(value, epoch, time)

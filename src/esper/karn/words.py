@@ -102,12 +102,13 @@ def asked(evaluations: int, failures: int) -> str:
 
 def severity(event: TelemetryEvent) -> Severity:
     """How much an event matters to a person: an end that is no success is more than it says of itself."""
-    if event.event_type in (T.TRAINING_ENDED, T.EPISODE_ENDED):
+    if event.event_type in _ENDING:
         least = _ENDS.get(str(event.data.get("status")), "info")
         return max(event.severity, least, key=SEVERITIES.index)
     return event.severity
 
 
+_ENDING: Final = frozenset({T.TRAINING_ENDED, T.EPISODE_ENDED})
 _ENDS: dict[str, Severity] = {"failed": "error", "interrupted": "warning", "preempted": "warning"}
 
 
