@@ -251,6 +251,14 @@ def test_a_fresh_part_that_shares_a_tensor_with_the_rest_is_refused(first: Path,
     assert not any(isinstance(module, Grown) for module in network.modules()) and network.training
 
 
+def test_a_fresh_part_without_weights_is_refused(first: Path) -> None:
+    network = model()
+    network[5] = nn.LazyLinear(4)
+    with pytest.raises(UsageError, match=r"fresh has '5\.weight', which is lazy and has no weights yet; legal is"):
+        previous.Previous.of(network, replace(BUDGET, previous=first, fresh=("5",)))
+    assert not any(isinstance(module, Grown) for module in network.modules())
+
+
 def test_a_fresh_part_within_what_carries_a_seed_is_refused(tmp_path: Path) -> None:
     def nested() -> nn.Sequential:
         return nn.Sequential(model(), nn.Identity())

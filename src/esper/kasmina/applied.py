@@ -125,8 +125,8 @@ def within(name: str, paths: Sequence[str]) -> bool:
 
 
 def _check_fresh(model: nn.Module, run: str | Path, fresh: Sequence[str], seeds: Iterable[str]) -> None:
-    """Raise ``UsageError`` where a part that is to be fresh is not there, is not apart, or a seed is in or around it:
-    by ``seeds``, where ``run`` grew some, or of a run before it."""
+    """Raise ``UsageError`` where a part that is to be fresh is not there, is lazy, is not apart, or a seed is in or
+    around it: by ``seeds``, where ``run`` grew some, or of a run before it."""
     modules = dict(model.named_modules(remove_duplicate=False))
     for path in fresh:
         if not path or path not in modules:
@@ -134,6 +134,11 @@ def _check_fresh(model: nn.Module, run: str | Path, fresh: Sequence[str], seeds:
     every = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
     rest = {id(tensor): name for name, tensor in every if not within(name, fresh)}
     for name, tensor in every:
+        if within(name, fresh) and nn.parameter.is_lazy(tensor):
+            raise UsageError(
+                f"fresh has {name!r}, which is lazy and has no weights yet; legal is a part that has: call the model on"
+                " one batch first"
+            )
         if within(name, fresh) and id(tensor) in rest:
             raise UsageError(
                 f"fresh has {name!r}, which is also {rest[id(tensor)]!r} of what {run} delivered; legal is a part"
