@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from histories import without_clock
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 import esper
@@ -68,6 +69,11 @@ def halves(batch: tuple[Tensor, Tensor], rank: int, ranks: int) -> tuple[Tensor,
     return x[rank::ranks], y[rank::ranks]
 
 
+def whole(tensor: Tensor) -> Tensor:
+    """All of a tensor of which each rank has a part."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
 @dataclass
 class Ranked:
     """How the loop is run."""
@@ -120,7 +126,7 @@ class Ranked:
                 seen.append(report.view)
                 losses.append(report.train.loss)
                 self.at_epoch(epoch, grower)
-        weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        weights = {name: whole(tensor).clone() for name, tensor in model.state_dict().items()}
         return {
             "views": seen,
             "losses": losses,
@@ -146,20 +152,26 @@ class Dying:
 
 
 def grown(
-    where: Path, rank: int, ranks: int, die_at: int | None = None, resume: bool = False, by: Any = signal.SIGKILL
+    where: Path,
+    rank: int,
+    ranks: int,
+    die_at: int | None = None,
+    resume: bool = False,
+    by: Any = signal.SIGKILL,
+    make: Callable[[], nn.Module] = narrow,
 ) -> Any:
     """``esper.grow`` over 8 epochs of 4 batches, each rank with its share of the examples."""
     data = TensorDataset(*products(128, 0))
     sampler = DistributedSampler(data, ranks, rank, seed=3)
     train = DataLoader(data, batch_size=32 // ranks, sampler=sampler)
     budget = Budget(epochs=10, parameters=5000, gates=GATES, checkpoint_every=1)
-    model = narrow()
+    model = make()
     torch.manual_seed(rank)
     result = esper.grow(
         model, train=train, val=VALIDATION, loss=Dying(die_at, by), at=["1", "3"], policy=Moves(LIFE), budget=budget,
         device="cpu", resume=where if resume else None, run_dir=None if resume else where,
     )  # fmt: skip
-    state = {name: tensor.clone() for name, tensor in result.model.state_dict().items()}
+    state = {name: whole(tensor).clone() for name, tensor in model.state_dict().items()}
     return {"model": state, "epoch": result.epoch, "run_dir": result.run_dir, "samples": sampler.epoch}
 
 

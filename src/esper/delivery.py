@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -18,6 +19,7 @@ from esper.leyline import TelemetryEventType, UsageError
 from esper.run.open import Job, RunOpening, open_run
 from esper.run.session import Session
 from esper.run.together import how_to_go_on
+from esper.tolaria.engine import ModuleEngine
 from esper.tolaria.executor import EpisodeResult, Executor
 from esper.tolaria.missing import RankLost
 
@@ -27,7 +29,7 @@ class GrowResult:
     """The result of growing."""
 
     model: nn.Module
-    """A plain model in evaluation mode, which needs no Esper."""
+    """A plain model in evaluation mode, which needs no Esper. Of a sharded host it is on rank 0 alone."""
     report: RunEvidence
     """The evidence for every seed. ``print(result)`` shows it as a page, a notebook with the grown network."""
     run_dir: Path
@@ -48,6 +50,18 @@ class GrowResult:
 
     def _repr_html_(self) -> str:
         return evidence_html(self.report, self.run_dir)
+
+
+class Elsewhere(nn.Module):
+    """Stands for the plain model of a host that was spread over processes, where rank is not 0."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Raises ``UsageError``."""
+        raise UsageError(f"the plain model was put together on rank 0 alone; it is in {self.path}, model.load() there")
 
 
 class Delivery:
@@ -100,11 +114,36 @@ class Delivery:
 
     def write(self, episode: EpisodeResult) -> None:
         """Write what the episode delivers as a plain model."""
-        assert self.executor is not None
-        if self.session.writes:
-            exported = self.executor.engine.save(0, self.session.directory.model)
-            self.session.say(TelemetryEventType.MODEL_EXPORTED, **exported.payload())
-        self._grown, self._episode = self.executor.engine.materialise(0), episode
+        engine, session = self._engine, self.session
+        self._episode = episode
+        if not self._spread:
+            if session.writes:
+                self._save()
+            self._grown = engine.materialise(0)
+            return
+
+        def deliver() -> None:
+            self._save()
+            self._grown = engine.materialise(0)
+
+        with engine.put_together(0):
+            session.ranks.first(deliver)
+        if not session.writes:
+            self._grown = Elsewhere(session.directory.model)
+
+    def _save(self) -> None:
+        exported = self._engine.save(0, self.session.directory.model)
+        self.session.say(TelemetryEventType.MODEL_EXPORTED, **exported.payload())
+
+    @property
+    def _spread(self) -> bool:
+        """Whether each rank has a part of the model."""
+        return self._engine.trainer(0).model.sharding is not None
+
+    @property
+    def _engine(self) -> ModuleEngine:
+        assert self.executor is not None and isinstance(self.executor.engine, ModuleEngine)
+        return self.executor.engine
 
     def result(self) -> GrowResult:
         """Raises ``UsageError`` before it is there."""
@@ -123,6 +162,8 @@ class Delivery:
         """Deliver the best state so far; what goes wrong with that is a note on the error that was there before."""
         if self.executor is None or self._grown is not None or not self.session.writes:
             return
+        if self.executor.envs and self._spread:
+            return  # a part of it is with others, who may be gone
         interrupted = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
         try:
             results = self.executor.salvage(getattr(error, "status", interrupted))

@@ -21,6 +21,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from esper.delivery import Delivery, GrowResult
 from esper.kasmina.exposure import Exposure
 from esper.kasmina.leaving import leave
+from esper.kasmina.sharded import resting
 from esper.kasmina.sites import Sites
 from esper.kasmina.trial import modes_kept
 from esper.leyline import EnvView, GateThresholds, Policy, UsageError
@@ -112,7 +113,7 @@ def grow(  # noqa: PLR0913
     model, wrapper = unwrapped(model)
     decider = chosen_policy(policy)
     before = Previous.of(model, choices.budget, optimizer)
-    with given_back(before):
+    with resting(model), given_back(before):
         choices = chosen_for(choices, model, decider)
         check_life(choices, decider)
         if optimizer is not None:
@@ -190,12 +191,13 @@ class Grower:
         choices = chosen_for(choices, model, self._policy)
         check_life(choices, self._policy)
         self._optimizer = innermost(optimizer)
-        self._own = OwnModel.of(model, loaders_of(val, test), choices, self._optimizer)
-        self._subject = self._own.subject(self._policy)
-        require_same(self._own.ranks, self._subject)
-        self._opening = opening_of(self._own, self._policy, run_dir)
-        decider = led(self._policy, self._own.ranks)
-        self._loop = OwnLoop(self._own.executor(self._opening.sink.emit), decider, choices.budget.epochs)
+        with resting(model):
+            self._own = OwnModel.of(model, loaders_of(val, test), choices, self._optimizer)
+            self._subject = self._own.subject(self._policy)
+            require_same(self._own.ranks, self._subject)
+            self._opening = opening_of(self._own, self._policy, run_dir)
+            decider = led(self._policy, self._own.ranks)
+            self._loop = OwnLoop(self._own.executor(self._opening.sink.emit), decider, choices.budget.epochs)
         self._delivery = Delivery()
         self._entered = False
         self._exposures: list[Exposure] = []
@@ -258,6 +260,7 @@ class Grower:
         loop = self._loop
         with ExitStack() as stack:
             stack.enter_context(quiet(self._wrapper))
+            stack.enter_context(resting(self._own.setup.host))
             stack.enter_context(_leaving(self._own.setup.host, self._optimizer, self._exposures))
             self._delivery.executor = loop.executor
             stack.enter_context(self._delivery.outlasting(self._opening, loop))

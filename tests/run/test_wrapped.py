@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import Shard
 from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 from torch.nn.parallel import DistributedDataParallel
 
@@ -92,10 +93,35 @@ def test_a_wrapper_that_was_not_made_anew_lets_what_grew_drift(tmp_path: Path, m
     assert equal(zero["grown"], one["grown"]) and not equal(zero["on"], one["on"])
 
 
+def sharded(**how: Any) -> Any:
+    return fully_shard(narrow(), **how)
+
+
 def refused(ask: Any) -> str:
     with pytest.raises(UsageError) as told:
         ask()
     return str(told.value)
+
+
+def oddly_sharded(mesh: DeviceMesh) -> dict[str, Any]:
+    several, compiled, partly, tensor, own = narrow(), narrow(), narrow(), narrow(), narrow()
+    fully_shard([several[0], several[2]], mesh=mesh)
+    fully_shard(compiled, mesh=mesh)
+    compiled.compile(backend="eager")
+    fully_shard(partly[0], mesh=mesh)
+    parallelize_module(tensor, mesh, {"0": ColwiseParallel()})
+    fully_shard(own, mesh=mesh, shard_placement_fn=lambda parameter: Shard(parameter.ndim - 1))
+    bf16, inner = MixedPrecisionPolicy(param_dtype=torch.bfloat16), nn.Linear(6, 6)
+    fully_shard(inner, mesh=mesh)
+    return {
+        "precision": sharded(mesh=mesh, mp_policy=bf16),
+        "several": fully_shard(several, mesh=mesh),
+        "compiled": compiled,
+        "partly": partly,
+        "tensor parallel inside": nn.Sequential(inner, tensor),
+        "other axes": own,
+        "replicas": sharded(mesh=init_device_mesh("cpu", (2, 1), mesh_dim_names=("many", "one"))),
+    }
 
 
 def mistakes(rank: int) -> dict[str, str]:
@@ -123,9 +149,9 @@ def mistakes(rank: int) -> dict[str, str]:
     mesh = init_device_mesh("cpu", (2,))
     parallel = parallelize_module(narrow(), mesh, {"0": ColwiseParallel()})
     return {
-        "sharded": refused(lambda: grower(fully_shard(narrow(), mesh=mesh))),
-        "sharded inside": refused(lambda: grower(nn.Sequential(fully_shard(narrow(), mesh=mesh), nn.ReLU()))),
         "parallel": refused(lambda: grower(parallel)),
+        **{f"sharded: {way}": refused(lambda m=model: grower(m)) for way, model in oddly_sharded(mesh).items()},
+        "sharded: scaled": refused(lambda: grower(sharded(mesh=mesh), precision="16-mixed")),
         "hooked": refused(lambda: grower(hooked)),
         "delayed": refused(lambda: grower(delayed)),
         "inside": refused(lambda: grower(nn.Sequential(DistributedDataParallel(narrow()), nn.ReLU()))),
@@ -140,8 +166,16 @@ def test_wrappers_that_cannot_be_had_are_refused(tmp_path: Path, monkeypatch: py
     assert isinstance(zero, dict), zero
     assert zero == one
     fits = "legal: a host that fits on each device, its gradients averaged here, under torchrun"
-    assert zero["sharded"] == f"the model is a FSDPSequential, which spreads its work over devices; {fits}"
-    assert zero["sharded inside"].startswith("submodule '0' is a FSDPSequential") and zero["parallel"].endswith(fits)
+    assert zero["parallel"].endswith(fits)
+    assert zero["sharded: precision"].startswith("the model's fully_shard has a MixedPrecisionPolicy; legal: one with")
+    assert zero["sharded: several"].endswith("several modules at once; legal: fully_shard of each")
+    assert zero["sharded: compiled"].startswith("the forward pass of the model is compiled, and the host sharded;")
+    assert zero["sharded: partly"].startswith("parameter 'weight' of submodule '2' is not sharded, and others are;")
+    odd = "is spread over devices in another way than by rows, by fully_shard"
+    assert zero["sharded: tensor parallel inside"].startswith(f"parameter 'weight' of submodule '1.0' {odd}")
+    for way in ("other axes", "replicas"):
+        assert zero[f"sharded: {way}"].startswith(f"parameter 'weight' of submodule '0' {odd}"), way
+    assert zero["sharded: scaled"].startswith("precision '16-mixed' with a host of fully_shard; legal: 'bf16-mixed'")
     assert zero["parallel"].startswith("parameter 'weight' of submodule '0' is spread over devices (DTensor: tensor p")
     assert zero["hooked"].startswith("the model's DistributedDataParallel has a communication hook")
     assert zero["delayed"].startswith("the model's DistributedDataParallel has delay_all_reduce_named_params, and grad")

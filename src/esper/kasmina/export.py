@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import errno
 import importlib.util
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -27,6 +26,7 @@ from esper.kasmina.leaving import strip
 from esper.kasmina.portable import fill, graft, read_tensors
 from esper.kasmina.precision import Autocast, tolerance
 from esper.kasmina.probe import Place
+from esper.kasmina.sharded import plainly_copied
 from esper.kasmina.source import CannotWrite, Source
 from esper.kasmina.structure import Path as Where
 from esper.kasmina.structure import mapped, tensors
@@ -139,7 +139,7 @@ def _grown(place: Place, parts: Sequence[Part]) -> Callable[[nn.Module], nn.Modu
 
 
 def _makers(place: Place, parts: Sequence[Part]) -> list[partial[Any]]:
-    return [place.with_seed(copy.deepcopy(part.seed), part.alpha) for part in parts]
+    return [place.with_seed(plainly_copied(part.seed), part.alpha) for part in parts]
 
 
 def _bare_host(model: GrowingModel) -> nn.Module:
@@ -147,7 +147,7 @@ def _bare_host(model: GrowingModel) -> nn.Module:
     ours = [*model.taps.values(), *(site.__dict__.get("forward") for site in model.sites.values())]
     memo: dict[int, Any] = {id(each): each for each in ours if isinstance(each, Tap | Inside)}
     try:
-        host = copy.deepcopy(model.host, memo)
+        host = plainly_copied(model.host, memo)
     except Exception as error:
         raise UsageError(f"the host cannot be copied: {error}") from error
     strip(host)

@@ -20,6 +20,7 @@ from esper.kasmina.generations import Part
 from esper.kasmina.layer import Beside, Layer
 from esper.kasmina.portable import Call, run_seed
 from esper.kasmina.precision import tolerance
+from esper.kasmina.sharded import gathered
 from esper.kasmina.state import SeedState
 from esper.kasmina.structure import Path, tensors
 from esper.kasmina.tap import Tap
@@ -82,8 +83,9 @@ def _rehearsed(model: GrowingModel, sample: Sample, tap: Tap, fit: Beside) -> bo
             }
 
     module, slot, plain = model.host.get_submodule(tap.place.path), tap.slot, whole()
+    weight = _whole_weight(module)
     for size in _SIZES:
-        seed = _random_seed(module, fit, slot.dtype, size)
+        seed = _random_seed(weight, fit, slot.dtype, size)
         tap.slot = _Fixed(seed)  # type: ignore[assignment]
         try:
             beside = whole()
@@ -93,8 +95,6 @@ def _rehearsed(model: GrowingModel, sample: Sample, tap: Tap, fit: Beside) -> bo
             break
     else:
         return f"no share in the weight of {tap.place.path} changes the host's output by more than rounding does"
-    weight = module._parameters["weight"]
-    assert weight is not None
     for turned in (False, True):
         if tuple(weight.shape) == (fit.weight_shape[::-1] if turned else fit.weight_shape):
             part = Part(seed, 1.0, SeedState("rehearsed", "lora2"))
@@ -105,10 +105,14 @@ def _rehearsed(model: GrowingModel, sample: Sample, tap: Tap, fit: Beside) -> bo
     return f"the host uses the weight of {tap.place.path} elsewhere, or otherwise than as a plain linear map"
 
 
-def _random_seed(module: nn.Module, fit: Beside, dtype: torch.dtype, size: float) -> nn.Module:
-    """A seed whose share in the weight would be ``size`` times as large as the weight."""
+def _whole_weight(module: nn.Module) -> Tensor:
     weight = module._parameters["weight"]
     assert weight is not None
+    return gathered(weight.detach())
+
+
+def _random_seed(weight: Tensor, fit: Beside, dtype: torch.dtype, size: float) -> nn.Module:
+    """A seed whose share in the weight would be ``size`` times as large as the weight."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         seed = blueprints.build("lora2", fit.outputs, fit)

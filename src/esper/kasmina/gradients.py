@@ -10,6 +10,8 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from esper.kasmina.sharded import norms
+
 RATIO_CAP: Final = 10.0
 EMA_DECAY: Final = 0.9
 VANISHING_NORM: Final = 1e-7
@@ -32,8 +34,8 @@ def tensor_norms(gradients: Iterable[Tensor | None]) -> list[float]:
     present = [gradient for gradient in gradients if gradient is not None]
     if not present:
         return []
-    norms: list[float] = stacked(torch._foreach_norm(present)).tolist()
-    return norms
+    found: list[float] = stacked(norms(present, lambda tensors: list(torch._foreach_norm(tensors)))).tolist()
+    return found
 
 
 def stacked(scalars: Sequence[Tensor]) -> Tensor:

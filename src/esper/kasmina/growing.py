@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakKeyDictionary
 
 import torch
@@ -23,6 +23,7 @@ from esper.kasmina.mixing import measure
 from esper.kasmina.probe import Place, Site, survey
 from esper.kasmina.repeating import blocks
 from esper.kasmina.replay import Tape, prove, running
+from esper.kasmina.sharded import Sharding, let_go, put_together, sharding_in
 from esper.kasmina.sites import Sites, site_of, spread
 from esper.kasmina.slot import SeedSlot, SlotConfig
 from esper.kasmina.structure import same, same_bits
@@ -32,6 +33,8 @@ from esper.leyline import AlphaConfig, GateThresholds, Sink, UsageError, unknown
 
 if TYPE_CHECKING:
     from esper.kasmina.prefix import Prefix
+
+_SPREAD: Final = "its host is spread over processes (fully_shard), and a copy of a block would have to be put together"
 
 
 class GrowingModel(nn.Module):
@@ -63,6 +66,8 @@ class GrowingModel(nn.Module):
         self.seed_macs: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
         self.exposures: list[Exposure] = []
         """What answers for seeds among the host's modules: one, or none."""
+        self.sharding: Sharding | None = None
+        """How the host is spread over processes, where it is."""
         self.folds: Folds = {}
         """Per slot beside a module whether and how a seed can be folded into its weight."""
         self.prefix: Prefix | None = None
@@ -121,9 +126,12 @@ class GrowingModel(nn.Module):
         }
         for slot_id, slot in slots.items():
             slot.dtype = places[slot_id].dtype
-        for slot_id, block in (blocks(host, places, sample) if config.copies else {}).items():
-            slots[slot_id].block = block
+        sharding = sharding_in(host)
+        copies = blocks(host, places, sample) if config.copies and sharding is None else {}
+        for slot_id, slot in slots.items():
+            slot.sharding, slot.block = sharding, copies.get(slot_id, slot.block if sharding is None else _SPREAD)
         model = cls(host, {slot_id: places[slot_id] for slot_id in order}, slots)
+        model.sharding = sharding
         model.training = host.training
         model.slots.train(host.training)  # type: ignore[attr-defined]
         model.cuts = {slot_id: found.trace.completed_before(modules[slot_id]) for slot_id in order}
@@ -165,10 +173,14 @@ class GrowingModel(nn.Module):
             if isinstance(tap, Tap):
                 tap.set_mode()  # here, and not in a graph, of which there would be one for each mode that comes before
         if self._tape is not None:
-            self._tape.again = lambda: invoke(self.host, sample)
+            self._tape.again = lambda: self._invoked(sample)
         if self.prefix is not None and self.prefix.active and isinstance(sample, ForwardCall):
-            return self.prefix.run(sample.inputs, lambda: invoke(self.host, sample))
-        return invoke(self.host, sample)
+            return self.prefix.run(sample.inputs, lambda: self._invoked(sample))
+        return self._invoked(sample)
+
+    def _invoked(self, sample: Sample) -> Any:
+        with nullcontext() if self.sharding is None else let_go():
+            return invoke(self.host, sample)
 
     def _apply(self, fn: Any, recurse: bool = True) -> GrowingModel:
         """What ``to``, ``half`` and their like do; seeds to come are built where and as their site's weights are."""
@@ -273,7 +285,25 @@ class GrowingModel(nn.Module):
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """Undo of :meth:`state_dict`, for the same topology."""
         with hidden(self.exposures):
+            if self.sharding is not None:
+                args = (self.sharding.fitted(args[0], super().state_dict()), *args[1:])
             return super().load_state_dict(*args, **kwargs)
+
+    @contextmanager
+    def put_together(self) -> Iterator[None]:
+        """Within, a model that is spread over processes is whole where rank is 0; see :func:`sharded.put_together`."""
+        if self.sharding is None:
+            yield
+            return
+        before = {slot: (slot.sharding, slot.device) for slot in self.slots.values()}
+        with hidden(self.exposures), put_together(self):
+            try:
+                for slot in before:
+                    slot.sharding, slot.device = None, torch.device("cpu")
+                yield
+            finally:
+                for slot, (sharding, device) in before.items():
+                    slot.sharding, slot.device = sharding, device
 
     def host_parameters(self) -> Iterator[nn.Parameter]:
         """Parameters of the host alone."""

@@ -7,16 +7,16 @@ from typing import Final
 import torch
 from torch import nn
 
+from esper.kasmina.sharded import ONE_DEVICE, is_shard
 from esper.kasmina.tap import Tap, tap_of
 from esper.kasmina.trial import Sample, invoke, modes_kept
 from esper.leyline import UsageError
 
-_ONE_DEVICE: Final = "legal: a host that fits on each device, its gradients averaged here, under torchrun"
 _ADVICE: Final = {
     "DistributedDataParallel": "legal: one around the whole model, whose gradients are averaged here",
     "DataParallel": "give the module inside, {its}.module, which is then trained on one device",
-    "FullyShardedDataParallel": _ONE_DEVICE,
-    "FSDPModule": _ONE_DEVICE,
+    "FullyShardedDataParallel": "legal: fully_shard of torch.distributed.fsdp instead",
+    "FSDPModule": ONE_DEVICE,
 }
 """By the kind of a host that spreads its work over devices."""
 
@@ -42,10 +42,10 @@ def check_host(host: nn.Module) -> None:
         if "GrowingModel" in kinds or isinstance(tap_of(module), Tap):
             raise UsageError(f"{where} is being grown already; leave that block first, or give another copy")
         for parameter, tensor in module.named_parameters(recurse=False):
-            if type(tensor).__name__ == "DTensor":  # by its name: its module loads slowly
+            if is_shard(tensor) and parameter not in vars(type(module)).get("gathers", ()):
                 raise UsageError(
                     f"parameter {parameter!r} of {where} is spread over devices (DTensor: tensor parallel or"
-                    f" fully_shard); {_ONE_DEVICE}"
+                    f" fully_shard); {ONE_DEVICE}"
                 )
         if _is_lazy(module):
             raise UsageError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
 from torch import nn
 
@@ -12,6 +12,7 @@ from esper.kasmina.compiled import forget_graphs
 from esper.kasmina.copies import Twin, built_in
 from esper.kasmina.exposure import Exposed, Noticed
 from esper.kasmina.portable import graft
+from esper.kasmina.structure import own_modules
 from esper.kasmina.tap import Inside, Tap, tap_of
 
 _HOOKS: Final = ("_forward_hooks", "_state_dict_hooks", "_load_state_dict_pre_hooks")
@@ -55,7 +56,7 @@ def _build_in(host: nn.Module) -> None:
 
 def strip(host: nn.Module) -> None:
     """Take every tap, hook and answer of Esper off ``host``, or off a copy of it."""
-    for module in list(_own_modules(host)):
+    for module in own_modules(host):
         own = module.__dict__
         if isinstance(own.get("forward"), Inside):
             del own["forward"]
@@ -66,15 +67,3 @@ def strip(host: nn.Module) -> None:
                 if isinstance(getattr(hook, "hook", hook), Tap | Twin | Noticed):
                     del own[hooks][key]
                     own.get(f"{hooks}_with_kwargs", {}).pop(key, None)
-
-
-def _own_modules(host: nn.Module) -> dict[nn.Module, None]:
-    """The host's modules, whatever they answer."""
-    found: dict[nn.Module, None] = {}
-    waiting: list[Any] = [host]
-    while waiting:
-        module = waiting.pop()
-        if module is not None and module not in found:
-            found[module] = None
-            waiting.extend(reversed(module._modules.values()))
-    return found

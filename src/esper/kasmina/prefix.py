@@ -158,7 +158,12 @@ class Prefix:
     # --- what is in front of all that learns -----------------------------------------------------------------------
 
     def look(self) -> None:
-        """Find the prefix anew where another part learns; forget what it gave where a weight in it was written."""
+        """Find the prefix anew where another part learns; forget what it gave where a weight in it was written.
+
+        A model that is spread over processes has none: they make each pass together, and keep other examples.
+        """
+        if self.model.sharding is not None:
+            return
         learning = tuple(parameter.requires_grad for parameter in self.model.host.parameters())
         known = learning, self._live()
         if known != self._known:

@@ -18,6 +18,7 @@ from esper.kasmina.isolation import IsolatedBlend, IsolationMonitor, StraightThr
 from esper.kasmina.payloads import fossil_payload, gate_payload, health_payload
 from esper.kasmina.portable import Call
 from esper.kasmina.repeating import Block
+from esper.kasmina.sharded import Sharding
 from esper.kasmina.slot_config import EventStamp, SlotConfig
 from esper.kasmina.state import GrowthPlan, Incubation, SeedState
 from esper.kasmina.structure import mapped
@@ -88,6 +89,8 @@ class SeedSlot(nn.Module):
         """What the host lets a seed mix here, once it was measured."""
         self.block: Block | str = NOT_ASKED
         """The block of the host that a copy can be made of here, or why there is none."""
+        self.sharding: Sharding | None = None
+        """How a seed is spread over processes: as its host is."""
         self.monitor = IsolationMonitor()
         self.germinations = 0
         self.seed = self.state = None
@@ -264,7 +267,7 @@ class SeedSlot(nn.Module):
         if not result.passed:
             self.state = None
             return result
-        self.seed = seed.train(self.training)
+        self.seed = self._spread(seed).train(self.training)
         self._move(SeedStage.GERMINATED)
         self._emit_telemetry(
             TelemetryEventType.SEED_GERMINATED,
@@ -435,7 +438,10 @@ class SeedSlot(nn.Module):
     def _built(self, state: SeedState) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
             seed = growable.build(self, state.blueprint_id)
-        return growable.placed(seed, self.device, self.dtype).train(self.training)
+        return self._spread(growable.placed(seed, self.device, self.dtype)).train(self.training)
+
+    def _spread(self, seed: nn.Module) -> nn.Module:
+        return seed if self.sharding is None else self.sharding.shard(seed)
 
     def clear(self) -> None:
         """Be DORMANT, without a word: what grows here is of a network that is gone. What was kept stays."""

@@ -13,7 +13,7 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 Path = tuple[Any, ...]
@@ -114,3 +114,15 @@ def _rebuilt(value: Any, items: Mapping[Any, Any]) -> Any:
         else:
             object.__setattr__(new, key, item)
     return new
+
+
+def own_modules(module: nn.Module) -> list[nn.Module]:
+    """The module and all in it, whatever ``modules()`` answers."""
+    found: dict[nn.Module, None] = {}
+    waiting: list[Any] = [module]
+    while waiting:
+        each = waiting.pop()
+        if each is not None and each not in found:
+            found[each] = None
+            waiting.extend(reversed(each._modules.values()))
+    return list(found)

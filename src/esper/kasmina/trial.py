@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from esper.kasmina.checkpointing import reentrant_ones_replaced
 from esper.kasmina.compiled import as_written
+from esper.kasmina.sharded import gathered
 from esper.leyline import UsageError
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
@@ -99,7 +100,7 @@ def livened(module: nn.Module) -> Iterator[None]:
 
     A zero-initialised layer hides what comes before it: a head, or the last layer of a residual branch.
     """
-    zeros = {parameter for parameter in module.parameters() if not torch.any(parameter)}
+    zeros = {parameter for parameter in module.parameters() if not torch.any(gathered(parameter.detach()))}
     generator = torch.Generator().manual_seed(0)
     noise = {
         zero: nn.Parameter(torch.randn(zero.shape, generator=generator).to(zero.device, zero.dtype) * 0.1, False)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from esper.kasmina.precision import Autocast
+from esper.kasmina.sharded import as_shards
 from esper.leyline import Decision, EnvSpec, EnvView, Policy, UsageError
 from esper.run.play import Saveable
 from esper.tolaria.engine import ModuleEngine
@@ -91,7 +92,7 @@ class OwnLoop:
         if self.under_way:
             gradients = {name: p.grad.clone() for name, p in _named(trainer.model).items() if p.grad is not None}
             parts["epoch"] = trainer.epoch_state()
-            parts["step"] = {"tensors": gradients, "plain": self.executor.outcomes}
+            parts["step"] = {"tensors": as_shards(gradients), "plain": self.executor.outcomes}
         return join(parts)
 
     def load(self, state: Mapping[str, Any]) -> None:
@@ -109,8 +110,11 @@ class OwnLoop:
         if self.under_way:
             self.executor.outcomes = parts["step"]["plain"]
             self.engine.resume_epoch(0, parts["epoch"])
-            for name, parameter in _named(trainer.model).items():
-                gradient = parts["step"]["tensors"].get(name)
+            named, gradients = _named(trainer.model), parts["step"]["tensors"]
+            if (sharding := trainer.model.sharding) is not None:
+                gradients = sharding.fitted(gradients, named)
+            for name, parameter in named.items():
+                gradient = gradients.get(name)
                 parameter.grad = None if gradient is None else gradient.to(parameter.device).clone()
 
 

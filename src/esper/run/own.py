@@ -18,6 +18,7 @@ from esper.kasmina.auto import auto_sites, beside_sites
 from esper.kasmina.growing import named_sites
 from esper.kasmina.hosts import check_host, fill_lazy
 from esper.kasmina.probe import Site
+from esper.kasmina.sharded import sharding_in
 from esper.kasmina.sites import Sites, spread
 from esper.kasmina.slot import SlotConfig
 from esper.kasmina.trial import ForwardCall, Sample, trial
@@ -277,6 +278,8 @@ class OwnModel:
             first = next(batches)
         fill_lazy(model, ForwardCall(first[0], choices.forward))
         check_host(model)
+        if choices.precision == "16-mixed" and sharding_in(model) is not None:
+            raise UsageError("precision '16-mixed' with a host of fully_shard; legal: 'bf16-mixed', or as the model is")
         start_alike(ranks, model, optimizer, splits)
         sample, examples = _few(model, choices.forward, first, validation.counted)
         checks.check_model(model, choices.forward, sample)

@@ -12,6 +12,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from esper.kasmina.sharded import unmarked
 from esper.tolaria import rng
 from esper.tolaria.epoch import Share
 from esper.tolaria.nested import State, join, split
@@ -34,6 +35,16 @@ def gathered(ranks: Ranks, parts: Mapping[str, State]) -> State:
         State(tensors={n: torch.from_numpy(a) for n, a in found.items()}, plain=plain) for found, plain in everyone
     ]
     return join({str(rank): each for rank, each in enumerate(states) if rank})
+
+
+def whole(ranks: Ranks, state: State) -> State:
+    """The state with its shards put together, one after the other, on rank 0; without them elsewhere."""
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in state["tensors"].items():
+        plain, shape = unmarked(name)
+        if (put_together := tensor if shape is None else ranks.whole(tensor, shape)) is not None:
+            tensors[plain] = put_together
+    return State(tensors=tensors, plain=state["plain"])
 
 
 def taken(ranks: Ranks, parts: dict[str, State], shares: State | None) -> dict[str, State]:

@@ -389,7 +389,7 @@ class Snapshot:
         """Of what is now, behind the journal: everything said so far is on the disk."""
         session.hub.flush(barrier=True)
         ranks = session.ranks
-        parts = {"run": state, "chance": process_state()}
+        parts = {"run": rank_shares.whole(ranks, state), "chance": process_state()}
         if ranks.count > 1:
             parts["ranks"] = rank_shares.gathered(ranks, parts)
         extra = {

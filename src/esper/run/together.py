@@ -10,6 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler
 
+from esper.kasmina.sharded import is_shard
 from esper.leyline import Decision, EnvSpec, EnvView, Policy, UsageError
 from esper.nissa.rundir import RunDirectory
 from esper.run.play import Saveable
@@ -95,7 +96,7 @@ def digest_of(model: nn.Module) -> str:
 
 
 def _tensors(state: Mapping[str, Any]) -> dict[str, Any]:
-    return {str(name): value for name, value in state.items() if hasattr(value, "element_size")}
+    return {str(name): value for name, value in state.items() if hasattr(value, "element_size") and not is_shard(value)}
 
 
 def _short(value: Any) -> str:

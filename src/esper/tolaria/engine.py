@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -446,11 +447,22 @@ class ModuleEngine:
 
     def rehearse_export(self, env: int) -> None:
         """Write the env's network with a seed in every slot to a place that is forgotten. Raises what export raises."""
-        model = self._envs[env].trainer.model
+        trainer, model = self._envs[env].trainer, self._envs[env].trainer.model
         smallest = {slot: min(sizes, key=sizes.__getitem__) for slot, sizes in self._sizes.items() if sizes}
-        with tempfile.TemporaryDirectory(prefix="esper-") as folder, random_kept(device_of(model)):
-            with model.sown(smallest), trial(model):
+
+        def rehearse() -> None:
+            with tempfile.TemporaryDirectory(prefix="esper-") as folder, model.sown(smallest), trial(model):
                 self.save(env, Path(folder))
+
+        with random_kept(device_of(model)), self.put_together(env):
+            rehearse() if model.sharding is None else trainer.ranks.first(rehearse)
+
+    def put_together(self, env: int) -> AbstractContextManager[None]:
+        """Within, a network that is spread over ranks is whole on rank 0, where alone it may be run. All enter."""
+        trainer = self._envs[env].trainer
+        if trainer.model.sharding is not None:
+            trainer.macs  # noqa: B018 - counted by all ranks together, for an export asks for it
+        return trainer.model.put_together()
 
     def materialise(self, env: int) -> nn.Module:
         """The env's network as a plain module, with every seed that takes part in its forward pass."""

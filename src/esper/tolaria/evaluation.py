@@ -212,8 +212,9 @@ def evaluate(
 
     With ``settled`` a configuration is read until it says so, or to the end. ``ranks`` share the batches out, and what
     each has is put together in their order before it is summed up: the figures are those of one rank, in which no
-    example counts twice. A metric that reduces over a split itself sees all of it on every rank. What is given, and
-    what ``settled`` is asked about, is rank 0's.
+    example counts twice. A metric that reduces over a split itself sees all of it on every rank, and so does a model
+    that is spread over them, of which they make each pass together. What is given, and what ``settled`` is asked about,
+    is rank 0's.
     """
     started = time.perf_counter()
     batches = split.parts(reading.most)
@@ -222,7 +223,7 @@ def evaluate(
     for number, chosen in enumerate(sets):
         if number and not state.open:
             break
-        share = _Share(state, ranks, first=not number)
+        share = _Share(state, ranks, first=not number, divided=model.sharding is None)
         with split.reading(reading.most) as taken:
             for i, (inputs, targets, n) in enumerate(taken):
                 paired = i in chosen
@@ -242,10 +243,12 @@ def evaluate(
 class _Share:
     """What one of several ranks takes in while the split is gone through once."""
 
-    def __init__(self, state: _Evaluating, ranks: Ranks, *, first: bool) -> None:
+    def __init__(self, state: _Evaluating, ranks: Ranks, *, first: bool, divided: bool) -> None:
+        """Where batches are not ``divided`` every rank runs all of them."""
         self.state, self.ranks = state, ranks
         rows = [tally.rows for tally in state.tallies(first=first)]
-        self.rows = [each for found in rows for each in found or ()] if ranks.count > 1 and None not in rows else None
+        shared = divided and ranks.count > 1 and None not in rows
+        self.rows = [each for found in rows for each in found or ()] if shared else None
         self.before = [each.all() for each in self.rows or ()]
         for each in self.rows or ():
             each.become([])

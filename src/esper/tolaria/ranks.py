@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from esper.kasmina.growing import GrowingModel
+from esper.kasmina.sharded import is_shard
 from esper.kasmina.structure import same_bits
 from esper.kasmina.structure import tensors as all_tensors
 from esper.leyline import EsperError, UsageError
@@ -30,7 +31,16 @@ TIMEOUT: Final = timedelta(minutes=10)
 """So long a rank waits for the others in a group that is made here."""
 BUCKET: Final = 1 << 22
 """Entries of gradients that travel together: while some are on their way, the next are packed."""
-WAYS: Final = ("gradients of a batch", "end of an epoch", "state_dict", "weights", "decision", "figures", "comparison")
+WAYS: Final = (
+    "gradients of a batch",
+    "end of an epoch",
+    "state_dict",
+    "weights",
+    "decision",
+    "figures",
+    "comparison",
+    "pass over a batch",
+)
 """What ranks meet for."""
 
 
@@ -54,7 +64,10 @@ class Ranks(Protocol):
         none."""
 
     def spread(self, tensors: Sequence[Tensor]) -> None:
-        """Make tensors, of the same shapes everywhere, what they are on rank 0."""
+        """Make tensors, of the same shapes everywhere, what they are on rank 0; each keeps its own of shards."""
+
+    def whole(self, rows: Tensor, shape: Sequence[int]) -> Tensor | None:
+        """The tensor of this ``shape``, on the CPU, of which each rank has its ``rows``; on rank 0 alone."""
 
     def all(self, value: T, what: str = "figures") -> list[T]:
         """What every rank has, by rank."""
@@ -82,6 +95,10 @@ class Lone:
 
     def spread(self, tensors: Sequence[Tensor]) -> None:
         """They are."""
+
+    def whole(self, rows: Tensor, shape: Sequence[int]) -> Tensor | None:
+        """It has all rows."""
+        return rows
 
     def all(self, value: T, what: str = "figures") -> list[T]:
         """One."""
@@ -136,6 +153,8 @@ class Together:
         size = 0
         kinds: dict[tuple[torch.dtype, torch.device], list[nn.Parameter]] = {}
         for parameter in parameters:
+            if is_shard(parameter):
+                continue  # its gradient is the mean as it comes
             if parameter.grad is not None and parameter.grad.is_sparse:
                 raise UsageError("gradients are sparse (Embedding(sparse=True)); legal with several ranks: dense ones")
             kinds.setdefault((parameter.dtype, parameter.device), []).append(parameter)
@@ -150,6 +169,7 @@ class Together:
 
     def spread(self, tensors: Sequence[Tensor]) -> None:
         """See :class:`Ranks`."""
+        tensors = [tensor for tensor in tensors if not is_shard(tensor)]
         self._meet("weights", sum(tensor.numel() for tensor in tensors))
         with self._answering(), torch.no_grad():
             for some in _bucketed(tensors):
@@ -166,6 +186,21 @@ class Together:
             new = torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
             new.view(-1).view(torch.uint8).copy_(mine)
             tensor.detach().copy_(new)
+
+    def whole(self, rows: Tensor, shape: Sequence[int]) -> Tensor | None:
+        """See :class:`Ranks`."""
+        size = torch.Size(shape).numel()
+        self._meet("weights", size)
+        most = -(-shape[0] // self.count) * (size // max(shape[0], 1)) * rows.element_size()
+        sent = torch.zeros(most, dtype=torch.uint8)
+        own = rows.reshape(-1).contiguous().view(torch.uint8)
+        sent[: len(own)] = own
+        parts = [torch.empty_like(sent) for _ in range(self.count)] if self.rank == 0 else None
+        with self._answering():
+            dist.gather(sent, parts, 0, group=self._group)
+        if parts is None:
+            return None
+        return torch.cat(parts)[: size * rows.element_size()].view(rows.dtype).reshape(torch.Size(shape))
 
     def all(self, value: T, what: str = "figures") -> list[T]:
         """See :class:`Ranks`."""
@@ -305,10 +340,11 @@ def differing(given: Sequence[Mapping[str, Any]]) -> tuple[str, list[int]] | Non
 
 def require_agreement(ranks: Ranks, model: GrowingModel, seen: Callable[[], Any]) -> None:
     """Raise :class:`RanksDiffer` where a rank has come to other weights or another topology than rank 0, or to other
-    figures or decisions, which ``seen()`` gives."""
+    figures or decisions, which ``seen()`` gives. Of shards every rank has its own."""
     if ranks.count == 1:
         return
-    weights = checksums({f"the weights {name}": parameter for name, parameter in model.named_parameters()})
+    alike = {f"the weights {name}": each for name, each in model.named_parameters() if not is_shard(each)}
+    weights = checksums(alike)
     come_to = {**weights, "topology": model.topology(), "what was measured and decided": repr(seen())}
     if (found := differing(ranks.all(come_to, "comparison"))) is not None:
         raise RanksDiffer(found[1], found[0])
@@ -333,6 +369,24 @@ def require_shares(ranks: Ranks, batch: Any) -> None:
             f"all {ranks.count} ranks train on the same batch; give each its share of the examples:"
             " DataLoader(..., sampler=DistributedSampler(dataset))"
         )
+
+
+class Arrivals:
+    """Ranks come to their batches. Where they make the passes ``together`` none goes on before all have come."""
+
+    def __init__(self, ranks: Ranks, *, together: bool) -> None:
+        self._ranks, self._together = ranks, together
+        self._shared_out = False
+        """Whether they were seen to have batches of their own."""
+
+    def come(self, batch: Any) -> None:
+        """To a batch to train on. Raises what :func:`require_shares` raises, and ``UsageError`` where a rank is
+        elsewhere."""
+        if self._together:
+            self._ranks.all(None, "pass over a batch")
+        if not self._shared_out:
+            require_shares(self._ranks, batch)
+            self._shared_out = True
 
 
 class WrittenBuffers:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from esper.kasmina.sharded import Sharding, is_shard
 from esper.leyline import DataError, UsageError, unknown
 
 SEED: Final = "seed_id"
@@ -253,6 +254,8 @@ def _placed(value: Any, parameter: Tensor, *, moves: bool) -> Any:
         return value
     if value.shape != parameter.shape:
         return value.to(parameter.device)
+    if is_shard(parameter) and not is_shard(value):
+        value = Sharding(parameter.device_mesh).of(value)
     return torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
 
 

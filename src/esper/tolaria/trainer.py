@@ -20,6 +20,7 @@ from esper.kasmina.growing import GrowingModel
 from esper.kasmina.incubation import probe_backward
 from esper.kasmina.precision import Autocast
 from esper.kasmina.prefix import Prefix
+from esper.kasmina.sharded import as_shards, local, unmarked_ones
 from esper.kasmina.trial import ForwardCall, held, mode, train
 from esper.leyline import AlphaConfig, EnvSpec, Promise, Sink, TrainResult, UsageError
 from esper.tasks.losses import one_number
@@ -34,7 +35,7 @@ from esper.tolaria.lessons import Lesson, weight
 from esper.tolaria.nested import State
 from esper.tolaria.observed import ObservedStep
 from esper.tolaria.order import Untouched
-from esper.tolaria.ranks import WrittenBuffers, require_shares
+from esper.tolaria.ranks import Arrivals, WrittenBuffers
 from esper.tolaria.rng import Streams, derive, seeded
 from esper.tolaria.setup import PRECISIONS, Criterion, GrowthTask, MakeSetup, TrainerConfig
 from esper.tolaria.work import StepMacs, count_step
@@ -98,8 +99,7 @@ class Trainer:
         self._epoch = self.begin_epoch(0)
         self.promises: Mapping[str, tuple[str, Promise]] = {}
         """slot -> blueprint and what it promises, of the audition in the latest epoch."""
-        self._shared_out = False
-        """Whether ranks were seen to have batches of their own."""
+        self._arrivals = Arrivals(self.ranks, together=self.model.sharding is not None)
         self._lessons: list[Lesson] = []
         """Of the losses that backward has reached since :meth:`after_backward`."""
 
@@ -140,12 +140,12 @@ class Trainer:
 
     def state(self) -> dict[str, Any]:
         """All it takes to continue bit for bit: ``{"tensors": {name: tensor}, "plain": JSON-able}``. Tensors are
-        :class:`HostCopies`, not to be written to."""
+        :class:`HostCopies`, not to be written to; of shards, which are named so, this process's own."""
         optimizer = surgery.named_state(self.optimizer, self.model.named_parameters())
         parts = {"model": self.model.state_dict(), "optimizer": optimizer.tensors, "stream": self.streams.state()}
         parts |= {"batches": self.batches.state()}
         return {
-            "tensors": self._copies.of({f"{part}/{n}": each for part in parts for n, each in parts[part].items()}),
+            "tensors": self._copies.of(as_shards({f"{p}/{n}": each for p in parts for n, each in parts[p].items()})),
             "plain": {
                 "topology": self.model.topology(),
                 "optimizer": optimizer.plain,
@@ -158,7 +158,7 @@ class Trainer:
         }
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Undo of :meth:`state`, also from another topology."""
+        """Undo of :meth:`state`, also from another topology; where tensors of shards are whole, this process's rows."""
         plain = saved.by_seed_id(state["plain"])
         parts: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}, "stream": {}, "batches": {}}
         for name, tensor in state["tensors"].items():
@@ -171,7 +171,7 @@ class Trainer:
         self.births = dict(plain["births"])
         for seed_id in self.births:
             surgery.add_seed_group(self.optimizer, seed_id, self._seed_named(seed_id))
-        known = surgery.OptimizerState(parts["optimizer"], plain["optimizer"])
+        known = surgery.OptimizerState(unmarked_ones(parts["optimizer"], self.model.sharding), plain["optimizer"])
         surgery.load_named_state(self.optimizer, self.model.named_parameters(), known)
         self.streams.load(parts["stream"])
         self.batches.load(parts["batches"])
@@ -202,7 +202,7 @@ class Trainer:
 
     def network(self) -> dict[str, Any]:
         """What the model computes, on the CPU: ``{"tensors", "plain"}`` without optimizer, streams and ledger."""
-        found = self._copies.of({f"model/{name}": tensor for name, tensor in self.model.state_dict().items()})
+        found = self._copies.of(as_shards({f"model/{n}": tensor for n, tensor in self.model.state_dict().items()}))
         return {"tensors": {n.removeprefix("model/"): t for n, t in found.items()}, "plain": self.model.topology()}
 
     def become(self, network: Mapping[str, Any], seeds: Collection[str]) -> None:
@@ -250,9 +250,8 @@ class Trainer:
         return self.end_epoch()
 
     def _precision(self) -> AbstractContextManager[Any]:
-        if self.config.precision is None:
-            return nullcontext()
-        return torch.autocast(self.device.type, PRECISIONS[self.config.precision])
+        precision = self.config.precision
+        return nullcontext() if precision is None else torch.autocast(self.device.type, PRECISIONS[precision])
 
     def _step(self) -> None:
         """One step of the optimizer. A scaler leaves it out where a gradient is not finite."""
@@ -295,9 +294,7 @@ class Trainer:
         """
         epoch, own = self._epoch, criterion or self.setup.criterion
         self.autocast = Autocast.now(self.device)
-        if not self._shared_out:
-            require_shares(self.ranks, (inputs, targets))
-            self._shared_out = True
+        self._arrivals.come((inputs, targets))
         with self.autocast.entered(), self.model.teaching(), self.prefix.used(), ExitStack() as stack:
             tape = stack.enter_context(self.model.record(epoch.probing)) if epoch.probing else None
             loss = one_number(own(self._run(inputs), targets))
@@ -455,9 +452,9 @@ class Trainer:
 
     def _weights_finite(self) -> bool:
         buffers = [buffer for name, buffer in self.model.named_buffers() if name not in self._infinite]
-        tensors = [t.detach() for t in (*self.model.parameters(), *buffers) if t.is_floating_point()]
-        norms = stacked(torch._foreach_norm(tensors, ord=math.inf))
-        return bool(torch.isfinite(norms).all())
+        here = map(local, (*self.model.parameters(), *buffers))
+        norms = torch._foreach_norm([t for t in here if t.is_floating_point() and t.numel()], ord=math.inf)
+        return bool(torch.isfinite(stacked(norms)).all())
 
     def step_macs(self, probing: tuple[str, ...]) -> StepMacs:
         """MACs of a step in the present topology, counted anew where it, or what learns, is another."""
