@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,10 +17,9 @@ from esper.kasmina.applied import tell_of_adapters
 from esper.leyline import TelemetryEventType, UsageError
 from esper.run.open import Job, RunOpening, open_run
 from esper.run.session import Session
-from esper.run.together import how_to_go_on
+from esper.run.together import how_to_go_on, tell
 from esper.tolaria.engine import ModuleEngine
 from esper.tolaria.executor import EpisodeResult, Executor
-from esper.tolaria.missing import RankLost
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -97,7 +95,7 @@ class Delivery:
                     if (lost := session.ranks.lost(error)) is None:
                         self._salvage(error)
                         raise
-                    self._tell(lost, opening)
+                    tell(lost, how_to_go_on(opening.about, session.directory) if self.how is None else self.how())
                     session.stop.end()  # what is left is written, whatever the launcher sends
                     self._salvage(lost)
                     raise lost from lost.__cause__
@@ -150,13 +148,6 @@ class Delivery:
         if self._result is None:
             raise UsageError("the grown model is there when the with block has ended, after one epoch or more")
         return self._result
-
-    def _tell(self, lost: RankLost, opening: RunOpening) -> None:
-        """Say what to do about it, at once: a launcher that has noticed ends the other processes, too."""
-        how = how_to_go_on(opening.about, self.session.directory) if self.how is None else self.how()
-        lost.args = (f"{lost}; {how}",)
-        with suppress(OSError):
-            os.write(2, f"\nesper: {lost}\n".encode())
 
     def _salvage(self, error: BaseException) -> None:
         """Deliver the best state so far; what goes wrong with that is a note on the error that was there before."""

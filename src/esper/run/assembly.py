@@ -18,6 +18,7 @@ from esper.tolaria.diagnostics import DiagnosticsConfig
 from esper.tolaria.engine import EngineConfig, ModuleEngine
 from esper.tolaria.executor import Executor, ExecutorConfig
 from esper.tolaria.governor import Governor, GovernorConfig
+from esper.tolaria.ranks import LONE, Ranks, place
 from esper.tolaria.schedules import ScheduleConfig
 from esper.tolaria.setup import TrainerConfig, adamw, adamw_options, from_task
 from esper.tolaria.stacking import StackedEngine
@@ -30,6 +31,8 @@ class Workload:
     task: TaskSpec
     max_epochs: int
     device: str
+    ranks: Ranks = LONE
+    """The processes that train it together."""
 
 
 def pick_device(name: str) -> str:
@@ -50,7 +53,7 @@ def workload(task: TaskSpec, config: CommonConfig) -> Workload:
     slots = _chosen("slot", config.slots, tuple(task.sites))
     blueprints = _blueprints(task, config.blueprints)
     chosen = replace(task, sites={slot: task.sites[slot] for slot in slots}, blueprints=blueprints)
-    return Workload(chosen, config.episode_epochs or task.budget.max_epochs, pick_device(config.device))
+    return Workload(chosen, config.episode_epochs or task.budget.max_epochs, pick_device(place(config.device)))
 
 
 def _blueprints(task: TaskSpec, wanted: tuple[str, ...] | None) -> tuple[str, ...]:
@@ -131,7 +134,7 @@ def build_executor(
     trainer = trainer or trainer_config(load, config)
     engine = (StackedEngine if config.stack else ModuleEngine)(
         load.task,
-        from_task(load.task, trainer),
+        from_task(load.task, trainer, load.ranks),
         EngineConfig(
             trainer=trainer,
             max_seeds=config.max_seeds or budget.max_seeds,

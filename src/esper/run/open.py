@@ -17,6 +17,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import torch
 
 from esper.kasmina.anatomy import host_record
+from esper.leyline import UsageError
 from esper.nissa.console import ConsoleSink
 from esper.nissa.manifest import Setting
 from esper.run.assembly import Workload, workload
@@ -25,7 +26,7 @@ from esper.run.resume import Checkpointer, CheckpointInfo, DeferredSink, Resumab
 from esper.run.session import Announcement, Session, SessionConfig, open_session
 from esper.tasks import get_task
 from esper.tolaria.nested import State
-from esper.tolaria.ranks import require_one
+from esper.tolaria.ranks import present, require_one, require_same
 from esper.tolaria.rng import seed_process
 
 C = TypeVar("C", bound=CommonConfig)
@@ -42,6 +43,8 @@ class RunRequest(Generic[C]):
     asked: ResumeRequest | None = None
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """By task."""
+    together: bool = False
+    """Whether several processes may train the same hosts, each on its share of the examples."""
 
 
 class Job(Protocol):
@@ -126,10 +129,14 @@ class PreparedRun(Generic[C]):
                 "data": {"digest": data.digest, "source": data.source},
             },
             resume=None if self.past is None else self.past.point,
+            ranks=self.load.ranks,
         )
 
     def opening(
-        self, what: Announcement, console: ConsoleSink, tell: Callable[[Sequence[str]], None] = lambda lines: None
+        self,
+        what: Announcement,
+        console: ConsoleSink | None,
+        tell: Callable[[Sequence[str]], None] = lambda lines: None,
     ) -> RunOpening:
         """Of a run that keeps checkpoints."""
         about = CheckpointInfo(self.kind, self.resolved.values, subject_of(self.load))
@@ -139,9 +146,11 @@ class PreparedRun(Generic[C]):
 
 def prepare(request: RunRequest[C]) -> PreparedRun[C]:
     """The first half. Raises ``UsageError`` or ``DataError`` for whatever is wrong with the request or the past."""
-    require_one("esper train")
+    if not request.together:
+        require_one(f"esper train {request.kind}")
+    ranks = present()
     of, given = request.of, {**request.file, **request.flags}
-    past = None if request.asked is None else find(request.asked, request.kind, of, given)
+    past = None if request.asked is None else find(request.asked, request.kind, of, given, ranks)
     if past is None:
         (task,) = (each for each in of.__dataclass_fields__.values() if each.name == "task")
         preset = request.presets.get(str(given.get("task", default_of(task))))
@@ -150,9 +159,12 @@ def prepare(request: RunRequest[C]) -> PreparedRun[C]:
         assert past.resolved is not None
         resolved = past.resolved
     config = resolved.config
+    require_same(ranks, {f"--{name.replace('_', '-')}": value for name, value in resolved.values.items()})
+    if config.stack and ranks.count > 1:
+        raise UsageError(f"--stack trains hosts as one in one process; here are {ranks.count} that train together")
     torch.set_num_threads(config.threads)
     seed_process(config.seed)
-    load = workload(get_task(config.task), config)
+    load = replace(workload(get_task(config.task), config), ranks=ranks)
     if past is not None:
         past.require(subject_of(load))
     return PreparedRun(request.kind, resolved, load, past, DeferredSink())

@@ -210,8 +210,10 @@ def kind_of(device: str) -> str:
     return device.partition(":")[0]
 
 
-def find(asked: ResumeRequest, kind: str, of: type[C], given: Mapping[str, Any]) -> ResumableRun[C]:
-    """The run to resume, checked. ``given`` are settings that were given anew.
+def find(
+    asked: ResumeRequest, kind: str, of: type[C], given: Mapping[str, Any], ranks: Ranks = LONE
+) -> ResumableRun[C]:
+    """The run to resume, checked, by ``ranks``. ``given`` are settings that were given anew.
 
     Raises ``DataError`` for what is damaged or missing, ``UsageError`` for a run of another kind, one that is over, or
     settings that differ and must not. Writes nothing; a run that another process goes on with before this one has the
@@ -238,7 +240,7 @@ def find(asked: ResumeRequest, kind: str, of: type[C], given: Mapping[str, Any])
         _check_changes(asked, changes, overrides, extra["least"])
     if ended == "completed" and not set(changes) & set(extra["least"]):
         raise _completed(directory)
-    return replace(found, resolved=resolved, overrides=overrides)
+    return _among(replace(found, resolved=resolved, overrides=overrides), ranks)
 
 
 def find_newest(run: Path, kind: str, subject: Mapping[str, Any], ranks: Ranks = LONE) -> ResumableRun[Any]:
@@ -265,15 +267,20 @@ def find_state(
 
 
 def _by_ranks(found: ResumableRun[Any], subject: Mapping[str, Any], ranks: Ranks) -> ResumableRun[Any]:
+    """The run of the ``subject`` as ``ranks`` go on with it."""
+    if found.loaded.extra.get("ranks", 1) != ranks.count:
+        # other shares of the examples are other batches
+        subject = {**subject, BATCHES: found.loaded.extra["subject"].get(BATCHES)}
+    found.require(subject)
+    return _among(found, ranks)
+
+
+def _among(found: ResumableRun[C], ranks: Ranks) -> ResumableRun[C]:
     """The run as ``ranks`` go on with it, which may be others than those that saved it."""
     require_same(ranks, {"the checkpoint": f"that of step {found.loaded.step}"})
     saved = found.loaded.extra.get("ranks", 1)
-    if saved == ranks.count:
-        found.require(subject)
-        return replace(found, ranks=ranks)
-    # other shares of the examples are other batches
-    found.require({**subject, BATCHES: found.loaded.extra["subject"].get(BATCHES)})
-    return replace(found, ranks=ranks, remarks=[*found.remarks, f"ranks: saved by {saved}, here {ranks.count}"])
+    others = [] if saved == ranks.count else [f"ranks: saved by {saved}, here {ranks.count}"]
+    return replace(found, ranks=ranks, remarks=[*found.remarks, *others])
 
 
 def _completed(directory: RunDirectory) -> UsageError:
@@ -375,6 +382,11 @@ class CheckpointInfo:
     how: str = "esper train {kind} --resume {run}{code} goes on"
     """What to do once it has stopped."""
 
+    def to_go_on(self, run: Path) -> str:
+        """The same for the run in that directory."""
+        code = "".join(f" {as_flag(*named)}" for named in named_code(self.config).items())
+        return self.how.format(kind=self.kind, run=str(run), code=code)
+
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
@@ -430,9 +442,7 @@ class Checkpointer:
         if asked is not None:
             self.save(step, "signal")
             message = str(Stopped(asked))
-            code = "".join(f" {as_flag(*named)}" for named in named_code(self.about.config).items())
-            how = self.about.how.format(kind=self.about.kind, run=str(self.session.path), code=code)
-            raise self.session.stop.stopped(asked, f"{message}; {how}")
+            raise self.session.stop.stopped(asked, f"{message}; {self.about.to_go_on(self.session.path)}")
         if self.every and step % self.every == 0:
             self.save(step, "scheduled")
 

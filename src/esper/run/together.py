@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Final
 
 from torch import nn
@@ -16,6 +18,7 @@ from esper.nissa.rundir import RunDirectory
 from esper.run.play import Saveable
 from esper.run.resume import CheckpointInfo
 from esper.tasks.base import SplitSource
+from esper.tolaria.missing import RankLost
 from esper.tolaria.ranks import Ranks, checksums, digest, require_same
 
 ON_OTHERS: Final = "on as many ranks or others"
@@ -115,12 +118,18 @@ def check_shared_out(ranks: Ranks, loader: Any) -> None:
         )
 
 
+def tell(lost: RankLost, how: str) -> None:
+    """Say what to do about it, at once: a launcher that has noticed ends the other processes, too."""
+    lost.args = (f"{lost}; {how}",)
+    with suppress(OSError):
+        os.write(2, f"\nesper: {lost}\n".encode())
+        lost.told = True
+
+
 def how_to_go_on(about: CheckpointInfo | None, run: RunDirectory) -> str:
     """What to do where a rank was lost; ``about`` is what checkpoints say of the run, if it writes any."""
     if about is None:
         return f"{NOTHING_LOST}: load the last grower.state_dict() that you saved, {ON_OTHERS}"
     if not any(run.checkpoints.glob("ckpt-*")):
         return f"{UNSEEN}, in {run.checkpoints} (Budget.checkpoint_every); without one it begins anew"
-    return (
-        f"{NOTHING_LOST}: {about.how.format(kind=about.kind, run=str(run.path))} from its last checkpoint, {ON_OTHERS}"
-    )
+    return f"{NOTHING_LOST}: {about.to_go_on(run.path)} from its last checkpoint, {ON_OTHERS}"

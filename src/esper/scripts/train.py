@@ -131,11 +131,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     file = {} if path is None else read_config_file(path)
     where = asked.run if asked is not None else flags.get("run_dir") or file.get("run_dir") or "runs"
     targets = read_targets(flags.pop("notify", []))
-    if flags.pop("overwatch", False):
+    # of the ranks that torchrun starts the first one writes, and it alone is watched
+    first = "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("RANK") == "0"
+    if flags.pop("overwatch", False) and first:
         from esper.scripts.overwatch import start_beside
 
         start_beside(where)
-    if targets:
+    if targets and first:
         start_watcher(where, targets, "--beside", os.getpid())
     if kind == "ppo":
         from esper.scripts.ppo import run_ppo

@@ -33,6 +33,9 @@ _PATIENCE: Final = 1.0
 class RankLost(EsperError):
     """Another rank is gone, or does not answer."""
 
+    told = False
+    """Whether it has been said on standard error."""
+
 
 @dataclass(frozen=True, slots=True)
 class Process:

@@ -19,6 +19,7 @@ from esper.tasks.reduction import SplitFigure
 from esper.tolaria.ranks import LONE, Ranks
 from esper.tolaria.rng import Streams, derive, seeded
 from esper.tolaria.schedules import ScheduleConfig
+from esper.tolaria.shared_batches import SharedBatches, require_rows
 
 Parameters = Iterable[nn.Parameter] | Iterable[dict[str, Any]]
 """As optimizers of torch take them: parameters, or groups of them."""
@@ -177,25 +178,30 @@ MakeSetup = Callable[[EnvSpec, Streams], TrainingSetup]
 """Makes an env's set-up. The same seed gives the same weights and the same order of examples."""
 
 
-def from_task(task: TaskSpec, config: TrainerConfig) -> MakeSetup:
-    """Set-up of a task: a host from its factory, AdamW, batches in memory."""
+def from_task(task: TaskSpec, config: TrainerConfig, ranks: Ranks = LONE) -> MakeSetup:
+    """Set-up of a task: a host from its factory, AdamW, batches in memory, of which each of ``ranks`` trains on its
+    share."""
 
     def criterion(output: Any, targets: Tensor) -> Tensor:
         return task.loss(output, targets).mean()
 
+    if task.feed is None:
+        require_rows(len(task.data.train) % config.batch_size or config.batch_size, ranks)
     splits = {name: split.to(config.device) for name, split in task.data.splits().items()}
 
     def prepare(spec: EnvSpec, streams: Streams) -> TrainingSetup:
         with seeded(derive(spec.seed, "host")):
             host = task.host().to(config.device)
+        batches = training_batches(task, config.batch_size, streams, config.device)
         return TrainingSetup(
             host=host,
             optimizer=config.optimizer(trainable(host), config.lr, config.weight_decay),
-            batches=training_batches(task, config.batch_size, streams, config.device),
+            batches=batches if ranks.count == 1 else SharedBatches(batches, ranks),
             splits=splits,
             sample=splits["train"].inputs[: config.sample_examples],
             sample_examples=len(splits["train"].inputs[: config.sample_examples]),
             criterion=criterion,
+            ranks=ranks,
         )
 
     return prepare

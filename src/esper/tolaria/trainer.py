@@ -38,6 +38,7 @@ from esper.tolaria.order import Untouched
 from esper.tolaria.ranks import Arrivals, WrittenBuffers
 from esper.tolaria.rng import Streams, derive, seeded
 from esper.tolaria.setup import PRECISIONS, Criterion, GrowthTask, MakeSetup, TrainerConfig
+from esper.tolaria.shared_batches import SharedBatches
 from esper.tolaria.work import StepMacs, count_step
 
 
@@ -244,6 +245,8 @@ class Trainer:
                 self.optimizer.zero_grad(set_to_none=True)
                 with self._precision():
                     loss = self.loss(inputs, targets)
+                if isinstance(self.batches, SharedBatches):
+                    loss = loss * self.batches.weight
                 torch.autograd.backward(self.scaler.scale(loss))
                 self.after_backward()
                 self._step()
