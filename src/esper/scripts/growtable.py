@@ -64,6 +64,14 @@ def build_parser() -> argparse.ArgumentParser:
     seven.add_argument("--workers", type=int, default=1, metavar="N", help="processes (default 1)")
     seven.add_argument("--seeds", type=int, default=4, metavar="N", help="hosts a world (default 4)")
     seven.add_argument("--parts", type=Path, default=Path("growtable-parts"), metavar="DIR", help="what is done so far")
+    seven.add_argument(
+        "--fresh",
+        type=int,
+        default=0,
+        metavar="N",
+        help="more hosts of each admitted held-out world, which the written table holds instead of those that "
+        "admitted it (default 0: it holds those)",
+    )
     seven.add_argument("--judge-only", action="store_true", help="judge what has been played, and play nothing")
     seven.add_argument("--output", type=Path, metavar="FILE", help="write a table of the admitted worlds")
     six = commands.add_parser("ship", help="put a policy into the package as esper-v1, its scores on its card")
@@ -102,6 +110,8 @@ def _refuse_unwritable(args: argparse.Namespace) -> None:
         raise UsageError(f"--into {page}: no such page")
     if output is not None and output.is_dir():
         raise UsageError(f"--output {output}: a directory; a file is needed")
+    if args.command == "admit" and (args.fresh < 0 or args.fresh and output is None):
+        raise UsageError(f"--fresh {args.fresh}: legal: 0 or more hosts, for a table that is written (--output FILE)")
     if args.command == "score" and output is not None and output.suffix != ".csv":
         raise UsageError(f"--output {output}: a table of scores ends in .csv")
     if args.command == "score" and args.submit is not None and (args.submit.is_file() or not args.policy):

@@ -7,7 +7,7 @@ import csv
 import hashlib
 import io
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -90,8 +90,24 @@ def run_admit(args: argparse.Namespace, console: Console) -> None:
     hosts = [host for host in _hosts(table) if host.world.group in admitted]
     if not hosts:
         raise DataError(f"{args.output}: not written, since no world was admitted")
-    size = save_table(Table(hosts, table.about), args.output)
+    if args.fresh:
+        hosts = [host for host in hosts if not host.world.held_out] + _fresh(args, admitted, console)
+    size = save_table(Table(hosts, {**table.about, "fresh": args.fresh}), args.output)
     _say(console, f"{args.output}: {', '.join(sorted(admitted))}, {size / 1e6:.2f} MB")
+
+
+def _fresh(args: argparse.Namespace, families: Collection[str], console: Console) -> list[TableHost]:
+    """Hosts of held-out worlds that had no part in admitting their families, which they would flatter."""
+    names = tuple(
+        name
+        for name in _names(args, CANDIDATES)
+        if any(world.held_out and world.group in families for world in chosen([name]))
+    )
+    plan = BuildPlan(names, args.seeds + args.fresh, pairs=0, pair_seeds=0)
+    if not args.judge_only:
+        build(plan, args.parts, args.workers, _teller(console))
+    table = table_of(planned(plan, Parts(args.parts)), {}).level
+    return [host for host in _hosts(table) if host.world.held_out and host.number >= args.seeds]
 
 
 def _names(args: argparse.Namespace, default: Iterable[str]) -> tuple[str, ...]:

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
-import numpy as np
 import pytest
 from made_up_tables import DIGITS, A, B, Worth, made_up_host
 
 from esper.bench.growtable import report
-from esper.bench.growtable.admit import Admission, admission, stratified
+from esper.bench.growtable.admit import Admission, admission
 from esper.bench.growtable.hosts import Branches, Shape
+from esper.bench.growtable.parts import Parts, PlayedSequence
 from esper.bench.growtable.play import _Heard
-from esper.bench.growtable.sequences import Choices
-from esper.bench.growtable.table import Table
+from esper.bench.growtable.sequences import Choice, Choices, singles
+from esper.bench.growtable.table import Table, load_table
 from esper.bench.growtable.worlds import CANDIDATES, KNOWN, SLOTS, WORLDS, WorldSpec, chosen, task_of
 from esper.kasmina.growing import GrowingModel
 from esper.leyline import DataError, EnvSpec, EnvView, UsageError
+from esper.scripts.main import main
 from esper.tamiyo.policies import SchedulePolicy
 
 LONG = replace(DIGITS, name="f-0", family="f")
@@ -67,12 +69,25 @@ def test_few_hosts_say_nothing() -> None:
         judged(SHORT, (B,), hosts=2)
 
 
-def test_strata_count_alike_and_what_is_between_them_is_no_noise() -> None:
-    found = stratified(["a", "a", "b", "b", "b", "b"], np.array([1.0, 1.0, 3.0, 3.0, 3.0, 3.0]))
-    assert (found.mean, found.low, found.high) == (2.0, 2.0, 2.0)
-    wide = stratified(["a", "a", "b", "b"], np.array([0.0, 2.0, 3.0, 5.0]))
-    # two degrees of freedom; standard error: half the root of 1 + 1
-    assert wide.mean == 2.5 and wide.high == pytest.approx(2.5 + 4.3027 * 2**0.5 / 2, abs=1e-3)
+def test_hosts_that_admitted_a_held_out_family_are_not_what_is_scored_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("esper.bench.growtable.admit.PERMUTATIONS", 19)
+    few = {"blueprints": ("conv5",), "times": (1,), "max_seeds": 1, "held_out": True}
+    kinds = {"block0": replace(LONG, **few), "block1": replace(SHORT, **few)}
+    for slot, world in kinds.items():
+        wins = (Choice(1, slot, "conv5"),)
+        for n in range(6):
+            made = made_up_host(n, [(), *singles(world)], best_is(wins), world)
+            for choices, record in made.records.items():
+                Parts(tmp_path / "parts").write(PlayedSequence(world, n, choices, record))
+        monkeypatch.setattr(f"made_up_tables.{slot}", world, raising=False)
+    command = ["growtable", "admit", "--worlds", "made_up_tables:block0,made_up_tables:block1", "--seeds", "4"]
+    command += ["--judge-only", "--parts", str(tmp_path / "parts"), "--output", str(tmp_path / "t.growtable")]
+    for more, numbers in (([], [0, 1, 2, 3]), (["--fresh", "2"], [4, 5])):
+        assert main([*command, *more]) == 0
+        table = load_table(tmp_path / "t.growtable")
+        assert [[host.number for host in table.of(name)] for name in ("f-0", "f-1")] == [numbers, numbers]
 
 
 def test_a_table_is_level_where_every_world_of_a_family_has_the_same_hosts() -> None:

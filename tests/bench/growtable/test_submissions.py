@@ -52,7 +52,7 @@ def test_the_best_stands_first(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"format": "esper-growtable-submission-9"}, "'esper-growtable-submission-1' is needed"),
+        ({"format": "esper-growtable-submission-9"}, "'esper-growtable-submission-2' is needed"),
         ({"table": {"version": 3, "sha256": "a" * 64}}, "scored on table aaaaaaaaaaaaaaaa of version 3; the leader"),
         ({"table": {"version": 2, "sha256": "c" * 64}}, "scored on table cccccccccccccccc of version 2; the leader"),
         ({"objective": [99.0, 98.0, 100.0]}, "objective is 99.00 (98.00 to 100.00) there; the sequences that it names"),

@@ -27,9 +27,10 @@ import numpy.typing as npt
 
 from esper.bench.growtable.host import Node, TableHost
 from esper.bench.growtable.sequences import Choices
+from esper.bench.growtable.strata import stratified
 from esper.bench.growtable.table import Table
 from esper.bench.growtable.tabular import value
-from esper.karn.stats import Interval, t_quantile
+from esper.karn.stats import Interval
 from esper.leyline import DataError, EnvView, Op
 
 PERMUTATIONS: Final = 99
@@ -142,20 +143,11 @@ def admission(family: str, table: Table) -> Admission:
         family=family,
         best={name: found.choices[_best(found, np.flatnonzero(np.array(found.worlds) == name))] for name in kinds},
         hosts=len(hosts),
-        differs=stratified(found.worlds, knowing - blind),
+        differs=stratified(found.worlds, (knowing - blind).tolist()),
         shown=Counter(names).most_common(1)[0][0],
         p=(1 + sum(each >= price for each in chance)) / (1 + PERMUTATIONS),
-        price=stratified(found.worlds, reading - blind),
+        price=stratified(found.worlds, (reading - blind).tolist()),
     )
-
-
-def stratified(strata: Sequence[str], values: Grid) -> Interval:
-    """Mean over the strata's means, each stratum counting alike, with its 95 % t interval."""
-    parts = [values[np.array(strata) == name] for name in dict.fromkeys(strata)]
-    mean = float(np.mean([part.mean() for part in parts]))
-    error = float(np.sqrt(sum(part.var(ddof=1) / len(part) for part in parts))) / len(parts)
-    half = t_quantile(0.975, len(values) - len(parts)) * error
-    return Interval(mean, len(values), mean - half, mean + half)
 
 
 def _family(hosts: Sequence[TableHost]) -> _Family:

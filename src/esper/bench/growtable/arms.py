@@ -22,6 +22,7 @@ from esper.bench.growtable.score import (
     HostResults,
     Norm,
     Tally,
+    ahead,
     break_even,
     by_views,
     fitting,
@@ -36,7 +37,6 @@ from esper.bench.growtable.score import (
 )
 from esper.bench.growtable.sequences import Choices
 from esper.bench.growtable.table import Table
-from esper.karn.stats import interval
 from esper.leyline import Policy
 from esper.tamiyo.policies import FrugalPolicy, HeuristicConfig, HeuristicPolicy, StaticPolicy
 
@@ -74,14 +74,10 @@ class _Field:
 
     def duel(self, arm: str, rival: str) -> Duel:
         mine, theirs = self.tabulated[arm], self.tabulated[rival]
-        points = interval([mine[key].objective - theirs[key].objective for key in mine])
-        if points is None:
-            raise RuntimeError("there are hosts")
-        return Duel(arm, rival, points, line(arm, mine, self.ends, theirs).better_than_fixed)
+        return Duel(arm, rival, ahead(mine, theirs), line(arm, mine, self.ends, theirs).better_than_fixed)
 
     def ahead(self, arm: str, rival: str) -> str:
-        mine, theirs = self.real[arm], self.real[rival]
-        return report.ahead("real runs", rival, [mine[key].objective - theirs[key].objective for key in mine])
+        return report.ahead("real runs", rival, ahead(self.real[arm], self.real[rival]))
 
 
 @dataclass(frozen=True, slots=True)

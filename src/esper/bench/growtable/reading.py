@@ -18,9 +18,9 @@ import numpy as np
 
 from esper.bench.growtable.host import Node, TableHost
 from esper.bench.growtable.record import FACTS
-from esper.bench.growtable.score import Player, outcome_of, walk
+from esper.bench.growtable.score import HostKey, Player, host_key, outcome_of, over_hosts, walk
 from esper.bench.growtable.table import Table
-from esper.karn.stats import Interval, interval
+from esper.karn.stats import Interval
 from esper.leyline import EnvView, FactoredAction
 
 
@@ -73,7 +73,7 @@ class Reading:
     group: str
     scope: str
     lost: Interval
-    """Objective lost, in points: means over the permutations, interval over hosts."""
+    """Objective lost, in points: means over the permutations, interval over hosts, worlds its strata."""
     changed: int
     """Episodes in which it did anything else than it does as it is."""
     episodes: int
@@ -137,18 +137,15 @@ def _reading(
     drawn: Sequence[Sequence[int]],
 ) -> Reading:
     scope, group = named
-    lost: list[float] = []
+    lost: dict[HostKey, float] = {}
     changed = 0
     for i, host in enumerate(hosts):
         own = outcome_of(host, [shown[i][-1].record]).objective
         ends = [walk(host, _misled(player(host, 0), shown[donors[i]], GROUPS[group])) for donors in drawn]
         changed += sum(end.sequences != shown[i][-1].sequences for end in ends)
         # differences first: their mean is exactly 0 where nothing changed
-        lost.append(fmean(own - outcome_of(host, [end.record]).objective for end in ends))
-    found = interval(lost)
-    if found is None:
-        raise RuntimeError("there are hosts")
-    return Reading(group, scope, found, changed, len(hosts) * len(drawn))
+        lost[host_key(host)] = fmean(own - outcome_of(host, [end.record]).objective for end in ends)
+    return Reading(group, scope, over_hosts(lost), changed, len(hosts) * len(drawn))
 
 
 def _misled(

@@ -13,7 +13,7 @@ from esper.bench.growtable.score import ArmScore, BreakEven, Duel, Tally, oracle
 from esper.bench.growtable.sequences import Choices, name_of, singles
 from esper.bench.growtable.table import Table
 from esper.bench.growtable.tabular import value
-from esper.karn.stats import Interval, interval
+from esper.karn.stats import Interval
 
 
 def sampled(table: Table) -> str:
@@ -162,9 +162,9 @@ def unheard(worlds: Sequence[str]) -> str:
     return f"In the table of {', '.join(worlds)} it saw nothing that places promise: no audition is held there."
 
 
-def ahead(where: str, rival: str, differences: Sequence[float]) -> str:
-    """One sentence on paired differences in objective, one per host."""
-    return f"In {where} it is ahead of {rival} by {_bounds(interval(differences))} points, {len(differences)} hosts."
+def ahead(where: str, rival: str, differences: Interval) -> str:
+    """One sentence on paired differences in objective."""
+    return f"In {where} it is ahead of {rival} by {_bounds(differences)} points, {differences.n} hosts."
 
 
 def paid_off(even: BreakEven) -> str:

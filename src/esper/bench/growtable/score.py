@@ -19,9 +19,10 @@ from esper.bench.growtable.host import Node, TableHost
 from esper.bench.growtable.play import play_freely
 from esper.bench.growtable.record import Record
 from esper.bench.growtable.sequences import Choices
+from esper.bench.growtable.strata import stratified
 from esper.bench.growtable.table import Table
 from esper.bench.growtable.tabular import value, worth
-from esper.karn.stats import Interval, interval
+from esper.karn.stats import Interval
 from esper.leyline import DataError, EnvSpec, FactoredAction, Policy, UsageError
 from esper.leyline.decoding import told
 
@@ -246,8 +247,8 @@ def _refused(node: Node, action: FactoredAction) -> str:
 @dataclass(frozen=True, slots=True)
 class ArmScore:
     """One arm on held-out worlds. ``regret`` is points lost over points to be had, pooled over the worlds, with its
-    interval over hosts: in a world where nothing can be won a ratio of its own is noise. It is ``None`` where less than
-    :data:`LEAST_TO_WIN` can be won on average.
+    interval over hosts, worlds its strata: in a world where nothing can be won a ratio of its own is noise. It is
+    ``None`` where less than :data:`LEAST_TO_WIN` can be won on average.
     """
 
     arm: str
@@ -276,10 +277,10 @@ def line(arm: str, found: HostResults, ends: Mapping[HostKey, Norm], rival: Host
     scale = {name: fmean(n.oracle.objective - n.random.objective for n in _within(ends, name)) for name in worlds}
     lost = {key: ends[key].oracle.objective - found[key].objective for key in ends}
     unit = fmean(scale.values())
-    gains = None if rival is None else [found[key].objective - rival[key].objective for key in ends]
+    gains = None if rival is None else {key: found[key].objective - rival[key].objective for key in ends}
     return ArmScore(
         arm=arm,
-        regret=_in_units(unit, list(lost.values())),
+        regret=_in_units(unit, lost),
         by_world={
             name: fmean(p for key, p in lost.items() if key.world == name) / to_win if to_win >= LEAST_TO_WIN else None
             for name, to_win in scale.items()
@@ -289,8 +290,18 @@ def line(arm: str, found: HostResults, ends: Mapping[HostKey, Norm], rival: Host
     )
 
 
-def _in_units(unit: float, points: Sequence[float]) -> Interval | None:
-    return interval([each / unit for each in points]) if unit >= LEAST_TO_WIN else None
+def _in_units(unit: float, points: Mapping[HostKey, float]) -> Interval | None:
+    return over_hosts({key: each / unit for key, each in points.items()}) if unit >= LEAST_TO_WIN else None
+
+
+def over_hosts(points: Mapping[HostKey, float]) -> Interval:
+    """Mean over the worlds of the hosts, which are its strata."""
+    return stratified([key.world for key in points], list(points.values()))
+
+
+def ahead(mine: HostResults, theirs: HostResults) -> Interval:
+    """Objective of one arm minus another's, paired over hosts."""
+    return over_hosts({key: found.objective - theirs[key].objective for key, found in mine.items()})
 
 
 def _within(ends: Mapping[HostKey, Norm], world: str) -> list[Norm]:

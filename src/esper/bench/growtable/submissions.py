@@ -19,15 +19,15 @@ import msgspec
 from esper.bench.growtable import report
 from esper.bench.growtable.host import TableHost
 from esper.bench.growtable.reading import Reading
-from esper.bench.growtable.score import HostKey, HostResults, Tally, host_key, outcome_of
+from esper.bench.growtable.score import HostKey, HostResults, Tally, ahead, host_key, outcome_of, over_hosts
 from esper.bench.growtable.sequences import Choices, choices_of, name_of
 from esper.bench.growtable.table import Table, TableIdentity
-from esper.karn.stats import Interval, interval
+from esper.karn.stats import Interval
 from esper.leyline import DataError, as_type, decode_json
 from esper.leyline.decoding import told
 from esper.leyline.files import read_regular, write_atomically
 
-FORMAT: Final = "esper-growtable-submission-1"
+FORMAT: Final = "esper-growtable-submission-2"
 SUBMISSION_BYTES: Final = 1 << 20
 TOLERANCE: Final = 1e-6
 """Points by which a stated figure may differ from the one that is computed anew."""
@@ -218,19 +218,16 @@ def _led(given: Submission, field: Field, where: str) -> dict[HostKey, Choices]:
 
 def _figures(field: Field, led: Mapping[HostKey, Choices]) -> tuple[Bounds, dict[str, Bounds]]:
     hosts = field.hosts
-    mine = {key: outcome_of(hosts[key], [hosts[key].records[choices]]).objective for key, choices in led.items()}
     # one order, so that sums round alike
-    keys = sorted(mine, key=lambda key: (key.world, key.number))
-    ahead = {
-        rival: _bounds(interval([mine[key] - theirs[key].objective for key in keys]))
-        for rival, theirs in field.rivals.items()
-    }
-    return _bounds(interval([mine[key] for key in keys])), ahead
+    keys = sorted(led, key=lambda key: (key.world, key.number))
+    mine: HostResults = {key: outcome_of(hosts[key], [hosts[key].records[led[key]]]) for key in keys}
+    beside = {rival: _bounds(ahead(mine, theirs)) for rival, theirs in field.rivals.items()}
+    return _bounds(over_hosts({key: found.objective for key, found in mine.items()})), beside
 
 
-def _bounds(found: Interval | None) -> Bounds:
-    if found is None or found.low is None or found.high is None:
-        raise DataError("a submission needs two held-out hosts or more")
+def _bounds(found: Interval) -> Bounds:
+    if found.low is None or found.high is None:
+        raise DataError("a submission needs two hosts or more of every held-out world")
     return found.mean, found.low, found.high
 
 

@@ -145,6 +145,7 @@ def _two(name: str, field: str, values: tuple[Any, Any], **shared: Any) -> tuple
 
 
 _WHERE: Final = {"blueprints": ("pointwise", "conv5"), "epochs": 10}
+_LONG: Final = {**_WHERE, "epochs": 20}
 _WHETHER: Final = {"blueprints": ("norm", "conv3", "conv5"), "epochs": 10, "rent": 16.0}
 _DEAR: Final = {"blueprints": ("conv3",), "epochs": 10, "rent": 32.0}
 
@@ -152,8 +153,9 @@ _CANDIDATES: Final = (
     *_family("branches", 3, data="digits", host="branches", distractors=2, **_WHERE),
     *_family("branches-mnist14", 3, data="mnist14", host="branches", distractors=2, held_out=True, **_WHERE),
     *_family("branches-narrow", 3, data="digits", host="branches", distractors=2, channels=5, held_out=True, **_WHERE),
-    *_family("one-left", 3, data="digits", host="one-left", **_WHERE),
-    *_family("one-cut", 3, data="digits", host="one-cut", **_WHERE),
+    *_family("branches-mnist1d", 3, data="mnist1d", host="branches", distractors=2, train=1000, held_out=True, **_LONG),
+    *_family("one-left", 3, data="digits", host="one-left", held_out=True, **_WHERE),
+    *_family("one-cut", 3, data="digits", host="one-cut", held_out=True, **_WHERE),
     *_family("sighted", 2, data="digits", host="sighted", **_WHETHER),
     *_family("sighted-dear", 2, data="digits", host="sighted", **_DEAR),
     *_family("sighted-mnist14", 2, data="mnist14", host="sighted", held_out=True, **_DEAR),
