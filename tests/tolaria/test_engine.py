@@ -250,5 +250,5 @@ def test_trying_the_export_leaves_no_trace() -> None:
     one[0].rehearse_export(0)
     assert torch.equal(torch.get_rng_state(), random) and len(one[1]) == told
     assert not any(module.training for module in one[0].trainer(0).model.modules())
-    assert one[0].views([0]) == other[0].views([0])
+    assert one[0].views([0]) == other[0].views([0]) and one[0].costs([0]) == other[0].costs([0])
     assert one[0].train_epoch([0])[0].loss == other[0].train_epoch([0])[0].loss

@@ -460,8 +460,8 @@ class ModuleEngine:
     def put_together(self, env: int) -> AbstractContextManager[None]:
         """Within, a network that is spread over ranks is whole on rank 0, where alone it may be run. All enter."""
         trainer = self._envs[env].trainer
-        if trainer.model.sharding is not None:
-            trainer.macs  # noqa: B018 - counted by all ranks together, for an export asks for it
+        # an export asks for them: they are counted by all ranks together, and without what a rehearsal sows
+        trainer.macs  # noqa: B018
         return trainer.model.put_together()
 
     def materialise(self, env: int) -> nn.Module:
