@@ -207,5 +207,5 @@ def test_a_checksum_sees_every_bit() -> None:
 def test_training_a_task_under_torchrun_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name, value in {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "2", "RANK": "0"}.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(UsageError, match="esper train runs in 2 processes"):
+    with pytest.raises(UsageError, match="esper train heuristic runs in 2 processes that train together"):
         prepare(RunRequest("heuristic", RunConfig, {"run_dir": str(tmp_path / "run")}))
