@@ -26,7 +26,8 @@ from esper.karn.stats import Interval
 from esper.scripts import growtable_runs
 from esper.scripts.main import main
 from esper.simic.vectorized import fresh_network
-from esper.tamiyo.policies.learned import SHIPPED, SHIPPED_FILE, load_policy, save_policy
+from esper.tamiyo.policies import learned
+from esper.tamiyo.policies.learned import READER, SHIPPED, SHIPPED_FILE, load_policy, save_policy
 
 
 @pytest.fixture
@@ -129,18 +130,21 @@ def test_a_policy_learns_in_several_tables(
 
 
 def test_a_shipped_policy_has_its_scores_on_its_card(table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    policy, shipped = table.parent / "p.safetensors", table.parent / "package" / "esper-v1.safetensors"
+    policy, shipped = table.parent / "p.safetensors", table.parent / "package" / "esper-v2.safetensors"
     save_policy(policy, fresh_network(0, cells=8), {"seed": 3}, nurture=True, auditions=True)
-    monkeypatch.setattr(growtable_runs, "SHIPPED_FILE", shipped)
+    monkeypatch.setattr(learned, "PACKAGED", {READER: shipped})
 
-    def scored(table: Table, training: list[str], worlds: list[str], policies: dict[str, str]) -> Scores:
-        assert (worlds, policies) == (["digits-deep-noisy"], {"esper-v1": str(policy)})
+    def scored(
+        table: Table, training: list[str], worlds: list[str], policies: dict[str, str], *, real_runs: bool
+    ) -> Scores:
+        assert (worlds, policies, real_runs) == (["digits-deep-noisy"], {READER: str(policy)}, False)
         arm = ArmScore("`p`, real runs", Interval(0.1, 2, 0.0, 0.2), {}, None, 1.0)
         duel = Duel("`esper-v1`", arms.BLIND, Interval(1.0, 2, 0.5, 3.0), None)
         return Scores((), (), [arm], [duel], remarks=["`p`: ahead"])
 
     monkeypatch.setattr(growtable_runs, "scored", scored)
-    assert main(["growtable", "ship", "--table", str(table), "--policy", str(policy)]) == 0
+    told = ["--name", READER, "--table-only", "--remark", "It reads."]
+    assert main(["growtable", "ship", "--table", str(table), "--policy", str(policy), *told]) == 0
     saved = load_policy(shipped)
     assert (
         saved.nurture
@@ -151,7 +155,7 @@ def test_a_shipped_policy_has_its_scores_on_its_card(table: Path, monkeypatch: p
             "scored_on": ["digits-deep-noisy"],
             "regret": {"`p`, real runs": [0.0, 0.1, 0.2]},
             "ahead": {arms.BLIND: [0.5, 1.0, 3.0]},
-            "remarks": ["`p`: ahead"],
+            "remarks": ["`p`: ahead", "It reads."],
         }
     )
 

@@ -12,13 +12,15 @@ from hypothesis import given, settings
 from safetensors.torch import save_file
 
 from env_views import env_views, live_slot, row_view
-from esper.leyline import WAIT, DataError, EnvSpec, EnvView, Op, SeedStage, SlotView, UsageError
+from esper.leyline import WAIT, DataError, EnvSpec, EnvView, Op, Promise, SeedStage, SlotView, UsageError
 from esper.tamiyo.batch import action_space, observe
 from esper.tamiyo.features import LAYOUT
 from esper.tamiyo.network import GrowthNetwork, GrowthNetworkConfig
 from esper.tamiyo.policies import make_policy
 from esper.tamiyo.policies.learned import (
     FORMAT,
+    PACKAGED,
+    READER,
     SHIPPED,
     SHIPPED_FILE,
     LearnedPolicy,
@@ -74,6 +76,26 @@ def test_the_shipped_policy_is_small_says_where_it_comes_from_and_does_the_same_
     for policy, seed in ((first, 0), (second, 1)):
         policy.reset([EnvSpec(0, 0, seed, 30)])
     assert first.name == SHIPPED and first.decide([view]) == second.decide([view])
+
+
+def test_the_packaged_reader_goes_where_most_is_promised_and_its_card_says_what_is_not_shown() -> None:
+    saved = load_policy(PACKAGED[READER])
+    assert PACKAGED[READER].stat().st_size < 1_000_000 and training_macs(READER) > saved.card["table_macs"] > 0
+    assert saved.nurture and saved.auditions and saved.card["ahead"]["best blind choice"][0] > 0
+    remarks = " ".join(saved.card["remarks"])
+    assert "reads what places promise" in remarks and "branches-narrow alone" in remarks and "real run" in remarks
+    grown = []
+    for most in ("slot0", "slot1", "slot2"):
+        policy = make_policy(READER)
+        policy.reset(SPECS[:1])
+        asked = policy.decide([row_view(epoch=0)])[0]
+        assert policy.name == READER and [name for name, _ in asked.audition] == ["slot0", "slot1", "slot2"]
+        slots = [
+            SlotView(name, promise={"large": Promise(0.5 if name == most else 0.05, 10, 1000, 0)})
+            for name in ("slot0", "slot1", "slot2")
+        ]
+        grown.append(policy.decide([row_view(*slots, epoch=1, max_epochs=10, max_seeds=1)])[0].action.slot)
+    assert grown == ["slot0", "slot1", "slot2"], "a constant would go to one place"
 
 
 def test_files_that_are_no_policies_are_named(tmp_path: Path) -> None:

@@ -214,6 +214,7 @@ def test_third_parties_add_policies_by_entry_points(monkeypatch: pytest.MonkeyPa
         "promise",
         "auto",
         "esper-v1",
+        "esper-v2",
         "theirs",
     )
     assert isinstance(make_policy("theirs"), StaticPolicy)

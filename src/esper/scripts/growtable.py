@@ -74,8 +74,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     seven.add_argument("--judge-only", action="store_true", help="judge what has been played, and play nothing")
     seven.add_argument("--output", type=Path, metavar="FILE", help="write a table of the admitted worlds")
-    six = commands.add_parser("ship", help="put a policy into the package as esper-v1, its scores on its card")
+    six = commands.add_parser("ship", help="put a policy into the package, its scores on its card")
     six.add_argument("--policy", type=Path, required=True, metavar="FILE")
+    six.add_argument("--name", choices=("esper-v1", "esper-v2"), default="esper-v1", help="default: esper-v1")
+    six.add_argument("--table-only", action="store_true", help="no real runs: minutes less")
+    six.add_argument("--remark", action="append", default=[], metavar="TEXT", help="a sentence for its card, too")
     for command in (two, four, six, eight):
         command.add_argument("--table", type=Path, metavar="FILE", help="default: the package's own table")
     three.add_argument(

@@ -252,12 +252,18 @@ def run_ship(args: argparse.Namespace, console: Console) -> None:
     """Score a policy, write the scores on its card and the file into the package."""
     saved = load_policy(args.policy)
     table, training, held_out = _split(load_table(args.table), args.table)
-    found = scored(table, training, held_out, {SHIPPED: str(args.policy)})
+    found = scored(table, training, held_out, {args.name: str(args.policy)}, real_runs=not args.table_only)
     regret = {each.arm: [each.regret.low, each.regret.mean, each.regret.high] for each in found.lines if each.regret}
     ahead = {each.rival: [each.points.low, each.points.mean, each.points.high] for each in found.duels}
-    card = saved.card | {"scored_on": held_out, "regret": regret, "ahead": ahead, "remarks": found.remarks}
-    written = save_policy(SHIPPED_FILE, saved.network, card, nurture=saved.nurture, auditions=saved.auditions)
-    _say(console, f"{SHIPPED_FILE}: {written.bytes:,} bytes")
+    card = saved.card | {
+        "scored_on": held_out,
+        "regret": regret,
+        "ahead": ahead,
+        "remarks": [*found.remarks, *args.remark],
+    }
+    place = file_of(args.name)
+    written = save_policy(place, saved.network, card, nurture=saved.nurture, auditions=saved.auditions)
+    _say(console, f"{place}: {written.bytes:,} bytes")
 
 
 def _named(policies: Sequence[str]) -> dict[str, str]:

@@ -13,7 +13,7 @@ from esper.bench.growtable.env import GrowTableEnv
 from esper.bench.growtable.score import Tally, walk
 from esper.bench.growtable.table import Table
 from esper.leyline import Op, UsageError
-from esper.tamiyo.policies.learned import SHIPPED, SHIPPED_FILE
+from esper.tamiyo.policies.learned import PACKAGED
 
 CODE = """
 import numpy as np
@@ -127,8 +127,9 @@ def test_a_policy_by_name_plays_as_that_policy() -> None:
     assert walk(host, one.player(host, 0)).ended
 
 
-def test_the_shipped_policy_by_name_plays_as_its_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    named, filed = entrant("x", SHIPPED), entrant("x", str(SHIPPED_FILE))
+@pytest.mark.parametrize("name", list(PACKAGED))
+def test_a_packaged_policy_by_name_plays_as_its_file(name: str) -> None:
+    named, filed = entrant("x", name), entrant("x", str(PACKAGED[name]))
     seen = []
     for one in (named, filed):
         asked, host = [], made_up_host(0)

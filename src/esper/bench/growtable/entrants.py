@@ -33,7 +33,7 @@ from esper.leyline import (
 from esper.leyline.decoding import told
 from esper.tamiyo.features import LAYOUT
 from esper.tamiyo.policies import make_policy, policy_names
-from esper.tamiyo.policies.learned import SHIPPED, file_of, load_policy
+from esper.tamiyo.policies.learned import PACKAGED, file_of, load_policy
 
 LEGAL: Final = (
     "legal: a callable without arguments that makes a policy with name, reset(specs), decide(views), or one of two, "
@@ -62,7 +62,7 @@ def entrant(name: str, reference: str) -> Entrant:
     """
     if ":" in reference and not Path(reference).exists():
         return _called(name, reference)
-    if reference in policy_names() and reference != SHIPPED:
+    if reference in policy_names() and reference not in PACKAGED:
         return _with_views(name, f"policy {reference!r}", make_policy(reference))
     if reference.endswith(".zip"):
         return Entrant(name, _of_zip(f"policy {reference!r}", Path(reference)), None)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Final
 
 import msgspec
@@ -33,7 +34,13 @@ from esper.tolaria.rng import derive
 FORMAT: Final = "esper-policy-1"
 SHIPPED: Final = "esper-v1"
 """The policy that comes with the package; ``docs/growtable.md`` says how it was made and what it is worth."""
-SHIPPED_FILE: Final = Path(__file__).with_name(f"{SHIPPED}.safetensors")
+READER: Final = "esper-v2"
+"""Another in the package, which reads what places promise; ``docs/growtable.md`` says what that is worth."""
+PACKAGED: Final = MappingProxyType(
+    {name: Path(__file__).with_name(f"{name}.safetensors") for name in (SHIPPED, READER)}
+)
+"""Name -> file of every learned policy in the package."""
+SHIPPED_FILE: Final = PACKAGED[SHIPPED]
 POLICY_BYTES: Final = 1 << 28
 ROWS: Final = 8
 """Rows of every inference: a matrix product of another shape rounds differently, and one bit can turn a choice."""
@@ -151,12 +158,12 @@ class _Card(msgspec.Struct, frozen=True):
 
 
 def file_of(name: str) -> Path:
-    """The file that is meant where a learned policy is named: :data:`SHIPPED` or a path."""
-    return SHIPPED_FILE if name == SHIPPED else Path(name)
+    """The file that is meant where a learned policy is named: one in the package by name, or a path."""
+    return PACKAGED.get(name) or Path(name)
 
 
 def training_macs(name: str) -> int:
-    """:attr:`SavedPolicy.training_macs` of a policy's file, or of :data:`SHIPPED`."""
+    """:attr:`SavedPolicy.training_macs` of a policy's file, or of one in the package."""
     return load_policy(file_of(name)).training_macs
 
 
@@ -189,6 +196,11 @@ class LearnedPolicy:
     def shipped() -> LearnedPolicy:
         """:data:`SHIPPED`."""
         return load_policy(SHIPPED_FILE).player(name=SHIPPED)
+
+    @staticmethod
+    def reader() -> LearnedPolicy:
+        """:data:`READER`."""
+        return load_policy(PACKAGED[READER]).player(name=READER)
 
     def reset(self, specs: Sequence[EnvSpec]) -> None:
         """Empty memory and a fresh stream for each row."""

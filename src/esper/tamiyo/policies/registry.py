@@ -33,6 +33,7 @@ BUILT_IN: Final = MappingProxyType(
         "promise": "esper.tamiyo.policies.promise:PromisePolicy",
         "auto": "esper.tamiyo.policies.auto:AutoPolicy",
         "esper-v1": "esper.tamiyo.policies.learned:LearnedPolicy.shipped",
+        "esper-v2": "esper.tamiyo.policies.learned:LearnedPolicy.reader",
     }
 )
 """Name -> ``module:attribute`` of what makes the policy: loaded when it is asked for, so that names cost no torch."""
