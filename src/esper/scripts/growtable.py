@@ -52,7 +52,6 @@ def build_parser() -> argparse.ArgumentParser:
         "arguments makes a policy; one of two maps observation and mask of esper/GrowTableFlat-v0 to an action",
     )
     four.add_argument("--mark", default="growtable", help="name of the marks of PAGE (default: growtable)")
-    four.add_argument("--table-only", action="store_true", help="no real runs: minutes less")
     four.add_argument("--output", type=Path, metavar="FILE.csv", help="a row an arm and host, for a data frame")
     four.add_argument("--submit", type=Path, metavar="FOLDER", help="write a submission for each policy that is named")
     eight = commands.add_parser("leaderboard", help="one table of submissions to one table's held-out worlds")
@@ -77,8 +76,9 @@ def build_parser() -> argparse.ArgumentParser:
     six = commands.add_parser("ship", help="put a policy into the package, its scores on its card")
     six.add_argument("--policy", type=Path, required=True, metavar="FILE")
     six.add_argument("--name", choices=("esper-v1", "esper-v2"), default="esper-v1", help="default: esper-v1")
-    six.add_argument("--table-only", action="store_true", help="no real runs: minutes less")
     six.add_argument("--remark", action="append", default=[], metavar="TEXT", help="a sentence for its card, too")
+    for command in (four, six):
+        command.add_argument("--table-only", action="store_true", help="no real runs: minutes less")
     for command in (two, four, six, eight):
         command.add_argument("--table", type=Path, metavar="FILE", help="default: the package's own table")
     three.add_argument(
@@ -89,9 +89,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="may be repeated, to learn in the worlds of all; default: the package's own table",
     )
     for command in (two, four, seven, eight):
-        command.add_argument(
-            "--into", type=Path, metavar="PAGE", help="write the result between the marks of PAGE, too"
-        )
+        command.add_argument("--into", type=Path, metavar="PAGE", help="write the result between PAGE's marks, too")
     return parser
 
 
