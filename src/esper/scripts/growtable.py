@@ -23,11 +23,7 @@ def build_parser() -> argparse.ArgumentParser:
     one.add_argument("--pairs", type=int, metavar="N", help="sampled pairs a world (default 400)")
     one.add_argument("--pair-seeds", type=int, metavar="N", help="hosts with pairs (4)")
     one.add_argument("--parts", type=Path, default=Path("growtable-parts"), metavar="DIR", help="what is done so far")
-    one.add_argument(
-        "--pack-only",
-        action="store_true",
-        help="write the table of the hosts that have played the plan, and play nothing",
-    )
+    one.add_argument("--pack-only", action="store_true", help="pack hosts that have played the plan, and play nothing")
     one.add_argument("--output", type=Path, metavar="FILE", help="default: the package's own table")
     two = commands.add_parser("check", help="play tabulated sequences on fresh hosts, and compare")
     two.add_argument("--count", type=int, default=50, metavar="N")
