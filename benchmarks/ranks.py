@@ -3,8 +3,7 @@
     OMP_NUM_THREADS=1 uv run torchrun --standalone --nproc-per-node 2 benchmarks/ranks.py
 
 A small GPT on random tokens; steps alternate between the two in blocks, in the same processes. Figures are medians of
-the blocks' ratios of seconds on rank 0, with the middle half of them, and bytes of gradients that a rank sends in.
-Whatever else runs on the machine is in them.
+the blocks' ratios of CPU seconds of all ranks, with the middle half of them, and bytes of gradients that a rank sends.
 """
 
 from __future__ import annotations
@@ -84,15 +83,18 @@ def fresh() -> tuple[GPT, torch.optim.Optimizer]:
 
 
 def timed(block: Callable[[], None]) -> float:
+    """CPU seconds of all ranks, those of threads that exchange gradients too."""
     dist.barrier()
-    began = time.perf_counter()
+    began = time.process_time()
     block()
     dist.barrier()
-    return time.perf_counter() - began
+    took = torch.tensor(time.process_time() - began)
+    dist.all_reduce(took)
+    return float(took)
 
 
 def compared(grow: bool, data: list[tuple[Tensor, Tensor]]) -> tuple[list[float], list[str], int]:
-    """Ratios of the blocks' seconds; the seed's stage in each; bytes of gradients a step."""
+    """Ratios of the blocks' CPU seconds; the seed's stage in each; bytes of gradients a step."""
     loss_of = nn.CrossEntropyLoss()
     bare, bare_optimizer = fresh()
     wrapped = DistributedDataParallel(bare)
