@@ -21,6 +21,7 @@ from esper.leyline import TelemetryEventType as T
 from esper.library import Budget, Grower, OwnChoices
 from esper.nissa.reader import read_journal
 from esper.tamiyo.policies.base import EnvPolicy
+from esper.tolaria.ranks import Together
 from own_loop import LOSS, TRAIN, narrow, products
 
 VALIDATION = [products(n, seed) for n, seed in ((100, 10), (100, 11), (37, 12), (19, 13), (60, 14))]
@@ -72,6 +73,39 @@ def halves(batch: tuple[Tensor, Tensor], rank: int, ranks: int) -> tuple[Tensor,
 def whole(tensor: Tensor) -> Tensor:
     """All of a tensor of which each rank has a part."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def saving_after(epoch: int, path: Path) -> Callable[[int, Grower], None]:
+    """For ``Ranked.at_epoch``: rank 0 writes down the state after an epoch. All ranks are asked for it after each."""
+
+    def save(now: int, grower: Grower) -> None:
+        state = grower.state_dict()
+        if now == epoch and Together().rank == 0:
+            torch.save(state, path)
+
+    return save
+
+
+def saving_at(epoch: int, step: int, path: Path) -> Callable[[int, int, Grower], None]:
+    """For ``Ranked.at_step``: rank 0 writes down the state in the middle of an epoch."""
+
+    def save(epoch_now: int, step_now: int, grower: Grower) -> None:
+        if (epoch_now, step_now) == (epoch, step):
+            state = grower.state_dict()
+            if Together().rank == 0:
+                torch.save(state, path)
+
+    return save
+
+
+def going_on(path: Path, first: int) -> Callable[[Grower], int]:
+    """For ``Ranked.begin``: the state in the file is gone on from, and ``first`` is the epoch to begin with."""
+
+    def load(grower: Grower) -> int:
+        grower.load_state_dict(torch.load(path))
+        return first
+
+    return load
 
 
 @dataclass

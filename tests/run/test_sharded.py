@@ -24,9 +24,21 @@ from esper.leyline import TelemetryEventType as T
 from esper.library import Grower
 from esper.nissa.reader import read_journal
 from esper.tolaria.missing import RankLost
-from esper.tolaria.ranks import RanksDiffer, Together
+from esper.tolaria.ranks import RanksDiffer
 from own_loop import LOSS, TRAIN, narrow, products
-from ranked_loop import VALIDATION, Moves, Ranked, committed, germinate, grown, halves, whole
+from ranked_loop import (
+    VALIDATION,
+    Moves,
+    Ranked,
+    committed,
+    germinate,
+    going_on,
+    grown,
+    halves,
+    saving_after,
+    saving_at,
+    whole,
+)
 from ranks import on_ranks
 
 pytestmark = pytest.mark.usefixtures("without_figures")
@@ -209,20 +221,12 @@ def test_a_rank_whose_batches_are_beyond_all_bounds_has_all_roll_back(tmp_path: 
 def test_as_many_ranks_as_there_are_go_on(ranks: int, tmp_path: Path) -> None:
     """On one rank the host is a plain one."""
 
-    def save(epoch: int, grower: Grower) -> None:
-        state = grower.state_dict()
-        if epoch == 4 and Together().rank == 0:
-            torch.save(state, tmp_path / "growth.pt")
-
-    def load(grower: Grower) -> int:
-        grower.load_state_dict(torch.load(tmp_path / "growth.pt"))
-        return 5
-
+    saved = tmp_path / "growth.pt"
     train = [products(96, seed) for seed in range(4)]
-    begun = Watched(at_epoch=save, train=train)
+    begun = Watched(at_epoch=saving_after(4, saved), train=train)
     two = on_ranks(2, tmp_path / "a", lambda rank: begun.run(tmp_path / "two", rank, 2))
     assert isinstance(two[0], dict), two[0]
-    on = Watched(begin=load, train=train)
+    on = Watched(begin=going_on(saved, 5), train=train)
     one = Watched(train=train).run(tmp_path / "one")
     one["views"] = one["views"][5:]
     if ranks == 1:
@@ -241,19 +245,10 @@ def test_as_many_ranks_as_there_are_go_on(ranks: int, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_ranks_go_on_in_mid_epoch(tmp_path: Path) -> None:
-    def save(epoch: int, step: int, grower: Grower) -> None:
-        if (epoch, step) == (4, 2):
-            state = grower.state_dict()
-            if Together().rank == 0:
-                torch.save(state, tmp_path / "growth.pt")
-
-    def load(grower: Grower) -> int:
-        grower.load_state_dict(torch.load(tmp_path / "growth.pt"))
-        return 4
-
-    begun = Watched(at_step=save)
+    saved = tmp_path / "growth.pt"
+    begun = Watched(at_step=saving_at(4, 2, saved))
     two = on_ranks(2, tmp_path / "a", lambda rank: begun.run(tmp_path / "two", rank, 2))
-    on = Watched(begin=load, skip=3)
+    on = Watched(begin=going_on(saved, 4), skip=3)
     many = on_ranks(2, tmp_path / "b", lambda rank: on.run(tmp_path / "two", rank, 2))
     assert isinstance(many[0], dict), many[0]
     assert many[0]["losses"] == two[0]["losses"][4:]

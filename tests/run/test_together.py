@@ -25,7 +25,7 @@ from esper.run.resume import CheckpointInfo
 from esper.run.together import NOTHING_LOST, how_to_go_on
 from esper.tolaria.ranks import RankLost, RanksDiffer, Together
 from own_loop import LOSS, narrow, products
-from ranked_loop import VALIDATION, Moves, Ranked, committed, germinate, grown
+from ranked_loop import VALIDATION, Moves, Ranked, committed, germinate, going_on, grown, saving_after, saving_at
 from ranks import on_ranks
 
 pytestmark = pytest.mark.usefixtures("without_figures")
@@ -184,18 +184,10 @@ def test_fifty_epochs_of_two_ranks_are_the_same_bit_for_bit(tmp_path: Path) -> N
 def test_as_many_ranks_as_there_are_go_on(ranks: int, tmp_path: Path) -> None:
     """Each is given its share of the same batches: what two have begun comes to what one comes to."""
 
-    def save(epoch: int, grower: Grower) -> None:
-        state = grower.state_dict()
-        if epoch == 4 and Together().rank == 0:
-            torch.save(state, tmp_path / "growth.pt")
-
-    def load(grower: Grower) -> int:
-        grower.load_state_dict(torch.load(tmp_path / "growth.pt"))
-        return 5
-
-    begun = Ranked(at_epoch=save)
+    saved = tmp_path / "growth.pt"
+    begun = Ranked(at_epoch=saving_after(4, saved))
     assert len(on_ranks(2, tmp_path / "a", lambda rank: begun.run(tmp_path / "two", rank, 2))) == 2
-    on = Ranked(begin=load)
+    on = Ranked(begin=going_on(saved, 5))
     many = on_ranks(ranks, tmp_path / "b", lambda rank: on.run(tmp_path / "two", rank, ranks))
     one = Ranked().run(tmp_path / "one")
     assert isinstance(many[0], dict), many[0]
@@ -207,21 +199,12 @@ def test_as_many_ranks_as_there_are_go_on(ranks: int, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("ranks", [1, 2, 4])
 def test_as_many_ranks_as_there_are_go_on_in_mid_epoch(ranks: int, tmp_path: Path) -> None:
-    def save(epoch: int, step: int, grower: Grower) -> None:
-        if (epoch, step) == (4, 2):
-            state = grower.state_dict()
-            if Together().rank == 0:
-                torch.save(state, tmp_path / "growth.pt")
-
-    def load(grower: Grower) -> int:
-        grower.load_state_dict(torch.load(tmp_path / "growth.pt"))
-        return 4
-
-    begun = Ranked(at_step=save)
+    saved = tmp_path / "growth.pt"
+    begun = Ranked(at_step=saving_at(4, 2, saved))
     if ranks == 2:  # batches of other sizes are normed otherwise
         begun = replace(begun, model=normed, at=("2", "0"), policy=lambda: Moves({1: germinate("2")}))
     whole = on_ranks(2, tmp_path / "a", lambda rank: begun.run(tmp_path / "two", rank, 2))
-    on = replace(begun, begin=load, skip=3, at_step=Ranked().at_step)
+    on = replace(begun, begin=going_on(saved, 4), skip=3, at_step=Ranked().at_step)
     many = on_ranks(ranks, tmp_path / "b", lambda rank: on.run(tmp_path / "two", rank, ranks))
     assert isinstance(many[0], dict), many[0]
     if ranks == 2:
