@@ -239,7 +239,7 @@ def _origin(kind: type) -> type:
 
 
 def _check(host: nn.Module, sharded: Iterable[Any]) -> None:
-    managed: dict[nn.Parameter, str] = {}
+    managed: set[nn.Parameter] = set()
     for module in sharded:
         state = module._get_fsdp_state()
         if len(state._modules) > 1:
@@ -252,7 +252,7 @@ def _check(host: nn.Module, sharded: Iterable[Any]) -> None:
                 )
             if type(group.offload_policy).__name__ != "OffloadPolicy":
                 raise UsageError("the model's fully_shard has a CPUOffloadPolicy; legal: one without")
-            managed.update(dict.fromkeys((each.sharded_param for each in group.fsdp_params), ""))
+            managed.update(each.sharded_param for each in group.fsdp_params)
     meshes = {each.device_mesh for each in managed if is_shard(each)}
     for path, module in host.named_modules():
         where = f"of submodule {path!r}" if path else "of the model"
@@ -319,18 +319,11 @@ def put_together(model: nn.Module) -> Iterator[None]:
     """Within, the process with rank 0 has all of ``model``, on the CPU, where it needs no other to run it; the others
     have what they had. All of them enter.
     """
-    held = [
-        (owner._parameters, name, parameter)
-        for owner in model.modules()
-        for name, parameter in owner._parameters.items()
-        if parameter is not None
-    ]
-    held += [(owner._buffers, name, each) for owner in model.modules() for name, each in owner._buffers.items()]  # type: ignore[misc]
+    places: list[dict[str, Any]] = [kind for each in model.modules() for kind in (each._parameters, each._buffers)]
+    held = [(place, name, tensor) for place in places for name, tensor in place.items() if tensor is not None]
     whole: dict[Tensor, Tensor] = {}
     first = dist.get_rank() == 0
-    for _, _, tensor in held:
-        if tensor is None or tensor in whole:
-            continue
+    for tensor in dict.fromkeys(tensor for _, _, tensor in held):
         with torch.no_grad():
             all_of_it = gathered(tensor)
         if first:
@@ -339,7 +332,7 @@ def put_together(model: nn.Module) -> Iterator[None]:
             whole[tensor] = nn.Parameter(here, tensor.requires_grad) if learns else here
     try:
         for place, name, tensor in held if first else ():
-            place[name] = None if tensor is None else whole[tensor]  # type: ignore[assignment]
+            place[name] = whole[tensor]
         yield
     finally:
         for place, name, tensor in held if first else ():
