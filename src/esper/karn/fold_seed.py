@@ -277,20 +277,7 @@ def _health(seed: SeedFold, event: TelemetryEvent) -> None:
 _HEALTH: Final = frozenset((*NOW, *AGED))
 
 
-def _count(
-    state: RunState,
-    blueprint: str | None,
-    *,
-    germinated: int = 0,
-    fossilized: int = 0,
-    pruned: int = 0,
-    refused: int = 0,
-) -> None:
+def _count(state: RunState, blueprint: str | None, **more: int) -> None:
     name = blueprint or "unknown"
-    known = state.census.get(name)
-    if known is not None:
-        germinated, fossilized = germinated + known.germinated, fossilized + known.fossilized
-        pruned, refused = pruned + known.pruned, refused + known.refused
-    state.census[name] = Census(
-        blueprint=name, germinated=germinated, fossilized=fossilized, pruned=pruned, refused=refused
-    )
+    known = state.census.get(name) or Census(blueprint=name, germinated=0, fossilized=0, pruned=0, refused=0)
+    state.census[name] = replace(known, **{kind: getattr(known, kind) + count for kind, count in more.items()})
