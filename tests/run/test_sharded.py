@@ -276,7 +276,13 @@ def test_a_rank_that_is_killed_ends_the_run_and_it_goes_on(tmp_path: Path) -> No
 def test_a_shard_is_told_from_a_tensor_that_all_have() -> None:
     rows = torch.ones(2, 3)
     assert sharded.as_shards({"a.b": rows})["a.b"] is not None
-    assert sharded.unmarked("x/a.b@7x3") == ("x/a.b", [7, 3]) and sharded.unmarked("a@7.b") == ("a@7.b", None)
+    assert sharded.unmarked("x/a.b..7x3") == ("x/a.b", [7, 3])
+    named = nn.Module()
+    for odd in ("a@7", "7x3"):
+        named.register_buffer(odd, rows)
+    assert all(sharded.unmarked(f"x/{name}") == (f"x/{name}", None) for name in named.state_dict())
+    with pytest.raises(KeyError):
+        named.register_buffer("a..7x3", rows)  # torch refuses the name that would be taken for a shard's
 
 
 @pytest.mark.slow

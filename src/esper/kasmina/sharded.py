@@ -42,8 +42,9 @@ _HOOKS: Final = (
 )
 _MARKS: Final = ("__composable_api_state_key", "_is_fsdp_managed_module", "_fsdp_use_orig_params")
 """Attributes that FSDP leaves on a module."""
-_SHARD: Final = re.compile(r"@([\dx]*)$")
-"""Ends the name of a shard among saved tensors, with the shape of the whole."""
+_SHARD: Final = re.compile(r"\.\.([\dx]+)$")
+"""Ends the name of a shard among saved tensors, with the shape of the whole. No module has an empty name, so nothing
+else ends like that."""
 
 
 def is_shard(tensor: Any) -> TypeGuard[DTensor]:
@@ -173,7 +174,7 @@ class Sharding:
 def as_shards(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """What this process has of each; the name of a shard says so, and of what shape the whole is."""
     return {
-        f"{name}@{'x'.join(map(str, tensor.shape))}" if is_shard(tensor) else name: local(tensor)
+        f"{name}..{'x'.join(map(str, tensor.shape))}" if is_shard(tensor) else name: local(tensor)
         for name, tensor in tensors.items()
     }
 
