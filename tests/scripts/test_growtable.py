@@ -15,6 +15,7 @@ from made_up_tables import B, C, made_up_host
 
 from esper.bench.growtable import arms
 from esper.bench.growtable.arms import Scores
+from esper.bench.growtable.families import FamilyScore
 from esper.bench.growtable.host import TableHost
 from esper.bench.growtable.learn import Learned, LearnPlan, Tell
 from esper.bench.growtable.reading import readings
@@ -52,7 +53,7 @@ def test_a_score_goes_into_a_page(
     save_table(Table(hosts, {}), table)
     page.write_text("before\n<!-- bench growtable: begin -->\nold\n<!-- bench growtable: end -->\nafter\n")
     card = {"policy_macs": 10, "table_macs": 20}
-    save_policy(policy, fresh_network(0, cells=8), card, nurture=True, auditions=True)
+    save_policy(policy, fresh_network(0, cells=8), card, nurture=True)
     rows, folder = tmp_path / "scores.csv", tmp_path / "submissions"
     command = ["growtable", "score", "--table", str(table), "--policy", str(policy), "--into", str(page)]
     command += ["--policy", SHIPPED]
@@ -72,7 +73,6 @@ def test_a_score_goes_into_a_page(
         "| `esper-v1` | best blind choice | ",
         "| `p` | all of these | of its world | ",
         "`p`: Reading test: ",
-        "`p`: In the table of digits-deep-noisy it saw nothing that places promise",
         "actions that it asked for in the table none was illegal",
         "`esper-v1`: In real runs it is ahead of frugal by ",
         "| frugal, real runs | ",
@@ -139,8 +139,10 @@ def test_a_shipped_policy_has_its_scores_on_its_card(table: Path, monkeypatch: p
     ) -> Scores:
         assert (worlds, policies, real_runs) == (["digits-deep-noisy"], {READER: str(policy)}, False)
         arm = ArmScore("`p`, real runs", Interval(0.1, 2, 0.0, 0.2), {}, None, 1.0)
-        duel = Duel("`esper-v1`", arms.BLIND, Interval(1.0, 2, 0.5, 3.0), None)
-        return Scores((), (), [arm], [duel], remarks=["`p`: ahead"])
+        points = Interval(1.0, 2, 0.5, 3.0)
+        family = FamilyScore("`esper-v1`", "far", {arms.BLIND: points}, Interval(2.0, 2, 1.0, 3.0))
+        duel = Duel("`esper-v1`", arms.BLIND, points, None)
+        return Scores((), (), [arm], [duel], [family], remarks=["`p`: ahead"])
 
     monkeypatch.setattr(growtable_runs, "scored", scored)
     told = ["--name", READER, "--table-only", "--remark", "It reads."]
@@ -155,9 +157,13 @@ def test_a_shipped_policy_has_its_scores_on_its_card(table: Path, monkeypatch: p
             "scored_on": ["digits-deep-noisy"],
             "regret": {"`p`, real runs": [0.0, 0.1, 0.2]},
             "ahead": {arms.BLIND: [0.5, 1.0, 3.0]},
+            "families": {"far": {"ahead": {arms.BLIND: [0.5, 1.0, 3.0]}, "lost": [1.0, 2.0, 3.0]}},
             "remarks": ["`p`: ahead", "It reads."],
         }
     )
+    once, policy = shipped.read_bytes(), shipped
+    assert main(["growtable", "ship", "--table", str(table), "--policy", str(policy), *told]) == 0
+    assert shipped.read_bytes() == once
 
 
 def test_what_was_built_is_packed_and_what_was_not_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

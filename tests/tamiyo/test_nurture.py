@@ -2,16 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
 
 from env_views import GERMINATE, env_views, factored_actions, live_slot, measured, row_view
-from esper.leyline import ActionOutcome, ActionSpace, Blend, EnvSpec, EnvView, Fact, FactoredAction, Op, SeedStage
+from esper.leyline import (
+    WAIT,
+    ActionOutcome,
+    ActionSpace,
+    Blend,
+    EnvSpec,
+    EnvView,
+    Fact,
+    FactoredAction,
+    Op,
+    Policy,
+    Promise,
+    SeedStage,
+    UsageError,
+)
 from esper.simic.vectorized import fresh_network
 from esper.tamiyo.batch import action_space, tables
 from esper.tamiyo.heads import growth_heads
 from esper.tamiyo.masks import availability
+from esper.tamiyo.policies import PromisePolicy
 from esper.tamiyo.policies.learned import LearnedPolicy
 from esper.tamiyo.policies.nurture import Nurture, Offer
 from esper.tolaria.legality import why_illegal
@@ -52,8 +70,39 @@ def test_places_are_auditioned_before_anything_is_offered_where_a_policy_was_tra
     assert [op for op in Op if first.available.op[op]] == [Op.WAIT]
     full = row_view(epoch=0, max_seeds=0)
     assert not Nurture(auditions=True).offer(full, space).otherwise.audition, "nothing may grow"
-    for later in (Nurture(auditions=True).offer(row_view(epoch=1), space), Nurture().offer(row_view(epoch=0), space)):
+    heard = row_view(*(replace(slot, promise={"large": Promise(0.5, 3, 9)}) for slot in row_view().slots), epoch=1)
+    for later in (Nurture(auditions=True).offer(heard, space), Nurture().offer(row_view(epoch=0), space)):
         assert later.available.op[Op.GERMINATE] and not later.otherwise.audition
+
+
+def test_nothing_is_offered_before_an_audition_was_heard() -> None:
+    """A rollback to before the audition, or one that measured nothing, leaves nothing to read."""
+    rules, space = Nurture(auditions=True), action_space(row_view())
+    life = row_view().gates.shortest_life(rules.rules.config.tempo)
+    again = rules.offer(row_view(epoch=3), space)
+    assert len(again.otherwise.audition) == 3 and not again.available.op[Op.GERMINATE]
+    assert rules.offer(row_view(epoch=29 - life), space).otherwise.audition
+    late = rules.offer(row_view(epoch=30 - life), space)
+    assert not late.otherwise.audition and not late.available.op[Op.GERMINATE], "a seed after it could not be kept"
+    assert Nurture().offer(row_view(epoch=30 - life), space).available.op[Op.GERMINATE]
+    ready = row_view(READY, FREE)
+    due = rules.offer(ready, action_space(ready)).otherwise
+    assert due.action.op is Op.ADVANCE and not due.audition, "a seed's gate goes first"
+
+
+@pytest.mark.parametrize("policy", [LearnedPolicy.reader, PromisePolicy])
+def test_a_run_too_short_for_an_audition_and_a_seed_is_refused_before_its_first_batch(
+    policy: Callable[[], Policy],
+) -> None:
+    life = row_view().gates.shortest_life()
+    made = policy()
+    made.reset([EnvSpec(0, 0, 0, life)])
+    with pytest.raises(UsageError) as refused:
+        made.decide([row_view(epoch=0, max_epochs=life)])
+    assert f"{life} epochs are too few" in str(refused.value) and f"legal: {life + 1} or more" in str(refused.value)
+    assert made.decide([row_view(epoch=0, max_epochs=life + 1)])[0].audition
+    full = made.decide([row_view(epoch=0, max_epochs=life, max_seeds=0)])[0]
+    assert full.action == WAIT and not full.audition, "nothing may grow, and nothing is promised"
 
 
 @given(env_views())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -22,9 +23,11 @@ from esper.leyline import (
     Metric,
     Op,
     TelemetryEvent,
+    TrainResult,
     UsageError,
 )
 from esper.leyline import TelemetryEventType as T
+from esper.tamiyo.policies import make_policy
 from esper.tasks.base import TaskSpec
 from esper.tolaria.audition import Audition
 from esper.tolaria.engine import EngineConfig, ModuleEngine
@@ -186,6 +189,31 @@ def test_an_infinite_gradient_makes_no_step() -> None:
     audition = Audition(model, {"a": "lora2"}, 1e-2)
     audition.step(partial(lambda: nn.functional.mse_loss(model(x), y) * torch.inf), 64)
     assert (audition.steps, audition.promises(0)) == (0, {})
+
+
+@pytest.mark.parametrize("name", ["esper-v2", "promise"])
+def test_what_a_rollback_took_back_is_listened_for_again_before_anything_grows(name: str) -> None:
+    run, events = executor()
+    policy, engine = make_policy(name), run.engine
+    policy.reset([EnvSpec(0, 0, 3, 12)])
+    train = engine.train_epoch
+
+    def spoiled(envs: Sequence[int]) -> list[TrainResult]:
+        found = train(envs)
+        if run.epoch == 1:
+            with torch.no_grad():
+                next(engine.trainer(0).model.parameters()).fill_(torch.nan)  # type: ignore[attr-defined]
+        return found
+
+    engine.train_epoch = spoiled  # type: ignore[method-assign]
+    heard, decided = [], []
+    for _ in range(3):
+        heard.append(sum(bool(slot.promise) for slot in view(run).slots))
+        decided.append(policy.decide([view(run)])[0])
+        run.step(decided[-1:])
+    assert sum(event.event_type is T.GOVERNOR_ROLLBACK for event in events) == 1 and heard == [0, 0, 2]
+    assert [len(decision.audition) for decision in decided] == [2, 2, 0]
+    assert [decision.action.op for decision in decided] == [Op.WAIT, Op.WAIT, Op.GERMINATE]
 
 
 def test_several_things_are_done_in_one_epoch_in_their_order() -> None:

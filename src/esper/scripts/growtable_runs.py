@@ -24,12 +24,12 @@ from esper.bench.growtable.check import compare
 from esper.bench.growtable.host import TableHost
 from esper.bench.growtable.learn import LearnPlan, learn
 from esper.bench.growtable.parts import Parts
-from esper.bench.growtable.reading import ALL
 from esper.bench.growtable.score import table_macs
 from esper.bench.growtable.table import STORED, Table, identity_of, load_table, save_table, table_of
 from esper.bench.growtable.tune import Look, TunePlan, tune
 from esper.bench.growtable.worlds import CANDIDATES, TRAINING, WORLDS, chosen
 from esper.bench.report import into_page
+from esper.karn.stats import Interval
 from esper.leyline import DataError, UsageError
 from esper.leyline.files import write_atomically
 from esper.tamiyo.policies.learned import SHIPPED, SHIPPED_FILE, file_of, load_policy, save_policy
@@ -204,8 +204,8 @@ def run_score(args: argparse.Namespace, console: Console) -> None:
     policies = {SHIPPED: str(SHIPPED_FILE), **_named(args.policy)}
     found = scored(*_split(table, args.table), policies, real_runs=not args.table_only)
     tables = [report.sampled(table), report.regrets(found.lines, found.schedule, found.ranking)]
-    tables += [report.duels(found.duels), report.reading_test(found.readings)]
-    text = "\n\n".join([*tables, *found.remarks])
+    tables += [report.duels(found.duels), report.families(found.families), report.reading_test(found.readings)]
+    text = "\n\n".join([*filter(None, tables), *found.remarks])
     _publish(args.into, args.mark, text, console)
     if args.output is not None:
         write_atomically(args.output, _csv(found.rows()).encode())
@@ -229,9 +229,8 @@ def _submit(args: argparse.Namespace, found: Scores, console: Console) -> None:
         checksum = hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None
         table = "" if args.table == STORED else f" --table {args.table}"
         command = f"esper growtable score{table} --table-only --policy {reference}"
-        whole = next(each for each in found.readings[arm] if each.group == ALL)
         given = submissions.submission(
-            field, (name, reference, checksum), command, found.led[arm], whole, found.tallies[arm]
+            field, (name, reference, checksum), command, found.led[arm], found.whole(arm), found.tallies[arm]
         )
         _say(console, f"{submissions.write(args.submit, given)}: submission of {name}")
 
@@ -253,17 +252,26 @@ def run_ship(args: argparse.Namespace, console: Console) -> None:
     saved = load_policy(args.policy)
     table, training, held_out = _split(load_table(args.table), args.table)
     found = scored(table, training, held_out, {args.name: str(args.policy)}, real_runs=not args.table_only)
-    regret = {each.arm: [each.regret.low, each.regret.mean, each.regret.high] for each in found.lines if each.regret}
-    ahead = {each.rival: [each.points.low, each.points.mean, each.points.high] for each in found.duels}
-    card = saved.card | {
+    families = {
+        each.family: {"ahead": {rival: _ends(points) for rival, points in each.over.items()}, "lost": _ends(each.lost)}
+        for each in found.families
+    }
+    scores = {
         "scored_on": held_out,
-        "regret": regret,
-        "ahead": ahead,
+        "regret": {each.arm: _ends(each.regret) for each in found.lines if each.regret},
+        "ahead": {each.rival: _ends(each.points) for each in found.duels},
+        "families": families,
         "remarks": [*found.remarks, *args.remark],
     }
+    # in one order, so that one that is shipped again is the same bytes
+    card = {name: each for name, each in saved.card.items() if name not in scores} | scores
     place = file_of(args.name)
     written = save_policy(place, saved.network, card, nurture=saved.nurture, auditions=saved.auditions)
     _say(console, f"{place}: {written.bytes:,} bytes")
+
+
+def _ends(found: Interval) -> list[float | None]:
+    return [found.low, found.mean, found.high]
 
 
 def _named(policies: Sequence[str]) -> dict[str, str]:

@@ -23,7 +23,7 @@ HOSTS = [made_up_host(number, world=WORLD) for number in range(3)]
 LED = {HostKey(WORLD.name, host.number): (A,) if host.number else (C,) for host in HOSTS}
 NOTHING = {HostKey(WORLD.name, host.number): outcome_of(host, [host.records[()]]) for host in HOSTS}
 FIELD = Field(Table(HOSTS, {}), TableIdentity(2, "a" * 64), {"random": NOTHING})
-READING = Reading("all of these", "any host", Interval(1.0, 3, 0.5, 1.5), 4, 15)
+READING = Reading("all of these", "any host", Interval(1.0, 3, 0.5, 1.5), 4, 15, {})
 
 
 def submitted(folder: Path, name: str = "mine") -> Path:

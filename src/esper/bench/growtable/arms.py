@@ -12,8 +12,9 @@ from typing import Final
 
 from esper.bench.growtable import report
 from esper.bench.growtable.entrants import Entrant, entrant
+from esper.bench.growtable.families import FamilyScore, by_family
 from esper.bench.growtable.host import Node
-from esper.bench.growtable.reading import Reading, readings
+from esper.bench.growtable.reading import ALL, Reading, readings
 from esper.bench.growtable.rivals import best_ranking, blind, constant, largest_first, ucb
 from esper.bench.growtable.score import (
     ArmScore,
@@ -91,6 +92,8 @@ class Scores:
     lines: list[ArmScore]
     """One an arm."""
     duels: list[Duel] = field(default_factory=list)
+    families: list[FamilyScore] = field(default_factory=list)
+    """One a policy and family, where there are several."""
     readings: dict[str, list[Reading]] = field(default_factory=dict)
     """By policy."""
     remarks: list[str] = field(default_factory=list)
@@ -109,6 +112,10 @@ class Scores:
         """What every policy is compared with in the table."""
         return {name: self.tabulated[name] for name in BESIDE}
 
+    def whole(self, policy: str) -> Reading:
+        """What it costs a policy to see all of any other host."""
+        return next(each for each in self.readings[policy] if each.group == ALL)
+
     def rows(self) -> list[dict[str, str | int | float]]:
         """One an arm and host, for a data frame: ``pandas.DataFrame(scores.rows())``."""
         return [
@@ -126,7 +133,7 @@ class Scores:
         ]
 
 
-RANDOM, FITS, LARGEST = "random", "best schedule that fits", "largest legal first"
+ORACLE, RANDOM, FITS, LARGEST = "oracle", "random", "best schedule that fits", "largest legal first"
 RANKING, BLIND, UCB = "best constant ranking", "best blind choice", "UCB"
 BESIDE: Final = (RANDOM, LARGEST, FITS, RANKING, BLIND, UCB)
 """What every policy is compared with in the table."""
@@ -146,7 +153,7 @@ def scored(
     rival = fixed(table, worlds, ranked[0])
     all_of_it = _Field(table, worlds, norms(table, worlds), rival, real_runs)
     lines = [
-        all_of_it.add("oracle", {key: norm.oracle for key, norm in all_of_it.ends.items()}),
+        all_of_it.add(ORACLE, {key: norm.oracle for key, norm in all_of_it.ends.items()}),
         all_of_it.add(RANDOM, {key: norm.random for key, norm in all_of_it.ends.items()}),
         all_of_it.add("static", played(table, worlds, by_views(StaticPolicy()))),
         line("best fixed schedule", rival, all_of_it.ends, None),
@@ -188,6 +195,16 @@ def _enter(everything: _Field, one: Entrant, ends: Mapping[HostKey, Node], found
     found.lines.extend(everything.play(one.name, ends, one.policy))
     found.duels.extend(everything.duel(one.name, rival) for rival in BESIDE)
     found.readings[one.name] = readings(everything.table, everything.worlds, one.player)
+    found.families.extend(
+        by_family(
+            everything.table,
+            everything.worlds,
+            one.name,
+            everything.tabulated,
+            (*BESIDE, ORACLE),
+            found.whole(one.name).by_host,
+        )
+    )
     said = [report.refused(found.tallies[one.name]), report.read(found.readings[one.name])]
     silent = [name for name in everything.worlds if everything.table.of(name)[0].world.audition is None]
     if one.auditions and silent:

@@ -77,6 +77,8 @@ class Reading:
     changed: int
     """Episodes in which it did anything else than it does as it is."""
     episodes: int
+    by_host: Mapping[HostKey, float]
+    """Objective lost on each host, the mean over the permutations."""
 
     @property
     def reads(self) -> bool:
@@ -145,7 +147,7 @@ def _reading(
         changed += sum(end.sequences != shown[i][-1].sequences for end in ends)
         # differences first: their mean is exactly 0 where nothing changed
         lost[host_key(host)] = fmean(own - outcome_of(host, [end.record]).objective for end in ends)
-    return Reading(group, scope, over_hosts(lost), changed, len(hosts) * len(drawn))
+    return Reading(group, scope, over_hosts(lost), changed, len(hosts) * len(drawn), lost)
 
 
 def _misled(

@@ -7,6 +7,7 @@ from statistics import fmean
 
 from esper.bench.growtable.admit import Admission
 from esper.bench.growtable.check import PredictionCheck
+from esper.bench.growtable.families import FamilyScore
 from esper.bench.growtable.host import TableHost
 from esper.bench.growtable.reading import ALL, Reading
 from esper.bench.growtable.score import ArmScore, BreakEven, Duel, Tally, oracle_of
@@ -106,6 +107,22 @@ def duels(found: Sequence[Duel]) -> str:
         f"| {each.policy} | {each.rival} | {_bounds(each.points)} | {each.points.n} | {_bounds(each.regret)} |"
         for each in found
     ]
+    return "\n".join(rows)
+
+
+def families(found: Sequence[FamilyScore]) -> str:
+    """One row a policy and family; empty where there is none."""
+    if not found:
+        return ""
+    rivals = list(found[0].over)
+    rows = [
+        f"| policy, in the table | family | hosts | {' | '.join(f'minus {rival}' for rival in rivals)} | loses, shown "
+        "another host's |",
+        f"|---|---|---:|{'---:|' * (len(rivals) + 1)}",
+    ]
+    for each in found:
+        over = " | ".join(_bounds(each.over[rival]) for rival in rivals)
+        rows.append(f"| {each.policy} | `{each.family}` | {each.lost.n} | {over} | {_bounds(each.lost)} |")
     return "\n".join(rows)
 
 

@@ -55,7 +55,8 @@ class SavedPolicy:
     nurture: bool
     """Whether it was trained to choose growth alone, with rules for the rest."""
     auditions: bool = False
-    """Whether in training it saw what places promise before anything could grow: rules have it measured."""
+    """Whether in training it saw what places promise before anything could grow: rules have it measured, and nothing
+    grows before it was heard."""
 
     @property
     def training_macs(self) -> int:

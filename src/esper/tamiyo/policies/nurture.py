@@ -14,7 +14,7 @@ import numpy as np
 from esper.leyline import WAIT, ActionSpace, Decision, EnvView, FactoredAction, Op
 from esper.tamiyo.masks import Availability, availability
 from esper.tamiyo.policies.heuristic import HeuristicConfig, HeuristicPolicy
-from esper.tamiyo.policies.promise import audition, candidates
+from esper.tamiyo.policies.promise import audition_in_time
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,18 +29,24 @@ class Nurture:
     """Offers growth to a policy, and does the rest itself. It remembers nothing."""
 
     def __init__(self, config: HeuristicConfig | None = None, *, auditions: bool = False) -> None:
-        """With ``auditions`` what each place promises is measured in the first epoch, before any growth is offered."""
+        """With ``auditions`` what each place promises is measured first: no growth is offered before it was heard."""
         self.rules = HeuristicPolicy(config)
         self.auditions = auditions
 
     def offer(self, view: EnvView, space: ActionSpace) -> Offer:
-        """Harm and blending go before growth, and leave no choice; keeping and clearing away wait for it."""
+        """Harm and blending go before growth, and leave no choice; keeping and clearing away wait for it.
+
+        Raises ``UsageError`` for a run that is too short for the audition and a seed after it.
+        """
         masks = availability(view, space)
         urgent = self.rules.before_growth(view)
-        if self.auditions and view.epoch == 0 and masks.op[Op.GERMINATE]:
-            urgent = audition(candidates(view))
+        # what a rollback has taken back, or what no finite gradient has shown, is listened for again
+        unheard = self.auditions and not any(slot.promise for slot in view.slots)
+        if unheard and urgent is None and masks.op[Op.GERMINATE]:
+            urgent = audition_in_time(view, self.rules)
         otherwise = urgent or self.rules.after_growth(view) or Decision(WAIT, "no seed is ready for its gate")
-        growth = masks.op[Op.GERMINATE] and urgent is None and self.rules.has_time(view) and not _refused(view)
+        growth = masks.op[Op.GERMINATE] and urgent is None and not unheard
+        growth = growth and self.rules.has_time(view) and not _refused(view)
         return Offer(_narrowed(masks, space, otherwise.action, bool(growth), self.rules.config), otherwise)
 
 
