@@ -180,7 +180,7 @@ def no_cpu() -> Iterator[dict[str, str]]:
     """The environment of a cluster that has none."""
     pytest.importorskip("ray")
     code = (
-        "import ray, time; ray.init(num_cpus=0, include_dashboard=False)\n"
+        "import ray, time; ray.init('local', num_cpus=0, include_dashboard=False)\n"
         "print(ray.get_runtime_context().gcs_address, flush=True); time.sleep(600)"
     )
     environment = {**os.environ, "PYTHONPATH": HERE, "RAY_AUTH_MODE": "disabled"}
