@@ -22,6 +22,9 @@ Path = tuple[Any, ...]
 
 def tensors(value: Any, path: Path = ()) -> Iterator[tuple[Path, Tensor]]:
     """Every tensor in ``value`` with its path, depth first."""
+    if isinstance(value, Tensor):  # what most modules give; a walk takes longer than a small one computes
+        yield path, value
+        return
     for keys, leaf in pytree.tree_flatten_with_path(value, is_leaf=_own_tuple)[0]:
         here = (*path, *map(_name, keys))
         if isinstance(leaf, Tensor):
@@ -47,6 +50,8 @@ def put(value: Any, path: Path, new: Any) -> Any:
 
 def mapped(value: Any, change: Callable[[Tensor], Any]) -> Any:
     """A copy of ``value``, of the same type and with containers of its own, with every tensor changed."""
+    if isinstance(value, Tensor):
+        return change(value)
     leaves, spec = pytree.tree_flatten(value)
     return pytree.tree_unflatten([_changed(leaf, change) for leaf in leaves], spec)
 
