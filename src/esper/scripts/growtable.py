@@ -69,6 +69,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     seven.add_argument("--judge-only", action="store_true", help="judge what has been played, and play nothing")
     seven.add_argument("--output", type=Path, metavar="FILE", help="write a table of the admitted worlds")
+    seven.add_argument("--judged", type=Path, metavar="FILE", help="write a table of all that was judged")
+    seven.add_argument("--table", type=Path, metavar="FILE", help="judge what a table holds, and play nothing")
     six = commands.add_parser("ship", help="put a policy into the package, its scores on its card")
     six.add_argument("--policy", type=Path, required=True, metavar="FILE")
     six.add_argument("--name", choices=("esper-v1", "esper-v2"), default="esper-v1", help="default: esper-v1")
@@ -105,10 +107,13 @@ def _refuse_unwritable(args: argparse.Namespace) -> None:
     page, output = (getattr(args, name, None) for name in ("into", "output"))
     if page is not None and not page.is_file():
         raise UsageError(f"--into {page}: no such page")
-    if output is not None and output.is_dir():
-        raise UsageError(f"--output {output}: a directory; a file is needed")
+    for name in ("output", "judged"):
+        if (place := getattr(args, name, None)) is not None and place.is_dir():
+            raise UsageError(f"--{name} {place}: a directory; a file is needed")
     if args.command == "admit" and (args.fresh < 0 or args.fresh and output is None):
         raise UsageError(f"--fresh {args.fresh}: legal: 0 or more hosts, for a table that is written (--output FILE)")
+    if args.command == "admit" and args.table is not None and (args.worlds or output or args.judged):
+        raise UsageError(f"--table {args.table}: all that it holds is judged; legal with it: --into")
     if args.command == "score" and output is not None and output.suffix != ".csv":
         raise UsageError(f"--output {output}: a table of scores ends in .csv")
     if args.command == "score" and args.submit is not None and (args.submit.is_file() or not args.policy):

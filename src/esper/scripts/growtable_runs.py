@@ -38,7 +38,7 @@ from esper.tamiyo.policies.learned import SHIPPED, SHIPPED_FILE, file_of, load_p
 def run(args: argparse.Namespace) -> None:
     """Do what was asked for."""
     torch.set_num_threads(1)
-    if getattr(args, "table", args) is None:
+    if getattr(args, "table", args) is None and args.command != "admit":
         args.table = [STORED] if args.command == "train" else STORED
     if args.command == "build" and args.output is None:
         args.output = STORED
@@ -70,13 +70,8 @@ def run_build(args: argparse.Namespace, console: Console) -> None:
 
 
 def run_admit(args: argparse.Namespace, console: Console) -> None:
-    """Play candidates, judge them, and write the table of those that were admitted."""
-    plan = BuildPlan(_names(args, CANDIDATES), args.seeds, pairs=0, pair_seeds=0)
-    if not args.judge_only:
-        build(plan, args.parts, args.workers, _teller(console))
-    # the same hosts of every world of a family, so that none is rarer
-    table = table_of(planned(plan, Parts(args.parts)), {"plan": asdict(plan), "torch": torch.__version__}).level
-    families = dict.fromkeys(world.group for world in chosen(plan.worlds))
+    """Play candidates, or take a table's; judge them, and write the table of those that were admitted."""
+    table, families = _candidates(args, console)
     found, few = [], []
     for family in families:
         try:
@@ -84,6 +79,12 @@ def run_admit(args: argparse.Namespace, console: Console) -> None:
         except DataError as error:
             few.append(str(error))
     _publish(args.into, "growtable-admission", "\n\n".join([report.admissions(found), *few]), console)
+    if args.judged is not None:
+        judged = {each.family for each in found}
+        size = save_table(
+            Table([host for host in _hosts(table) if host.world.group in judged], table.about), args.judged
+        )
+        _say(console, f"{args.judged}: {', '.join(sorted(judged))}, {size / 1e6:.2f} MB")
     if args.output is None:
         return
     admitted = {each.family for each in found if each.admitted}
@@ -94,6 +95,19 @@ def run_admit(args: argparse.Namespace, console: Console) -> None:
         hosts = [host for host in hosts if not host.world.held_out] + _fresh(args, admitted, console)
     size = save_table(Table(hosts, {**table.about, "fresh": args.fresh}), args.output)
     _say(console, f"{args.output}: {', '.join(sorted(admitted))}, {size / 1e6:.2f} MB")
+
+
+def _candidates(args: argparse.Namespace, console: Console) -> tuple[Table, Iterable[str]]:
+    """Hosts that are to be judged, and the families that were asked for."""
+    if args.table is not None:
+        table = load_table(args.table).level
+        return table, dict.fromkeys(host.world.group for host in _hosts(table))
+    plan = BuildPlan(_names(args, CANDIDATES), args.seeds, pairs=0, pair_seeds=0)
+    if not args.judge_only:
+        build(plan, args.parts, args.workers, _teller(console))
+    # the same hosts of every world of a family, so that none is rarer
+    table = table_of(planned(plan, Parts(args.parts)), {"plan": asdict(plan), "torch": torch.__version__}).level
+    return table, dict.fromkeys(world.group for world in chosen(plan.worlds))
 
 
 def _fresh(args: argparse.Namespace, families: Collection[str], console: Console) -> list[TableHost]:

@@ -70,7 +70,7 @@ def test_few_hosts_say_nothing() -> None:
 
 
 def test_hosts_that_admitted_a_held_out_family_are_not_what_is_scored_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     few = {"blueprints": ("conv5",), "times": (1,), "max_seeds": 1, "held_out": True}
     kinds = {"block0": replace(LONG, **few), "block1": replace(SHORT, **few)}
@@ -83,9 +83,19 @@ def test_hosts_that_admitted_a_held_out_family_are_not_what_is_scored_on(
         monkeypatch.setattr(f"made_up_tables.{slot}", world, raising=False)
     command = ["growtable", "admit", "--worlds", "made_up_tables:block0,made_up_tables:block1", "--seeds", "4"]
     command += ["--judge-only", "--parts", str(tmp_path / "parts"), "--output", str(tmp_path / "t.growtable")]
-    assert main([*command, "--fresh", "2"]) == 0
+    judged, page = tmp_path / "judged.growtable", tmp_path / "page.md"
+    page.write_text("<!-- bench growtable-admission: begin -->\n<!-- bench growtable-admission: end -->\n")
+    assert main([*command, "--fresh", "2", "--judged", str(judged), "--into", str(page)]) == 0
     table = load_table(tmp_path / "t.growtable")
     assert [[host.number for host in table.of(name)] for name in ("f-0", "f-1")] == [[4, 5], [4, 5]]
+    assert [host.number for host in load_table(judged).of("f-1")] == [0, 1, 2, 3], "those that it was judged by"
+    first = page.read_text()
+    assert "| `f` | 8 | " in first
+    assert main(["growtable", "admit", "--table", str(judged), "--into", str(page)]) == 0
+    assert page.read_text() == first, "the kept records give the same verdict"
+    capsys.readouterr()
+    assert main([*command, "--table", str(judged)]) == 2
+    assert "all that it holds is judged; legal with it: --into" in capsys.readouterr().err
 
 
 def test_a_table_is_level_where_every_world_of_a_family_has_the_same_hosts() -> None:
