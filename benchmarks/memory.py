@@ -9,6 +9,8 @@ the stage that the row names is reached in it; the first evaluation and all of t
 
 With ``--large`` it is a host of 100 million parameters, phase by phase, and figures are of all that the process has: a
 checkpoint is written, the run goes back to its last good state (of which the time is told, in copies of that state).
+The best network lies in a file, of which pages count as resident where they were read: how much of files is resident at
+the end of a phase stands beside, and that the system takes back where it needs room.
 
 Large blocks are taken from the system one by one and given back (``MALLOC_MMAP_THRESHOLD_``). With glibc's own moving
 threshold the same loop differs by a third from run to run, by where small blocks happen to lie.
@@ -23,6 +25,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -34,6 +37,7 @@ from esper.bench.report import into_page
 from esper.leyline import Blend, Decision, EnvSpec, EnvView, FactoredAction, GateThresholds, Op, SeedStage
 from esper.library import Budget, Grower, OwnChoices
 from esper.tolaria import checkpoint
+from esper.tolaria.spill import spill
 
 Batches = list[tuple[Tensor, Tensor]]
 EPOCHS: Final = {"no seed": 2, "two behind the host": 3, "two blended in": 5}
@@ -156,7 +160,7 @@ class Sowing:
 
 
 def resident(what: str) -> int:
-    """``VmRSS`` or ``VmHWM`` of this process, bytes."""
+    """``VmRSS``, ``VmHWM`` or ``RssFile`` of this process, bytes."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(what):
             return int(line.split()[1]) * 1024
@@ -254,19 +258,19 @@ LARGE: Final = Case(
 
 
 def large(grow: bool, answer: Any) -> None:
-    """``{phase: peak in bytes of all that the process has but its imports}``; and of a rollback how many times it took
-    as long as a copy of its state."""
+    """``{phase: (peak, pages of files at its end)}``, in bytes, of all that the process has but its imports; and how
+    many times as long as a copy in memory a rollback took, and to put the best network into a file."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    before = resident("VmRSS")
+    before, files = resident("VmRSS"), resident("RssFile")
     model = LARGE.build()
     train, val = LARGE.batches(2), LARGE.batches(LARGE.validation)
     optimizer = torch.optim.AdamW(model.parameters(), 1e-4)
     size = sum(parameter.numel() for parameter in model.parameters())
-    peaks, copies = {}, 0.0
+    peaks, copies = {}, (0.0, 0.0)
 
     def over(phase: str) -> None:
-        peaks[phase] = resident("VmHWM") - before
+        peaks[phase] = resident("VmHWM") - before, resident("RssFile") - files
         Path("/proc/self/clear_refs").write_text("5")
 
     over("made")
@@ -286,7 +290,7 @@ def largely_grown(
     val: Batches,
     folder: Path,
     over: Callable[[str], None],
-) -> float:
+) -> tuple[float, float]:
     """``Grower``'s loop: wrapped, three epochs, a checkpoint, a rollback, and what is delivered."""
     choices = OwnChoices(nn.CrossEntropyLoss(), at=LARGE.sites, budget=Budget(epochs=20), device="cpu")
     with Grower(model, optimizer, val=val, choices=choices, policy="static", run_dir=folder / "run") as grower:
@@ -303,19 +307,35 @@ def largely_grown(
         over("state_dict() taken")
         trainer = grower._engine.trainer(0)
         good = trainer.state()
-        ratios = []
-        for _ in range(3):
-            began = time.perf_counter()
-            again = {name: tensor.clone() for name, tensor in good["tensors"].items()}
-            copied = time.perf_counter() - began
-            del again
-            began = time.perf_counter()
-            trainer.rewind(good)
-            ratios.append((time.perf_counter() - began) / copied)
+        rollback = in_copies(good["tensors"], partial(trainer.rewind, good))
         del good
         over("rolled back")
+        network = trainer.network()["tensors"]
+        filed = in_copies(network, spilled=folder / "run")
+        del network
+        over("timed")
     over("delivered")
-    return sorted(ratios)[1]
+    return rollback, filed
+
+
+def in_copies(tensors: dict[str, Tensor], do: Callable[[], None] | None = None, spilled: Path | None = None) -> float:
+    """How many times as long as a copy of ``tensors`` it takes to do something, or to put it into a file below
+    ``spilled``: the median of five."""
+    ratios = []
+    for _ in range(5):
+        began = time.perf_counter()
+        again = [tensor.clone() for tensor in tensors.values()]
+        copied = time.perf_counter() - began
+        if do is not None:
+            again.clear()
+        began = time.perf_counter()
+        if spilled is not None:
+            spill(again, spilled)
+        if do is not None:
+            do()
+        ratios.append((time.perf_counter() - began) / copied)
+        again.clear()
+    return sorted(ratios)[2]
 
 
 def large_table() -> str:
@@ -329,14 +349,22 @@ def large_table() -> str:
         found.append(answer.get())
         process.join()
     (size, bare_peaks, _), (_, peaks, copies) = found
-    base = bare_peaks["trained"]
+    base, _ = bare_peaks["trained"]
     lines = [
-        f"| {size / 1e6:.0f} M parameters | peak, GB | bytes a parameter | over the bare loop |",
-        "|---|--:|--:|--:|",
+        f"| {size / 1e6:.0f} M parameters | peak, GB | bytes a parameter | pages of files | over the bare loop |",
+        "|---|--:|--:|--:|--:|",
     ]
-    rows = {"bare loop": base} | {f"with Esper: {phase}": peak for phase, peak in peaks.items() if phase != "made"}
-    lines += [f"| {name} | {peak / 1e9:.2f} | {peak / size:.1f} | {peak / base:.2f} |" for name, peak in rows.items()]
-    return "\n".join([*lines, "", f"A rollback took {copies:.2f} times as long as a copy of its state."])
+    told = {phase: found for phase, found in peaks.items() if phase not in ("made", "timed")}
+    rows = {"bare loop": bare_peaks["trained"]} | {f"with Esper: {phase}": found for phase, found in told.items()}
+    lines += [
+        f"| {name} | {peak / 1e9:.2f} | {peak / size:.1f} | {pages / size:.1f} | {peak / base:.2f} |"
+        for name, (peak, pages) in rows.items()
+    ]
+    said = [
+        f"A rollback took {copies[0]:.2f} times as long as a copy of its state,",
+        f"to put the best network into a file {copies[1]:.2f} times as long as a copy of it.",
+    ]
+    return "\n".join([*lines, "", *said])
 
 
 def table(rows: list[tuple[str, str, float, float]]) -> str:

@@ -89,6 +89,8 @@ class Delivery:
         try:
             with open_run(opening, job) as session:
                 self._session = session
+                if self.executor is not None:
+                    self.executor.scratch = session.path
                 try:
                     yield
                 except BaseException as error:

@@ -47,6 +47,7 @@ def _run(flags: Mapping[str, Any], file: Mapping[str, Any], asked: ResumeRequest
     what = ready.announcement(config.policy, config.episodes, len(policies))
     opening = ready.opening(what, lines, progress.say)
     with open_run(opening, episodes) as session, progress:
+        episodes.executor.scratch = session.path
 
         def export(engine: HostEngine) -> None:
             if session.writes:

@@ -8,8 +8,10 @@ an env's module.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Final, Literal
 
 from esper.kasmina.evidence import Shown, before_blending
@@ -49,6 +51,7 @@ from esper.tolaria.event_writer import EpisodeEventWriter
 from esper.tolaria.governor import Governor
 from esper.tolaria.nested import State, join, plain_state, split
 from esper.tolaria.saved import SavedEnvs, plain_outcome, read_outcome
+from esper.tolaria.spill import spill
 
 _UPWARDS: Final = (Op.ADVANCE, Op.FOSSILIZE)
 _WAITING: Final = Decision(FactoredAction(), "nothing is left to decide")
@@ -141,6 +144,8 @@ class Executor:
         self.metric = metric
         self.config = config or ExecutorConfig()
         self.epoch = 0
+        self.scratch: Path | None = None
+        """A folder in which the best network may lie in a file; in memory where there is none."""
         self._emit = emit
         self._make_governor = governor
         self._envs: list[_Env] = []
@@ -192,10 +197,8 @@ class Executor:
         for i, (env, outcome) in enumerate(zip(self._envs, self._outcomes, strict=True)):
             readout = read(plans[i], result, i, self.metric)
             rolled_back = self._rolled_back(i, readout, trained[i], outcome)
-            if not rolled_back and env.governor.snapshot_due(self.epoch):
-                env.governor.let_go()
-            if not rolled_back and self.config.deliver == "best":
-                self._keep_best(i, views[i], readout)
+            if not rolled_back:
+                self._make_room(i, views[i], readout)
             view = self._settle(i, views[i], readout, result, rolled_back)
             seconds = {
                 "train": trained[i].seconds,
@@ -255,15 +258,33 @@ class Executor:
         env.event_writer.epoch = view.epoch  # an epoch that was broken off is none
         env.event_writer.compute_spent(cost, result.seconds)
         env.event_writer.episode_ended(view, cost, result.scores(), status)
-        env.ended = True
+        env.ended, env.best = True, None  # what it takes is free for the export
         return result
 
-    def _keep_best(self, i: int, view: EnvView, readout: Readout) -> None:
-        """Keep the network as it was just validated, if none was better; an ill epoch's is not kept."""
+    def _make_room(self, i: int, view: EnvView, readout: Readout) -> None:
+        """Make room for the good state that is due, and keep the network as it was just validated, if none was better;
+        an ill epoch's is not kept. The best is then a part of that state, or older, and may be spilled."""
         env, scored = self._envs[i], (readout.metric, readout.loss)
+        due = env.governor.snapshot_due(self.epoch)
+        if due:
+            env.governor.let_go()
+        if self.config.deliver != "best":
+            return
         before = None if env.best is None else env.best.scored
         if env.governor.healthy and better(scored, before, self.metric):
             env.best = Validated(self.epoch, *scored, taking_part(view), self.engine.network(i))
+        elif due and env.best is not None:
+            self._spill(env.best)
+
+    def _spill(self, best: Validated) -> None:
+        if self.scratch is None:
+            return
+        try:
+            spill(best.network["tensors"].values(), self.scratch)
+        except OSError as error:
+            why = f"{self.scratch}: {error.strerror or error}"
+            warnings.warn(f"the best network so far stays in memory: {why}", stacklevel=2)
+            self.scratch = None
 
     def _delivered_best(self) -> list[Delivered]:
         """Decide by a last look at the whole of validation: which unproven seeds stay, and whether an earlier network
