@@ -27,6 +27,7 @@ from esper.tasks.losses import own_loss
 from esper.tasks.output_loss import own_output_loss
 from esper.tasks.reduction import BatchLoss, MeanOf, by_batch
 from esper.tolaria.evaluation import Evaluation, Reading, evaluate
+from esper.tolaria.ranks import LONE, Ranks
 from esper.tolaria.setup import Forward, call
 
 CONFIGS = [{}, {"one": 0.0}, {"one": 0.0, "two": 0.0}, {"two": 1.0}]
@@ -345,3 +346,60 @@ def test_a_split_that_is_sorted_is_not_judged_by_its_beginning() -> None:
     assert (
         len({labels[b] for b in quarter}) == 3 and len({labels[b] for b in range(len(quarter))}) == 1 and first == {0}
     )
+
+
+class Leaning(Reader):
+    """Its answer to an example depends on the others of its batch."""
+
+    def forward(self, ids: Tensor, mask: Tensor | None = None, labels: Tensor | None = None) -> Any:
+        logits = super().forward(ids)
+        return logits - logits.mean(0)
+
+
+@pytest.mark.parametrize("host", [Reader, Leaning])
+def test_batches_of_a_split_in_memory_that_are_joined_change_no_bit(host: type[Reader]) -> None:
+    torch.manual_seed(0)
+    ids = torch.randint(7, (70, 3))
+    model = GrowingModel.wrap(host(), {"one": "body.1", "two": "body.3"}, ids[:2])
+    assert model.slots["one"].germinate("mlp").passed and model.slots["one"].state is not None
+    model.slots["one"].state.alpha = 0.6
+    task: Any = SimpleNamespace(loss_figure=MeanOf(unreduced), metric_figure=MeanOf(accuracy))
+    split, sizes = Split(ids, torch.randint(3, (70,))), list[int]()
+
+    def forward(host: nn.Module, inputs: Tensor) -> Any:
+        sizes.append(len(inputs))
+        return call(host, inputs)
+
+    def found(macs: int | None, ranks: Ranks = LONE) -> list[Any]:
+        sizes.clear()
+        asked: list[Any] = []
+
+        def settled(number: int, metric: Paired, loss: Paired) -> bool:
+            asked.append((number, metric, loss))
+            return number == 2
+
+        with torch.no_grad():
+            read = Reading(4, macs=macs)
+            result = evaluate(model.eval(), task, split, CONFIGS[:3], read, forward, ranks, settled=settled)
+        arrays = (result.metric, result.loss, result.metric_se, result.loss_se, result.read, result.paired)
+        return [*(array.tobytes() for array in arrays), result.passes, result.shared, asked]
+
+    apart = found(None)
+    assert set(sizes) == {4, 2}
+    assert found(100) == apart and max(sizes) == 60, "batches 1 to 15 lie between two that are read of all"
+    assert found(100) == apart and (max(sizes) == 4 or host is Reader)
+    assert found(1 << 40) == apart and max(sizes) == 4, "a pass that takes long by its examples is not made longer"
+    two: Any = SimpleNamespace(rank=0, count=2, first=LONE.first, mine=lambda turn: True, all=lambda value: [value])
+    found(100, two)
+    assert max(sizes) == 4, "ranks share batches out"
+
+
+def test_what_was_not_compared_would_be_wrong() -> None:
+    """A mutant that takes it on trust."""
+    model, ids = GrowingModel.wrap(Leaning(), {"one": "body.1"}, torch.randint(7, (2, 3))), torch.randint(7, (40, 3))
+    task: Any = SimpleNamespace(loss_figure=MeanOf(unreduced), metric_figure=MeanOf(accuracy))
+    split = Split(ids, torch.randint(3, (40,)))
+    with torch.no_grad():
+        right, _ = (evaluate(model.eval(), task, split, [{}], Reading(4, macs=macs), call) for macs in (None, 1))
+        model.alike = dict.fromkeys(model.alike, True)
+        assert model.alike and evaluate(model, task, split, [{}], Reading(4, macs=1), call).loss[0] != right.loss[0]

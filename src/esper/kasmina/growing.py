@@ -56,6 +56,8 @@ class GrowingModel(nn.Module):
         """Per slot the maximal submodules that have returned when its site has, with the number of their calls."""
         self.sharing: dict[str, bool] = {}
         """Per slot whether the work in front of it can be shared, as proven at wrap in evaluation mode."""
+        self.alike: dict[Any, bool] = {}
+        """Whether several batches in one pass give the bits that they give one by one, as far as that was tried."""
         self.writes_buffers = False
         """Whether a pass in evaluation mode changes buffers of the host."""
         self.macs = 0
@@ -185,6 +187,7 @@ class GrowingModel(nn.Module):
     def _apply(self, fn: Any, recurse: bool = True) -> GrowingModel:
         """What ``to``, ``half`` and their like do; seeds to come are built where and as their site's weights are."""
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.alike.clear()
         for slot in self.slots.values():
             moved = fn(torch.empty(0, device=slot.device, dtype=slot.dtype))
             slot.device, slot.dtype = moved.device, moved.dtype

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
@@ -18,19 +18,25 @@ import numpy as np
 import numpy.typing as npt
 
 from esper.kasmina.growing import GrowingModel
-from esper.kasmina.replay import evaluate_configs
+from esper.kasmina.joining import evaluate_batches
 from esper.kasmina.trial import ForwardCall
 from esper.leyline import AlphaConfig, EvalResult, Paired
-from esper.tasks.base import SplitSource
+from esper.tasks.base import CountedBatch, Split, SplitSource
 from esper.tasks.reduction import SplitFigure, Tally
 from esper.tolaria.ranks import LONE, Ranks
-from esper.tolaria.setup import Forward, GrowthTask
+from esper.tolaria.setup import Forward, GrowthTask, TrainerConfig
 
 Floats = npt.NDArray[np.float64]
 T = TypeVar("T")
 
 DOUBLINGS: Final = 4
 """Of what is read of a split between the first look and the last, at most."""
+
+JOINED: Final = 128
+"""Examples of several batches in one pass, at most."""
+
+JOINED_MACS: Final = 1 << 26
+"""Of one configuration in such a pass, at most. Above, time goes by examples, and joining would only take memory."""
 
 SettledConfig = Callable[[int, Paired, Paired], bool]
 """See :data:`esper.leyline.Settled`, of one env."""
@@ -91,6 +97,13 @@ class Reading:
     """Most examples in a pass; ``None`` is what a batch of the split holds."""
     share: float = 1.0
     """Share of the batches that configurations other than the first are run on, evenly spaced."""
+    macs: int | None = None
+    """Of one example; where they are known, small batches of a split in memory may be run in one pass."""
+
+    @classmethod
+    def of(cls, split: SplitSource, config: TrainerConfig, macs: int) -> Reading:
+        """As an env reads it whose host takes so many ``macs`` an example."""
+        return cls(split.within(config.evaluation_batch), config.counterfactual_share, macs)
 
     def chosen(self, batch: int) -> bool:
         """Whether all configurations may be run on batch number ``batch``: the first one always, for any share."""
@@ -147,13 +160,28 @@ class _Evaluating:
         paired = [tally for number in self.open for tally in self.pairs[number - 1].figures]
         return [*(self.whole if first else ()), *paired]
 
-    def run(self, model: GrowingModel, call: ForwardCall, batch: tuple[Any, int], *, first: bool, paired: bool) -> None:
-        """Run a batch: of the ``first`` pass, which the first configuration is judged by, and with those that are not
-        settled where it is ``paired``."""
-        targets, n = batch
+    def wanted(
+        self, batches: Iterable[CountedBatch], chosen: Collection[int], *, first: bool
+    ) -> Iterator[tuple[CountedBatch, bool]]:
+        """Batches that are to be run, and whether with those that are not settled; all are counted."""
+        for i, batch in enumerate(batches):
+            paired = i in chosen
+            if first:
+                self.sizes.append(batch[2])
+            for each in self.open if paired else ():
+                self.pairs[each - 1].examples += batch[2]
+            if first or paired:
+                yield batch, paired
+
+    def run(
+        self, model: GrowingModel, forward: Forward, group: Sequence[CountedBatch], *, first: bool, paired: bool
+    ) -> None:
+        """Run batches of one size: of the ``first`` pass, which the first configuration is judged by, and with those
+        that are not settled where they are ``paired``."""
         numbers = [0, *(self.open if paired else ())]
 
-        def take(i: int, output: Any) -> None:
+        def take(batch: int, i: int, output: Any) -> None:
+            _, targets, n = group[batch]
             if numbers[i] == 0 and first:
                 for figure in self.whole:
                     figure.add(0, output, targets, n)
@@ -161,8 +189,10 @@ class _Evaluating:
                 for figure in self.pairs[number - 1].figures:
                     figure.add(int(i > 0), output, targets, n)
 
-        cost = evaluate_configs(model, call, [self.configs[number] for number in numbers], take)
-        self.work.append((n, cost.passes, cost.shared))
+        calls = [ForwardCall(inputs, forward) for inputs, *_ in group]
+        size = group[0][2]
+        for cost in evaluate_batches(model, calls, size, [self.configs[number] for number in numbers], take):
+            self.work.append((size, cost.passes, cost.shared))
 
     def look(self, settled: SettledConfig, most: int, ranks: Ranks) -> None:
         """Find out which configurations are settled; ``most`` is how many examples they may be read on."""
@@ -220,24 +250,46 @@ def evaluate(
     batches = split.parts(reading.most)
     sets = reading.sets(batches, stops=settled is not None and len(configs) > 1)
     state = _Evaluating(task, configs, batches, reading.paired(batches))
+    most = _most_joined(model, split, reading, ranks)
     for number, chosen in enumerate(sets):
         if number and not state.open:
             break
         share = _Share(state, ranks, first=not number, divided=model.sharding is None)
         with split.reading(reading.most) as taken:
-            for i, (inputs, targets, n) in enumerate(taken):
-                paired = i in chosen
-                if not number:
-                    state.sizes.append(n)
-                for each in state.open if paired else ():
-                    state.pairs[each - 1].examples += n
-                if (not number or paired) and share.mine():
-                    state.run(model, ForwardCall(inputs, forward), (targets, n), first=not number, paired=paired)
-                    share.end_batch()
+            wanted = (each for each in state.wanted(taken, chosen, first=not number) if share.mine())
+            for group, paired in _groups(wanted, most):
+                state.run(model, forward, group, first=not number, paired=paired)
+                share.end_batch()
         share.put_together()
         if settled is not None and len(sets) > 1:
             state.look(settled, sum(n for i, n in enumerate(state.sizes) if reading.chosen(i)), ranks)
     return state.evaluation(time.perf_counter() - started, ranks)
+
+
+def _most_joined(model: GrowingModel, split: SplitSource, reading: Reading, ranks: Ranks) -> int:
+    """Most examples of several batches in one pass; 0 where each is by itself, as a user's own are, and behind a frozen
+    part that is played back batch by batch."""
+    played_back = model.prefix is not None and model.prefix.active
+    if reading.macs is None or not isinstance(split, Split) or ranks.count > 1 or played_back:
+        return 0
+    return min(JOINED, JOINED_MACS // max(1, reading.macs))
+
+
+def _groups(batches: Iterable[tuple[CountedBatch, bool]], most: int) -> Iterator[tuple[list[CountedBatch], bool]]:
+    """Neighbouring batches of one size that are run alike, together of no more than ``most`` examples."""
+    group: list[CountedBatch] = []
+    alike = False
+    for batch, paired in batches:
+        if group and (paired is not alike or batch[2] != group[0][2]):
+            yield group, alike
+            group = []
+        group.append(batch)
+        alike = paired
+        if batch[2] * (len(group) + 1) > most:  # not held until the next is read
+            yield group, alike
+            group = []
+    if group:
+        yield group, alike
 
 
 class _Share:

@@ -475,7 +475,7 @@ class Trainer:
     def evaluate(self, configs: Sequence[AlphaConfig], split: str, settled: SettledConfig | None = None) -> Evaluation:
         """Metric and loss under each configuration, without a trace in model, buffers or random state."""
         data, forward, ranks = self.setup.splits[split], self.setup.forward, self.ranks
-        reading = Reading(data.within(self.config.evaluation_batch), self.config.counterfactual_share)
+        reading = Reading.of(data, self.config, self.macs.forward)
         kept, chance = self.prefix.used(fill=split != "test"), self.streams.active("counterfactual", self.device)
         with torch.no_grad(), self.as_trained(), mode(self.model, False), chance, kept:
             found = evaluation.evaluate(self.model, self.task, data, configs, reading, forward, ranks, settled)
