@@ -184,21 +184,21 @@ def test_what_was_built_is_packed_and_what_was_not_is_said(tmp_path: Path, capsy
         (["build", "--worlds", "digit"], 2, "unknown world 'digit'; did you mean 'digits'"),
         (["build", "--seeds", "1"], 2, "seeds is 1; it must be 2 or more"),
         (["score", "--table", "nowhere"], 1, "rebuild it with: esper growtable build"),
-        (["score", "--policy", "nowhere.safetensors"], 1, "policy nowhere.safetensors: No such file"),
-        (["score", "--policy", "nowhere_at_all:f"], 2, "cannot import 'nowhere_at_all'"),
+        (["score", "--table", "SMALL", "--policy", "nowhere.safetensors"], 1, "policy nowhere.safetensors: No such file"),
+        (["score", "--table", "SMALL", "--policy", "nowhere_at_all:f"], 2, "cannot import 'nowhere_at_all'"),
         (["score", "--into", "nowhere.md"], 2, "--into nowhere.md: no such page"),
         (["score", "--output", "scores.xlsx"], 2, "--output scores.xlsx: a table of scores ends in .csv"),
         (["score", "--submit", "nowhere"], 2, "no --policy is named that could be submitted"),
         (["train", "--output", "."], 2, "--output .: a directory; a file is needed"),
-        (["check", "--count", "0"], 2, "count is 0; it must be 1 or more"),
+        (["check", "--table", "SMALL", "--count", "0"], 2, "count is 0; it must be 1 or more"),
         (["prune"], 2, "invalid choice: 'prune'"),
         ([], 2, "required: COMMAND"),
     ],
 )
 def test_mistakes_are_one_line(
-    arguments: list[str], status: int, says: str, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], status: int, says: str, table: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["growtable", *arguments]) == status
+    assert main(["growtable", *(str(table) if each == "SMALL" else each for each in arguments)]) == status
     error = capsys.readouterr().err
     assert says in error and error.count("\n") == 1
 
