@@ -184,7 +184,7 @@ def test_what_was_built_is_packed_and_what_was_not_is_said(tmp_path: Path, capsy
         (["build", "--worlds", "digit"], 2, "unknown world 'digit'; did you mean 'digits'"),
         (["build", "--seeds", "1"], 2, "seeds is 1; it must be 2 or more"),
         (["score", "--table", "nowhere"], 1, "rebuild it with: esper growtable build"),
-        (["score", "--table", "SMALL", "--policy", "nowhere.safetensors"], 1, "policy nowhere.safetensors: No such file"),
+        (["score", "--table", "SMALL", "--policy", "no.safetensors"], 1, "policy no.safetensors: No such file"),
         (["score", "--table", "SMALL", "--policy", "nowhere_at_all:f"], 2, "cannot import 'nowhere_at_all'"),
         (["score", "--into", "nowhere.md"], 2, "--into nowhere.md: no such page"),
         (["score", "--output", "scores.xlsx"], 2, "--output scores.xlsx: a table of scores ends in .csv"),

@@ -14,7 +14,7 @@ from esper.bench.growtable.hosts import Branches, Shape
 from esper.bench.growtable.parts import Parts, PlayedSequence
 from esper.bench.growtable.play import _Heard
 from esper.bench.growtable.sequences import Choice, Choices, singles
-from esper.bench.growtable.table import Table, load_table
+from esper.bench.growtable.table import STORED, Table, load_table
 from esper.bench.growtable.worlds import CANDIDATES, KNOWN, SLOTS, WORLDS, WorldSpec, chosen, task_of
 from esper.kasmina.growing import GrowingModel
 from esper.leyline import DataError, EnvSpec, EnvView, UsageError
@@ -96,6 +96,16 @@ def test_hosts_that_admitted_a_held_out_family_are_not_what_is_scored_on(
     capsys.readouterr()
     assert main([*command, "--table", str(judged)]) == 2
     assert "all that it holds is judged; legal with it: --into" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_page_says_what_the_kept_records_give() -> None:
+    table = load_table(STORED.with_name("judged.growtable")).level
+    families = dict.fromkeys(table.of(name)[0].world.group for name in table.worlds)
+    found = [admission(family, table) for family in families]
+    assert {each.family for each in found if each.admitted} == {"branches", "branches-narrow", "one-left"}
+    page = Path(__file__).parents[3] / "docs" / "growtable.md"
+    assert report.admissions(found) in page.read_text()
 
 
 def test_a_table_is_level_where_every_world_of_a_family_has_the_same_hosts() -> None:
