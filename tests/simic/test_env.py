@@ -110,6 +110,19 @@ def test_a_copy_goes_on_as_the_environment_does(
     go_on_alike(make(reward=reward), how, before, after, seed)
 
 
+def test_the_optimizers_own_parameters_are_an_environments_too() -> None:
+    fused, plain = make(optimizer={"fused": True}), make()
+    go_on_alike(fused, "deepcopy", [3, 1, 4], [1, 5], 9)
+    for env in (fused, plain):
+        env.reset(seed=9)
+    options = [env.mdp.pool.state()["plain"] for env in (fused, plain)]
+    assert ["'fused': True" in str(each) for each in options] == [True, False]
+    with pytest.raises(UsageError, match="unknown optimizer option 'fast'; legal: .*fused"):
+        make(optimizer={"fast": True})
+    with pytest.raises(UsageError, match="optimizer='fused'; legal: AdamW's own parameters"):
+        make(optimizer="fused")
+
+
 def test_a_copy_has_a_life_of_its_own() -> None:
     env, untouched = make(), make()
     for each in (env, untouched):

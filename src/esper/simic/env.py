@@ -27,6 +27,7 @@ from esper.tamiyo.masks import Availability, availability
 from esper.tasks import get_task
 from esper.tasks.base import TaskSpec
 from esper.tolaria.legality import why_illegal
+from esper.tolaria.setup import adamw_options
 
 ENV_ID = "esper/Grow-v0"
 FLAT_ID = "esper/GrowFlat-v0"
@@ -50,10 +51,15 @@ class GrowConfig:
     param_budget: int | None = None
     generations: int = 1
     """Most seeds that a slot keeps, one on top of the other."""
+    optimizer: Mapping[str, Any] = field(default_factory=dict)
+    """AdamW's own parameters, such as ``{"fused": True}``, which is faster and rounds otherwise."""
     device: str = "cpu"
 
     def mdp(self) -> tuple[GrowthMDP, ActionSpace]:
         """An MDP of this configuration, silent and without a look at the test split, and its action space."""
+        if not isinstance(self.optimizer, Mapping):
+            raise UsageError(f"optimizer={self.optimizer!r}; legal: AdamW's own parameters, as {{'fused': True}}")
+        adamw_options(self.optimizer)  # hosts are made later
         task = get_task(self.task) if isinstance(self.task, str) else self.task
         run = RunConfig(
             max_epochs=self.episode_length,
@@ -62,6 +68,7 @@ class GrowConfig:
             max_seeds=self.max_seeds,
             param_budget=self.param_budget,
             generations=self.generations,
+            optimizer=dict(self.optimizer),
             device=self.device,
         )
         load = workload(task, run)
