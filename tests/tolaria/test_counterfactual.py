@@ -116,6 +116,15 @@ def test_reading_stops_when_more_would_tell_nothing(loss: Paired, stops: bool) -
     assert settled(training("a"), behind, accuracy=0.0) is stops
 
 
+@pytest.mark.parametrize("value", [1.0, -1.0])
+def test_where_the_sign_alone_is_asked_for_all_is_read(value: float) -> None:
+    """A part says one with certainty at no standard error, and may say the wrong one."""
+    found, gates = plan(view(blended("a"))), GateThresholds(metric=ACCURACY)
+    part = Paired(0.0, 1.0, 50, read=0.75), Paired(value, 0.1, 50, read=0.75)
+    assert found.settled(1, *part, ACCURACY, gates)
+    assert not found.settled(1, *part, ACCURACY, replace(gates, confidence_z=0.0))
+
+
 def test_what_rewards_go_by_is_read_as_a_whole() -> None:
     found = plan(view(blended("a"), blended("b")), Need(all_off=True))
     worse, sure = Paired(-9.0, 0.1, 50, read=0.25), Paired(9.0, 0.1, 50, read=0.25)

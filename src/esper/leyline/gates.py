@@ -75,7 +75,7 @@ class GateThresholds:
     confidence_z: float = 1.645
     """G5: standard errors above 0 that would make a gain in loss certain, were there but one look at it (95 %,
     one-sided). All looks of the stage together keep that error rate (:mod:`esper.kasmina.sequential`). 0 asks for the
-    sign alone."""
+    sign alone, of the whole of validation."""
     blending_z: float = 0.842
     """G2: the same for a gain behind the host (80 %): a seed that was blended in by mistake can be taken out again, one
     that was kept cannot."""

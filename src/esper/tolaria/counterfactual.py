@@ -64,6 +64,8 @@ class Question:
             return True
         shown = self.shown.measured(facts)
         gain = shown.of_stage(shown.gain)
+        if gain is not None and not shown.far(thresholds, 1.0):
+            return False  # the sign alone is asked for, and that of a part is not certain
         if gain is None or worth(shown, thresholds).standing is not Standing.OPEN:
             return True
         if gain.read is None:
