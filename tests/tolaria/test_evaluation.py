@@ -401,5 +401,5 @@ def test_what_was_not_compared_would_be_wrong() -> None:
     split = Split(ids, torch.randint(3, (40,)))
     with torch.no_grad():
         right, _ = (evaluate(model.eval(), task, split, [{}], Reading(4, macs=macs), call) for macs in (None, 1))
-        model.alike = dict.fromkeys(model.alike, True)
+        model.alike = dict.fromkeys(model.alike, 2)
         assert model.alike and evaluate(model, task, split, [{}], Reading(4, macs=1), call).loss[0] != right.loss[0]

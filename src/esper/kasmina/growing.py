@@ -56,8 +56,8 @@ class GrowingModel(nn.Module):
         """Per slot the maximal submodules that have returned when its site has, with the number of their calls."""
         self.sharing: dict[str, bool] = {}
         """Per slot whether the work in front of it can be shared, as proven at wrap in evaluation mode."""
-        self.alike: dict[Any, bool] = {}
-        """Whether several batches in one pass give the bits that they give one by one, as far as that was tried."""
+        self.alike: dict[Any, int] = {}
+        """How often several batches were to be run in one pass; -1 where that gave other bits than one by one."""
         self.writes_buffers = False
         """Whether a pass in evaluation mode changes buffers of the host."""
         self.macs = 0

@@ -2,8 +2,9 @@
 long for thirty examples as for a hundred.
 
 Nothing is taken on trust. For each number and size of batches, and for each kind of seed in each slot, the first ones
-are run one by one as well and compared; where a bit differs, since a product rounds otherwise in a larger batch, they
-are run one by one from then on.
+are run one by one as well and compared, and so are the second, fourth, eighth and so on: weights that were zero at
+first hide what is behind them. Where a bit differs, since a product rounds otherwise in a larger batch, they are run
+one by one from then on.
 """
 
 from __future__ import annotations
@@ -34,10 +35,12 @@ def evaluate_batches(
     what each took. A configuration's outputs come in the order of the batches.
     """
     parts = {(part, n, len(calls), Autocast.now(device_of(model))) for part in _in_play(model, configs)}
-    alike = [model.alike.get(part) for part in parts]
-    if len(calls) == 1 or False in alike:
+    before = {part: model.alike.get(part, 0) for part in parts}
+    if len(calls) == 1 or min(before.values()) < 0:
         return _apart(model, calls, configs, take)
-    if None not in alike:
+    model.alike |= {part: times + 1 for part, times in before.items()}
+    doubted = [part for part, times in before.items() if not times & (times + 1)]  # next comes a power of two
+    if not doubted:
         return _joined(model, calls, n, configs, take)
     apart: dict[tuple[int, int], Any] = {}
 
@@ -46,8 +49,8 @@ def evaluate_batches(
         take(batch, i, output)
 
     costs = _apart(model, calls, configs, kept)
-    found = _gives(model, calls, n, configs, apart)
-    model.alike |= {part: found for part in parts if part not in model.alike}
+    if not _gives(model, calls, n, configs, apart):
+        model.alike |= dict.fromkeys(doubted, -1)
     return costs
 
 
