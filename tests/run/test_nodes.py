@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -74,7 +75,9 @@ def test_a_link_that_is_cut_ends_the_run_and_it_goes_on(nodes: None, tmp_path: P
     for rank, error in enumerate(lost):
         assert isinstance(error, RankLost), error
         told = str(error)
-        assert told.startswith(f"rank {rank} of 2 has lost rank {1 - rank} (") and len(told.splitlines()) == 1
+        # one machine in truth: who gives up second may see that the other's process is gone
+        assert re.match(rf"rank {rank} of 2 has lost rank {1 - rank}(, whose process \d+ is gone)? \(", told), told
+        assert len(told.splitlines()) == 1
         assert f"grow(..., resume={str(run)!r}) goes on from its last checkpoint, on as many ranks or others" in told
     link("up")
     on = on_ranks(2, tmp_path / "c", lambda rank: grown(run, rank, 2, resume=True), enter=enter)
