@@ -17,9 +17,9 @@ from functools import lru_cache
 from typing import Any, Final
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from esper.bench.growtable.hosts import Shape
+from esper.bench.growtable.hosts import Residual, Shape
 from esper.bench.growtable.worlds import WorldSpec
 from esper.tasks import Data, get_task
 from esper.tasks.base import Split
@@ -29,30 +29,12 @@ FEW: Final = 200
 PASSES: Final = 15
 
 
-class Residual(nn.Module):
-    """A stem and three residual blocks of convolutions. ``x [B, 1, H, W] -> logits [B, 10]``."""
-
-    def __init__(self, shape: Shape) -> None:
-        super().__init__()
-        self.stem = shape.convolution(1, shape.channels, 3)
-        self.block0, self.block1, self.block2 = (shape.block(shape.channels, 3) for _ in range(3))
-        self.pool = shape.pool(2)
-        self.head = shape.head(2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.stem(x)
-        for block in (self.block0, self.block1, self.block2):
-            h = h + block(h)
-        logits: Tensor = self.head(self.pool(h).flatten(1))
-        return logits
-
-
 @lru_cache(32)
 def _learned(shape: Shape, seed: int) -> Residual:
     known = get_task("digits").data.train
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         torch.manual_seed(seed)
-        net = Residual(shape)
+        net = Residual(shape, kernel=3)
         optimizer = torch.optim.AdamW(net.parameters(), lr=1e-2)
         for _ in range(PASSES):
             for part in (FEW + torch.randperm(len(known) - FEW)).split(50):

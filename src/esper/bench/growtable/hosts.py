@@ -92,16 +92,16 @@ class Branches(nn.Module):
 
 
 class Residual(nn.Module):
-    """Three residual blocks at full resolution behind a pointwise stem; what those in ``cut`` add counts
-    a hundredth.
+    """Three residual blocks at full resolution behind a stem, all with kernels of ``kernel``; what those in ``cut`` add
+    counts a hundredth.
 
     ``x [B, 1, *positions] -> logits [B, 10]``.
     """
 
-    def __init__(self, shape: Shape, cut: frozenset[int]) -> None:
+    def __init__(self, shape: Shape, cut: frozenset[int] = frozenset(), kernel: int = 1) -> None:
         super().__init__()
-        self.stem = shape.convolution(1, shape.channels)
-        self.block0, self.block1, self.block2 = (shape.block(shape.channels) for _ in range(3))
+        self.stem = shape.convolution(1, shape.channels, kernel)
+        self.block0, self.block1, self.block2 = (shape.block(shape.channels, kernel) for _ in range(3))
         self.gates = tuple(0.01 if i in cut else 1.0 for i in range(3))
         self.pool = shape.pool(2)
         self.head = shape.head(2)
