@@ -34,9 +34,11 @@ def evaluate_batches(
     """As :func:`evaluate_configs` for each of several batches of ``n`` examples, on which the model is run in one way;
     what each took. A configuration's outputs come in the order of the batches.
     """
+    if len(calls) == 1:
+        return _apart(model, calls, configs, take)
     parts = {(part, n, len(calls), Autocast.now(device_of(model))) for part in _in_play(model, configs)}
     before = {part: model.alike.get(part, 0) for part in parts}
-    if len(calls) == 1 or min(before.values()) < 0:
+    if min(before.values()) < 0:
         return _apart(model, calls, configs, take)
     model.alike |= {part: times + 1 for part, times in before.items()}
     doubted = [part for part, times in before.items() if not times & (times + 1)]  # next comes a power of two
